@@ -1,0 +1,114 @@
+"""The diagrams of layers: what goes forward. Derivatives come from the calculus on networks."""
+
+from collections.abc import Sequence
+
+from tnconv.diagrams.affine import Tensor, View
+from tnconv.diagrams.geometry import (
+    Geometry,
+    IntOrTuple,
+    Padding,
+    geometry,
+    layer_geometry,
+)
+from tnconv.diagrams.network import Sum, TensorNetwork
+
+
+def _input(h: Geometry) -> Tensor:
+    return Tensor("x", View.of(h.sizes, *h.samples, ("g", "c"), *h.legs("i")))
+
+
+def conv(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> TensorNetwork:
+    """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, o, i] w[gd, c, k]``.
+
+    Operands ``x`` of shape ``(n, gc, *i)`` or ``(gc, *i)`` and ``weight`` of shape ``(gd, c, *k)``;
+    any number of spatial dimensions. Hyper-parameters as in ``torch.nn.functional.conv2d``;
+    ``padding`` also takes (left, right) pairs.
+
+    >>> net = conv((8, 4, 32, 32), (6, 2, 3, 3), stride=2, padding=1, groups=2)
+    >>> net.shape, net.vjp("weight", per_sample=True).shape
+    ((8, 6, 16, 16), (8, 6, 2, 3, 3))
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    h = layer_geometry(input_shape, weight_shape, stride, padding, dilation, groups)
+    sizes = h.sizes | {"d": h.out_channels}
+    weight = Tensor("weight", View.of(sizes, ("g", "d"), "c", *h.legs("k")))
+    result = View.of(sizes, *h.samples, ("g", "d"), *h.legs("o"))
+    return TensorNetwork((_input(h), *h.patterns, weight), result, sizes)
+
+
+def linear(input_shape: Sequence[int], weight_shape: Sequence[int]) -> TensorNetwork:
+    """``y[n, o, d] = Σ_c x[n, o, c] w[d, c]``, with any number of dimensions o1, o2, ... between.
+
+    Operands ``x`` of shape ``(n, *o, c)`` or ``(c,)`` and ``weight`` of shape ``(d, c)``.
+
+    >>> linear((8, 5, 3), (4, 3)).shape
+    (8, 5, 4)
+
+    Raises:
+        ValueError: a weight that is no matrix or does not fit the input.
+    """
+    shape, weight = tuple(input_shape), tuple(weight_shape)
+    if len(weight) != 2:
+        raise ValueError(f"weight has shape {weight}; expected (out_features, in_features)")
+    if not shape or shape[-1] != weight[1]:
+        raise ValueError(f"input has shape {shape}; expected {weight[1]} in its last dimension")
+    leading = ("n", *(f"o{at}" for at in range(1, len(shape) - 1)))[: len(shape) - 1]
+    sizes = dict(zip((*leading, "c", "d"), (*shape, weight[0]), strict=True))
+    nodes = (Tensor("x", View.of(sizes, *leading, "c")), Tensor("weight", View.of(sizes, "d", "c")))
+    return TensorNetwork(nodes, View.of(sizes, *leading, "d"), sizes)
+
+
+def patches(h: Geometry) -> TensorNetwork:
+    """``U[n, g, c, k, o] = Σ_i x[n, gc, i] Π[k, o, i]`` with one result dimension per leg."""
+    result = View.of(h.sizes, *h.samples, "g", "c", *h.legs("k"), *h.legs("o"))
+    return TensorNetwork((_input(h), *h.patterns), result, h.sizes)
+
+
+def unfold(
+    input_shape: Sequence[int],
+    kernel_size: IntOrTuple,
+    dilation: IntOrTuple = 1,
+    padding: Padding = 0,
+    stride: IntOrTuple = 1,
+) -> TensorNetwork:
+    """The unfolded input ``U[n, ck, o] = Σ_i x[n, c, i] Π[k, o, i]`` (im2col).
+
+    Operand ``x`` of shape ``(n, c, *i)`` or ``(c, *i)``; result ``(n, c·K, O)`` as
+    ``torch.nn.functional.unfold``, for any number of spatial dimensions; its vjp is ``fold``.
+
+    >>> unfold((8, 3, 32, 32), 5).shape
+    (8, 75, 784)
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    h = geometry(input_shape, kernel_size, stride, padding, dilation)
+    batch = () if h.batch is None else (h.batch,)
+    return patches(h).reshape(*batch, h.patch, h.positions)
+
+
+def with_bias(network: TensorNetwork) -> Sum:
+    """A layer's network plus ``y[n, gd, o] = b[gd]``, for ``conv`` and ``linear``.
+
+    >>> with_bias(conv((8, 3, 9), (4, 3, 3))).operands["bias"]
+    (4,)
+
+    Raises:
+        ValueError: a network without an out-channel leg ``d``.
+    """
+    if "d" not in network.sizes:
+        raise ValueError(f"no out-channel leg 'd' among the legs {sorted(network.sizes)}")
+    held = next(t for t in network.tensors if t.name == "weight").view.legs
+    legs = tuple(leg for leg in held if leg in ("g", "d"))
+    sizes = {leg: network.sizes[leg] for leg in network.result.legs}
+    bias = Tensor("bias", View.of(sizes, legs))
+    return network + TensorNetwork((bias,), network.result, sizes)
