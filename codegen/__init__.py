@@ -1,0 +1,7 @@
+"""From diagrams to fast torch: paths, costs, routes, plans and programs."""
+
+from tnconv.codegen.compiler import compile
+from tnconv.codegen.planner import ROUTES, Plan
+from tnconv.codegen.program import Program
+
+__all__ = ["ROUTES", "Plan", "Program", "compile"]

@@ -1,1 +1,42 @@
-"""tnconv."""
+"""A tensor-network compiler for convolutions and everything computed around them."""
+
+from functools import lru_cache
+
+from torch import Tensor
+
+from tnconv import codegen, diagrams, functional, optim
+from tnconv.codegen import Program, compile
+from tnconv.diagrams import Sum, TensorNetwork
+
+__version__ = "0.1.0"
+__all__ = [
+    "Program",
+    "Sum",
+    "TensorNetwork",
+    "codegen",
+    "compile",
+    "contract",
+    "diagrams",
+    "functional",
+    "optim",
+]
+
+
+@lru_cache(maxsize=1024)
+def _compiled(network: TensorNetwork | Sum) -> Program:
+    return compile(network)
+
+
+def contract(network: TensorNetwork | Sum, **operands: Tensor) -> Tensor:
+    """Compile a network and run it; equal networks (up to leg names) are compiled once.
+
+    >>> import torch
+    >>> net = diagrams.conv((8, 3, 32, 32), (16, 3, 3, 3), stride=2, padding=1)
+    >>> contract(net, x=torch.rand(8, 3, 32, 32), weight=torch.rand(16, 3, 3, 3)).shape
+    torch.Size([8, 16, 16, 16])
+
+    Raises:
+        ValueError: an operand is missing, unknown, or of another shape, dtype or device.
+        TypeError: an operand is not a tensor.
+    """
+    return _compiled(network)(**operands)

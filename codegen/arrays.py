@@ -1,0 +1,218 @@
+"""Strided arrays that stand for the tensors of a program, and the writer that records its steps.
+
+An `Array` is a torch expression with the shape and strides that it will have, so that the planner
+knows which reshapes are free before any tensor exists.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+from tnconv.codegen import cost
+from tnconv.codegen.cost import Kernel
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    return tuple(prod(shape[at + 1 :]) for at in range(len(shape)))
+
+
+@dataclass(frozen=True)
+class Array:
+    """A torch expression and the shape and strides of its value (for contiguous operands).
+
+    ``unshaped`` is the array of which this one is a reshape, so that reshapes in a row are one.
+    """
+
+    code: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    unshaped: "Array | None" = field(default=None, compare=False)
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def run(self) -> int:
+        """The length of the contiguous runs in which a copy of this array reads."""
+        length = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1 and stride != length:
+                return length
+            length *= size
+        return length
+
+    def permute(self, dims: Sequence[int]) -> "Array":
+        if list(dims) == list(range(len(self.shape))):
+            return self
+        if len(dims) > 1 and list(dims) == [*range(len(dims) - 2), len(dims) - 1, len(dims) - 2]:
+            code = f"{self.code}.mT"
+        else:
+            code = f"{self.code}.permute({_items(dims)})"
+        shape, strides = (tuple(which[d] for d in dims) for which in (self.shape, self.strides))
+        return Array(code, shape, strides)
+
+    def free_reshape(self, shape: Sequence[int]) -> "Array | None":
+        """The reshape, if it is a view."""
+        origin = self.unshaped or self
+        if tuple(shape) == origin.shape:
+            return origin
+        strides = _view_strides(self.shape, self.strides, tuple(shape))
+        if strides is None:
+            return None
+        return Array(f"{origin.code}.reshape({_items(shape)})", tuple(shape), strides, origin)
+
+    def narrow(self, dim: int, start: int, count: int, step: int = 1) -> "Array":
+        """``count`` positions of ``dim`` from ``start`` on in steps of ``step`` >= 1."""
+        if (start, count, step) == (0, self.shape[dim], 1):
+            return self
+        stop = start + step * (count - 1) + 1 if count else start
+        skip = f"{':' if step == 1 else f'::{step}'}" if stop == self.shape[dim] else ""
+        window = f"{start}{skip}" if skip else f"{start}:{stop}" + (f":{step}" if step > 1 else "")
+        code = f"{self.code}[{':, ' * dim}{window}]"
+        return self._with(code, dim, (count,), (self.strides[dim] * step,))
+
+    def select(self, dim: int, at: int) -> "Array":
+        return self._with(f"{self.code}.select({dim}, {at})", dim, (), ())
+
+    def unsqueeze(self, dim: int) -> "Array":
+        shape = (*self.shape[:dim], 1, *self.shape[dim:])
+        strides = (*self.strides[:dim], 0, *self.strides[dim:])
+        return Array(f"{self.code}.unsqueeze({dim})", shape, strides)
+
+    def unfold(self, dim: int, size: int, step: int) -> "Array":
+        """Windows of ``size`` at every ``step``: their number at ``dim``, their entries last."""
+        count = (self.shape[dim] - size) // step + 1
+        array = self._with(
+            f"{self.code}.unfold({dim}, {size}, {step})", dim, (count,), (self.strides[dim] * step,)
+        )
+        strides = (*array.strides, self.strides[dim])
+        return replace(array, shape=(*array.shape, size), strides=strides)
+
+    def diagonal(self, first: int, second: int) -> "Array":
+        """Equal positions of two dimensions of one size, as a new last dimension."""
+        assert self.shape[first] == self.shape[second] and first < second
+        keep = [d for d in range(len(self.shape)) if d not in (first, second)]
+        return Array(
+            f"{self.code}.diagonal(dim1={first}, dim2={second})",
+            (*(self.shape[d] for d in keep), self.shape[first]),
+            (*(self.strides[d] for d in keep), self.strides[first] + self.strides[second]),
+        )
+
+    def expand(self, shape: Sequence[int]) -> "Array":
+        if tuple(shape) == self.shape:
+            return self
+        pairs = zip(self.shape, shape, self.strides, strict=True)
+        strides = tuple(stride if old == new else 0 for old, new, stride in pairs)
+        return Array(f"{self.code}.expand({_items(shape)})", tuple(shape), strides)
+
+    def _with(
+        self, code: str, dim: int, sizes: tuple[int, ...], strides: tuple[int, ...]
+    ) -> "Array":
+        return Array(
+            code,
+            self.shape[:dim] + sizes + self.shape[dim + 1 :],
+            self.strides[:dim] + strides + self.strides[dim + 1 :],
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a program: ``name = code``, what it costs, and what it is."""
+
+    name: str
+    code: str
+    shape: tuple[int, ...]
+    kernel: Kernel
+    comment: str = ""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """The steps written so far. Equal expressions are one step, so mirrored halves run once."""
+
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        return sum(step.kernel.seconds for step in self.steps)
+
+    def run(
+        self, code: str, shape: Sequence[int], kernel: Kernel, comment: str = ""
+    ) -> tuple["Writer", Array]:
+        """Record ``code``, whose value is a contiguous tensor of ``shape``."""
+        for step in self.steps:
+            if step.code == code:
+                return self, Array(step.name, step.shape, contiguous(step.shape))
+        name = f"t{len(self.steps) + 1}"
+        step = Step(name, code, tuple(shape), kernel, comment)
+        return Writer((*self.steps, step)), Array(name, step.shape, contiguous(shape))
+
+    def reshape(self, array: Array, shape: Sequence[int]) -> tuple["Writer", Array]:
+        """Reshape as a view where strides allow, else by a copy."""
+        if (view := array.free_reshape(shape)) is not None:
+            return self, view
+        code = f"{(array.unshaped or array).code}.reshape({_items(shape)})"
+        return self.run(code, shape, cost.copy(array.size, array.run), "copy in a new order")
+
+    def pad(self, array: Array, pads: Sequence[tuple[int, int]]) -> tuple["Writer", Array]:
+        """Zeros around each dimension (before, after); negative numbers crop."""
+        for dim, (before, after) in enumerate(pads):
+            if before < 0 or after < 0:
+                start, size = max(0, -before), array.shape[dim]
+                array = array.narrow(dim, start, size - start - max(0, -after))
+        shape = tuple(
+            size + max(0, before) + max(0, after)
+            for size, (before, after) in zip(array.shape, pads, strict=True)
+        )
+        if shape == array.shape:
+            return self, array
+        flat = [max(0, p) for before, after in reversed(pads) for p in (before, after)]
+        while flat[-2:] == [0, 0]:
+            flat = flat[:-2]
+        kernel = cost.copy(prod(shape), min(array.run, array.shape[-1] if array.shape else 1))
+        return self.run(f"F.pad({array.code}, ({_items(flat)}))", shape, kernel, "zero padding")
+
+    def sum(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
+        if not dims:
+            return self, array
+        shape = [size for dim, size in enumerate(array.shape) if dim not in dims]
+        kernel = cost.reduction(array.size, prod(shape), array.run)
+        where = dims[0] if len(dims) == 1 else tuple(dims)
+        return self.run(f"{array.code}.sum({where})", shape, kernel, "sum")
+
+
+def _items(values: Sequence[int]) -> str:
+    if not values:
+        return "()"
+    return ", ".join(map(str, values)) + ("," if len(values) == 1 else "")
+
+
+def _view_strides(
+    shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The strides of ``reshape(new)`` where it needs no copy."""
+    if 0 in shape:
+        return contiguous(new)
+    chunks: list[tuple[int, int]] = []  # (size, innermost stride) of runs that merge
+    for size, stride in zip(shape, strides, strict=True):
+        if size == 1:
+            continue
+        if chunks and chunks[-1][1] == size * stride:
+            chunks[-1] = (chunks[-1][0] * size, stride)
+        else:
+            chunks.append((size, stride))
+    result: list[int] = []
+    left, inner = 1, 1
+    for size in reversed(new):
+        if size == 1:
+            result.append(inner)
+            continue
+        if left == 1:
+            left, inner = chunks.pop()
+        if left % size:
+            return None
+        result.append(inner)
+        left, inner = left // size, inner * size
+    return tuple(reversed(result))

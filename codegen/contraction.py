@@ -1,0 +1,203 @@
+"""Contraction of dense values: the path, and each pair as a matrix product."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import cotengra
+import opt_einsum
+
+from tnconv.codegen import cost
+from tnconv.codegen.arrays import Array, Writer
+from tnconv.codegen.views import Value
+from tnconv.diagrams.affine import Leg, Sizes
+
+EXHAUSTIVE = 12  # up to so many values the search for the best order is exhaustive
+
+
+def contraction_path(
+    inputs: Sequence[Sequence[Leg]], output: Sequence[Leg], sizes: Sizes, optimize: str = "auto"
+) -> tuple[tuple[int, ...], ...]:
+    """Which values to contract in turn: positions in a list that loses them and gains the product.
+
+    ``optimize`` is ``"optimal"`` (cotengra's exhaustive search), ``"dp"`` (opt_einsum's dynamic
+    programming), or ``"auto"``: the former up to 12 values.
+
+    Raises:
+        ValueError: another ``optimize``.
+    """
+    if optimize not in ("auto", "optimal", "dp"):
+        raise ValueError(f"optimize is {optimize!r}; expected 'auto', 'optimal' or 'dp'")
+    if len(inputs) < 3:
+        return (tuple(range(len(inputs))),)
+    legs = dict.fromkeys(leg for legs in (*inputs, output) for leg in legs)
+    sized = {leg: sizes[leg] for leg in legs}
+    if optimize == "dp" or (optimize == "auto" and len(inputs) > EXHAUSTIVE):
+        sets = [frozenset(legs) for legs in inputs]
+        path = opt_einsum.DynamicProgramming(minimize="flops")(sets, frozenset(output), sized, None)
+    else:
+        search = cotengra.OptimalOptimizer(minimize="flops")
+        tree = cotengra.array_contract_tree(
+            [tuple(legs) for legs in inputs], tuple(output), sized, optimize=search
+        )
+        path = tree.get_path()
+    return tuple(tuple(pair) for pair in path)
+
+
+def contract(
+    writer: Writer,
+    values: Sequence[Value],
+    output: Sequence[Leg],
+    sizes: Sizes,
+    optimize: str = "auto",
+) -> tuple[Writer, Value]:
+    """``Σ Π values`` over all legs but ``output``, pair by pair along the best path."""
+    left = list(values)
+    for positions in contraction_path([v.legs for v in left], output, sizes, optimize):
+        chosen = [left[at] for at in positions]
+        left = [value for at, value in enumerate(left) if at not in positions]
+        needed = {*output, *(leg for value in left for leg in value.legs)}
+        product = chosen[0]
+        for other in chosen[1:]:
+            writer, product = pair(writer, product, other, needed, output)
+        writer, product = sum_out(writer, product, needed)
+        left.append(product)
+    return writer, left[0]
+
+
+def sum_out(writer: Writer, value: Value, needed: Collection[Leg]) -> tuple[Writer, Value]:
+    """Sum the legs that nothing needs."""
+    dims = [dim for dim, leg in enumerate(value.legs) if leg not in needed]
+    writer, array = writer.sum(value.array, dims)
+    return writer, Value(array, tuple(leg for leg in value.legs if leg in needed))
+
+
+def pair(
+    writer: Writer, a: Value, b: Value, needed: Collection[Leg], hint: Sequence[Leg] = ()
+) -> tuple[Writer, Value]:
+    """``Σ a b`` over the legs that nothing else needs, by the cheapest arrangement.
+
+    ``hint`` is the order in which the legs are wanted in the end.
+    """
+    writer, a = sum_out(writer, a, {*needed, *b.legs})
+    writer, b = sum_out(writer, b, {*needed, *a.legs})
+    shared = [leg for leg in a.legs if leg in b.legs]
+    if all(leg in needed for leg in shared):
+        return _product(writer, a, b)
+    trials = [_matmul(writer, plan) for plan in _arrangements(a, b, needed, hint)]
+    return min(trials, key=lambda trial: trial[0].seconds)
+
+
+def _product(writer: Writer, a: Value, b: Value) -> tuple[Writer, Value]:
+    """No leg is summed: multiply with broadcasting."""
+    legs = (*a.legs, *(leg for leg in b.legs if leg not in a.legs))
+    first, second = (_broadcast(value, legs) for value in (a, b))
+    shape = [max(m, n) for m, n in zip(first.shape, second.shape, strict=True)]
+    kernel = cost.elementwise(prod(shape), a.array.size + b.array.size)
+    writer, array = writer.run(
+        f"{first.code} * {second.code}", shape, kernel, f"product [{', '.join(legs)}]"
+    )
+    return writer, Value(array, legs)
+
+
+def _broadcast(value: Value, legs: Sequence[Leg]) -> Array:
+    array = value.arranged([leg for leg in legs if leg in value.legs])
+    for dim, leg in enumerate(legs):
+        if leg not in value.legs:
+            array = array.unsqueeze(dim)
+    return array
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """``left @ right`` with legs (lead, batch, rows, summed) and (lead, batch, summed, columns).
+
+    ``lead`` are legs of one side only that stay batch dimensions (the other side broadcasts), which
+    saves a copy where they are not next to that side's other legs. ``rows`` and ``columns`` do not
+    count them.
+    """
+
+    left: Value
+    right: Value
+    lead: tuple[Leg, ...]
+    batch: tuple[Leg, ...]
+    summed: tuple[Leg, ...]
+    rows: tuple[Leg, ...]
+    columns: tuple[Leg, ...]
+
+
+def _arrangements(
+    a: Value, b: Value, needed: Collection[Leg], hint: Sequence[Leg]
+) -> Iterator[Arrangement]:
+    batch = [leg for leg in a.legs if leg in b.legs and leg in needed]
+    summed = [leg for leg in a.legs if leg in b.legs and leg not in needed]
+    for order in dict.fromkeys((a.legs, b.legs)):
+        both = tuple(sorted(batch, key=order.index))
+        inner = tuple(sorted(summed, key=order.index))
+        for left, right in _oriented(a, b, hint):
+            rows, columns = (
+                tuple(leg for leg in value.legs if leg not in both + inner)
+                for value in (left, right)
+            )
+            yield Arrangement(left, right, (), both, inner, rows, columns)
+            for cut in range(1, len(rows)):
+                yield Arrangement(left, right, rows[:cut], both, inner, rows[cut:], columns)
+            for cut in range(1, len(columns)):
+                yield Arrangement(left, right, columns[:cut], both, inner, rows, columns[cut:])
+
+
+def _oriented(a: Value, b: Value, hint: Sequence[Leg]) -> list[tuple[Value, Value]]:
+    """Both orders, the one first whose result has the wanted order of legs."""
+
+    def last(value: Value, other: Value) -> int:
+        own = [hint.index(leg) for leg in value.legs if leg not in other.legs and leg in hint]
+        return max(own, default=-1)
+
+    return [(a, b), (b, a)] if last(a, b) <= last(b, a) else [(b, a), (a, b)]
+
+
+def _matmul(writer: Writer, plan: Arrangement) -> tuple[Writer, Value]:
+    writer, left = _matrix(writer, plan.left, plan, plan.rows, transposed=False)
+    writer, right = _matrix(writer, plan.right, plan, plan.columns, transposed=True)
+    m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
+    front = max(left.shape[:-2], right.shape[:-2], key=lambda shape: (len(shape), prod(shape)))
+    legs = (*plan.lead, *plan.batch, *plan.rows, *plan.columns)
+    kernel = cost.matmul(prod(front), m, n, k)
+    comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
+    shape = (*front, m, n)
+    writer, array = writer.run(f"{left.code} @ {right.code}", shape, kernel, comment)
+    size = dict(zip(plan.left.legs, plan.left.array.shape, strict=True))
+    size |= dict(zip(plan.right.legs, plan.right.array.shape, strict=True))
+    split = array.free_reshape([size[leg] for leg in legs])
+    assert split is not None
+    return writer, Value(split, legs)
+
+
+def _matrix(
+    writer: Writer, value: Value, plan: Arrangement, keep: Sequence[Leg], transposed: bool
+) -> tuple[Writer, Array]:
+    """``(lead, batch, keep, summed)`` or, transposed, ``(lead, batch, summed, keep)``.
+
+    Both halves of a symmetric product choose the same copy, if they need one: then it runs once.
+    """
+    lead = [leg for leg in plan.lead if leg in value.legs]
+    size = dict(zip(value.legs, value.array.shape, strict=True))
+
+    def flat(*groups: Sequence[Leg]) -> tuple[Array, list[int]]:
+        array = value.arranged([leg for group in groups for leg in group])
+        return array, [prod(size[leg] for leg in group) for group in groups]
+
+    front = [g for g in (lead, plan.batch) if g]
+    straight = flat(*front, keep, plan.summed)
+    swapped = flat(*front, plan.summed, keep)
+    if (free := straight[0].free_reshape(straight[1])) is not None:
+        return writer, _transpose(free) if transposed else free
+    if (free := swapped[0].free_reshape(swapped[1])) is not None:
+        return writer, free if transposed else _transpose(free)
+    writer, array = writer.reshape(*straight)
+    return writer, _transpose(array) if transposed else array
+
+
+def _transpose(array: Array) -> Array:
+    dims = list(range(len(array.shape)))
+    return array.permute([*dims[:-2], dims[-1], dims[-2]])

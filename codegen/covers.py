@@ -1,0 +1,131 @@
+"""Covers: routes replace patterns, with the tensors they join, by dense tensors."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from tnconv.codegen import cost
+from tnconv.codegen.arrays import Array, Writer
+from tnconv.codegen.views import Value, read
+from tnconv.diagrams.affine import Leg, Pattern, Tensor, View
+from tnconv.diagrams.network import TensorNetwork
+from tnconv.simplify.rules import implied, solve_for
+
+
+@dataclass(frozen=True)
+class Cover:
+    """A network part of which is done: what is left, what was written, and by which routes.
+
+    The tensors of ``network`` are read from ``arrays``: operands, or results of earlier steps.
+    """
+
+    network: TensorNetwork
+    arrays: Mapping[str, Array]
+    writer: Writer = field(default_factory=Writer)
+    routes: tuple[str, ...] = ()
+
+    @property
+    def pattern(self) -> int | None:
+        """The position of the first pattern: the one that the next route has to cover."""
+        return next((at for at, _ in self.network.patterns), None)
+
+    def value(self, at: int) -> tuple["Cover", Value]:
+        """The tensor node at a position as a dense value."""
+        node = self.network.nodes[at]
+        assert isinstance(node, Tensor)
+        array, sizes = self.arrays[node.name], self.network.sizes
+        writer, value = read(self.writer, array, node.view, sizes)
+        return replace(self, writer=writer), value
+
+    def needed(self, leg: Leg, *but: int) -> bool:
+        """Whether the result or a node that is not one of ``but`` holds the leg."""
+        held = self.network.holders[leg]
+        return leg in self.network.open_legs or any(at not in but for at in held)
+
+    def put(self, writer: Writer, covered: tuple[int, ...], value: Value, route: str) -> "Cover":
+        """The nodes at ``covered`` become the tensor ``value``; legs of theirs alone are gone."""
+        tn = self.network
+        sizes = {
+            leg: size
+            for leg, size in tn.sizes.items()
+            if leg in value.legs or not tn.holders[leg] or self.needed(leg, *covered)
+        }
+        node = Tensor(value.array.code, View.of(sizes, *value.legs))
+        nodes = (node, *(n for at, n in enumerate(tn.nodes) if at not in covered))
+        arrays = {**self.arrays, value.array.code: value.array}
+        return Cover(tn.with_(nodes, sizes=sizes), arrays, writer, (*self.routes, route))
+
+
+Route = Callable[[Cover], Iterator[Cover]]
+
+
+def window(cover: Cover) -> Iterator[Cover]:
+    """Patterns that solve for a leg of one tensor (or of the result) become its windows.
+
+    Reading overlapping windows is a strided view (im2col, copied only where a kernel needs it);
+    writing them is shift and accumulate (col2im).
+    """
+    tn, first = cover.network, cover.pattern
+    assert first is not None
+    if (found := _window_of(tn, first)) is None:
+        return
+    holder = found[1]
+    at: int | None = first
+    while at is not None:
+        leg, _ = _window_of(tn, at) or ("", None)
+        tn = _without_implied_masks(solve_for(tn, at, leg))
+        if holder is not None and at < holder:
+            holder -= 1
+        windows = {p: _window_of(tn, p) for p, _ in tn.patterns}
+        at = next((p for p, found in windows.items() if found and found[1] == holder), None)
+    yield replace(cover, network=tn, routes=(*cover.routes, "window"))
+
+
+def _window_of(tn: TensorNetwork, at: int) -> tuple[Leg, int | None] | None:
+    """The leg i of ``i = Σ a·leg - p``, all a > 0, and the one other node that holds it.
+
+    None stands for the result.
+    """
+    pattern = tn.nodes[at]
+    assert isinstance(pattern, Pattern)
+    if pattern.value is None or len(pattern.terms) < 2:
+        return None
+    for leg, a in pattern.terms:
+        if abs(a) == 1 and all(a * b < 0 for other, b in pattern.terms if other != leg):
+            others = [p for p in tn.holders[leg] if p != at]
+            if leg in tn.open_legs and not others:
+                return leg, None
+            if leg not in tn.open_legs and len(others) == 1:
+                if isinstance(tn.nodes[others[0]], Tensor):
+                    return leg, others[0]
+    return None
+
+
+def _without_implied_masks(tn: TensorNetwork) -> TensorNetwork:
+    while (after := implied(tn)) is not None:
+        tn = after
+    return tn
+
+
+def dense(cover: Cover) -> Iterator[Cover]:
+    """Every pattern becomes a dense 0/1 array: always possible, the others have to match it."""
+    like = next((array.code for name, array in cover.arrays.items() if name.isidentifier()), None)
+    while (at := cover.pattern) is not None:
+        node = cover.network.nodes[at]
+        assert isinstance(node, Pattern)
+        sizes = tuple(cover.network.sizes[leg] for leg in node.legs)
+        steps, v = tuple(a for _, a in node.terms), node.values
+        code = f"pattern({steps}, {sizes}, {v.start}, {v.stop}, {v.step}, {like})"
+        shape = sizes
+        kernel = cost.copy(_product(shape), 1)
+        writer, array = cover.writer.run(
+            code, shape, kernel, f"pattern over {', '.join(node.legs)}"
+        )
+        cover = cover.put(writer, (at,), Value(array, node.legs), "dense")
+    yield cover
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,141 @@
+"""The planner: enumerate covers of a network's forms, price them, take the cheapest."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import isqrt, prod
+
+from tnconv.codegen import cost
+from tnconv.codegen.arrays import Array, Step, Writer, contiguous
+from tnconv.codegen.contraction import contract
+from tnconv.codegen.convolution import native
+from tnconv.codegen.covers import Cover, Route, dense, window
+from tnconv.codegen.taps import taps
+from tnconv.codegen.views import Value, write
+from tnconv.diagrams.affine import Leg, Sizes
+from tnconv.diagrams.network import TensorNetwork
+
+ROUTES: Mapping[str, Route] = {"native": native, "window": window, "taps": taps, "dense": dense}
+CLEARLY = 2.0  # another plan replaces one native kernel only if it is predicted this much faster
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps that compute ``output``, of which ``form`` of the network and by which routes."""
+
+    form: str
+    routes: tuple[str, ...]
+    steps: tuple[Step, ...]
+    output: Array
+
+    @property
+    def seconds(self) -> float:
+        return sum(step.kernel.seconds for step in self.steps)
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        return tuple(step.code for step in self.steps)
+
+    @property
+    def label(self) -> str:
+        """The form of the network and the routes that cover its patterns."""
+        return f"{self.form}: {' + '.join(self.routes) or 'matrix products'}"
+
+
+def plans(
+    forms: Mapping[str, TensorNetwork],
+    arguments: Mapping[str, str],
+    routes: Sequence[str] = tuple(ROUTES),
+    optimize: str = "auto",
+) -> list[Plan]:
+    """Every complete plan that was not pruned, the chosen one first.
+
+    ``arguments`` names the variable of each operand. One native kernel for the whole network stays
+    unless another plan is clearly faster: its time is known better than any prediction.
+    """
+    found: list[Plan] = []
+    for form, network in forms.items():
+        arrays = {
+            name: Array(arguments[name], shape, contiguous(shape))
+            for name, shape in network.operands.items()
+        }
+        _search(Cover(network, arrays), form, [ROUTES[name] for name in routes], optimize, found)
+    found.sort(key=lambda plan: plan.seconds)
+    whole = [plan for plan in found if plan.routes == ("native",) and plan.form == "as given"]
+    if whole and whole[0].seconds <= CLEARLY * found[0].seconds:
+        found.remove(whole[0])
+        found.insert(0, whole[0])
+    return found
+
+
+def _search(
+    cover: Cover, form: str, routes: Sequence[Route], optimize: str, found: list[Plan]
+) -> None:
+    """Depth first; a cover that costs more than a complete plan already is not continued."""
+    best = min((plan.seconds for plan in found), default=float("inf"))
+    if cover.writer.seconds > CLEARLY * best:
+        return
+    if cover.pattern is None:
+        found.append(_finish(cover, form, optimize))
+        return
+    for after in _covered(cover, routes):
+        _search(after, form, routes, optimize, found)
+
+
+def _covered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
+    for route in routes:
+        yield from route(cover)
+
+
+def _finish(cover: Cover, form: str, optimize: str) -> Plan:
+    """Contract the dense tensors that are left, scale, and write the result's view."""
+    network, values = cover.network, []
+    for at in range(len(network.nodes)):
+        cover, value = cover.value(at)
+        values.append(value)
+    output = [leg for leg in network.result.legs if network.holders[leg]]
+    loose = [leg for leg in network.sizes if not network.holders[leg]]
+    scale = network.scale * prod(
+        network.sizes[leg] for leg in loose if leg not in network.open_legs
+    )
+    writer, value = _contract_scaled(cover.writer, values, output, network.sizes, scale, optimize)
+    writer, result = write(writer, value, network.result, network.sizes)
+    return Plan(form, cover.routes, writer.steps, result)
+
+
+def _contract_scaled(
+    writer: Writer,
+    values: list[Value],
+    output: list[Leg],
+    sizes: Sizes,
+    scale: Fraction,
+    optimize: str,
+) -> tuple[Writer, Value]:
+    """Contract; each half of a square takes the root of its scale, which float16 needs."""
+    if not values:
+        array = Array("one", (), ())
+        return _scaled(writer, Value(array, ()), scale)
+    if len(values) == 2 and values[0].array == values[1].array:
+        size = prod(values[0].array.shape)
+        root = _root(scale)
+        if size < prod(sizes[leg] for leg in output) or scale.denominator > 2**10:
+            writer, half = _scaled(writer, values[0], root)
+            values = [Value(half.array, value.legs) for value in values]
+            scale /= root * root
+    writer, value = contract(writer, values, output, sizes, optimize)
+    return _scaled(writer, value, scale)
+
+
+def _root(scale: Fraction) -> Fraction:
+    """The largest 1/f with f² dividing the denominator."""
+    f = next(f for f in range(isqrt(scale.denominator), 0, -1) if scale.denominator % (f * f) == 0)
+    return Fraction(1, f)
+
+
+def _scaled(writer: Writer, value: Value, scale: Fraction) -> tuple[Writer, Value]:
+    if scale == 1:
+        return writer, value
+    kernel = cost.elementwise(value.array.size, value.array.size)
+    code = f"{value.array.code} * {float(scale)!r}"
+    writer, array = writer.run(code, value.array.shape, kernel, f"scale {scale}")
+    return writer, Value(array, value.legs)

@@ -1,0 +1,212 @@
+"""Lowering of affine views: operands into dense values, and dense values into results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from tnconv.codegen import cost
+from tnconv.codegen.arrays import Array, Writer
+from tnconv.diagrams.affine import Axis, Leg, Sizes, View
+
+
+@dataclass(frozen=True)
+class Value:
+    """A dense tensor with one dimension per leg, in this order."""
+
+    array: Array
+    legs: tuple[Leg, ...]
+
+    def arranged(self, legs: Sequence[Leg]) -> Array:
+        """The array with its dimensions in the order of ``legs``."""
+        return self.array.permute([self.legs.index(leg) for leg in legs])
+
+
+def read(writer: Writer, array: Array, view: View, sizes: Sizes) -> tuple[Writer, Value]:
+    """The operand ``array`` read through ``view``: reshape, pad, windows, diagonals, flips.
+
+    Everything is a strided view except padding, which an axis that reaches outside needs, and
+    flips of negative coefficients.
+    """
+    axes = _proper(view)
+    split = array.free_reshape([axis.size for axis in axes])
+    assert split is not None
+    pads = [axis.overhang(sizes) for axis in axes]
+    writer, array = writer.pad(split, pads)
+    names: list[Leg | Axis] = list(axes)
+    for axis, (before, _) in zip(axes, pads, strict=True):
+        array = _read_axis(array, names, axis, before, sizes)
+    flipped = [leg for axis in view.axes for leg, a in axis.terms if a < 0]
+    if flips := [dim for dim, leg in enumerate(names) if leg in flipped]:
+        kernel = cost.copy(array.size, 1)
+        writer, array = writer.run(f"{array.code}.flip({flips})", array.shape, kernel, "flip")
+    while repeated := [leg for leg in names if names.count(leg) > 1]:
+        first, second = [dim for dim, leg in enumerate(names) if leg == repeated[0]][:2]
+        array = array.diagonal(first, second)
+        names = [*names[:first], *names[first + 1 : second], *names[second + 1 :], repeated[0]]
+    return writer, Value(array, tuple(str(name) for name in names))
+
+
+def _proper(view: View) -> tuple[Axis, ...]:
+    """The axes without those that are one constant position: a reshape drops and adds them."""
+    return tuple(axis for axis in view.axes if axis.terms or axis.offset or axis.size != 1)
+
+
+def _read_axis(
+    array: Array, names: list[Leg | Axis], axis: Axis, before: int, sizes: Sizes
+) -> Array:
+    """Turn the dimension of one axis into those of its legs; ``names`` follows the dimensions."""
+    dim = next(at for at, name in enumerate(names) if name is axis)
+    if not axis.terms:
+        del names[dim]
+        return array.select(dim, axis.offset + before)
+    start = axis.offset + before + sum(a * (sizes[leg] - 1) for leg, a in axis.terms if a < 0)
+    *outer, (last, step) = sorted(((leg, abs(a)) for leg, a in axis.terms), key=lambda t: -t[1])
+    if outer:
+        array = array.narrow(dim, start, _span([*outer, (last, step)], sizes))
+        start = 0
+    for at, (leg, a) in enumerate(outer, 1):
+        array = array.unfold(dim, _span([*outer[at:], (last, step)], sizes), a)
+        names[dim] = leg
+        names.append(axis)
+        dim = len(names) - 1
+    names[dim] = last
+    return array.narrow(dim, start, sizes[last], step)
+
+
+def _span(terms: Sequence[tuple[Leg, int]], sizes: Sizes) -> int:
+    return sum(abs(a) * (sizes[leg] - 1) for leg, a in terms) + 1
+
+
+def write(writer: Writer, value: Value, view: View, sizes: Sizes) -> tuple[Writer, Array]:
+    """The adjoint of `read`: add a dense value into zeros where ``view`` points.
+
+    Legs that the value lacks broadcast. Axes whose legs nest (each step exceeds what the smaller
+    ones span) are padded and flattened; where they overlap, the smallest leg is unrolled and the
+    shifted parts are added.
+    """
+    array, names, shape = value.array, list(value.legs), view.shape
+    view = View(tuple(axis.size for axis in _proper(view)), _proper(view))
+    for leg in view.legs:
+        if leg not in names:
+            names.append(leg)
+            array = array.unsqueeze(len(names) - 1)
+            array = array.expand([*array.shape[:-1], sizes[leg]])
+    writer, array, order = _spread_diagonals(writer, array, names, view)
+    array = array.permute([names.index(name) for name in order])
+    if flips := [
+        dim
+        for dim, (axis, term) in enumerate(_places(view))
+        if dict(view.axes[axis].terms)[term] < 0
+    ]:
+        kernel = cost.copy(array.size, 1)
+        writer, array = writer.run(f"{array.code}.flip({flips})", array.shape, kernel, "flip")
+    writer, array = _embed(writer, array, view.axes, sizes)
+    return writer.reshape(array, shape)
+
+
+def _places(view: View) -> list[tuple[int, Leg]]:
+    """Axis and leg of every dimension that `_embed` expects: larger steps first in an axis."""
+    return [
+        (at, leg)
+        for at, axis in enumerate(view.axes)
+        for leg, _ in sorted(axis.terms, key=lambda t: -abs(t[1]))
+    ]
+
+
+def _spread_diagonals(
+    writer: Writer, array: Array, names: list[Leg], view: View
+) -> tuple[Writer, Array, list[Leg]]:
+    """Give a leg that several axes hold a dimension for each of them; returns their order."""
+    order: list[Leg] = []
+    for _, leg in _places(view):
+        name = leg
+        while name in order:
+            name += "\0"
+        if name not in names:
+            at = names.index(leg)
+            array = array.permute([*(d for d in range(len(names)) if d != at), at])
+            names.append(names.pop(at))
+            names.append(name)
+            shape = (*array.shape, array.shape[-1])
+            kernel = cost.copy(prod(shape), 1, array.size)
+            writer, array = writer.run(
+                f"torch.diag_embed({array.code})", shape, kernel, f"diagonal in {leg}"
+            )
+        order.append(name)
+    return writer, array, order
+
+
+def _embed(
+    writer: Writer, array: Array, axes: Sequence[Axis], sizes: Sizes
+) -> tuple[Writer, Array]:
+    """Flatten the dimensions of each axis's legs into one of the axis's size."""
+    dim = 0
+    for at, axis in enumerate(axes):
+        if axis.plain(sizes) is None:
+            terms = sorted(((leg, abs(a)) for leg, a in axis.terms), key=lambda t: -t[1])
+            spans = [_span(terms[n + 1 :], sizes) for n in range(len(terms))]
+            if any(a < span for (_, a), span in zip(terms, spans, strict=True)):
+                return _unrolled(writer, array, axes, at, dim, sizes)
+            low = axis.offset + sum(a * (sizes[leg] - 1) for leg, a in axis.terms if a < 0)
+            writer, array = _embed_nested(writer, array, dim, [a for _, a in terms])
+            pads = [(0, 0)] * len(array.shape)
+            pads[dim] = (low, axis.size - low - array.shape[dim])
+            writer, array = writer.pad(array, pads)
+        dim += 1
+    return writer, array
+
+
+def _embed_nested(
+    writer: Writer, array: Array, dim: int, steps: Sequence[int]
+) -> tuple[Writer, Array]:
+    """Flatten dimensions from ``dim`` on to one, with entries at multiples of their ``steps``."""
+    if not steps:
+        return writer, array.unsqueeze(dim)
+    inner = dim + len(steps) - 1
+    array = array.unsqueeze(inner + 1)  # the gap behind each entry
+    for at in range(inner, dim - 1, -1):
+        pads = [(0, 0)] * len(array.shape)
+        pads[at + 1] = (0, steps[at - dim] - array.shape[at + 1])
+        writer, array = writer.pad(array, pads)
+        merged = array.shape[at] * array.shape[at + 1]
+        shape = (*array.shape[:at], merged, *array.shape[at + 2 :])
+        writer, array = writer.reshape(array, shape)
+    return writer, array
+
+
+def _unrolled(
+    writer: Writer, array: Array, axes: Sequence[Axis], at: int, dim: int, sizes: Sizes
+) -> tuple[Writer, Array]:
+    """Shift and accumulate: the sum over the positions of the axis's smallest leg."""
+    axis = axes[at]
+    legs = [leg for leg, _ in sorted(axis.terms, key=lambda t: -abs(t[1]))]
+    small = min(legs, key=lambda leg: sizes[leg])
+    a = dict(axis.terms)[small]
+    total: Array | None = None
+    for position in range(sizes[small]):
+        # Dimensions of negative steps were flipped, so position p stands for leg value size-1-p.
+        leg_value = position if a > 0 else sizes[small] - 1 - position
+        rest = Axis(
+            axis.size, axis.offset + a * leg_value, tuple(t for t in axis.terms if t[0] != small)
+        )
+        plain = [*(Axis(x.size, 0, (("\0", 1),)) for x in axes[:at]), rest, *axes[at + 1 :]]
+        part = array.select(dim + legs.index(small), position)
+        writer, part = _embed_rest(writer, part, plain, at, sizes)
+        if total is None:
+            total = part
+        else:
+            kernel = cost.elementwise(part.size, 2 * part.size)
+            writer, total = writer.run(
+                f"{total.code} + {part.code}", part.shape, kernel, f"overlap in {small}"
+            )
+    assert total is not None
+    return writer, total
+
+
+def _embed_rest(
+    writer: Writer, array: Array, axes: Sequence[Axis], done: int, sizes: Sizes
+) -> tuple[Writer, Array]:
+    """`_embed` where the first ``done`` axes are embedded already."""
+    names = {f"\0{at}": axis.size for at, axis in enumerate(axes[:done])}
+    plain = [Axis(size, 0, ((name, 1),)) for name, size in names.items()]
+    return _embed(writer, array, [*plain, *axes[done:]], dict(sizes) | names)

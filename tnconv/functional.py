@@ -1,0 +1,248 @@
+"""One call per operation: tensors in, tensors out, with torch's argument names and defaults.
+
+Programs are compiled on the first call for given shapes and hyper-parameters and looked up later.
+Every function can be differentiated (also twice), transformed by ``torch.func``, and used under
+``torch.compile(fullgraph=True)``, also where nothing has been compiled before.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tnconv import diagrams
+from tnconv.codegen import Program, compile
+from tnconv.diagrams.geometry import IntOrTuple, Padding
+from tnconv.diagrams.network import Sum, TensorNetwork
+
+Diagram = Callable[..., TensorNetwork | Sum]
+Setting = int | str | tuple["Setting", ...]
+
+
+def conv(
+    x: Tensor,  # (n, g·c, *i) or (g·c, *i)
+    weight: Tensor,  # (g·d, c, *k)
+    bias: Tensor | None = None,  # (g·d,)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, o, i] w[gd, c, k] + b[gd]``, in any dimension.
+
+    >>> conv(torch.rand(8, 3, 32, 32), torch.rand(16, 3, 3, 3), padding="same").shape
+    torch.Size([8, 16, 32, 32])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (x.shape, weight.shape, stride, padding, dilation, groups)
+    if bias is None:
+        return _run(diagrams.conv, settings, {"x": x, "weight": weight})
+    return _run(_conv_bias, settings, {"x": x, "weight": weight, "bias": bias})
+
+
+def linear(
+    x: Tensor,  # (n, *o, c) or (c,)
+    weight: Tensor,  # (d, c)
+    bias: Tensor | None = None,  # (d,)
+) -> Tensor:
+    """``y[n, o, d] = Σ_c x[n, o, c] w[d, c] + b[d]``.
+
+    >>> linear(torch.rand(8, 3), torch.rand(4, 3), torch.rand(4)).shape
+    torch.Size([8, 4])
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    if bias is None:
+        return _run(diagrams.linear, (x.shape, weight.shape), {"x": x, "weight": weight})
+    operands = {"x": x, "weight": weight, "bias": bias}
+    return _run(_linear_bias, (x.shape, weight.shape), operands)
+
+
+def unfold(
+    x: Tensor,  # (n, c, *i) or (c, *i)
+    kernel_size: IntOrTuple,
+    dilation: IntOrTuple = 1,
+    padding: Padding = 0,
+    stride: IntOrTuple = 1,
+) -> Tensor:
+    """The unfolded input ``U[n, ck, o] = Σ_i x[n, c, i] Π[k, o, i]`` (im2col), in any dimension.
+
+    >>> unfold(torch.rand(8, 3, 32, 32), 5).shape
+    torch.Size([8, 75, 784])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    return _run(diagrams.unfold, (x.shape, kernel_size, dilation, padding, stride), {"x": x})
+
+
+def weight_vjp(
+    x: Tensor,  # (n, g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    grad_output: Tensor,  # (n, g·d, *o)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``dw[gd, c, k] = Σ_{n,o,i} x[n, gc, i] Π[k, o, i] v[n, gd, o]``.
+
+    >>> weight_vjp(torch.rand(8, 3, 32, 32), (4, 3, 3, 3), torch.rand(8, 4, 30, 30)).shape
+    torch.Size([4, 3, 3, 3])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (x.shape, weight_shape, stride, padding, dilation, groups)
+    return _run(_weight_vjp, settings, {"x": x, "grad_output": grad_output})
+
+
+def per_sample_weight_grad(
+    x: Tensor,  # (n, g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    grad_output: Tensor,  # (n, g·d, *o)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``dw[n, gd, c, k] = Σ_{o,i} x[n, gc, i] Π[k, o, i] v[n, gd, o]``.
+
+    >>> per_sample_weight_grad(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(8, 4, 7)).shape
+    torch.Size([8, 4, 3, 3])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (x.shape, weight_shape, stride, padding, dilation, groups)
+    return _run(_per_sample_weight_vjp, settings, {"x": x, "grad_output": grad_output})
+
+
+def input_vjp(
+    input_shape: Sequence[int],  # (n, g·c, *i)
+    weight: Tensor,  # (g·d, c, *k)
+    grad_output: Tensor,  # (n, g·d, *o)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``dx[n, gc, i] = Σ_{d,k,o} w[gd, c, k] Π[k, o, i] v[n, gd, o]``.
+
+    >>> input_vjp((8, 3, 32, 32), torch.rand(4, 3, 3, 3), torch.rand(8, 4, 30, 30)).shape
+    torch.Size([8, 3, 32, 32])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (input_shape, weight.shape, stride, padding, dilation, groups)
+    return _run(_input_vjp, settings, {"weight": weight, "grad_output": grad_output})
+
+
+def kfac_expand(
+    x: Tensor,  # (n, g·c, *i)
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The input-based KFAC-expand factor ``A[g, ck, c'k'] = 1/N Σ_{n,o} U U'``.
+
+    With ``kernel_size=()`` and ``x`` of shape (n, c): the factor of a linear layer.
+
+    >>> kfac_expand(torch.rand(8, 4, 32, 32), 3, groups=2).shape
+    torch.Size([2, 18, 18])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (x.shape, kernel_size, stride, padding, dilation, groups)
+    return _run(diagrams.kfac_expand, settings, {"x": x})
+
+
+def kfac_reduce(
+    x: Tensor,  # (n, g·c, *i)
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The input-based KFAC-reduce factor ``A[g, ck, c'k'] = 1/(N O²) Σ_n (Σ_o U)(Σ_o' U')``.
+
+    >>> kfac_reduce(torch.rand(8, 4, 32, 32), 3, groups=2).shape
+    torch.Size([2, 18, 18])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (x.shape, kernel_size, stride, padding, dilation, groups)
+    return _run(diagrams.kfac_reduce, settings, {"x": x})
+
+
+def _conv_bias(*settings: Setting) -> Sum:
+    return diagrams.with_bias(diagrams.conv(*settings))  # type: ignore[arg-type]
+
+
+def _linear_bias(*settings: Setting) -> Sum:
+    return diagrams.with_bias(diagrams.linear(*settings))  # type: ignore[arg-type]
+
+
+def _weight_vjp(*settings: Setting) -> Sum:
+    return diagrams.conv(*settings).vjp("weight")  # type: ignore[arg-type]
+
+
+def _per_sample_weight_vjp(*settings: Setting) -> Sum:
+    return diagrams.conv(*settings).vjp("weight", per_sample=True)  # type: ignore[arg-type]
+
+
+def _input_vjp(*settings: Setting) -> Sum:
+    return diagrams.conv(*settings).vjp("x")  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4096)
+def _program(diagram: Diagram, settings: tuple[Setting, ...]) -> Program:
+    return compile(diagram(*settings))
+
+
+def _run(diagram: Diagram, settings: Sequence[object], operands: Mapping[str, Tensor]) -> Tensor:
+    return _entry(diagram.__name__, tuple(settings), tuple(operands), *operands.values())
+
+
+@torch.compiler.allow_in_graph  # torch.compile sees one call, so that it never traces the compiler
+def _entry(
+    name: str, settings: tuple[object, ...], names: tuple[str, ...], *arrays: Tensor
+) -> Tensor:
+    program = _program(_DIAGRAMS[name], tuple(map(_hashable, settings)))
+    return program(**dict(zip(names, arrays, strict=True)))
+
+
+def _hashable(setting: object) -> Setting:
+    """Sizes as ints (under ``torch.compile`` they can be symbols) and sequences as tuples."""
+    if isinstance(setting, str):
+        return setting
+    if isinstance(setting, Sequence):
+        return tuple(map(_hashable, setting))
+    return int(setting) if isinstance(setting, torch.SymInt) else setting  # type: ignore[return-value]
+
+
+_DIAGRAMS: dict[str, Diagram] = {
+    diagram.__name__: diagram
+    for diagram in (
+        diagrams.conv,
+        diagrams.linear,
+        diagrams.unfold,
+        diagrams.kfac_expand,
+        diagrams.kfac_reduce,
+        _conv_bias,
+        _linear_bias,
+        _weight_vjp,
+        _per_sample_weight_vjp,
+        _input_vjp,
+    )
+}
