@@ -158,17 +158,22 @@ class Writer:
 
     def pad(self, array: Array, pads: Sequence[tuple[int, int]]) -> tuple["Writer", Array]:
         """Zeros around each dimension (before, after); negative numbers crop."""
+        around: list[tuple[int, int]] = []
         for dim, (before, after) in enumerate(pads):
-            if before < 0 or after < 0:
-                start, size = max(0, -before), array.shape[dim]
-                array = array.narrow(dim, start, size - start - max(0, -after))
+            size = array.shape[dim]
+            start = min(max(0, -before), size)
+            count = max(0, size + min(0, after) - start)
+            length = size + before + after
+            array = array.narrow(dim, start, count)
+            around.append(
+                (before + start, length - before - start - count) if count else (length, 0)
+            )
         shape = tuple(
-            size + max(0, before) + max(0, after)
-            for size, (before, after) in zip(array.shape, pads, strict=True)
+            n + before + after for n, (before, after) in zip(array.shape, around, strict=True)
         )
         if shape == array.shape:
             return self, array
-        flat = [max(0, p) for before, after in reversed(pads) for p in (before, after)]
+        flat = [side for pair in reversed(around) for side in pair]
         while flat[-2:] == [0, 0]:
             flat = flat[:-2]
         kernel = cost.copy(prod(shape), min(array.run, array.shape[-1] if array.shape else 1))

@@ -108,7 +108,7 @@ def _without_implied_masks(tn: TensorNetwork) -> TensorNetwork:
 
 def dense(cover: Cover) -> Iterator[Cover]:
     """Every pattern becomes a dense 0/1 array: always possible, the others have to match it."""
-    like = next((array.code for name, array in cover.arrays.items() if name.isidentifier()), None)
+    like = next((x.code for x in cover.arrays.values() if x.code.isidentifier()), "one")
     while (at := cover.pattern) is not None:
         node = cover.network.nodes[at]
         assert isinstance(node, Pattern)

@@ -56,10 +56,11 @@ class Program:
         """Python that needs torch alone: a function ``contraction`` of the operands."""
         arguments = list(argument_names(self.network).values())
         body: list[str] = []
-        bare = not arguments
-        if bare or self._needs_one:
-            like = f", dtype={arguments[0]}.dtype, device={arguments[0]}.device" * (not bare)
-            body.append(f"one = torch.ones((){like})")
+        if not arguments:
+            body.append("one = torch.ones(())")
+        elif self._needs_one:
+            first = arguments[0]
+            body.append(f"one = torch.ones((), dtype={first}.dtype, device={first}.device)")
         results = []
         for number, (plan, *_) in enumerate(self.terms):
             rename = _renamed(plan.steps, f"s{number}_" if len(self.terms) > 1 else "")

@@ -125,9 +125,9 @@ class TensorNetwork:
         tensors = {leg: tuple(found) for leg, found in places.items()}
         for at, pattern in self.patterns:
             # The sign of a pattern's terms depends on its leg names; fix it by places instead.
-            first = min(pattern.terms, key=lambda t: (tensors[t[0]], self.sizes[t[0]], abs(t[1])))
-            for leg, a in pattern.terms:
-                places[leg].append((-1, at, a if first[1] > 0 else -a))
+            terms = sorted(pattern.terms, key=lambda t: (tensors[t[0]], self.sizes[t[0]], abs(t[1])))
+            for leg, a in terms:
+                places[leg].append((-1, at, a if terms[0][1] > 0 else -a))
         order = sorted(self.sizes, key=lambda leg: (places[leg], self.sizes[leg]))
         return self.rename({leg: f"l{at:04d}" for at, leg in enumerate(order)})
 

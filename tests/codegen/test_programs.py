@@ -1,0 +1,196 @@
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strategies import (
+    Case,
+    assert_close,
+    geometries,
+    networks,
+    operands_for,
+    shipped,
+)
+from tnconv import compile, contract
+from tnconv.codegen import ROUTES
+from tnconv.diagrams import (
+    Sum,
+    TensorNetwork,
+    conv,
+    kfac_expand,
+    kfac_reduce,
+    linear,
+    unfold,
+    with_bias,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def double_precision() -> Iterator[None]:
+    """Networks without operands have torch's default dtype; here it is that of the oracle."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def check(network: TensorNetwork | Sum, **options: Any) -> None:
+    """The compiled program, run on random operands, gives the dense value."""
+    operands = operands_for(network)
+    program = compile(network, **options)
+    assert_close(program(**operands), network.reference(**operands), 1e-10)
+
+
+@given(network=networks(max_nodes=5))
+def test_any_network_of_a_user(network: TensorNetwork) -> None:
+    check(network)
+    check(network, simplify=False)
+
+
+@given(network=shipped(max_dims=2))
+def test_every_shipped_diagram(network: TensorNetwork) -> None:
+    check(network)
+    check(network, simplify=False)
+
+
+@given(network=shipped(max_dims=3, min_dims=3, empty=False))
+def test_every_shipped_diagram_in_three_dimensions(network: TensorNetwork) -> None:
+    check(network)
+
+
+@given(network=shipped(max_dims=2) | networks(), route=st.sampled_from(sorted(ROUTES)))
+def test_every_route_alone_gives_the_value(network: TensorNetwork, route: str) -> None:
+    check(network, routes=[route])
+
+
+@given(network=shipped(max_dims=2))
+def test_every_plan_considered_gives_the_value(network: TensorNetwork) -> None:
+    """Not only the cheapest plan: choice must never change a value."""
+    operands = operands_for(network)
+    expected = network.reference(**operands)
+    program = compile(network)
+    for plan in program.terms[0]:
+        single = type(program)(network, ((plan,),), ())
+        assert_close(single(**operands), expected, 1e-10)
+
+
+@given(case=geometries(max_dims=4, min_dims=4, empty=False))
+def test_four_dimensions(case: Case) -> None:
+    net = conv(case.input_shape, case.weight_shape, **case.kwargs)
+    for network in (net, net.vjp("x"), net.vjp("weight")):
+        check(network)
+
+
+@given(case=geometries(unbatched=True))
+def test_sums(case: Case) -> None:
+    network = with_bias(conv(case.input_shape, case.weight_shape, **case.kwargs))
+    for term in (network, network.vjp("bias"), network.jacobian("bias"), network.vjp("x")):
+        check(term)
+
+
+LAYER = conv((8, 6, 12, 12), (4, 3, 3, 3), stride=2, padding=1, groups=2)
+
+
+@pytest.mark.parametrize(
+    ("network", "route", "kernel"),
+    [
+        (LAYER, "native", "F.conv2d"),
+        (LAYER.rename({leg: f"my_{leg}" for leg in LAYER.sizes}), "native", "F.conv2d"),
+        (LAYER.vjp("weight"), "native", "convolution_backward"),
+        (LAYER.vjp("weight", per_sample=True), "native", "convolution_backward"),
+        (LAYER.vjp("x"), "native", "convolution_backward"),
+        (kfac_reduce((16, 64, 32, 32), 3, padding=1), "taps", ".sum("),
+        (kfac_expand((16, 64, 32, 32), 3, padding=1), "window", ".unfold("),
+        (unfold((8, 3, 32, 32), 3), "window", ".unfold("),
+        (linear((8, 3), (4, 3)), "", "@"),
+    ],
+)
+def test_the_expected_route_is_chosen(network: TensorNetwork, route: str, kernel: str) -> None:
+    program = compile(network)
+    assert route in program.terms[0][0].label
+    assert kernel in program.source
+    assert route in program.explain()
+
+
+def test_mirrored_halves_run_once() -> None:
+    program = compile(kfac_reduce((16, 64, 32, 32), 3, padding=1))
+    codes = [step.code for step in program.steps]
+    assert len(codes) == len(set(codes))
+    assert sum(code.startswith("torch.stack") for code in codes) == 2  # one per dimension
+
+
+def test_source_needs_torch_alone() -> None:
+    program = compile(kfac_expand((4, 3, 8, 8), 3, padding=1), routes=["dense"])
+    assert "tnconv" not in program.source
+    namespace: dict[str, Any] = {}
+    exec(program.source, namespace)
+    operands = operands_for(program.network)
+    torch.testing.assert_close(namespace["contraction"](*operands.values()), program(**operands))
+
+
+def test_programs_pickle_and_copy() -> None:
+    program = compile(LAYER)
+    operands = operands_for(LAYER)
+    for other in (pickle.loads(pickle.dumps(program)), copy.deepcopy(program)):
+        assert other.source == program.source
+        torch.testing.assert_close(other(**operands), program(**operands))
+
+
+def test_compilation_is_deterministic() -> None:
+    network = kfac_expand((4, 3, 8, 8), 3, padding=1)
+    assert compile(network).source == compile(network).source
+
+
+def test_contract_compiles_networks_equal_up_to_names_once() -> None:
+    from tnconv import _compiled
+
+    operands = operands_for(LAYER)
+    contract(LAYER, **operands)
+    misses = _compiled.cache_info().misses
+    contract(LAYER.rename({leg: f"my_{leg}" for leg in LAYER.sizes}), **operands)
+    assert _compiled.cache_info().misses == misses
+
+
+def test_operand_names_that_python_or_the_program_needs() -> None:
+    from tnconv.diagrams import Tensor, View
+
+    sizes = {"a": 2}
+    names = ("lambda", "torch", "t1", "pattern", "a b", "operand_0", "one")
+    nodes = tuple(Tensor(name, View.of(sizes, "a")) for name in names)
+    check(TensorNetwork(nodes, View.of(sizes, "a"), sizes))
+
+
+@pytest.mark.parametrize(
+    ("operands", "error", "message"),
+    [
+        ({"x": torch.ones(8, 6, 12, 12)}, ValueError, r"expected \['weight', 'x'\]"),
+        ({"x": torch.ones(8, 6, 12, 12), "weight": torch.ones(4, 3, 3)}, ValueError, "'weight'"),
+        ({"x": 3.0, "weight": torch.ones(4, 3, 3, 3)}, TypeError, "'x' is a float"),
+        (
+            {"x": torch.ones(8, 6, 12, 12), "weight": torch.ones(4, 3, 3, 3).double()},
+            ValueError,
+            "dtype torch.float64",
+        ),
+        (
+            {"x": torch.ones(8, 6, 12, 12), "weight": torch.ones(4, 3, 3, 3, device="meta")},
+            ValueError,
+            "on meta",
+        ),
+    ],
+)
+def test_bad_operands(operands: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        compile(LAYER)(**operands)
+    assert len(str(caught.value).splitlines()) <= 2 and "tensor(" not in str(caught.value)
+
+
+def test_bad_options() -> None:
+    with pytest.raises(ValueError, match="routes are"):
+        compile(LAYER, routes=["fastest"])
+    with pytest.raises(ValueError, match="optimize is 'greedy'"):
+        compile(kfac_expand((4, 3, 8, 8), 3, padding=1), optimize="greedy")

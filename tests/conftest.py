@@ -1,0 +1,23 @@
+"""Hypothesis profiles: ``fast`` (default, reproducible) and ``deep`` (many new random examples).
+
+Choose with ``--hypothesis-profile=deep`` or ``TNCONV_HYPOTHESIS=deep``.
+"""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "fast",
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "deep", settings.get_profile("fast"), max_examples=2000, derandomize=False
+)
+settings.load_profile(os.environ.get("TNCONV_HYPOTHESIS", "fast"))
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other

@@ -1,0 +1,365 @@
+"""Random convolutions, random networks, and what their values must be, from the definitions."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor as Array
+
+from tnconv import diagrams
+from tnconv.diagrams import (
+    Axis,
+    Pattern,
+    Sum,
+    Tensor,
+    TensorNetwork,
+    View,
+    delta,
+    exactly,
+    index_pattern,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One legal convolution, in torch's words; ``padding`` in every form that `conv` takes."""
+
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    stride: int | tuple[int, ...] = 1
+    padding: Any = 0
+    dilation: int | tuple[int, ...] = 1
+    groups: int = 1
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keywords of `conv`, and, with ``kernel_size``, of the Kronecker factors."""
+        return self.unfold_kwargs | {"groups": self.groups}
+
+    @property
+    def unfold_kwargs(self) -> dict[str, Any]:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        return self.weight_shape[2:]
+
+    @property
+    def dims(self) -> int:
+        return len(self.kernel_size)
+
+    @property
+    def batched(self) -> bool:
+        return len(self.input_shape) == self.dims + 2
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return (self.stride,) * self.dims if isinstance(self.stride, int) else self.stride
+
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        return (self.dilation,) * self.dims if isinstance(self.dilation, int) else self.dilation
+
+    @property
+    def pads(self) -> tuple[tuple[int, int], ...]:
+        """Left and right padding per dimension."""
+        if self.padding == "same":
+            totals = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilations, strict=True)]
+            return tuple((t // 2, t - t // 2) for t in totals)
+        given = 0 if self.padding == "valid" else self.padding
+        each = (given,) * self.dims if isinstance(given, int) else given
+        return tuple((p, p) if isinstance(p, int) else p for p in each)
+
+    def padded(self, x: Array) -> Array:
+        return F.pad(x, [side for pair in reversed(self.pads) for side in pair])
+
+    def conv(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """What torch computes, for up to three dimensions."""
+        native = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
+        return native(self.padded(x), weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    def patches(self, x: Array) -> Array:
+        """``U[n, g, c, *k, *o]`` by one slice per tap, for any number of dimensions."""
+        x = self.padded(x if self.batched else x[None])
+        x = x.unflatten(1, (self.groups, x.shape[1] // self.groups))
+        outs = [
+            (size - d * (k - 1) - 1) // s + 1
+            for size, k, s, d in zip(
+                x.shape[3:], self.kernel_size, self.strides, self.dilations, strict=True
+            )
+        ]
+        taps = [
+            x[
+                (
+                    ...,
+                    *(
+                        slice(d * at, d * at + s * (out - 1) + 1, s)
+                        for at, out, s, d in zip(
+                            tap, outs, self.strides, self.dilations, strict=True
+                        )
+                    ),
+                )
+            ]
+            for tap in product(*map(range, self.kernel_size))
+        ]
+        stacked = torch.stack(taps, 3)
+        return stacked.reshape(*x.shape[:3], *self.kernel_size, *outs)
+
+
+def _rarely(draw: Any) -> bool:
+    return draw(st.sampled_from((False,) * 24 + (True,)))
+
+
+@st.composite
+def geometries(
+    draw: Any,
+    max_dims: int = 3,
+    groups: bool = True,
+    unbatched: bool = False,
+    empty: bool = True,
+    min_dims: int = 1,
+) -> Case:
+    """A legal convolution: the kernel is cut to what the padded input can hold."""
+    dims = draw(st.integers(min_dims, max_dims))
+    small = st.integers(1, 7 if dims < 3 else 4)
+
+    def each(values: st.SearchStrategy[Any]) -> Any:
+        """One value for all dimensions, or one for each."""
+        return draw(values) if draw(st.booleans()) else draw(st.tuples(*[values] * dims))
+
+    kind = draw(st.sampled_from(("ints", "ints", "pairs", "same", "valid")))
+    pad = st.integers(0, 3 if dims < 3 else 2)
+    padding: Any = kind
+    if kind == "ints":
+        padding = each(pad)
+    elif kind == "pairs":
+        padding = draw(st.tuples(*[st.tuples(pad, pad)] * dims))
+    stride = 1 if kind == "same" else each(st.integers(1, 4))
+    dilation = each(st.integers(1, 3))
+    spatial = draw(st.tuples(*[small] * dims))
+    kernel = draw(st.tuples(*[st.integers(1, 4 if dims < 3 else 3)] * dims))
+    probe = Case((), (1, 1, *kernel), stride, padding, dilation)
+    if kind != "same":
+        kernel = tuple(
+            min(k, (size + sum(pair) - 1) // d + 1)
+            for k, size, pair, d in zip(kernel, spatial, probe.pads, probe.dilations, strict=True)
+        )
+    g = draw(st.integers(1, 3)) if groups else 1
+    c, d = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    batch = (0,) if empty and _rarely(draw) else (draw(st.integers(1, 3)),)
+    if unbatched and draw(st.sampled_from((False, False, False, True))):
+        batch = ()
+    return Case((*batch, g * c, *spatial), (g * d, c, *kernel), stride, padding, dilation, g)
+
+
+COEFFICIENTS = st.sampled_from((1, 1, -1, -1, 2, -2, 3, -3))
+SCALES = (Fraction(1), Fraction(1), Fraction(-2, 3), Fraction(5), Fraction(1, 7))
+
+
+@st.composite
+def _value_ranges(draw: Any) -> range:
+    start = draw(st.integers(-4, 6))
+    match draw(st.sampled_from(("single", "single", "run", "run", "steps", "down", "empty"))):
+        case "single":
+            return range(start, start + 1)
+        case "run":
+            return range(start, start + draw(st.integers(2, 6)))
+        case "steps":
+            return range(start, start + draw(st.integers(2, 9)), draw(st.integers(2, 4)))
+        case "down":
+            return range(start, start - draw(st.integers(1, 6)), -draw(st.integers(1, 3)))
+    return range(start, start - draw(st.integers(0, 2)))
+
+
+@st.composite
+def _patterns(draw: Any, legs: list[str], sizes: Mapping[str, int]) -> Pattern:
+    """A convolution's pattern, a delta, one exact value, or anything."""
+    some = draw(st.permutations(legs))
+    kind = draw(st.sampled_from(("index", "index", "delta", "exact", "any", "any")))
+    if kind == "index" and len(legs) >= 3:
+        return index_pattern(
+            *some[:3], draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(0, 3))
+        )
+    if kind == "delta" and len(legs) >= 2:
+        return delta(*some[:2])
+    held = some[: draw(st.integers(0, 4))]
+    terms = [(leg, draw(COEFFICIENTS)) for leg in held]
+    if kind == "exact":  # a value that the form takes somewhere
+        return exactly(
+            terms, sum(a * draw(st.integers(0, max(0, sizes[leg] - 1))) for leg, a in terms)
+        )
+    return Pattern(tuple(terms), draw(_value_ranges()))
+
+
+@st.composite
+def _axes(draw: Any, legs: list[str], sizes: Mapping[str, int], size: int | None = None) -> Axis:
+    """A plain axis two times out of three, else any affine one, also wholly out of range."""
+    pick = st.sampled_from(legs)
+    if size is None and draw(st.sampled_from((True, True, False))):
+        leg = draw(pick)
+        return Axis(sizes[leg], 0, ((leg, 1),))
+    if size is None:
+        size = draw(st.integers(1, 6))
+    if (fits := [leg for leg in legs if sizes[leg] == size]) and draw(st.booleans()):
+        return Axis(size, 0, ((draw(st.sampled_from(fits)), 1),))
+    held = draw(st.lists(pick, max_size=2, unique=True))
+    terms = tuple(sorted((leg, draw(COEFFICIENTS)) for leg in held))
+    return Axis(size, draw(st.integers(-3, 4)), terms)
+
+
+@st.composite
+def _shapes(draw: Any, axes: list[Axis]) -> tuple[int, ...]:
+    """Array dimensions for these axes: one each, or some neighbours merged."""
+    shape: list[int] = []
+    for axis in axes:
+        if shape and draw(st.sampled_from((False, False, True))):
+            shape[-1] *= axis.size
+        else:
+            shape.append(axis.size)
+    return tuple(shape)
+
+
+@st.composite
+def networks(
+    draw: Any,
+    max_nodes: int = 4,
+    max_legs: int = 6,
+    max_points: int = 3000,
+    plain_result: bool = False,
+    min_tensors: int = 0,
+) -> TensorNetwork:
+    """Any network that a user may write; ``max_points`` bounds the product of all leg sizes.
+
+    With ``plain_result`` the result's axes are legs, each once. Operands are named x, weight, v.
+    """
+    legs = list("abcdef"[: draw(st.integers(1, max_legs))])
+    sizes: dict[str, int] = {}
+    for leg in legs:
+        room = max(1, max_points // prod(sizes.values()))
+        sizes[leg] = min(room, draw(st.sampled_from((2, 3, 4, 1, 2, 3, 5))))
+    if _rarely(draw):
+        sizes[draw(st.sampled_from(legs))] = 0
+    nodes: list[Tensor | Pattern] = []
+    known: dict[str, tuple[tuple[int, ...], list[Axis]]] = {}
+    counts = (0, 1, 2, 2, 3, 3, 3, 4, 4, 4, *range(5, max_nodes + 1))
+    count = draw(st.sampled_from([n for n in counts if min_tensors <= n <= max_nodes]))
+    for at in range(count):
+        kinds = ("tensor", "tensor", "again", "pattern", "pattern", "pattern", "copy")
+        kind = "tensor" if at < min_tensors else draw(st.sampled_from(kinds))
+        if kind == "copy" and nodes:
+            nodes.append(draw(st.sampled_from(nodes)))
+        elif kind == "pattern":
+            nodes.append(draw(_patterns(legs, sizes)))
+        elif kind == "again" and known:  # the same operand, read through other axes
+            name = draw(st.sampled_from(sorted(known)))
+            shape, axes = known[name]
+            other = tuple(draw(_axes(legs, sizes, axis.size)) for axis in axes)
+            nodes.append(Tensor(name, View(shape, other)))
+        elif len(known) < 3:
+            name = ("x", "weight", "v")[len(known)]
+            axes = draw(st.lists(_axes(legs, sizes), max_size=3))
+            known[name] = draw(_shapes(axes)), axes
+            nodes.append(Tensor(name, View(known[name][0], tuple(axes))))
+    nodes = draw(st.permutations(nodes))
+    if plain_result:
+        shown = draw(st.lists(st.sampled_from(legs), max_size=3, unique=True))
+        axes = [Axis(sizes[leg], 0, ((leg, 1),)) for leg in shown]
+        shape: tuple[int, ...] = tuple(axis.size for axis in axes)
+    else:
+        axes = draw(st.lists(_axes(legs, sizes), max_size=3))
+        shape = draw(_shapes(axes))
+    scale = Fraction(0) if _rarely(draw) else draw(st.sampled_from(SCALES))
+    return TensorNetwork(tuple(nodes), View(shape, tuple(axes)), sizes, scale)
+
+
+ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
+    "conv": lambda c: diagrams.conv(c.input_shape, c.weight_shape, **c.kwargs),
+    "unfold": lambda c: diagrams.unfold(c.input_shape, c.kernel_size, **c.unfold_kwargs),
+    "kfac_expand": lambda c: diagrams.kfac_expand(c.input_shape, c.kernel_size, **c.kwargs),
+    "kfac_reduce": lambda c: diagrams.kfac_reduce(c.input_shape, c.kernel_size, **c.kwargs),
+    "linear": lambda c: diagrams.linear(
+        (*c.input_shape[:1], *c.input_shape[2:], c.input_shape[1]),
+        (c.weight_shape[0], c.input_shape[1]),
+    ),
+    "input_vjp": lambda c: ZOO["conv"](c).vjp("x").terms[0],
+    "weight_vjp": lambda c: ZOO["conv"](c).vjp("weight").terms[0],
+    "per_sample": lambda c: ZOO["conv"](c).vjp("weight", per_sample=True).terms[0],
+    "jvp": lambda c: ZOO["conv"](c).jvp("x").terms[0],
+    "jacobian": lambda c: ZOO["conv"](c).jacobian("weight").terms[0],
+}
+"""Every shipped diagram, and the derivatives of `conv`, for a batched case."""
+
+
+@st.composite
+def shipped(draw: Any, max_dims: int = 2, **options: Any) -> TensorNetwork:
+    """A shipped diagram at random hyper-parameters; small enough for the dense oracle."""
+    return ZOO[draw(st.sampled_from(sorted(ZOO)))](draw(geometries(max_dims, **options)))
+
+
+def operands_for(network: TensorNetwork | Sum, seed: int = 0) -> dict[str, Array]:
+    """A random float64 tensor for every operand."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in sorted(network.operands.items())
+    }
+
+
+def brute_force(network: TensorNetwork | Sum, operands: Mapping[str, Array]) -> Array:
+    """The value by the definitions alone: a loop over all assignments of all legs."""
+    if isinstance(network, Sum):
+        return sum(brute_force(term, operands) for term in network.terms)  # type: ignore[return-value]
+    arrays = [
+        operands[node.name].numpy().reshape([axis.size for axis in node.view.axes])
+        if isinstance(node, Tensor)
+        else None
+        for node in network.nodes
+    ]
+    total = numpy.zeros([axis.size for axis in network.result.axes])
+    for values in product(*map(range, network.sizes.values())):
+        at = dict(zip(network.sizes, values, strict=True))
+        if (target := _position(network.result, at)) is None:
+            continue
+        term = float(network.scale)
+        for node, array in zip(network.nodes, arrays, strict=True):
+            if isinstance(node, Pattern):
+                term *= sum(a * at[leg] for leg, a in node.terms) in node.values
+            else:
+                place = _position(node.view, at)
+                term *= 0.0 if place is None else array[place]
+        total[target] += term
+    return torch.from_numpy(total.reshape(network.shape))
+
+
+def _position(view: View, at: Mapping[str, int]) -> tuple[int, ...] | None:
+    """Where the axes point; None outside the array."""
+    found = tuple(axis.offset + sum(a * at[leg] for leg, a in axis.terms) for axis in view.axes)
+    inside = all(0 <= p < axis.size for p, axis in zip(found, view.axes, strict=True))
+    return found if inside else None
+
+
+def assert_close(actual: Array, expected: Array, tol: float = 1e-12) -> None:
+    """Equal shapes, and values up to ``tol`` relative to the largest."""
+    assert actual.shape == expected.shape
+    if expected.numel():
+        error = (actual - expected).abs().max().item()
+        assert error <= tol * (1 + expected.abs().max().item()), f"values differ by {error}"
+
+
+def assert_same(
+    a: TensorNetwork | Sum, b: TensorNetwork | Sum, tol: float = 1e-12, seed: int = 0
+) -> None:
+    """Two networks have one value; either may have lost operands that do not count."""
+    common = a.operands.keys() & b.operands.keys()
+    assert {n: a.operands[n] for n in common} == {n: b.operands[n] for n in common}
+    given = operands_for(a, seed)
+    given |= {n: x for n, x in operands_for(b, seed + 1).items() if n not in given}
+    expected = a.reference(**{name: given[name] for name in a.operands})
+    assert_close(b.reference(**{name: given[name] for name in b.operands}), expected, tol)
