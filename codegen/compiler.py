@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 from tnconv.codegen.planner import ROUTES, plans
 from tnconv.codegen.program import Program, argument_names
-from tnconv.diagrams.network import Sum, TensorNetwork
+from tnconv.diagrams.expression import Expression
+from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import Firing
 from tnconv.simplify import simplify as simplified
 
 
 def compile(
-    network: TensorNetwork | Sum,
+    network: Expression,
     simplify: bool = True,
     optimize: str = "auto",
     routes: Sequence[str] = tuple(ROUTES),
@@ -40,7 +41,7 @@ def compile(
     used = tuple(name for name in ROUTES if name in (*routes, "dense"))
     arguments = argument_names(network)
     terms, firings = [], []
-    for term in network.terms if isinstance(network, Sum) else (network,):
+    for term in network.terms:
         forms, fired = _forms(term, simplify)
         terms.append(tuple(plans(forms, arguments, used, optimize)))
         firings += fired

@@ -9,7 +9,7 @@ from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
 from tnconv.codegen.covers import Cover
 from tnconv.codegen.views import Value
-from tnconv.diagrams.affine import Leg, Pattern, Tensor
+from tnconv.diagrams.affine import Leg, Pattern, Tensor, Terms
 
 MOST_DIMENSIONS = 3
 
@@ -119,8 +119,8 @@ def _joint(cover: Cover, at: int, a: int, b: int, role: str) -> Joint | None:
     assert isinstance(pattern, Pattern)
     if len(pattern.terms) != 3 or (value := pattern.value) is None:
         return None
-    negative = [leg for leg, x in pattern.terms if x < 0]
-    terms = pattern.terms
+    terms: Terms = pattern.terms
+    negative = [leg for leg, x in terms if x < 0]
     if len(negative) == 2:
         terms, value = tuple((leg, -x) for leg, x in terms), -value
         negative = [leg for leg, x in terms if x < 0]

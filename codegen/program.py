@@ -13,7 +13,7 @@ from torch import Tensor as Array
 
 from tnconv.codegen.arrays import Step
 from tnconv.codegen.planner import Plan
-from tnconv.diagrams.network import Sum, TensorNetwork
+from tnconv.diagrams.expression import Expression
 from tnconv.simplify import Firing
 
 PATTERN_SOURCE = '''
@@ -37,7 +37,7 @@ class Program:
     ``terms`` holds the plans that were considered for each term of a sum, the chosen one first.
     """
 
-    network: TensorNetwork | Sum
+    network: Expression
     terms: tuple[tuple[Plan, ...], ...]
     firings: tuple[Firing, ...]
 
@@ -101,10 +101,24 @@ class Program:
         """
         check(self.operands, operands)
         given = [operands[name] for name in self.operands]
-        if given and torch.is_autocast_enabled(given[0].device.type):
+        if given and _autocasts(given[0]):
             dtype = torch.get_autocast_dtype(given[0].device.type)
             given = [array.to(dtype) for array in given]
+        if self.has_native_kernels and any(array.is_complex() for array in given):
+            return self.for_complex.function(*given)
         return self.function(*given)
+
+    @cached_property
+    def has_native_kernels(self) -> bool:
+        """Whether a step is one of torch's convolution kernels."""
+        return any("conv" in step.code for step in self.steps)
+
+    @cached_property
+    def for_complex(self) -> "Program":
+        """The program without native convolutions, which torch has for real dtypes only."""
+        from tnconv.codegen.compiler import compile
+
+        return compile(self.network, routes=("window", "taps", "dense"))
 
     def __reduce__(self) -> tuple[object, ...]:
         return Program, (self.network, self.terms, self.firings)
@@ -141,14 +155,19 @@ def check(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Array]) -
                 f"operand {name!r} is on {array.device} and {first[0]!r} on {first[1].device}; "
                 "expected one device"
             )
-        if array.dtype != first[1].dtype and not torch.is_autocast_enabled(array.device.type):
+        if array.dtype != first[1].dtype and not _autocasts(array):
             raise ValueError(
                 f"operand {name!r} has dtype {array.dtype} and {first[0]!r} {first[1].dtype}; "
                 "expected one dtype"
             )
 
 
-def argument_names(network: TensorNetwork | Sum) -> dict[str, str]:
+def _autocasts(array: Array) -> bool:
+    device = array.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def argument_names(network: Expression) -> dict[str, str]:
     """A variable for each operand: its name, unless Python or the program needs that."""
     return {
         name: f"operand_{at}"

@@ -13,11 +13,13 @@ from tnconv.diagrams.affine import (
     mask,
 )
 from tnconv.diagrams.curvature import kfac_expand, kfac_reduce
+from tnconv.diagrams.expression import Expression, Sum
 from tnconv.diagrams.layers import conv, linear, unfold, with_bias
-from tnconv.diagrams.network import Sum, TensorNetwork
+from tnconv.diagrams.network import TensorNetwork
 
 __all__ = [
     "Axis",
+    "Expression",
     "Leg",
     "Node",
     "Pattern",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tnconv.diagrams.affine import Tensor, View
+from tnconv.diagrams.expression import Sum
 from tnconv.diagrams.geometry import (
     Geometry,
     IntOrTuple,
@@ -10,7 +11,7 @@ from tnconv.diagrams.geometry import (
     geometry,
     layer_geometry,
 )
-from tnconv.diagrams.network import Sum, TensorNetwork
+from tnconv.diagrams.network import TensorNetwork
 
 
 def _input(h: Geometry) -> Tensor:

@@ -1,14 +1,12 @@
-"""The intermediate representation: a tensor network, and sums of them."""
+"""The intermediate representation: a tensor network."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
 
 import networkx
-import torch
 
 from tnconv.diagrams.affine import (
     Axis,
@@ -25,10 +23,11 @@ from tnconv.diagrams.affine import (
     mask,
     reach,
 )
+from tnconv.diagrams.expression import Expression
 
 
 @dataclass(frozen=True, eq=False)
-class TensorNetwork:
+class TensorNetwork(Expression):
     """``result[legs] = scale · Σ Π nodes``: add the product of all nodes where ``result`` points.
 
     Every leg in ``sizes`` runs over its range; legs that the result does not hold are summed. A leg
@@ -63,9 +62,9 @@ class TensorNetwork:
                 )
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the result."""
-        return self.result.shape
+    def terms(self) -> tuple["TensorNetwork"]:  # type: ignore[override]  # it never changes
+        """This network alone."""
+        return (self,)
 
     @property
     def tensors(self) -> Iterator[Tensor]:
@@ -75,11 +74,6 @@ class TensorNetwork:
     def patterns(self) -> Iterator[tuple[int, Pattern]]:
         """The patterns with their positions."""
         return ((at, node) for at, node in enumerate(self.nodes) if isinstance(node, Pattern))
-
-    @cached_property
-    def operands(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each operand, in order of first appearance."""
-        return {node.name: node.view.shape for node in self.tensors}
 
     @cached_property
     def holders(self) -> dict[Leg, tuple[int, ...]]:
@@ -122,12 +116,10 @@ class TensorNetwork:
             for position, axis in enumerate(view.axes):
                 for leg, a in axis.terms:
                     places[leg].append((at, position, a))
-        tensors = {leg: tuple(found) for leg, found in places.items()}
+        tensors = {leg: (tuple(found), self.sizes[leg]) for leg, found in places.items()}
         for at, pattern in self.patterns:
-            # The sign of a pattern's terms depends on its leg names; fix it by places instead.
-            terms = sorted(pattern.terms, key=lambda t: (tensors[t[0]], self.sizes[t[0]], abs(t[1])))
-            for leg, a in terms:
-                places[leg].append((-1, at, a if terms[0][1] > 0 else -a))
+            for leg, a in _unnamed_terms(pattern, tensors):
+                places[leg].append((-1, at, a))
         order = sorted(self.sizes, key=lambda leg: (places[leg], self.sizes[leg]))
         return self.rename({leg: f"l{at:04d}" for at, leg in enumerate(order)})
 
@@ -208,113 +200,6 @@ class TensorNetwork:
         """This network times an exact number."""
         return self.with_(scale=self.scale * factor)
 
-    def _check_occurs(self, operand: str, legs: Iterable[Leg] = ()) -> None:
-        if operand not in self.operands:
-            raise ValueError(f"no operand {operand!r}; the operands are {sorted(self.operands)}")
-        for leg in legs:
-            if leg not in self.sizes:
-                raise ValueError(f"no leg {leg!r} to keep; the legs are {sorted(self.sizes)}")
-
-    def _occurrences(self, operand: str) -> Iterator[tuple[int, Tensor]]:
-        for at, node in enumerate(self.nodes):
-            if isinstance(node, Tensor) and node.name == operand:
-                yield at, node
-
-    def vjp(
-        self,
-        operand: str,
-        keep: Sequence[Leg] = (),
-        extra: Sizes = MappingProxyType({}),
-        per_sample: bool = False,
-        cotangent: str = "grad_output",
-    ) -> "Sum":
-        """The transposed Jacobian in ``operand`` applied to ``cotangent``: two views change places.
-
-        Removing a node leaves the derivative in it, so its view becomes the result's, and the
-        cotangent is read where the result was. ``keep`` leaves legs open, as leading dimensions of
-        the result (``per_sample=True`` is ``keep=("n",)``); each leg in ``extra`` is a leading
-        dimension of both cotangent and result: several cotangents at once. Shape: ``(*extra,
-        *keep, *operand)``.
-
-        Raises:
-            ValueError: no such operand or leg, or ``cotangent``/``extra`` are names in use.
-        """
-        keep = ("n", *keep) if per_sample else tuple(keep)
-        self._check_occurs(operand, keep)
-        if cotangent in self.operands:
-            raise ValueError(f"operand {cotangent!r} exists already; name another cotangent")
-        if taken := sorted(self.sizes.keys() & extra.keys()):
-            raise ValueError(f"extra legs {taken} exist already; give new names")
-        sizes = dict(self.sizes) | dict(extra)
-        given = Tensor(cotangent, self.result.prepend(sizes, extra))
-        return Sum(
-            tuple(
-                self.with_(
-                    (given if at == position else other for at, other in enumerate(self.nodes)),
-                    node.view.prepend(sizes, (*extra, *keep)),
-                    sizes,
-                )
-                for position, node in self._occurrences(operand)
-            )
-        )
-
-    def jvp(
-        self,
-        operand: str,
-        keep: Sequence[Leg] = (),
-        extra: Sizes = MappingProxyType({}),
-        per_sample: bool = False,
-        tangent: str | None = None,
-    ) -> "Sum":
-        """The Jacobian in ``operand`` applied to a tangent: the tangent takes a node's place.
-
-        The tangent is named ``tangent_<operand>``. With ``keep`` (``per_sample=True`` is
-        ``keep=("n",)``) it has leading dimensions for legs of the network: another tangent for
-        every sample. Each leg in ``extra`` leads tangent and result: several tangents at once.
-
-        Raises:
-            ValueError: no such operand or leg, or ``tangent``/``extra`` are names in use.
-        """
-        keep = ("n", *keep) if per_sample else tuple(keep)
-        self._check_occurs(operand, keep)
-        name = tangent or f"tangent_{operand}"
-        if name in self.operands:
-            raise ValueError(f"operand {name!r} exists already; name another tangent")
-        if taken := sorted(self.sizes.keys() & extra.keys()):
-            raise ValueError(f"extra legs {taken} exist already; give new names")
-        sizes = dict(self.sizes) | dict(extra)
-        return Sum(
-            tuple(
-                self.with_(
-                    (
-                        Tensor(name, node.view.prepend(sizes, (*extra, *keep)))
-                        if at == position
-                        else other
-                        for at, other in enumerate(self.nodes)
-                    ),
-                    self.result.prepend(sizes, extra),
-                    sizes,
-                )
-                for position, node in self._occurrences(operand)
-            )
-        )
-
-    def jacobian(self, operand: str) -> "Sum":
-        """The Jacobian in ``operand``, of shape ``(*result, *operand)``: a node is removed.
-
-        Raises:
-            ValueError: no such operand.
-        """
-        self._check_occurs(operand)
-        return Sum(
-            tuple(
-                self.without(at).with_(
-                    result=View(self.shape + node.view.shape, self.result.axes + node.view.axes)
-                )
-                for at, node in self._occurrences(operand)
-            )
-        )
-
     def connect(self, other: "TensorNetwork", share: Collection[Leg] = ()) -> "TensorNetwork":
         """The product of two networks that have the legs in ``share`` in common.
 
@@ -387,119 +272,21 @@ class TensorNetwork:
         """
         return self.with_(result=View(shape, self.result.axes))
 
-    def reference(self, **operands: torch.Tensor) -> torch.Tensor:
-        """The value, contracted densely in float64: see `tnconv.diagrams.reference`."""
-        from tnconv.diagrams.reference import reference
 
-        return reference(self, operands)
+def _unnamed_terms(
+    pattern: Pattern, places: Mapping[Leg, tuple[tuple[tuple[int, int, int], ...], int]]
+) -> Terms:
+    """A pattern's terms with a sign that does not depend on leg names, as its normal form's does.
 
-    def draw(self, path: str | Path) -> Path:
-        """Write a picture; the suffix gives the format: see `tnconv.diagrams.drawing.draw`."""
-        from tnconv.diagrams.drawing import draw
-
-        return draw(self, path)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        from tnconv.diagrams.drawing import mimebundle
-
-        return mimebundle(self)
-
-    def __add__(self, other: "TensorNetwork | Sum") -> "Sum":
-        return Sum((self,)) + other
-
-
-@dataclass(frozen=True)
-class Sum:
-    """A sum of networks with equal result shapes: product rule, bias, ones-columns.
-
-    Raises:
-        ValueError: no terms, results of different shapes, or one operand of two shapes.
+    Of both signs the one whose values and coefficients come first; where they are alike, none.
     """
-
-    terms: tuple[TensorNetwork, ...]
-
-    def __post_init__(self) -> None:
-        if not self.terms:
-            raise ValueError("a sum needs at least one term")
-        if len(shapes := {term.shape for term in self.terms}) > 1:
-            raise ValueError(f"terms have results of shapes {sorted(shapes)}; expected one shape")
-        shape_of: dict[str, tuple[int, ...]] = {}
-        for name, shape in (item for term in self.terms for item in term.operands.items()):
-            if shape_of.setdefault(name, shape) != shape:
-                raise ValueError(
-                    f"operand {name!r} appears with shapes {shape_of[name]} and {shape}; "
-                    "expected one shape"
-                )
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.terms[0].shape
-
-    @cached_property
-    def operands(self) -> dict[str, tuple[int, ...]]:
-        return {name: shape for term in self.terms for name, shape in term.operands.items()}
-
-    def __add__(self, other: "TensorNetwork | Sum") -> "Sum":
-        return Sum(self.terms + (other.terms if isinstance(other, Sum) else (other,)))
-
-    def map(self, function: Callable[[TensorNetwork], "TensorNetwork | Sum"]) -> "Sum":
-        """The sum of a function of the terms."""
-        parts = [function(term) for term in self.terms]
-        return Sum(tuple(t for p in parts for t in (p.terms if isinstance(p, Sum) else (p,))))
-
-    def _map_occurrences(
-        self, operand: str, function: Callable[[TensorNetwork], "TensorNetwork | Sum"]
-    ) -> "Sum":
-        if operand not in self.operands:
-            raise ValueError(f"no operand {operand!r}; the operands are {sorted(self.operands)}")
-        return Sum(tuple(t for t in self.terms if operand in t.operands)).map(function)
-
-    def vjp(
-        self,
-        operand: str,
-        keep: Sequence[Leg] = (),
-        extra: Sizes = MappingProxyType({}),
-        per_sample: bool = False,
-        cotangent: str = "grad_output",
-    ) -> "Sum":
-        """The sum of the terms' `TensorNetwork.vjp`."""
-        return self._map_occurrences(
-            operand, lambda term: term.vjp(operand, keep, extra, per_sample, cotangent)
+    signed = []
+    for sign in (1, -1):
+        values = (
+            sorted((sign * pattern.values[0], sign * pattern.values[-1])) if pattern.values else ()
         )
-
-    def jvp(
-        self,
-        operand: str,
-        keep: Sequence[Leg] = (),
-        extra: Sizes = MappingProxyType({}),
-        per_sample: bool = False,
-        tangent: str | None = None,
-    ) -> "Sum":
-        """The sum of the terms' `TensorNetwork.jvp`."""
-        return self._map_occurrences(
-            operand, lambda term: term.jvp(operand, keep, extra, per_sample, tangent)
-        )
-
-    def jacobian(self, operand: str) -> "Sum":
-        """The sum of the terms' `TensorNetwork.jacobian`."""
-        return self._map_occurrences(operand, lambda term: term.jacobian(operand))
-
-    def scaled(self, factor: Fraction | int) -> "Sum":
-        return self.map(lambda term: term.scaled(factor))
-
-    def reference(self, **operands: torch.Tensor) -> torch.Tensor:
-        """The sum of the terms' `TensorNetwork.reference`."""
-        from tnconv.diagrams.reference import reference
-
-        return reference(self, operands)
-
-    def draw(self, path: str | Path) -> Path:
-        """Write a picture of all terms; the suffix gives the format."""
-        from tnconv.diagrams.drawing import draw
-
-        return draw(self, path)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        from tnconv.diagrams.drawing import mimebundle
-
-        return mimebundle(self)
+        terms = tuple((leg, sign * a) for leg, a in pattern.terms)
+        signed.append(((tuple(values), sorted((places[leg], a) for leg, a in terms)), terms))
+    if signed[0][0] == signed[1][0]:
+        return tuple((leg, abs(a)) for leg, a in pattern.terms)
+    return min(signed)[1]

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor as Array
 
 from tnconv.diagrams.affine import Leg, Pattern, Sizes, Terms, View
-from tnconv.diagrams.network import Sum, TensorNetwork
+from tnconv.diagrams.expression import Expression
+from tnconv.diagrams.network import TensorNetwork
 
 Factors = list[tuple[Array, list[Leg | tuple[str, int]]]]
 
 
-def reference(network: TensorNetwork | Sum, operands: Mapping[str, Array]) -> Array:
+def reference(network: Expression, operands: Mapping[str, Array]) -> Array:
     """``scale · Σ_legs Π nodes`` by dense contraction in float64 (complex128 for complex operands).
 
     Slow and obviously right: the oracle for every rule and route. A dense pattern multiplies by
@@ -23,16 +24,11 @@ def reference(network: TensorNetwork | Sum, operands: Mapping[str, Array]) -> Ar
         TypeError: an operand is not a tensor.
     """
     check_operands(network.operands, operands)
-    if isinstance(network, Sum):
-        return sum(
-            (
-                reference(term, {name: operands[name] for name in term.operands})
-                for term in network.terms[1:]
-            ),
-            start=reference(
-                network.terms[0], {name: operands[name] for name in network.terms[0].operands}
-            ),
-        )
+    values = [_reference(term, operands) for term in network.terms]
+    return sum(values[1:], start=values[0])
+
+
+def _reference(network: TensorNetwork, operands: Mapping[str, Array]) -> Array:
     dtype = torch.complex128 if any(x.is_complex() for x in operands.values()) else torch.float64
     device = next((x.device for x in operands.values()), torch.device("cpu"))
     factors: Factors = []

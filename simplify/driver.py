@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
-from tnconv.diagrams.network import Sum, TensorNetwork
+from tnconv.diagrams.expression import Expression, Sum
+from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify.rules import NORMAL_RULES, VIEW_RULES, Rule
 
 
@@ -31,12 +31,12 @@ class Simplified:
     ``trace`` lists the firings that led to ``normal``, then those from there to ``views``.
     """
 
-    normal: TensorNetwork | Sum
-    views: TensorNetwork | Sum
+    normal: Expression
+    views: Expression
     trace: tuple[Firing, ...]
 
 
-def simplify(network: TensorNetwork | Sum) -> Simplified:
+def simplify(network: Expression) -> Simplified:
     r"""Both simplified forms of a network, and how they came about.
 
     >>> from tnconv.diagrams import conv
@@ -48,16 +48,14 @@ def simplify(network: TensorNetwork | Sum) -> Simplified:
     injective_view: removes legs i1 and 1 node
     injective_view: removes legs i2 and 1 node
     """
-    if isinstance(network, Sum):
-        parts = [simplify(term) for term in network.terms]
-        return Simplified(
-            _add([part.normal for part in parts]),
-            _add([part.views for part in parts]),
-            tuple(firing for part in parts for firing in part.trace),
-        )
-    normal, first = fixed_point(network, NORMAL_RULES)
-    views, second = fixed_point(normal, VIEW_RULES)
-    return Simplified(normal, views, first + second)
+    normal, views, trace = [], [], []
+    for term in network.terms:
+        normal.append(fixed_point(term, NORMAL_RULES))
+        views.append(fixed_point(normal[-1][0], VIEW_RULES))
+        trace += [*normal[-1][1], *views[-1][1]]
+    if isinstance(network, TensorNetwork):
+        return Simplified(normal[0][0], views[0][0], tuple(trace))
+    return Simplified(_sum(normal), _sum(views), tuple(trace))
 
 
 def fixed_point(
@@ -96,5 +94,5 @@ def measure(network: TensorNetwork) -> tuple[int, ...]:
     )
 
 
-def _add(terms: Sequence[TensorNetwork | Sum]) -> Sum:
-    return reduce(lambda a, b: a + b, terms[1:], Sum((terms[0],)))  # type: ignore[arg-type]
+def _sum(reached: Sequence[tuple[TensorNetwork, tuple[Firing, ...]]]) -> Sum:
+    return Sum(tuple(network for network, _ in reached))

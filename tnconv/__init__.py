@@ -6,10 +6,11 @@ from torch import Tensor
 
 from tnconv import codegen, diagrams, functional, optim
 from tnconv.codegen import Program, compile
-from tnconv.diagrams import Sum, TensorNetwork
+from tnconv.diagrams import Expression, Sum, TensorNetwork
 
 __version__ = "0.1.0"
 __all__ = [
+    "Expression",
     "Program",
     "Sum",
     "TensorNetwork",
@@ -23,11 +24,11 @@ __all__ = [
 
 
 @lru_cache(maxsize=1024)
-def _compiled(network: TensorNetwork | Sum) -> Program:
+def _compiled(network: Expression) -> Program:
     return compile(network)
 
 
-def contract(network: TensorNetwork | Sum, **operands: Tensor) -> Tensor:
+def contract(network: Expression, **operands: Tensor) -> Tensor:
     """Compile a network and run it; equal networks (up to leg names) are compiled once.
 
     >>> import torch

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tnconv import diagrams
 from tnconv.codegen import Program, compile
+from tnconv.diagrams import Expression, Sum
 from tnconv.diagrams.geometry import IntOrTuple, Padding
-from tnconv.diagrams.network import Sum, TensorNetwork
 
-Diagram = Callable[..., TensorNetwork | Sum]
+Diagram = Callable[..., Expression]
 Setting = int | str | tuple["Setting", ...]
 
 
@@ -211,10 +211,12 @@ def _program(diagram: Diagram, settings: tuple[Setting, ...]) -> Program:
 
 
 def _run(diagram: Diagram, settings: Sequence[object], operands: Mapping[str, Tensor]) -> Tensor:
-    return _entry(diagram.__name__, tuple(settings), tuple(operands), *operands.values())
+    result: Tensor = _entry(diagram.__name__, tuple(settings), tuple(operands), *operands.values())
+    return result
 
 
-@torch.compiler.allow_in_graph  # torch.compile sees one call, so that it never traces the compiler
+# For torch.compile this is one call: it runs the compiler, but never traces it.
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _entry(
     name: str, settings: tuple[object, ...], names: tuple[str, ...], *arrays: Tensor
 ) -> Tensor:

@@ -1,0 +1,189 @@
+"""What single networks and sums of them have in common: calculus, values, pictures.
+
+The calculus is short because a network is linear in every node: its derivative is what remains
+when the node is removed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import torch
+
+from tnconv.diagrams.affine import Leg, Sizes, Tensor, View
+
+if TYPE_CHECKING:
+    from tnconv.diagrams.network import TensorNetwork
+
+NO_LEGS: Sizes = MappingProxyType({})
+
+
+class Expression:
+    """A sum of one or more networks with results of one shape."""
+
+    terms: tuple["TensorNetwork", ...]
+    """The networks that are added."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return self.terms[0].result.shape
+
+    @cached_property
+    def operands(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each operand, in order of first appearance."""
+        return {t.name: t.view.shape for term in self.terms for t in term.tensors}
+
+    def vjp(
+        self,
+        operand: str,
+        keep: Sequence[Leg] = (),
+        extra: Sizes = NO_LEGS,
+        per_sample: bool = False,
+        cotangent: str = "grad_output",
+    ) -> "Sum":
+        """The transposed Jacobian in ``operand`` applied to ``cotangent``: two views change places.
+
+        A node's view becomes the result's, and the cotangent is read where the result was.
+        ``keep`` leaves legs open, as leading dimensions of the result (``per_sample=True`` is
+        ``keep=("n",)``); each leg in ``extra`` is a leading dimension of both cotangent and
+        result: several cotangents at once. Shape: ``(*extra, *keep, *operand)``.
+
+        Raises:
+            ValueError: no such operand or leg, or ``cotangent``/``extra`` are names in use.
+        """
+        keep = ("n", *keep) if per_sample else tuple(keep)
+
+        def exchange(term: "TensorNetwork", at: int, node: Tensor) -> "TensorNetwork":
+            sizes = dict(term.sizes) | dict(extra)
+            given = Tensor(cotangent, term.result.prepend(sizes, extra))
+            nodes = (given if at == other else n for other, n in enumerate(term.nodes))
+            return term.with_(nodes, node.view.prepend(sizes, (*extra, *keep)), sizes)
+
+        return self._differentiate(operand, exchange, keep, extra, cotangent)
+
+    def jvp(
+        self,
+        operand: str,
+        keep: Sequence[Leg] = (),
+        extra: Sizes = NO_LEGS,
+        per_sample: bool = False,
+        tangent: str | None = None,
+    ) -> "Sum":
+        """The Jacobian in ``operand`` applied to a tangent, which takes a node's place.
+
+        The tangent is named ``tangent_<operand>``. With ``keep`` (``per_sample=True`` is
+        ``keep=("n",)``) it has leading dimensions for legs of the network: another tangent for
+        every sample. Each leg in ``extra`` leads tangent and result: several tangents at once.
+
+        Raises:
+            ValueError: no such operand or leg, or ``tangent``/``extra`` are names in use.
+        """
+        keep = ("n", *keep) if per_sample else tuple(keep)
+        name = tangent or f"tangent_{operand}"
+
+        def exchange(term: "TensorNetwork", at: int, node: Tensor) -> "TensorNetwork":
+            sizes = dict(term.sizes) | dict(extra)
+            given = Tensor(name, node.view.prepend(sizes, (*extra, *keep)))
+            nodes = (given if at == other else n for other, n in enumerate(term.nodes))
+            return term.with_(nodes, term.result.prepend(sizes, extra), sizes)
+
+        return self._differentiate(operand, exchange, keep, extra, name)
+
+    def jacobian(self, operand: str) -> "Sum":
+        """The Jacobian in ``operand``, of shape ``(*result, *operand)``: a node is removed.
+
+        Raises:
+            ValueError: no such operand.
+        """
+
+        def remove(term: "TensorNetwork", at: int, node: Tensor) -> "TensorNetwork":
+            result = View(term.shape + node.view.shape, term.result.axes + node.view.axes)
+            return term.without(at).with_(result=result)
+
+        return self._differentiate(operand, remove)
+
+    def _differentiate(
+        self,
+        operand: str,
+        change: Callable[["TensorNetwork", int, Tensor], "TensorNetwork"],
+        keep: Iterable[Leg] = (),
+        extra: Sizes = NO_LEGS,
+        given: str | None = None,
+    ) -> "Sum":
+        """The product rule: the sum of a change at each occurrence of the operand."""
+        if operand not in self.operands:
+            raise ValueError(f"no operand {operand!r}; the operands are {sorted(self.operands)}")
+        if given in self.operands:
+            raise ValueError(f"operand {given!r} exists already; name another")
+        places = list(self._occurrences(operand))
+        for term, _, _ in places:
+            for leg in keep:
+                if leg not in term.sizes:
+                    raise ValueError(f"no leg {leg!r} to keep; the legs are {sorted(term.sizes)}")
+            if taken := sorted(term.sizes.keys() & extra.keys()):
+                raise ValueError(f"extra legs {taken} exist already; give new names")
+        return Sum(tuple(change(*place) for place in places))
+
+    def _occurrences(self, operand: str) -> Iterator[tuple["TensorNetwork", int, Tensor]]:
+        for term in self.terms:
+            for at, node in enumerate(term.nodes):
+                if isinstance(node, Tensor) and node.name == operand:
+                    yield term, at, node
+
+    def __add__(self, other: "Expression") -> "Sum":
+        return Sum(self.terms + other.terms)
+
+    def __str__(self) -> str:
+        from tnconv.diagrams.notation import equation
+
+        return equation(self)
+
+    def reference(self, **operands: torch.Tensor) -> torch.Tensor:
+        """The value, contracted densely in float64: see `tnconv.diagrams.reference`."""
+        from tnconv.diagrams.reference import reference
+
+        return reference(self, operands)
+
+    def draw(self, path: str | Path) -> Path:
+        """Write a picture; the suffix gives the format: see `tnconv.diagrams.drawing.draw`."""
+        from tnconv.diagrams.drawing import draw
+
+        return draw(self, path)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        from tnconv.diagrams.drawing import mimebundle
+
+        return mimebundle(self)
+
+
+@dataclass(frozen=True)
+class Sum(Expression):
+    """A sum of networks with equal result shapes: product rule, bias, ones-columns.
+
+    Raises:
+        ValueError: no terms, results of different shapes, or one operand of two shapes.
+    """
+
+    terms: tuple["TensorNetwork", ...]
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ValueError("a sum needs at least one term")
+        if len(shapes := {term.shape for term in self.terms}) > 1:
+            raise ValueError(f"terms have results of shapes {sorted(shapes)}; expected one shape")
+        shape_of: dict[str, tuple[int, ...]] = {}
+        for name, shape in (item for term in self.terms for item in term.operands.items()):
+            if shape_of.setdefault(name, shape) != shape:
+                raise ValueError(
+                    f"operand {name!r} appears with shapes {shape_of[name]} and {shape}; "
+                    "expected one shape"
+                )
+
+    def scaled(self, factor: Fraction | int) -> "Sum":
+        """This sum times an exact number."""
+        return Sum(tuple(term.scaled(factor) for term in self.terms))

@@ -1,0 +1,210 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from torch import Tensor
+
+from tests.strategies import Case, assert_close, geometries
+from tnconv import functional as T
+
+CASE = Case((3, 4, 7, 6), (6, 2, 3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2), 2)
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and a cotangent of the output."""
+    x, weight = random(*case.input_shape), random(*case.weight_shape, seed=1)
+    return x, weight, random(*case.conv(x, weight).shape, seed=2)
+
+
+def factor(case: Case, x: Tensor, reduce: bool) -> Tensor:
+    """The Kronecker factor from explicit patches."""
+    patches = case.patches(x).flatten(2, 2 + case.dims).flatten(3)
+    patches = patches.mean(-1, keepdim=True) if reduce else patches
+    return torch.einsum("ngao,ngbo->gab", patches, patches) / x.shape[0]
+
+
+@given(case=geometries(empty=False))
+def test_operations_equal_torch(case: Case) -> None:
+    x, weight, v = inputs(case)
+    bias = random(weight.shape[0], seed=3)
+    assert_close(T.conv(x, weight, **case.kwargs), case.conv(x, weight), 1e-10)
+    assert_close(T.conv(x, weight, bias, **case.kwargs), case.conv(x, weight, bias), 1e-10)
+    _, pull = torch.func.vjp(case.conv, x, weight)
+    dx, dw = pull(v)
+    assert_close(T.input_vjp(x.shape, weight, v, **case.kwargs), dx, 1e-10)
+    assert_close(T.weight_vjp(x, weight.shape, v, **case.kwargs), dw, 1e-10)
+    each = torch.stack(
+        [
+            torch.func.vjp(lambda w, n=n: case.conv(x[n : n + 1], w), weight)[1](v[n : n + 1])[0]
+            for n in range(len(x))
+        ]
+    )
+    assert_close(T.per_sample_weight_grad(x, weight.shape, v, **case.kwargs), each, 1e-10)
+    for reduce, function in ((False, T.kfac_expand), (True, T.kfac_reduce)):
+        assert_close(function(x, case.kernel_size, **case.kwargs), factor(case, x, reduce), 1e-10)
+    patches = case.patches(x).flatten(1, 3 + case.dims - 1).flatten(2)
+    assert_close(T.unfold(x, case.kernel_size, **case.unfold_kwargs), patches, 1e-10)
+
+
+def test_linear_equals_torch() -> None:
+    x, weight, bias = random(3, 5, 4), random(6, 4), random(6)
+    assert_close(T.linear(x, weight, bias), F.linear(x, weight, bias), 1e-12)
+    assert_close(T.linear(x[0, 0], weight), F.linear(x[0, 0], weight), 1e-12)
+
+
+X, W, V = inputs(CASE)
+FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "conv": (lambda x, w: T.conv(x, w, **CASE.kwargs), (X, W)),
+    "conv_bias": (lambda x, w, b: T.conv(x, w, b, **CASE.kwargs), (X, W, random(6))),
+    "weight_vjp": (lambda x, v: T.weight_vjp(x, W.shape, v, **CASE.kwargs), (X, V)),
+    "input_vjp": (lambda w, v: T.input_vjp(X.shape, w, v, **CASE.kwargs), (W, V)),
+    "per_sample": (lambda x, v: T.per_sample_weight_grad(x, W.shape, v, **CASE.kwargs), (X, V)),
+    "unfold": (lambda x: T.unfold(x, (3, 2), **CASE.unfold_kwargs), (X,)),
+    "kfac_expand": (lambda x: T.kfac_expand(x, (3, 2), **CASE.kwargs), (X,)),
+    "kfac_reduce": (lambda x: T.kfac_reduce(x, (3, 2), **CASE.kwargs), (X,)),
+    "patches": (lambda x: T.kfac_reduce(x, 2, stride=2, padding=1), (X,)),
+}
+
+
+@pytest.fixture(params=sorted(FUNCTIONS))
+def case(request: Any) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    return FUNCTIONS[request.param]
+
+
+def test_differentiable_twice(case: Any) -> None:
+    function, arguments = case
+    tracked = [a.detach().clone().requires_grad_() for a in arguments]
+    assert torch.autograd.gradcheck(function, tracked, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, tracked, fast_mode=True)
+
+
+def test_vmap_over_any_argument(case: Any) -> None:
+    function, arguments = case
+    for at in range(len(arguments)):
+        stacked = torch.stack([arguments[at], 2 * arguments[at] + 1, -arguments[at]])
+        given = (*arguments[:at], stacked, *arguments[at + 1 :])
+        dims = tuple(0 if position == at else None for position in range(len(arguments)))
+        mapped = torch.func.vmap(function, in_dims=dims)(*given)
+        looped = torch.stack(
+            [function(*arguments[:at], one, *arguments[at + 1 :]) for one in stacked]
+        )
+        assert_close(mapped, looped, 1e-10)
+
+
+def test_forward_and_reverse_jacobians_agree(case: Any) -> None:
+    function, arguments = case
+    reverse = torch.func.jacrev(function)(*arguments)
+    forward = torch.func.jacfwd(function)(*arguments)
+    assert_close(forward, reverse, 1e-10)
+
+
+def test_torch_compile_in_one_graph_with_nothing_compiled_before(case: Any) -> None:
+    function, arguments = case
+    T._program.cache_clear()
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    tracked = [a.detach().clone().requires_grad_() for a in arguments]
+    value = compiled(*tracked)
+    assert_close(value.detach(), function(*arguments), 1e-10)
+    grads = torch.autograd.grad(value.square().sum(), tracked)
+    expected = torch.autograd.grad(function(*tracked).square().sum(), tracked)
+    for grad, other in zip(grads, expected, strict=True):
+        assert_close(grad, other, 1e-10)
+
+
+def test_torch_compile_with_another_batch_size() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(FUNCTIONS["conv"][0], fullgraph=True, backend="aot_eager")
+    for batch in (2, 3, 5):
+        x = random(batch, *X.shape[1:])
+        assert_close(compiled(x, W), CASE.conv(x, W), 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)]
+)
+def test_other_dtypes(case: Any, dtype: torch.dtype, tolerance: float) -> None:
+    """Tolerances are a few roundings of a sum, relative to the largest entry."""
+    function, arguments = case
+    value = function(*(a.to(dtype) for a in arguments))
+    expected = function(*arguments)
+    assert value.dtype == dtype
+    error = (value.double() - expected).abs().max() / expected.abs().max()
+    assert error < tolerance
+
+
+def test_float16_scale_neither_underflows_nor_overflows() -> None:
+    """1/(N·O²) is below float16's least number and N·O² above its largest."""
+    x = torch.ones(4, 2, 64, 64, dtype=torch.float16)
+    value = T.kfac_reduce(x, 1)
+    torch.testing.assert_close(value, torch.ones_like(value), rtol=1e-3, atol=0)
+
+
+def test_meta_device(case: Any) -> None:
+    function, arguments = case
+    value = function(*(a.to("meta") for a in arguments))
+    assert value.device.type == "meta"
+    assert value.shape == function(*arguments).shape
+
+
+def test_autocast() -> None:
+    x, weight, v = (t.float() for t in inputs(CASE))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert T.conv(x, weight, **CASE.kwargs).dtype == torch.bfloat16
+        mixed = T.weight_vjp(x, W.shape, v.bfloat16(), **CASE.kwargs)
+        assert mixed.dtype == torch.bfloat16
+    expected = T.weight_vjp(x, W.shape, v, **CASE.kwargs)
+    assert (mixed.float() - expected).abs().max() < 3e-2 * expected.abs().max()
+
+
+def test_memory_formats_and_strides(case: Any) -> None:
+    function, arguments = case
+    expected = function(*arguments)
+    last = [
+        a.contiguous(memory_format=torch.channels_last) if a.ndim == 4 else a for a in arguments
+    ]
+    spread = [torch.stack([a, a], -1)[..., 0] for a in arguments]
+    for other in (last, spread):
+        assert_close(function(*other), expected, 1e-10)
+
+
+def test_complex() -> None:
+    """Torch has no complex kernels for gradients and dilation; other routes do without."""
+    x, weight = X + 1j * X.flip(0), W - 2j * W
+    y = CASE.conv(X, W), CASE.conv(X.flip(0), W)
+    expected = torch.complex(y[0] + 2 * y[1], y[1] - 2 * y[0])
+    assert_close_complex(T.conv(x, weight, **CASE.kwargs), expected)
+    dw = T.weight_vjp(x, W.shape, V.to(x.dtype), **CASE.kwargs)
+    real = T.weight_vjp(X, W.shape, V, **CASE.kwargs)
+    imaginary = T.weight_vjp(X.flip(0), W.shape, V, **CASE.kwargs)
+    assert_close_complex(dw, torch.complex(real, imaginary))
+
+
+def assert_close_complex(actual: Tensor, expected: Tensor) -> None:
+    assert_close(torch.view_as_real(actual), torch.view_as_real(expected), 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: T.conv(X, random(6, 3, 3, 2), groups=2), "2 channels in dimension 1"),
+        (lambda: T.conv(X, W, groups=3), "groups=3 does not divide"),
+        (lambda: T.conv(X, random(6, 4, 9, 9)), "a kernel of span 9"),
+        (lambda: T.weight_vjp(X, W.shape, V[:, :, :1], **CASE.kwargs), "'grad_output' has shape"),
+        (lambda: T.conv(X, random(6, 4, 3, 2), padding="full"), "expected 'same', 'valid'"),
+        (lambda: T.conv(X, W.float(), **CASE.kwargs), "expected one dtype"),
+        (lambda: T.kfac_reduce(X[0, 0], (3, 2, 1)), "expected \\(batch, channels\\)"),
+    ],
+)
+def test_errors_come_before_any_work(call: Callable[[], Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) <= 2 and "tensor(" not in str(caught.value)
