@@ -285,7 +285,8 @@ def _work(
 ) -> cost.Kernel:
     """The price of one kernel: every channel pair of a group meets at every (o, k).
 
-    A kernel with more positions than outputs takes torch's slow paths.
+    Operands in another order are copied first. A kernel with more positions than outputs takes
+    torch's slow paths; where the outputs are one position it is a matrix product, unless dilated.
     """
     legs = (*roles.group, *roles.summed, *roles.a, *roles.b)
     flops = 2 * match.size(*legs) * prod(match.sizes("o")) * prod(match.sizes("k"))
@@ -303,5 +304,8 @@ def _work(
         first.size + second.size + prod(shape),
         prod(shape),
     )
-    awkward = 1 < prod(match.sizes("o")) < prod(match.sizes("k"))
-    return replace(kernel, seconds=kernel.seconds * (5 if awkward else 1))
+    outputs, taps = prod(match.sizes("o")), prod(match.sizes("k"))
+    dilated = any(joint.dilation > 1 for joint in match.joints)
+    slow = 1 if taps <= outputs else 5 if outputs > 1 or dilated else 1.5
+    copies = [cost.copy(x.size, x.run).seconds for x in (first, second) if x.run < x.size]
+    return replace(kernel, seconds=slow * kernel.seconds + sum(copies))

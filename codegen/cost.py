@@ -9,6 +9,7 @@ from dataclasses import dataclass
 ITEM = 4  # bytes per entry; the choice of kernels hardly depends on it
 LAUNCH = 4e-6
 GEMM = 1.6e11  # flop/s of a large matrix product
+SKINNY = 1.4e9  # entries/s of a product with few rows or columns
 CONVOLUTION = 1.9e11  # flop/s of a native convolution with many channels, and of its input gradient
 WEIGHT_GRADIENT = 1.2e11
 DEPTHWISE = 2.5e10
@@ -29,12 +30,17 @@ class Kernel:
 
 
 def matmul(batch: int, m: int, n: int, k: int) -> Kernel:
-    """``(batch, m, k) @ (batch, k, n)``: full speed needs all three sizes."""
+    """``(batch, m, k) @ (batch, k, n)``: full speed needs all three sizes.
+
+    With few rows or columns the other operand is read at a fixed rate, whatever their number.
+    """
     flops = 2 * batch * m * n * k
     speed = GEMM * _saturation(m, 6) * _saturation(n, 6) * _saturation(k, 12)
-    moved = ITEM * batch * (m * k + k * n + m * n)
-    written = ITEM * batch * m * n
-    seconds = LAUNCH + max(flops / speed, moved / BANDWIDTH) + _fresh(written) + batch * 3e-8
+    entries = batch * (m * k + k * n + m * n)
+    moved, written = ITEM * entries, ITEM * batch * m * n
+    skinny = entries / SKINNY if min(m, n) < 16 else 0.0
+    seconds = LAUNCH + max(flops / speed, moved / BANDWIDTH, skinny)
+    seconds += _fresh(written) + batch * 3e-8
     return Kernel("matmul", flops, moved, seconds)
 
 

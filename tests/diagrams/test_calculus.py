@@ -1,0 +1,283 @@
+"""Derivatives: random networks against torch.func, layers against torch's own autograd."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch.func import jacrev, jvp, vjp
+
+from tests.strategies import (
+    ZOO,
+    Case,
+    assert_close,
+    geometries,
+    networks,
+    operands_for,
+)
+from tnconv.diagrams import Sum, TensorNetwork, exactly, with_bias
+
+RELATIVE = 1e-10
+
+
+def random_like(x, seed=7):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(x.shape, generator=generator, dtype=torch.float64)
+
+
+def as_function(network, operand):
+    """The reference value as a function of one operand, and that operand."""
+    operands = operands_for(network)
+    return lambda x: network.reference(**operands | {operand: x}), operands[operand]
+
+
+def unfold(case):
+    def value(x):
+        u = case.patches(x).flatten(1, 2 + case.dims).flatten(2)
+        return u if case.batched else u[0]
+
+    return value
+
+
+def kfac(case, reduce):
+    def value(x):
+        u = case.patches(x).flatten(2, 2 + case.dims).flatten(3)
+        u = u.mean(-1, keepdim=True) if reduce else u
+        return torch.einsum("ngao,ngbo->gab", u, u) / max(1, u.shape[0])
+
+    return value
+
+
+NATIVE = {
+    "conv": lambda case: case.conv,
+    "unfold": unfold,
+    "kfac_expand": lambda case: kfac(case, reduce=False),
+    "kfac_reduce": lambda case: kfac(case, reduce=True),
+    "linear": lambda case: torch.nn.functional.linear,
+}
+"""The zoo in torch's own words, as functions of ``x`` (and ``weight``)."""
+
+# Derivatives in all directions
+
+
+def check_derivatives(network, function, operands, operand, tol):
+    """vjp, jvp and jacobian in one operand are those of ``function(*operands)``."""
+
+    def value(x):
+        return function(**operands | {operand: x})
+
+    at = operands[operand]
+    result, pull = vjp(value, at)
+    assert_close(network.reference(**operands), result, tol)
+    v, t = random_like(result), random_like(at)
+    rest = {name: operands[name] for name in operands}
+    for derivative, name, given_, expected in (
+        (network.vjp(operand), "grad_output", v, pull(v)[0]),
+        (network.jvp(operand), f"tangent_{operand}", t, jvp(value, (at,), (t,))[1]),
+    ):
+        assert derivative.operands[name] == given_.shape
+        known = {n: x for n, x in (rest | {name: given_}).items() if n in derivative.operands}
+        assert_close(derivative.reference(**known), expected, tol)
+    if 0 < at.numel() * result.numel() < 3000:
+        jacobian = network.jacobian(operand)
+        known = {name: operands[name] for name in jacobian.operands}
+        assert_close(jacobian.reference(**known), jacrev(value)(at), tol)
+
+
+@given(network=networks(min_tensors=1), data=st.data())
+def test_random_networks(network, data):
+    operands = operands_for(network)
+    operand = data.draw(st.sampled_from(sorted(operands)))
+    check_derivatives(network, lambda **given: network.reference(**given), operands, operand, 1e-12)
+
+
+@pytest.mark.parametrize("name", NATIVE)
+@given(case=geometries(max_dims=3), data=st.data())
+def test_zoo(name, case, data):
+    network = ZOO[name](case)
+    operands = operands_for(network)
+    operand = data.draw(st.sampled_from(sorted(operands)))
+    function = NATIVE[name](case)
+    check_derivatives(
+        network,
+        lambda **given: function(*(given[n] for n in ("x", "weight") if n in given)),
+        operands,
+        operand,
+        RELATIVE,
+    )
+
+
+def test_zoo_is_complete():
+    """Every public function that takes shapes and gives a network has an entry."""
+    from tnconv import diagrams
+
+    functions = {
+        name
+        for name in diagrams.__all__
+        if getattr(getattr(diagrams, name), "__annotations__", {}).get("return") is TensorNetwork
+    }
+    assert functions == NATIVE.keys()
+
+
+# Open legs, several directions, several occurrences
+
+
+@given(case=geometries(max_dims=2))
+def test_per_sample(case):
+    """A loop over samples, for both directions of a layer with a bias."""
+    network = with_bias(ZOO["conv"](case))
+    operands = operands_for(network)
+    x, weight, bias = (operands[name] for name in ("x", "weight", "bias"))
+    assume(len(x))
+    v = random_like(torch.empty(network.shape))
+    for name in ("weight", "bias"):
+
+        def value(p, at, name=name):
+            given = {"weight": weight, "bias": bias} | {name: p}
+            return case.conv(x[at : at + 1], **given)
+
+        derivative = network.vjp(name, per_sample=True)
+        known = {n: y for n, y in (operands | {"grad_output": v}).items()}
+        known = {n: known[n] for n in derivative.operands}
+        at = operands[name]
+        rows = [vjp(lambda p, i=i, f=value: f(p, i), at)[1](v[i : i + 1])[0] for i in range(len(x))]
+        assert_close(derivative.reference(**known), torch.stack(rows), RELATIVE)
+        directions = torch.stack([random_like(at, seed) for seed in range(len(x))])
+        forward = network.jvp(name, per_sample=True)
+        known = (operands | {f"tangent_{name}": directions}).items()
+        known = {n: y for n, y in known if n in forward.operands}
+        rows = [
+            jvp(lambda p, i=i, f=value: f(p, i), (at,), (directions[i],))[1] for i in range(len(x))
+        ]
+        assert_close(forward.reference(**known), torch.cat(rows), RELATIVE)
+
+
+@given(network=networks(min_tensors=1, max_legs=4), data=st.data())
+def test_kept_legs(network, data):
+    """At each value of a kept leg: the derivative of the network where a pattern pins the leg."""
+    operands = operands_for(network)
+    operand = data.draw(st.sampled_from(sorted(operands)))
+    leg = data.draw(st.sampled_from(sorted(network.sizes)))
+    size = network.sizes[leg]
+    pinned = [network.with_((*network.nodes, exactly({leg: 1}, at))) for at in range(size)]
+    v = random_like(torch.empty(network.shape))
+    t = random_like(torch.empty(size, *operands[operand].shape))
+    kept = evaluate(network.vjp(operand, keep=(leg,)), operands, grad_output=v)
+    assert kept.shape == t.shape
+    given_ = {f"tangent_{operand}": t}
+    forward = evaluate(network.jvp(operand, keep=(leg,)), operands, **given_)
+    for at, part in enumerate(pinned):
+        assert_close(kept[at], evaluate(part.vjp(operand), operands, grad_output=v))
+        given_ = {f"tangent_{operand}": t[at]}
+        forward = forward - evaluate(part.jvp(operand), operands, **given_)
+    assert_close(forward, torch.zeros_like(forward), 1e-10)
+
+
+def evaluate(network, operands, **more):
+    """The reference value at those of the operands that the network has."""
+    given_ = {name: x for name, x in (operands | more).items() if name in network.operands}
+    return network.reference(**given_)
+
+
+@given(network=networks(min_tensors=1, max_legs=4), count=st.integers(0, 3), data=st.data())
+def test_extra_legs_stack(network, count, data):
+    operands = operands_for(network)
+    operand = data.draw(st.sampled_from(sorted(operands)))
+    extra = {"v": count}
+    v = random_like(torch.empty(count, *network.shape))
+    t = random_like(torch.empty(count, *operands[operand].shape))
+    pulled = evaluate(network.vjp(operand, extra=extra), operands, grad_output=v)
+    pushed = evaluate(network.jvp(operand, extra=extra), operands, **{f"tangent_{operand}": t})
+    assert pulled.shape == t.shape and pushed.shape == v.shape
+    for at in range(count):
+        assert_close(pulled[at], evaluate(network.vjp(operand), operands, grad_output=v[at]))
+        single = evaluate(network.jvp(operand), operands, **{f"tangent_{operand}": t[at]})
+        assert_close(pushed[at], single)
+
+
+@given(case=geometries(max_dims=2))
+def test_extra_cotangents_of_every_sample(case):
+    """``extra`` and ``keep`` together: (several cotangents, samples, weight)."""
+    network = ZOO["conv"](case)
+    operands = operands_for(network)
+    v = random_like(torch.empty(2, *network.shape))
+    both = network.vjp("weight", extra={"v": 2}, per_sample=True)
+    assert both.shape == (2, len(operands["x"]), *case.weight_shape)
+    single = network.vjp("weight", per_sample=True)
+    rows = [evaluate(single, operands, grad_output=row) for row in v]
+    assert_close(evaluate(both, operands, grad_output=v), torch.stack(rows))
+
+
+@given(network=networks(min_tensors=1), data=st.data())
+def test_one_term_per_occurrence(network, data):
+    operand = data.draw(st.sampled_from(sorted(network.operands)))
+    count = [node.name for node in network.tensors].count(operand)
+    for derivative in (network.vjp(operand), network.jvp(operand), network.jacobian(operand)):
+        assert isinstance(derivative, Sum) and len(derivative.terms) == count
+    total = network + network.scaled(3)
+    assert len(total.vjp(operand).terms) == 2 * count
+    operands = operands_for(network)
+    v = random_like(torch.empty(network.shape))
+    once = evaluate(network.vjp(operand), operands, grad_output=v)
+    assert_close(evaluate(total.vjp(operand), operands, grad_output=v), 4 * once)
+
+
+# Second derivatives
+
+
+@given(case=geometries(max_dims=2))
+def test_mixed_second_derivative_of_a_layer(case):
+    network = ZOO["conv"](case)
+    operands = operands_for(network)
+    x, weight = operands["x"], operands["weight"]
+    v, t = random_like(torch.empty(network.shape)), random_like(weight)
+    expected = jvp(lambda w: vjp(lambda y: case.conv(y, w), x)[1](v)[0], (weight,), (t,))[1]
+    second = network.vjp("x").jvp("weight")
+    assert_close(second.reference(grad_output=v, tangent_weight=t), expected, RELATIVE)
+
+
+@given(network=networks(min_tensors=2, max_nodes=6, max_legs=4), data=st.data())
+def test_second_derivatives(network, data):
+    """Forward over reverse and reverse over reverse, also in an operand that occurs often."""
+    operands = operands_for(network)
+    names = st.sampled_from(sorted(operands))
+    first, second = data.draw(names), data.draw(names)
+    v, t = random_like(torch.empty(network.shape)), random_like(operands[second], 8)
+    u = random_like(operands[first], 9)
+
+    def gradient(y):
+        at = operands | {second: y}
+
+        def value(x):
+            return network.reference(**at | {first: x})
+
+        return vjp(value, at[first])[1](v)[0]
+
+    once = network.vjp(first)
+    if second not in once.operands:
+        with pytest.raises(ValueError, match=f"no operand '{second}'"):
+            once.jvp(second)
+        return
+    if first != second:
+        y = operands[second]
+        pushed = jvp(gradient, (y,), (t,))[1]
+        pulled = vjp(gradient, y)[1](u)[0]
+        given_ = {"grad_output": v, f"tangent_{second}": t, "other": u}
+        assert_close(evaluate(once.jvp(second), operands, **given_), pushed, 1e-11)
+        again = once.vjp(second, cotangent="other")
+        assert_close(evaluate(again, operands, **given_), pulled, 1e-11)
+
+
+@given(case=geometries(max_dims=2, groups=False))
+def test_hessian_of_an_operand_used_twice(case):
+    """KFAC is quadratic in x: its second derivative along t is twice its value at t."""
+    network = ZOO["kfac_expand"](case)
+    t = random_like(torch.empty(case.input_shape))
+    curved = network.jvp("x").jvp("x", tangent="t").reference(tangent_x=t, t=t)
+    assert_close(curved, 2 * network.reference(x=t), RELATIVE)
+
+
+def test_jacobian_of_a_small_layer():
+    case = Case((2, 4, 5), (2, 2, 3), padding=1, groups=2)
+    network = ZOO["conv"](case)
+    jacobian = network.jacobian("weight")
+    assert jacobian.shape == (2, 2, 5, 2, 2, 3) and list(jacobian.operands) == ["x"]

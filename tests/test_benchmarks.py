@@ -1,0 +1,77 @@
+"""The benchmarks' cases and contestants, never their times."""
+
+import pytest
+import torch
+
+from benchmarks import cases, contestants
+from benchmarks.cases import Layer
+from benchmarks.contestants import CONTESTANTS, OPERATIONS, TOLERANCE
+
+TINY = {
+    "general": Layer("tiny", ("a",), 3, 4, (3, 2), (1, 1), (1, 0), (1, 1), 1, (3, 6, 5), (4, 6, 4)),
+    "strided": Layer("tiny", ("b",), 2, 3, (3, 3), (2, 2), (1, 1), (1, 1), 1, (2, 8, 7), (3, 4, 4)),
+    "pointwise": Layer(
+        "tiny", ("c",), 4, 3, (1, 1), (1, 1), (0, 0), (1, 1), 1, (4, 5, 5), (3, 5, 5)
+    ),
+    "patch": Layer("tiny", ("d",), 3, 4, (2, 2), (2, 2), (0, 0), (1, 1), 1, (3, 6, 6), (4, 3, 3)),
+    "grouped": Layer("tiny", ("e",), 4, 6, (3, 3), (1, 1), (1, 1), (1, 1), 2, (4, 5, 5), (6, 5, 5)),
+    "depthwise": Layer(
+        "tiny", ("f",), 4, 4, (3, 3), (1, 1), (1, 1), (1, 1), 4, (4, 5, 5), (4, 5, 5)
+    ),
+}
+
+
+def test_layers_are_those_of_the_nine_networks():
+    layers = cases.layers()
+    assert len(layers) == len(set(layers)) == 130
+    assert sum(len(layer.layers) for layer in layers) == 329
+    assert len({layer.network for layer in layers}) == 9
+
+
+@pytest.mark.parametrize("layer", [*cases.layers(), *TINY.values()], ids=lambda layer: layer.name)
+def test_output_shape_is_torchs(layer):
+    x = torch.empty(1, *layer.input_shape, device="meta")
+    weight = torch.empty(layer.weight_shape, device="meta")
+    result = torch.nn.functional.conv2d(
+        x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
+    )
+    assert result.shape == (1, *layer.output_shape)
+    assert layer.batch in (1, 2, 4, 8, 16, 32)
+
+
+def test_quick_has_every_kind_of_every_network_once():
+    strata = [(layer.network, layer.kind) for layer in cases.quick()]
+    assert len(strata) == len(set(strata))
+    assert set(strata) == {(layer.network, layer.kind) for layer in cases.layers()}
+    assert {kind for _, kind in strata} == set(TINY)
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_kinds(kind):
+    assert TINY[kind].kind == kind
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("name", ["tnconv", "einconv"])
+def test_contestants_agree(name, kind, operation):
+    if name not in CONTESTANTS:
+        pytest.skip("einconv is not installed")
+    case = contestants.case(TINY[kind], batch=2)
+    result = CONTESTANTS[name](operation, case)()
+    assert contestants.error(result, CONTESTANTS["torch"](operation, case)()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("kind", TINY)
+def test_torch_agrees_with_the_definition(kind, operation):
+    case = contestants.case(TINY[kind], batch=2)
+    network = contestants.network(operation, case)
+    expected = network.reference(**{name: getattr(case, name) for name in network.operands})
+    result = CONTESTANTS["torch"](operation, case)()
+    assert contestants.error(result, expected) <= TOLERANCE
+
+
+def test_what_disagrees_is_an_error():
+    assert contestants.error(torch.ones(2), torch.ones(2, 1)) == float("inf")
+    assert contestants.error(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.5

@@ -1,0 +1,75 @@
+"""How the house is built: links, the direction of imports, and documented public names."""
+
+import ast
+import importlib
+import inspect
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("diagrams", "simplify", "codegen", "tnconv")
+SOURCES = [
+    path
+    for folder in FOLDERS
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if path.resolve() == path  # each file once, not again through the links
+]
+
+
+@pytest.mark.parametrize("folder", FOLDERS[:3])
+def test_links(folder):
+    link = ROOT / "tnconv" / folder
+    assert link.is_symlink() and os.readlink(link) == f"../{folder}"
+    assert (link / "__init__.py").is_file()
+
+
+def imported(path):
+    """The absolute names of everything that a file imports, also inside its functions."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    package = (parts if parts[0] == "tnconv" else ("tnconv", *parts))[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    """diagrams <- simplify <- codegen <- tnconv, and never a bare folder name."""
+    rank = FOLDERS.index(path.relative_to(ROOT).parts[0])
+    for name in imported(path):
+        top, *rest = name.split(".")
+        assert top not in FOLDERS[:3], f"imports {name}; write tnconv.{name}"
+        if top == "tnconv" and rank < 3:
+            assert rest and rest[0] in FOLDERS[: rank + 1], f"imports {name} from above"
+
+
+def test_the_import_test_sees_imports():
+    names = {name for path in SOURCES for name in imported(path)}
+    assert "tnconv.diagrams.network.TensorNetwork" in names
+
+
+@pytest.mark.parametrize("folder", FOLDERS[:3])
+def test_public_names_are_documented(folder):
+    module = importlib.import_module(f"tnconv.{folder}")
+    assert module.__doc__
+    names = getattr(module, "__all__", [])
+    assert len(set(names)) == len(names)
+    for name in names:
+        thing = getattr(module, name)
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            text = inspect.getdoc(thing) or ""
+            assert text and not text.startswith(f"{name}("), f"{name} has no docstring"
+
+
+def test_diagrams_are_public():
+    assert {"TensorNetwork", "conv"} <= set(importlib.import_module("tnconv.diagrams").__all__)
+
+
+def test_is_typed():
+    assert (ROOT / "tnconv" / "py.typed").is_file()
