@@ -99,14 +99,34 @@ class Program:
             ValueError: an operand is missing, unknown, or of another shape, dtype or device.
             TypeError: an operand is not a tensor.
         """
-        check(self.operands, operands)
-        given = [operands[name] for name in self.operands]
+        try:
+            given = [operands[name] for name in self.operands]
+            usable = len(given) == len(operands) and self._fits(given)
+        except (KeyError, AttributeError):
+            usable = False
+        if not usable:
+            check(self.operands, operands)
+        return self.run(*given)
+
+    def run(self, *given: Array) -> Array:
+        """`__call__` with operands by position, unchecked."""
         if given and _autocasts(given[0]):
             dtype = torch.get_autocast_dtype(given[0].device.type)
-            given = [array.to(dtype) for array in given]
+            given = tuple(array.to(dtype) for array in given)
         if self.has_native_kernels and any(array.is_complex() for array in given):
             return self.for_complex.function(*given)
         return self.function(*given)
+
+    def _fits(self, given: Sequence[Array]) -> bool:
+        """Whether shapes, dtypes and devices are as they should be; quick, without saying why."""
+        if [array.shape for array in given] != self._shapes:
+            return False
+        kinds = {(array.dtype, array.device) for array in given}
+        return len(kinds) <= 1
+
+    @cached_property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return list(self.operands.values())
 
     @cached_property
     def has_native_kernels(self) -> bool:

@@ -6,7 +6,7 @@ from math import prod
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
-from tnconv.diagrams.affine import Axis, Leg, Sizes, View
+from tnconv.diagrams.affine import Axis, Leg, Sizes, View, reach
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,19 @@ def read(writer: Writer, array: Array, view: View, sizes: Sizes) -> tuple[Writer
     assert split is not None
     pads = [axis.overhang(sizes) for axis in axes]
     writer, array = writer.pad(split, pads)
-    names: list[Leg | Axis] = list(axes)
+    dims: list[Axis | tuple[Leg, int]] = list(axes)
     for axis, (before, _) in zip(axes, pads, strict=True):
-        array = _read_axis(array, names, axis, before, sizes)
-    flipped = [leg for axis in view.axes for leg, a in axis.terms if a < 0]
-    if flips := [dim for dim, leg in enumerate(names) if leg in flipped]:
+        array = _read_axis(array, dims, axis, before, sizes)
+    terms = [dim for dim in dims if isinstance(dim, tuple)]
+    if flips := [at for at, (_, a) in enumerate(terms) if a < 0]:
         kernel = cost.copy(array.size, 1)
         writer, array = writer.run(f"{array.code}.flip({flips})", array.shape, kernel, "flip")
+    names = [leg for leg, _ in terms]
     while repeated := [leg for leg in names if names.count(leg) > 1]:
-        first, second = [dim for dim, leg in enumerate(names) if leg == repeated[0]][:2]
+        first, second = [at for at, leg in enumerate(names) if leg == repeated[0]][:2]
         array = array.diagonal(first, second)
         names = [*names[:first], *names[first + 1 : second], *names[second + 1 :], repeated[0]]
-    return writer, Value(array, tuple(str(name) for name in names))
+    return writer, Value(array, tuple(names))
 
 
 def _proper(view: View) -> tuple[Axis, ...]:
@@ -52,25 +53,25 @@ def _proper(view: View) -> tuple[Axis, ...]:
 
 
 def _read_axis(
-    array: Array, names: list[Leg | Axis], axis: Axis, before: int, sizes: Sizes
+    array: Array, dims: list[Axis | tuple[Leg, int]], axis: Axis, before: int, sizes: Sizes
 ) -> Array:
-    """Turn the dimension of one axis into those of its legs; ``names`` follows the dimensions."""
-    dim = next(at for at, name in enumerate(names) if name is axis)
+    """Turn the dimension of one axis into those of its terms; ``dims`` follows the dimensions."""
+    dim = next(at for at, other in enumerate(dims) if other is axis)
     if not axis.terms:
-        del names[dim]
+        del dims[dim]
         return array.select(dim, axis.offset + before)
-    start = axis.offset + before + sum(a * (sizes[leg] - 1) for leg, a in axis.terms if a < 0)
-    *outer, (last, step) = sorted(((leg, abs(a)) for leg, a in axis.terms), key=lambda t: -t[1])
+    start = axis.offset + before + reach(axis.terms, sizes)[0]
+    *outer, last = sorted(axis.terms, key=lambda term: -abs(term[1]))
     if outer:
-        array = array.narrow(dim, start, _span([*outer, (last, step)], sizes))
+        array = array.narrow(dim, start, _span([*outer, last], sizes))
         start = 0
-    for at, (leg, a) in enumerate(outer, 1):
-        array = array.unfold(dim, _span([*outer[at:], (last, step)], sizes), a)
-        names[dim] = leg
-        names.append(axis)
-        dim = len(names) - 1
-    names[dim] = last
-    return array.narrow(dim, start, sizes[last], step)
+    for at, term in enumerate(outer, 1):
+        array = array.unfold(dim, _span([*outer[at:], last], sizes), abs(term[1]))
+        dims[dim] = term
+        dims.append(axis)
+        dim = len(dims) - 1
+    dims[dim] = last
+    return array.narrow(dim, start, sizes[last[0]], abs(last[1]))
 
 
 def _span(terms: Sequence[tuple[Leg, int]], sizes: Sizes) -> int:
@@ -147,7 +148,7 @@ def _embed(
             spans = [_span(terms[n + 1 :], sizes) for n in range(len(terms))]
             if any(a < span for (_, a), span in zip(terms, spans, strict=True)):
                 return _unrolled(writer, array, axes, at, dim, sizes)
-            low = axis.offset + sum(a * (sizes[leg] - 1) for leg, a in axis.terms if a < 0)
+            low = axis.offset + reach(axis.terms, sizes)[0]
             writer, array = _embed_nested(writer, array, dim, [a for _, a in terms])
             pads = [(0, 0)] * len(array.shape)
             pads[dim] = (low, axis.size - low - array.shape[dim])

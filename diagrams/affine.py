@@ -32,8 +32,8 @@ def replace(terms: Terms, leg: Leg, by: Terms) -> Terms:
 
 
 def reach(terms: Terms, sizes: Sizes) -> tuple[int, int]:
-    """The least and the greatest value of ``Σ a·leg`` over ``0 <= leg < size``."""
-    ends = [a * (sizes[leg] - 1) for leg, a in terms]
+    """The least and the greatest value of ``Σ a·leg`` over ``0 <= leg < max(1, size)``."""
+    ends = [a * max(0, sizes[leg] - 1) for leg, a in terms]
     return sum(e for e in ends if e < 0), sum(e for e in ends if e > 0)
 
 

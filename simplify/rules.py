@@ -254,6 +254,8 @@ def _implies(tn: TensorNetwork, view: View, pattern: Pattern) -> bool:
 
 def _band(values: range, a: int, size: int) -> range | None:
     """{v - a·f : v in values, f < size} if it is a progression that meets nothing twice."""
+    if size == 0:
+        return range(0)
     low, high = min(0, -a * (size - 1)), max(0, -a * (size - 1))
     step, count = abs(a), len(values)
     if count == 1:

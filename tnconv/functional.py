@@ -206,12 +206,13 @@ def _input_vjp(*settings: Setting) -> Sum:
 
 
 @lru_cache(maxsize=4096)
-def _program(diagram: Diagram, settings: tuple[Setting, ...]) -> Program:
-    return compile(diagram(*settings))
+def _program(name: str, *settings: Setting) -> Program:
+    return compile(_DIAGRAMS[name](*settings))
 
 
 def _run(diagram: Diagram, settings: Sequence[object], operands: Mapping[str, Tensor]) -> Tensor:
-    result: Tensor = _entry(diagram.__name__, tuple(settings), tuple(operands), *operands.values())
+    names, arrays = tuple(operands), operands.values()
+    result: Tensor = _entry(diagram.__name__, tuple(settings), names, *arrays)
     return result
 
 
@@ -220,7 +221,10 @@ def _run(diagram: Diagram, settings: Sequence[object], operands: Mapping[str, Te
 def _entry(
     name: str, settings: tuple[object, ...], names: tuple[str, ...], *arrays: Tensor
 ) -> Tensor:
-    program = _program(_DIAGRAMS[name], tuple(map(_hashable, settings)))
+    try:
+        program = _program(name, *settings)
+    except TypeError:  # sizes can be symbols or in lists, which do not hash
+        program = _program(name, *map(_hashable, settings))
     return program(**dict(zip(names, arrays, strict=True)))
 
 
