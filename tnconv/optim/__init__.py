@@ -1,1 +1,5 @@
-"""Optimizers."""
+"""Optimizers that run on compiled diagrams."""
+
+from tnconv.optim.kfac import KFAC
+
+__all__ = ["KFAC"]

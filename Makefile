@@ -1,0 +1,33 @@
+# make demo: train a small network and see what the compiler did.   make test: everything is right.
+# Each creates .venv with what it needs. Another torch build: make test TORCH_INDEX=<its index URL>
+PYTHON ?= python3.11
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST_ARGS ?= -n 2
+
+.PHONY: demo test lint bench
+demo: $(VENV)/.demo
+	$(BIN)/python -m tnconv demo
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.peers
+	$(BIN)/python -m benchmarks.layers --quick
+
+# torch comes first and alone: later packages then keep the build that is there.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	touch $@
+
+$(VENV)/.%: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[$*]'
+	touch $@

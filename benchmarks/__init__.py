@@ -1,0 +1,1 @@
+"""Scripts that measure tnconv against torch and einconv. See ``benchmarks/README.md``."""

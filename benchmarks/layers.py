@@ -1,0 +1,272 @@
+"""Operations of convolution layers: tnconv against torch's own way and einconv.
+
+Run as ``python -m benchmarks.layers --quick``; ``--help`` lists the options.
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from math import exp, log
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+import tnconv
+from benchmarks import cases, contestants, measure
+from benchmarks.contestants import CONTESTANTS, OPERATIONS, TOLERANCE, Case, TooLargeError
+
+OURS = "tnconv"
+SLOWER = 0.95  # where both ratios are below, tnconv is reported as slower than torch
+
+
+@dataclass
+class Row:
+    """One operation on one layer; ratios above 1 mean that tnconv is faster."""
+
+    operation: str
+    layer: str
+    kind: str
+    shapes: str
+    count: int
+    batch: int
+    plan: str
+    work: str
+    predicted: float
+    compiling: float
+    median: dict[str, float] = field(default_factory=dict)
+    minimum: dict[str, float] = field(default_factory=dict)
+    rounds: dict[str, int] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    not_timed: dict[str, str] = field(default_factory=dict)
+
+    def ratio(self, name: str, statistic: str = "median") -> float | None:
+        """How many times longer than tnconv's a contestant's call takes."""
+        times = getattr(self, statistic)
+        return times[name] / times[OURS] if name in times and OURS in times else None
+
+    @property
+    def slower(self) -> bool:
+        """Whether tnconv is slower than torch by more than 5%, by medians and by minima."""
+        ratios = [self.ratio("torch", statistic) for statistic in ("median", "minimum")]
+        return all(ratio is not None and ratio < SLOWER for ratio in ratios)
+
+
+def row(operation: str, case: Case, options: argparse.Namespace) -> Row:
+    """Check every contestant against torch's result, then time those that agree."""
+    layer, device = case.layer, options.device
+    started = time.process_time()
+    program = tnconv.compile(contestants.network(operation, case))
+    compiling = time.process_time() - started
+    code = "; ".join(step.code for step in program.steps)
+    (best, *others), *_ = program.terms
+    result = Row(
+        operation,
+        layer.name,
+        layer.kind,
+        layer.describe(),
+        len(layer.layers),
+        len(case.x),
+        best.label,
+        " ".join(re.findall(r"F\.\w+|aten\.\w+|torch\.\w+(?=\()|@|permute|unfold", code)),
+        best.seconds,
+        compiling,
+    )
+    makers: dict[str, Callable[[], Callable[[], Tensor]]] = {
+        name: partial(make, operation, case) for name, make in CONTESTANTS.items()
+    }
+    for plan in others[: options.plans]:
+        other = replace(program, terms=((plan, best),))
+        operands = {name: getattr(case, name) for name in program.operands}
+        label = f"{plan.label} (predicted {plan.seconds * 1e3:.3g} ms)"
+        makers[label] = partial(partial, other, **operands)
+    calls = _agreeing(makers, result.not_timed)
+    if options.memory:
+        result.memory = {name: measure.peak_memory(call, device) for name, call in calls.items()}
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    for name, timing in measure.interleaved(calls, options.seconds, device, clock).items():
+        result.median[name] = timing.median
+        result.minimum[name] = timing.minimum
+        result.rounds[name] = len(timing.samples)
+    return result
+
+
+def _agreeing(
+    makers: dict[str, Callable[[], Callable[[], Tensor]]], not_timed: dict[str, str]
+) -> dict[str, Callable[[], Tensor]]:
+    """The calls whose results equal torch's; why the others are left out goes to ``not_timed``."""
+    calls: dict[str, Callable[[], Tensor]] = {}
+    expected = makers["torch"]()()
+    for name, make in makers.items():
+        try:
+            call = make()
+            error = contestants.error(call(), expected)
+        except TooLargeError as reason:
+            not_timed[name] = f"too large: {reason}"
+        except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as reason:
+            not_timed[name] = f"failed: {type(reason).__name__}: {str(reason)[:200]}"
+        else:
+            if error <= TOLERANCE:
+                calls[name] = call
+            else:
+                not_timed[name] = f"wrong: relative error {error:.1e}"
+    return calls
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """All cases that the command line asks for, layer by layer."""
+    chosen = cases.quick() if options.quick else cases.layers()
+    for layer in chosen:
+        if options.network in (None, layer.network):
+            case = contestants.case(layer, options.batch, options.device)
+            for operation in options.operation or OPERATIONS:
+                yield row(operation, case, options)
+
+
+def summary(found: Sequence[Row], name: str) -> dict[str, float]:
+    """Geometric mean, median and worst of the ratios to one contestant."""
+    ratios = [ratio for row in found if (ratio := row.ratio(name)) is not None]
+    if not ratios:
+        return {"cases": 0}
+    return {
+        "cases": len(ratios),
+        "geometric mean": exp(sum(map(log, ratios)) / len(ratios)),
+        "median": median(ratios),
+        "worst": min(ratios),
+    }
+
+
+def show(found: Sequence[Row]) -> None:
+    """Tables per operation, the summary, and where tnconv is slower than torch."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    peers = [name for name in CONTESTANTS if name != OURS]
+    for operation in dict.fromkeys(row.operation for row in found):
+        memory = [name for name in CONTESTANTS if any(name in row.memory for row in found)]
+        table = Table(title=operation)
+        for column in ("layer", "shapes", "n", "tnconv ms", *peers, "plan"):
+            number = column in ("n", "tnconv ms", *peers)
+            table.add_column(column, justify="right" if number else "left")
+        for name in memory:
+            table.add_column(f"{name} MB", justify="right")
+        for row in found:
+            if row.operation == operation:
+                table.add_row(
+                    *(row.layer, row.shapes, str(row.batch)),
+                    f"{row.median[OURS] * 1e3:.3f}" if OURS in row.median else "wrong",
+                    *(_cell(row, name) for name in peers),
+                    row.plan,
+                    *(f"{row.memory.get(name, 0) / 1e6:.1f}" for name in memory),
+                )
+        console.print(table)
+    table = Table(title="ratios to tnconv: above 1, tnconv is faster")
+    for column in ("operation", "contestant", "cases", "geometric mean", "median", "worst"):
+        table.add_column(column)
+    for operation in dict.fromkeys(row.operation for row in found):
+        for name in peers:
+            values = summary([row for row in found if row.operation == operation], name)
+            table.add_row(operation, name, *(f"{value:.3g}" for value in values.values()))
+    console.print(table)
+    slow = [row for row in found if row.slower]
+    console.print(f"slower than torch by more than 5%: {len(slow)} of {len(found)}")
+    for row in sorted(slow, key=lambda row: row.ratio("torch") or 1.0):
+        console.print(
+            f"  {row.ratio('torch'):.2f} (minima {row.ratio('torch', 'minimum'):.2f})  "
+            f"{row.operation} {row.layer}  {row.shapes}  n={row.batch}\n"
+            f"      {row.plan}: {row.work}, predicted {row.predicted * 1e3:.3g} ms",
+            soft_wrap=True,
+            highlight=False,
+        )
+        for name in row.median.keys() - CONTESTANTS.keys():
+            console.print(f"      {row.ratio(name):.2f} {name}", soft_wrap=True, highlight=False)
+    for row in found:
+        for name, why in row.not_timed.items():
+            console.print(f"not timed: {row.operation} {row.layer} {name}: {why}", soft_wrap=True)
+
+
+def _cell(row: Row, name: str) -> str:
+    if (ratio := row.ratio(name)) is not None:
+        return f"{ratio:.2f}" + ("*" if row.rounds[name] == 1 else "")
+    return row.not_timed.get(name, "").partition(":")[0]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(prog="python -m benchmarks.layers", description=__doc__)
+    result.add_argument("--quick", action="store_true", help="one layer per network and kind")
+    result.add_argument("--operation", action="append", choices=OPERATIONS, help="repeatable")
+    result.add_argument("--network", choices=dict.fromkeys(h.network for h in cases.layers()))
+    result.add_argument("--device", default="cpu")
+    result.add_argument("--batch", type=int, help="one batch size for all layers")
+    result.add_argument("--seconds", type=float, help="time per case (quick: 0.2, else 0.8)")
+    result.add_argument("--threads", type=int, help="torch's threads")
+    result.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="one thread, and its own time: for a CPU that others use at the same time",
+    )
+    result.add_argument("--memory", action="store_true", help="also peak memory")
+    result.add_argument("--plans", type=int, default=0, help="also so many of tnconv's other plans")
+    result.add_argument("--json", type=Path, help="write results to this file")
+    result.add_argument(
+        "--default-allocator", action="store_true", help="leave malloc's settings as they are"
+    )
+    return result
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what the command line asks for."""
+    options = parser().parse_args(arguments)
+    if not options.default_allocator:
+        measure.with_allocator("benchmarks.layers", arguments)
+    try:
+        import rich.progress
+    except ImportError:
+        sys.exit("benchmarks print with rich, which is missing: pip install 'tnconv[demo]'")
+    if options.seconds is None:
+        options.seconds = 0.2 if options.quick else 0.8
+    if options.cpu_time or options.threads:
+        torch.set_num_threads(1 if options.cpu_time else options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if "einconv" not in CONTESTANTS:
+        print("einconv is not installed (pip install 'tnconv[peers]'): left out", file=sys.stderr)
+    started, found = time.perf_counter(), []
+    for result in rich.progress.track(rows(options), "measuring", total=None):
+        found.append(result)
+        if options.json:
+            _write(options, found)
+    show(found)
+    print(f"{len(found)} cases in {time.perf_counter() - started:.0f} s")
+
+
+def _write(options: argparse.Namespace, found: Sequence[Row]) -> None:
+    """What was found until now, so that an interrupted run leaves its results."""
+    summaries = {
+        operation: {
+            name: summary([row for row in found if row.operation == operation], name)
+            for name in CONTESTANTS
+            if name != OURS
+        }
+        for operation in dict.fromkeys(row.operation for row in found)
+    }
+    results = {
+        "environment": measure.environment(options.device),
+        "clock": "one thread's CPU time" if options.cpu_time else "wall time",
+        "seconds_per_case": options.seconds,
+        "summary": summaries,
+        "rows": [asdict(row) for row in found],
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,161 @@
+"""Measuring: interleaved times, peak memory, and the environment they were taken in."""
+
+import gc
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import ceil
+from pathlib import Path
+from random import Random
+from statistics import median
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Call = Callable[[], object]
+Clock = Callable[[], float]
+SAMPLE = 2e-3  # seconds that one sample takes at least, by repeating the call
+SHORT = 2e-2  # seconds; a shorter call is run untimed before each sample
+FEWEST, MOST = 3, 200  # rounds
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+@dataclass
+class Timing:
+    """Seconds per call, one entry per sample."""
+
+    repetitions: int
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return median(self.samples)
+
+    @property
+    def minimum(self) -> float:
+        return min(self.samples)
+
+
+def interleaved(
+    calls: Mapping[str, Call],
+    seconds: float,
+    device: str = "cpu",
+    clock: Clock = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time all calls in turns, for about ``seconds`` of the clock together.
+
+    Every round takes one sample of each call, in random order, so that what else the machine does
+    meets all alike. A short call runs once untimed before its sample: what the call before left in
+    the caches would favour or harm it. There are at least 3 rounds; a call that takes half of the
+    time by itself is timed once, before them. All calls have run before.
+    """
+    shuffle = Random(0).shuffle
+    with _no_garbage():
+        once = {name: _seconds(call, 1, device, clock) for name, call in calls.items()}
+        timings = {name: Timing(ceil(SAMPLE / once[name])) for name in calls}
+        names = [name for name in calls if once[name] < seconds / 2]
+        for name in calls.keys() - set(names):
+            timings[name].samples.append(once[name])
+        started = clock()
+        for turn in range(MOST if names else 0):
+            if turn >= FEWEST and clock() - started > seconds:
+                break
+            shuffle(names)
+            for name in names:
+                if once[name] < SHORT:
+                    calls[name]()
+                taken = _seconds(calls[name], timings[name].repetitions, device, clock)
+                timings[name].samples.append(taken)
+    return timings
+
+
+def _seconds(call: Call, repetitions: int, device: str, clock: Clock) -> float:
+    _synchronize(device)
+    started = clock()
+    for _ in range(repetitions):
+        call()
+    _synchronize(device)
+    return (clock() - started) / repetitions
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def peak_memory(call: Call, device: str = "cpu") -> int:
+    """The most bytes that one call holds at a time: its result and the kernels' scratch space.
+
+    It is the running sum of the profiler's memory events on the device, so operands do not count.
+    """
+    activities = [ProfilerActivity.CPU]
+    kind = torch.device(device).type
+    if kind == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities, profile_memory=True) as run:
+        result = call()
+        _synchronize(device)
+    del result
+    assert run.profiler is not None
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in run.profiler.kineto_results.events()
+        if event.name() == "[memory]" and event.device_type().name.lower() == kind
+    ]
+    held = peak = 0
+    for _, change in sorted(events, key=lambda event: event[0]):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def environment(device: str) -> dict[str, object]:
+    """What the numbers depend on. Under ``allocator`` the default setting is False."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": device_name(device),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "allocator": all(os.environ.get(name) == value for name, value in ALLOCATOR.items()),
+    }
+
+
+def device_name(device: str) -> str:
+    """The GPU's or the processor's name."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor()} ({os.cpu_count()} cores)"
+
+
+def with_allocator(module: str, arguments: Sequence[str]) -> None:
+    """Start this Python module again with `ALLOCATOR` set, which malloc only reads at the start.
+
+    By default fresh pages cost more than many kernels, and differently in every run.
+    """
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+        command = [sys.executable, "-m", module, *arguments]
+        os.execvpe(sys.executable, command, {**os.environ, **ALLOCATOR})
