@@ -7,7 +7,7 @@ from math import isqrt, prod
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Step, Writer, contiguous
-from tnconv.codegen.contraction import contract
+from tnconv.codegen.contraction import contract, sum_out
 from tnconv.codegen.convolution import native
 from tnconv.codegen.covers import Cover, Route, dense, window
 from tnconv.codegen.taps import taps
@@ -60,7 +60,8 @@ def plans(
             for name, shape in network.operands.items()
         }
         _search(Cover(network, arrays), form, [ROUTES[name] for name in routes], optimize, found)
-    found.sort(key=lambda plan: plan.seconds)
+    simplest = list(reversed(forms))
+    found.sort(key=lambda plan: (plan.seconds, simplest.index(plan.form)))
     whole = [plan for plan in found if plan.routes == ("native",) and plan.form == "as given"]
     if whole and whole[0].seconds <= CLEARLY * found[0].seconds:
         found.remove(whole[0])
@@ -115,6 +116,11 @@ def _contract_scaled(
     if not values:
         array = Array("one", (), ())
         return _scaled(writer, Value(array, ()), scale)
+    if len(values) == 2:
+        a, b = values
+        writer, a = sum_out(writer, a, {*output, *b.legs})
+        writer, b = sum_out(writer, b, {*output, *a.legs})
+        values = [a, b]
     if len(values) == 2 and values[0].array == values[1].array:
         size = prod(values[0].array.shape)
         root = _root(scale)

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tnconv import diagrams
 from tnconv.codegen import compile
@@ -57,7 +58,7 @@ def network(given: Namespace) -> Expression:
         return _linear(tuple(given.input), tuple(given.weight), given.operation)
     shape, weight = tuple(given.input), tuple(given.weight)
     names = ("stride", "padding", "dilation", "groups")
-    settings = {name: _one_or_all(getattr(given, name)) for name in names}
+    settings: dict[str, Any] = {name: _one_or_all(getattr(given, name)) for name in names}
     layer = diagrams.conv(shape, weight, **settings)
     if given.operation in OF_LAYER:
         return OF_LAYER[given.operation](layer)

@@ -64,7 +64,8 @@ class Task:
         images = torch.tensor(digits.images / 16, dtype=torch.float32).unsqueeze(1)
         labels = torch.tensor(digits.target)
         order = torch.randperm(len(images), generator=self._generator)
-        return tuple((images[part], labels[part]) for part in order.split([1000, 297, 500]))
+        parts = torch.split(order, [1000, 297, 500])
+        return tuple((images[part], labels[part]) for part in parts)
 
     @property
     def network(self) -> nn.Sequential:
@@ -91,7 +92,7 @@ class Task:
         optimizer, losses = make(network), []
         for _ in range(settings.epochs):
             order = torch.randperm(len(images), generator=generator)
-            batches = [(images[at], labels[at]) for at in order.split(settings.batch)]
+            batches = [(images[at], labels[at]) for at in torch.split(order, settings.batch)]
             sums = [_step(network, optimizer, batch) * len(batch[0]) for batch in batches]
             losses.append(sum(sums) / len(images))
             advance()
@@ -150,7 +151,8 @@ def _step(network: nn.Module, optimizer: torch.optim.Optimizer, batch: Part) -> 
 @torch.no_grad()
 def _accuracy(network: nn.Module, part: Part) -> float:
     images, labels = part
-    return (network(images).argmax(1) == labels).float().mean().item()
+    correct: Tensor = network(images).argmax(1) == labels
+    return correct.float().mean().item()
 
 
 def _percent(runs: Sequence[Run]) -> float:
