@@ -286,7 +286,7 @@ def _work(
     """The price of one kernel: every channel pair of a group meets at every (o, k).
 
     Operands in another order are copied first. A kernel with more positions than outputs takes
-    torch's slow paths; where the outputs are one position it is a matrix product, unless dilated.
+    torch's slow paths; with a single output it is a matrix product, if nothing is in the way.
     """
     legs = (*roles.group, *roles.summed, *roles.a, *roles.b)
     flops = 2 * match.size(*legs) * prod(match.sizes("o")) * prod(match.sizes("k"))
@@ -306,6 +306,6 @@ def _work(
     )
     outputs, taps = prod(match.sizes("o")), prod(match.sizes("k"))
     dilated = any(joint.dilation > 1 for joint in match.joints)
-    slow = 1 if taps <= outputs else 5 if outputs > 1 or dilated else 1.5
     copies = [cost.copy(x.size, x.run).seconds for x in (first, second) if x.run < x.size]
-    return replace(kernel, seconds=slow * kernel.seconds + sum(copies))
+    slow = taps > outputs and (outputs > 1 or dilated or copies)
+    return replace(kernel, seconds=(5 if slow else 1) * kernel.seconds + sum(copies))

@@ -37,7 +37,7 @@ def _band(cover: Cover, at: int) -> tuple[Leg, Leg, int] | None:
     """(summed leg i, tap leg k, tensor) of a two-leg pattern, if one tensor holds i and not k."""
     tn, pattern = cover.network, cover.network.nodes[at]
     assert isinstance(pattern, Pattern)
-    if len(pattern.terms) != 2:
+    if len(pattern.terms) != 2 or len(pattern.values) == 1:
         return None
     for (i, a), (k, _) in (pattern.terms, pattern.terms[::-1]):
         others = [other for other in tn.holders[i] if other != at]
