@@ -68,6 +68,10 @@ class Axis:
     offset: int = 0
     terms: Terms = ()
 
+    def __post_init__(self) -> None:
+        if self.terms:
+            object.__setattr__(self, "terms", linear(self.terms))
+
     def substitute(self, leg: Leg, offset: int, by: Terms) -> "Axis":
         factor = dict(self.terms).get(leg)
         if factor is None:

@@ -92,9 +92,9 @@ def geometry(
         ValueError: sizes that do not fit together or that give no output.
         TypeError: a hyper-parameter that is no int, tuple or (for padding) string.
     """
-    shape = tuple(input_shape)
+    shape = checked_shape("input", input_shape)
     if dims is None:
-        dims = len(shape) - 2 if isinstance(kernel_size, int) else len(kernel_size)
+        dims = len(kernel_size) if isinstance(kernel_size, Sequence) else len(shape) - 2
     if len(shape) not in (dims + 1, dims + 2) or dims < 0:
         raise ValueError(
             f"input has shape {shape}; expected (batch, channels) or (channels,), then {dims} "
@@ -126,7 +126,7 @@ def layer_geometry(
     Raises:
         ValueError: as `geometry`, or a weight that does not fit the input or the groups.
     """
-    weight = tuple(weight_shape)
+    weight = checked_shape("weight", weight_shape)
     if len(weight) < 2:
         raise ValueError(f"weight has shape {weight}; expected (out, in / groups, *kernel_size)")
     h = geometry(input_shape, weight[2:], stride, padding, dilation, groups)
@@ -138,6 +138,20 @@ def layer_geometry(
     if weight[0] % groups:
         raise ValueError(f"groups={groups} does not divide the {weight[0]} output channels")
     return Geometry(h.batch, groups, h.in_channels, h.windows, weight[0] // groups)
+
+
+def checked_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """``shape`` as a tuple; a tensor in its place is refused without showing its contents.
+
+    Raises:
+        TypeError: no sequence of ints.
+    """
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"{name} shape is a {type(shape).__name__}; expected a tuple of ints")
+    for size in shape:
+        if not isinstance(size, int):
+            raise TypeError(f"{name} shape has a {type(size).__name__} in it; expected ints")
+    return tuple(shape)
 
 
 def per_dimension(name: str, value: IntOrTuple, dims: int, least: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from tnconv.diagrams.geometry import (
     Geometry,
     IntOrTuple,
     Padding,
+    checked_shape,
     geometry,
     layer_geometry,
 )
@@ -57,7 +58,8 @@ def linear(input_shape: Sequence[int], weight_shape: Sequence[int]) -> TensorNet
     Raises:
         ValueError: a weight that is no matrix or does not fit the input.
     """
-    shape, weight = tuple(input_shape), tuple(weight_shape)
+    shape = checked_shape("input", input_shape)
+    weight = checked_shape("weight", weight_shape)
     if len(weight) != 2:
         raise ValueError(f"weight has shape {weight}; expected (out_features, in_features)")
     if not shape or shape[-1] != weight[1]:

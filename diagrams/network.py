@@ -1,9 +1,10 @@
 """The intermediate representation: a tensor network."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import islice, product
 from types import MappingProxyType
 
 import networkx
@@ -109,19 +110,40 @@ class TensorNetwork(Expression):
         """This network with legs named by where they are held.
 
         Two legs that are held at the same places with the same coefficients can be exchanged, so
-        sorting the legs by their places is a complete normal form for a given order of nodes.
+        sorting the legs by their places is a complete normal form for a given order of nodes. The
+        sign of a pattern is fixed without names, or where nothing tells, both signs are tried.
         """
-        places: dict[Leg, list[tuple[int, int, int]]] = {leg: [] for leg in self.sizes}
+        tensors: dict[Leg, list[tuple[int, int, int]]] = {leg: [] for leg in self.sizes}
         for at, view in enumerate((self.result, *(node.view for node in self.tensors))):
             for position, axis in enumerate(view.axes):
                 for leg, a in axis.terms:
-                    places[leg].append((at, position, a))
-        tensors = {leg: (tuple(found), self.sizes[leg]) for leg, found in places.items()}
-        for at, pattern in self.patterns:
-            for leg, a in _unnamed_terms(pattern, tensors):
-                places[leg].append((-1, at, a))
-        order = sorted(self.sizes, key=lambda leg: (places[leg], self.sizes[leg]))
-        return self.rename({leg: f"l{at:04d}" for at, leg in enumerate(order)})
+                    tensors[leg].append((at, position, a))
+        choices = [self._signs(pattern, tensors) for _, pattern in self.patterns]
+
+        def rows(signs: Sequence[int]) -> list[tuple[list[tuple[int, int, int]], int, Leg]]:
+            places = {leg: list(found) for leg, found in tensors.items()}
+            for (at, pattern), sign in zip(self.patterns, signs, strict=True):
+                for leg, a in pattern.terms:
+                    places[leg].append((-1, at, sign * a))
+            return sorted((places[leg], size, leg) for leg, size in self.sizes.items())
+
+        tried = islice(product(*choices), 2**10)  # equal networks found unequal only cost time
+        order = min(map(rows, tried), key=lambda rows: [row[:2] for row in rows])
+        return self.rename({leg: f"l{at:04d}" for at, (*_, leg) in enumerate(order)})
+
+    def _signs(
+        self, pattern: Pattern, places: Mapping[Leg, list[tuple[int, int, int]]]
+    ) -> list[int]:
+        """The sign whose values and terms come first, whatever legs are called; both if alike."""
+        ends = (pattern.values[0], pattern.values[-1]) if pattern.values else ()
+        keys = {
+            sign: (
+                sorted(sign * end for end in ends),
+                sorted((places[leg], self.sizes[leg], sign * a) for leg, a in pattern.terms),
+            )
+            for sign in (1, -1)
+        }
+        return [sign for sign, key in keys.items() if key == min(keys.values())]
 
     @cached_property
     def _key(self) -> tuple[object, ...]:
@@ -271,22 +293,3 @@ class TensorNetwork(Expression):
             ValueError: the number of entries differs.
         """
         return self.with_(result=View(shape, self.result.axes))
-
-
-def _unnamed_terms(
-    pattern: Pattern, places: Mapping[Leg, tuple[tuple[tuple[int, int, int], ...], int]]
-) -> Terms:
-    """A pattern's terms with a sign that does not depend on leg names, as its normal form's does.
-
-    Of both signs the one whose values and coefficients come first; where they are alike, none.
-    """
-    signed = []
-    for sign in (1, -1):
-        values = (
-            sorted((sign * pattern.values[0], sign * pattern.values[-1])) if pattern.values else ()
-        )
-        terms = tuple((leg, sign * a) for leg, a in pattern.terms)
-        signed.append(((tuple(values), sorted((places[leg], a) for leg, a in terms)), terms))
-    if signed[0][0] == signed[1][0]:
-        return tuple((leg, abs(a)) for leg, a in pattern.terms)
-    return min(signed)[1]

@@ -130,3 +130,9 @@ def test_view():
 
 def test_fresh():
     assert [fresh("a", taken) for taken in ((), ("a",), ("a", "a'"))] == ["a", "a'", "a''"]
+
+
+def test_axes_add_equal_legs():
+    axis = Axis(5, 0, (("b", 2), ("a", 1), ("a", 1), ("c", 0)))
+    assert axis == Axis(5, 0, (("a", 2), ("b", 2)))
+    assert axis.substitute("a", 1, (("b", 1),)) == Axis(5, 2, (("b", 4),))
