@@ -75,7 +75,7 @@ def dense_factors(a: Tensor, s: Tensor, flavour: str) -> tuple[Tensor, Tensor]:
     return inputs, samples * torch.einsum("ngi,ngj->gij", s, s)
 
 
-def in_order(module: nn.Module) -> KFAC:
+def plain_steps(module: nn.Module) -> KFAC:
     """An optimizer without momentum or trust region, so that a step shows the preconditioner."""
     return KFAC(module, lr=1.0, momentum=0.0, kl_clip=inf)
 
@@ -360,7 +360,7 @@ def test_a_bias_beside_a_frozen_weight_is_preconditioned():
     layer = nn.Linear(3, 2)
     layer.weight.requires_grad_(False)
     old = layer.bias.detach().clone()
-    optimizer = in_order(layer)
+    optimizer = plain_steps(layer)
     mean_loss(layer(torch.rand(4, 3))).backward()
     optimizer.step()
     damped = optimizer.state[layer.weight]["B"][0] + 0.01 * torch.eye(2)
