@@ -164,7 +164,7 @@ def _weight_gradient(match: Match) -> Cover:
     writer, image, padding = _padded(writer, image, match)
     writer, given = _arrange(writer, v, roles.summed, roles.group + roles.b, *_each(o))
     shape = (given.shape[1], match.size(*roles.a), *match.sizes("k"))
-    like = f"{given.code}.new_zeros(1).expand({', '.join(map(str, shape))})"
+    like = f"{given.code}.new_empty({', '.join(map(str, shape))})"
     code = _backward(match, given.code, image.code, like, padding, match.size(*roles.group), 1)
     work = _work(match, roles, "weight gradient", image, given, shape)
     writer, array = writer.run(code, shape, work, f"weight gradient over {', '.join(i)}")
@@ -180,7 +180,7 @@ def _input_gradient(match: Match) -> Cover:
     padding = _native_padding(match)
     sizes = match.sizes("i") if padding is not None else _full(match)
     shape = (given.shape[0], match.size(*roles.group, *roles.a), *sizes)
-    like = f"{given.code}.new_zeros(1).expand({', '.join(map(str, shape))})"
+    like = f"{given.code}.new_empty({', '.join(map(str, shape))})"
     groups = match.size(*roles.group)
     code = _backward(match, given.code, like, kernel.code, padding or [0] * len(i), groups, 0)
     work = _work(match, roles, "input gradient", given, kernel, shape)

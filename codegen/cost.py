@@ -13,6 +13,7 @@ SKINNY = 1.4e9  # entries/s of a product with few rows or columns
 CONVOLUTION = 1.9e11  # flop/s of a native convolution with many channels, and of its input gradient
 WEIGHT_GRADIENT = 1.2e11
 DEPTHWISE = 2.5e10
+DEPTHWISE_WEIGHT_GRADIENT = 8e9
 BANDWIDTH = 3e10  # bytes/s, read plus written
 FRESH = 6e9  # bytes/s into newly mapped pages, which large results need
 FRESH_FROM = 2**25
@@ -54,10 +55,13 @@ def convolution(
     """
     summed, kept = channels
     speed = WEIGHT_GRADIENT if kind == "weight gradient" else CONVOLUTION
-    speed *= _saturation(summed * taps, 48) * _saturation(kept, 8)
+    speed *= _saturation(summed * taps, 48)
+    speed *= _saturation(kept, 16 if kind == "input gradient" else 8)
     if groups > 1:
         speed *= 0.45
         speed = max(speed, DEPTHWISE)
+    if kind == "weight gradient" and summed == kept == 1:
+        speed = DEPTHWISE_WEIGHT_GRADIENT
     seconds = LAUNCH + max(flops / speed, ITEM * moved / BANDWIDTH) + _fresh(ITEM * new)
     return Kernel(kind, flops, ITEM * moved, seconds)
 

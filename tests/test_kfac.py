@@ -495,3 +495,18 @@ def test_hyper_parameters_are_checked(name, value, words):
 def test_parameters_instead_of_a_model_are_refused():
     with pytest.raises(TypeError, match=r"model is a generator; expected a torch\.nn\.Module"):
         KFAC(nn.Linear(2, 2).parameters())
+
+
+def test_function_transforms_and_substituted_weights_are_not_watched():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(27, 2))
+    optimizer = KFAC(model)
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (x,)).square().mean()
+
+    x, _ = batch()
+    torch.func.grad(loss)(parameters, x)
+    loss({name: 2 * p for name, p in parameters.items()}, x).backward()
+    torch.func.jacrev(model)(x)
+    assert not optimizer._statistics

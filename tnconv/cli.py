@@ -29,9 +29,9 @@ OF_INPUT: dict[str, Callable[..., TensorNetwork]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or 2 with one line for arguments that do not fit.
 
-    >>> main(["explain", "linear", "--input", "8", "3", "--weight", "4", "3"])  # doctest: +ELLIPSIS
+    >>> main("explain linear --input 8 3 --weight 4 3".split())  # doctest: +ELLIPSIS
     network
-      [n, d] = Σ_{c} x[n, c] · weight[d, c]
+        [n, d] = Σ_{c} x[n, c] · weight[d, c]
     ...
     0
     """
@@ -132,7 +132,9 @@ def _add_layer(command: ArgumentParser) -> None:
 
 
 def _padding(text: str) -> int | str:
-    return text if text in ("same", "valid") else int(text)
+    if not (text.isdecimal() or text in ("same", "valid")):
+        raise ArgumentTypeError(f"{text!r}; expected ints, same or valid")
+    return int(text) if text.isdecimal() else text
 
 
 def _positive(text: str) -> int:

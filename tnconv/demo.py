@@ -32,7 +32,7 @@ class Settings:
     folder: Path = Path("demo-output")
     epochs: int = 3
     seeds: tuple[int, ...] = (0, 1, 2)
-    grid: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    grid: tuple[float, ...] = (0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 1.0)
     batch: int = 64
 
     @property
@@ -196,16 +196,12 @@ def _row(runs: Sequence[Run]) -> Iterable[str]:
 def _show_compiler(settings: Settings, console: Console) -> None:
     """Explain and draw the factor of the second convolution that KFAC computed at every step."""
     factor = diagrams.kfac_reduce((settings.batch, 16, 8, 8), (3, 3), stride=2, padding=1)
+    (simplified,) = simplify(factor).views.terms
     console.rule("What the compiler did: the input factor of the second convolution")
     console.out(compile(factor).explain(), highlight=False)
+    console.out(f"simplified, in form V\n  {simplified}", highlight=False)
     settings.folder.mkdir(parents=True, exist_ok=True)
-    (after,) = simplify(factor).views.terms
+    steps = [("as written", factor), ("simplified, in form V", simplified)]
     for suffix in ("svg", "png"):
-        paths = (
-            factor.draw(settings.folder / f"factor.{suffix}"),
-            draw_steps(
-                [("as written", factor), ("simplified", after)],
-                settings.folder / f"factor-simplified.{suffix}",
-            ),
-        )
-        console.out("wrote", *paths, highlight=False)
+        console.out("wrote", factor.draw(settings.folder / f"factor.{suffix}"))
+        console.out("wrote", draw_steps(steps, settings.folder / f"factor-simplified.{suffix}"))

@@ -8,6 +8,7 @@ from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from tnconv.optim.factors import (
     Flavour,
@@ -41,6 +42,7 @@ class KFAC(torch.optim.Optimizer):
     * Factors are collected while gradients flow through layers in training mode, at every
       ``update_factors_every``-th step; passes in evaluation mode never touch them. Inverses are
       refreshed at every ``update_inverses_every``-th step, and at each of the first so many.
+      Passes under ``torch.func`` are not watched, and ``torch.compile`` breaks at watched layers.
     * Micro-batches between two steps count as one batch, exactly so for losses divided by their
       number. So do several uses of one layer in one pass. ``zero_grad`` drops what was collected.
     * ``state_dict`` holds plain tensors and numbers. Copies and pickles of the model carry inert
@@ -115,8 +117,8 @@ class KFAC(torch.optim.Optimizer):
         grads = {p: p.grad for p in group["params"] if p.grad is not None}
         factored = [p for p in grads if "B_inverse" in self.state[p]]
         natural = {p: _preconditioned(grads[p], self.state[p]) for p in factored}
-        change = sum(grads[p].mul(natural[p]).sum(dtype=torch.float32) for p in factored)
-        change = torch.as_tensor(group["lr"] ** 2 * change)
+        slopes = sum((grads[p] * natural[p]).float().sum() for p in factored)
+        change = torch.as_tensor(group["lr"] ** 2 * slopes).clamp(min=0)
         trust = (group["kl_clip"] / change).sqrt().clamp(max=1)
         return grads | {p: trust.to(direction) * direction for p, direction in natural.items()}
 
@@ -127,8 +129,10 @@ class KFAC(torch.optim.Optimizer):
 
     def _watch(self, layer: Layer, x: Tensor, output: Tensor) -> None:
         """Ask for the gradient after the output, if the layer learns and factors are due."""
+        own = layer.weight in self._layers and not is_functorch_wrapped_tensor(output)
         learns = any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
-        if learns and layer.training and output.requires_grad and self._due("update_factors_every"):
+        active = layer.training and output.requires_grad and self._due("update_factors_every")
+        if own and learns and active:
             output.register_hook(partial(self._collect, layer, x.detach()))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -167,6 +171,7 @@ class Hook:
     def __init__(self, watcher: Callable[[], Watcher | None]) -> None:
         self._watcher = watcher
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would recompile every step
     def __call__(
         self, layer: Layer, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], output: Tensor
     ) -> None:
