@@ -65,7 +65,7 @@ def plans(
             for name, shape in network.operands.items()
         }
         _search(Cover(network, arrays), form, [ROUTES[name] for name in routes], optimize, found)
-    simplest = list(reversed(forms))
+    simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
     whole = [plan for plan in found if plan.routes == ("native",) and plan.form == "as given"]
     if whole and whole[0].seconds <= CLEARLY * found[0].seconds:
@@ -106,6 +106,9 @@ def _finish(cover: Cover, form: str, optimize: str) -> Plan:
     )
     writer, value = _contract_scaled(cover.writer, values, output, network.sizes, scale, optimize)
     writer, result = write(writer, value, network.result, network.sizes)
+    if result.run < result.size:
+        kernel = cost.copy(result.size, result.run)
+        writer, result = writer.run(f"{result.code}.contiguous()", result.shape, kernel)
     return Plan(form, cover.routes, writer.steps, result)
 
 
