@@ -28,6 +28,9 @@ def pattern(coefficients, sizes, start, stop, step, like):
 '''
 _RESERVED = re.compile(r"torch|F|pattern|one|t\d+|s\d+_t\d+|operand_\d+")
 _numbers = count(1)
+_AUTOCAST_DEVICES = frozenset(
+    device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
+)
 
 
 @dataclass(frozen=True)
@@ -99,30 +102,29 @@ class Program:
             ValueError: an operand is missing, unknown, or of another shape, dtype or device.
             TypeError: an operand is not a tensor.
         """
-        try:
-            given = [operands[name] for name in self.operands]
-            usable = len(given) == len(operands) and self._fits(given)
-        except (KeyError, AttributeError):
-            usable = False
-        if not usable:
+        if operands.keys() != self.operands.keys():
             check(self.operands, operands)
-        return self.run(*given)
+        return self.run(*[operands[name] for name in self.operands])
 
     def run(self, *given: Array) -> Array:
-        """`__call__` with operands by position, unchecked."""
-        if given and _autocasts(given[0]):
-            dtype = torch.get_autocast_dtype(given[0].device.type)
-            given = tuple(array.to(dtype) for array in given)
-        if self.has_native_kernels and any(array.is_complex() for array in given):
+        """As calling, with the operands by position, in the order of `operands`."""
+        first = given[0] if given else None
+        if not self._fit(given):
+            check(self.operands, dict(zip(self.operands, given, strict=True)))
+        if first is not None and _autocasts(first):
+            dtype = torch.get_autocast_dtype(first.device.type)
+            return self.function(*[array.to(dtype) for array in given])
+        if first is not None and first.dtype.is_complex and self.has_native_kernels:
             return self.for_complex.function(*given)
         return self.function(*given)
 
-    def _fits(self, given: Sequence[Array]) -> bool:
-        """Whether shapes, dtypes and devices are as they should be; quick, without saying why."""
+    def _fit(self, given: Sequence[Array]) -> bool:
+        """Whether operands are as they should be: quick, without saying why not."""
+        if not all(isinstance(array, Array) for array in given):
+            return False
         if [array.shape for array in given] != self._shapes:
             return False
-        kinds = {(array.dtype, array.device) for array in given}
-        return len(kinds) <= 1
+        return len({(array.dtype, array.device) for array in given}) <= 1
 
     @cached_property
     def _shapes(self) -> list[tuple[int, ...]]:
@@ -184,7 +186,7 @@ def check(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Array]) -
 
 def _autocasts(array: Array) -> bool:
     device = array.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def argument_names(network: Expression) -> dict[str, str]:

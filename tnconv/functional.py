@@ -5,7 +5,7 @@ Every function can be differentiated (also twice), transformed by ``torch.func``
 ``torch.compile(fullgraph=True)``, also where nothing has been compiled before.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -13,10 +13,9 @@ from torch import Tensor
 
 from tnconv import diagrams
 from tnconv.codegen import Program, compile
-from tnconv.diagrams import Expression, Sum
+from tnconv.diagrams import Expression
 from tnconv.diagrams.geometry import IntOrTuple, Padding
 
-Diagram = Callable[..., Expression]
 Setting = int | str | tuple["Setting", ...]
 
 
@@ -39,8 +38,8 @@ def conv(
     """
     settings = (x.shape, weight.shape, stride, padding, dilation, groups)
     if bias is None:
-        return _run(diagrams.conv, settings, {"x": x, "weight": weight})
-    return _run(_conv_bias, settings, {"x": x, "weight": weight, "bias": bias})
+        return _run("conv", settings, x, weight)
+    return _run("conv_bias", settings, x, weight, bias)
 
 
 def linear(
@@ -57,9 +56,8 @@ def linear(
         ValueError: shapes that do not fit together.
     """
     if bias is None:
-        return _run(diagrams.linear, (x.shape, weight.shape), {"x": x, "weight": weight})
-    operands = {"x": x, "weight": weight, "bias": bias}
-    return _run(_linear_bias, (x.shape, weight.shape), operands)
+        return _run("linear", (x.shape, weight.shape), x, weight)
+    return _run("linear_bias", (x.shape, weight.shape), x, weight, bias)
 
 
 def unfold(
@@ -77,7 +75,7 @@ def unfold(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    return _run(diagrams.unfold, (x.shape, kernel_size, dilation, padding, stride), {"x": x})
+    return _run("unfold", (x.shape, kernel_size, dilation, padding, stride), x)
 
 
 def weight_vjp(
@@ -98,7 +96,7 @@ def weight_vjp(
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
     settings = (x.shape, weight_shape, stride, padding, dilation, groups)
-    return _run(_weight_vjp, settings, {"x": x, "grad_output": grad_output})
+    return _run("weight_vjp", settings, x, grad_output)
 
 
 def per_sample_weight_grad(
@@ -119,7 +117,7 @@ def per_sample_weight_grad(
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
     settings = (x.shape, weight_shape, stride, padding, dilation, groups)
-    return _run(_per_sample_weight_vjp, settings, {"x": x, "grad_output": grad_output})
+    return _run("per_sample_weight_grad", settings, x, grad_output)
 
 
 def input_vjp(
@@ -140,7 +138,7 @@ def input_vjp(
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
     settings = (input_shape, weight.shape, stride, padding, dilation, groups)
-    return _run(_input_vjp, settings, {"weight": weight, "grad_output": grad_output})
+    return _run("input_vjp", settings, grad_output, weight)
 
 
 def kfac_expand(
@@ -162,7 +160,7 @@ def kfac_expand(
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
     settings = (x.shape, kernel_size, stride, padding, dilation, groups)
-    return _run(diagrams.kfac_expand, settings, {"x": x})
+    return _run("kfac_expand", settings, x)
 
 
 def kfac_reduce(
@@ -182,27 +180,21 @@ def kfac_reduce(
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
     settings = (x.shape, kernel_size, stride, padding, dilation, groups)
-    return _run(diagrams.kfac_reduce, settings, {"x": x})
+    return _run("kfac_reduce", settings, x)
 
 
-def _conv_bias(*settings: Setting) -> Sum:
-    return diagrams.with_bias(diagrams.conv(*settings))  # type: ignore[arg-type]
-
-
-def _linear_bias(*settings: Setting) -> Sum:
-    return diagrams.with_bias(diagrams.linear(*settings))  # type: ignore[arg-type]
-
-
-def _weight_vjp(*settings: Setting) -> Sum:
-    return diagrams.conv(*settings).vjp("weight")  # type: ignore[arg-type]
-
-
-def _per_sample_weight_vjp(*settings: Setting) -> Sum:
-    return diagrams.conv(*settings).vjp("weight", per_sample=True)  # type: ignore[arg-type]
-
-
-def _input_vjp(*settings: Setting) -> Sum:
-    return diagrams.conv(*settings).vjp("x")  # type: ignore[arg-type]
+_DIAGRAMS: dict[str, Callable[..., Expression]] = {
+    "conv": diagrams.conv,
+    "conv_bias": lambda *settings: diagrams.with_bias(diagrams.conv(*settings)),
+    "linear": diagrams.linear,
+    "linear_bias": lambda *settings: diagrams.with_bias(diagrams.linear(*settings)),
+    "unfold": diagrams.unfold,
+    "weight_vjp": lambda *settings: diagrams.conv(*settings).vjp("weight"),
+    "per_sample_weight_grad": lambda *s: diagrams.conv(*s).vjp("weight", per_sample=True),
+    "input_vjp": lambda *settings: diagrams.conv(*settings).vjp("x"),
+    "kfac_expand": diagrams.kfac_expand,
+    "kfac_reduce": diagrams.kfac_reduce,
+}
 
 
 @lru_cache(maxsize=4096)
@@ -210,22 +202,17 @@ def _program(name: str, *settings: Setting) -> Program:
     return compile(_DIAGRAMS[name](*settings))
 
 
-def _run(diagram: Diagram, settings: Sequence[object], operands: Mapping[str, Tensor]) -> Tensor:
-    names, arrays = tuple(operands), operands.values()
-    result: Tensor = _entry(diagram.__name__, tuple(settings), names, *arrays)
-    return result
-
-
-# For torch.compile this is one call: it runs the compiler, but never traces it.
-@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
-def _entry(
-    name: str, settings: tuple[object, ...], names: tuple[str, ...], *arrays: Tensor
-) -> Tensor:
+def _run(name: str, settings: tuple[object, ...], *operands: Tensor) -> Tensor:
+    """The diagram ``name``, compiled, on its operands in the order in which it holds them."""
     try:
         program = _program(name, *settings)
     except TypeError:  # sizes can be symbols or in lists, which do not hash
         program = _program(name, *map(_hashable, settings))
-    return program(**dict(zip(names, arrays, strict=True)))
+    return program.run(*operands)
+
+
+# For torch.compile `_run` is one call: it runs our compiler, but never traces it.
+torch.compiler.allow_in_graph(_run)  # type: ignore[no-untyped-call]
 
 
 def _hashable(setting: object) -> Setting:
@@ -235,20 +222,3 @@ def _hashable(setting: object) -> Setting:
     if isinstance(setting, Sequence):
         return tuple(map(_hashable, setting))
     return int(setting) if isinstance(setting, torch.SymInt) else setting  # type: ignore[return-value]
-
-
-_DIAGRAMS: dict[str, Diagram] = {
-    diagram.__name__: diagram
-    for diagram in (
-        diagrams.conv,
-        diagrams.linear,
-        diagrams.unfold,
-        diagrams.kfac_expand,
-        diagrams.kfac_reduce,
-        _conv_bias,
-        _linear_bias,
-        _weight_vjp,
-        _per_sample_weight_vjp,
-        _input_vjp,
-    )
-}
