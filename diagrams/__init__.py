@@ -14,7 +14,16 @@ from tnconv.diagrams.affine import (
 )
 from tnconv.diagrams.curvature import kfac_expand, kfac_reduce
 from tnconv.diagrams.expression import Expression, Sum
-from tnconv.diagrams.layers import conv, linear, unfold, with_bias
+from tnconv.diagrams.layers import (
+    avg_pool,
+    conv,
+    conv_transpose,
+    fold,
+    linear,
+    unfold,
+    unfolded_kernel,
+    with_bias,
+)
 from tnconv.diagrams.network import TensorNetwork
 
 __all__ = [
@@ -27,14 +36,18 @@ __all__ = [
     "Tensor",
     "TensorNetwork",
     "View",
+    "avg_pool",
     "conv",
+    "conv_transpose",
     "delta",
     "exactly",
+    "fold",
     "index_pattern",
     "kfac_expand",
     "kfac_reduce",
     "linear",
     "mask",
     "unfold",
+    "unfolded_kernel",
     "with_bias",
 ]

@@ -118,9 +118,10 @@ class Expression:
         """The product rule: the sum of a change at each occurrence of the operand."""
         if operand not in self.operands:
             raise ValueError(f"no operand {operand!r}; the operands are {sorted(self.operands)}")
-        if given in self.operands:
-            raise ValueError(f"operand {given!r} exists already; name another")
         places = list(self._occurrences(operand))
+        left = {t.name for term, at, _ in places for t in term.without(at).tensors}
+        if given in left:
+            raise ValueError(f"operand {given!r} exists already; name another")
         for term, _, _ in places:
             for leg in keep:
                 if leg not in term.sizes:

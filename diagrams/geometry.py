@@ -1,7 +1,7 @@
 """Hyper-parameters of a convolution: parsed and checked once, then carried as one value."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from tnconv.diagrams.affine import Leg, Pattern, index_pattern
@@ -12,7 +12,10 @@ Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Window:
-    """One spatial dimension: ``Π[k, o, i] = [i = s·o + d·k - p]`` and the sizes of its legs."""
+    """One spatial dimension: ``Π[k, o, i] = [i = s·o + d·k - p]`` and the sizes of its legs.
+
+    A transposed convolution has i and o in exchanged roles: ``[o = s·i + d·k - p]``.
+    """
 
     input: int
     kernel: int
@@ -20,9 +23,11 @@ class Window:
     stride: int
     dilation: int
     padding: int
+    transposed: bool = False
 
     def pattern(self, k: Leg, o: Leg, i: Leg) -> Pattern:
-        return index_pattern(k, o, i, self.stride, self.dilation, self.padding)
+        wide, narrow = (o, i) if self.transposed else (i, o)
+        return index_pattern(k, narrow, wide, self.stride, self.dilation, self.padding)
 
 
 @dataclass(frozen=True)
@@ -81,20 +86,54 @@ def geometry(
     padding: Padding = 0,
     dilation: IntOrTuple = 1,
     groups: int = 1,
-    dims: int | None = None,
 ) -> Geometry:
     """Parse torch's hyper-parameters for an input of shape ``(n, g·c, *i)`` or ``(g·c, *i)``.
 
-    ``dims`` is the number of spatial dimensions; by default that of a tuple ``kernel_size``, else
-    all dimensions of ``input_shape`` after batch and channels.
+    A tuple ``kernel_size`` has one entry per spatial dimension; with an int all dimensions of
+    ``input_shape`` after batch and channels are spatial.
 
     Raises:
         ValueError: sizes that do not fit together or that give no output.
         TypeError: a hyper-parameter that is no int, tuple or (for padding) string.
     """
+    batch, channels, spatial, kernels = _sizes(input_shape, kernel_size, groups)
+    strides, dilations = _steps(stride, dilation, len(kernels))
+    pads = _paddings(padding, kernels, strides, dilations)
+    each = (spatial, kernels, strides, dilations, pads, range(1, len(kernels) + 1))
+    return Geometry(batch, groups, channels, tuple(map(_window, *each)))
+
+
+def transposed_geometry(
+    input_shape: Sequence[int],
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    output_padding: IntOrTuple = 0,
+) -> Geometry:
+    """`geometry` of a transposed convolution; ``output_padding`` extends the output to the right.
+
+    Raises:
+        ValueError: sizes that do not fit together or that give no output.
+        TypeError: a hyper-parameter that is no int or tuple.
+    """
+    if isinstance(padding, str):
+        raise ValueError(f"padding is {padding!r}; expected ints or pairs when transposed")
+    batch, channels, spatial, kernels = _sizes(input_shape, kernel_size, groups)
+    strides, dilations = _steps(stride, dilation, len(kernels))
+    pads = _paddings(padding, kernels, strides, dilations)
+    extra = per_dimension("output_padding", output_padding, len(kernels), 0)
+    each = (spatial, kernels, strides, dilations, pads, extra, range(1, len(kernels) + 1))
+    return Geometry(batch, groups, channels, tuple(map(_transposed_window, *each)))
+
+
+def _sizes(
+    input_shape: Sequence[int], kernel_size: IntOrTuple, groups: int
+) -> tuple[int | None, int, tuple[int, ...], tuple[int, ...]]:
+    """Batch, channels per group, spatial sizes and kernel sizes."""
     shape = checked_shape("input", input_shape)
-    if dims is None:
-        dims = len(kernel_size) if isinstance(kernel_size, Sequence) else len(shape) - 2
+    dims = len(kernel_size) if isinstance(kernel_size, Sequence) else len(shape) - 2
     if len(shape) not in (dims + 1, dims + 2) or dims < 0:
         raise ValueError(
             f"input has shape {shape}; expected (batch, channels) or (channels,), then {dims} "
@@ -106,11 +145,13 @@ def geometry(
     if groups < 1 or channels % groups:
         raise ValueError(f"groups={groups} does not divide the {channels} input channels")
     kernels = per_dimension("kernel_size", kernel_size, dims, 1)
-    strides = per_dimension("stride", stride, dims, 1)
-    dilations = per_dimension("dilation", dilation, dims, 1)
-    pads = _paddings(padding, kernels, strides, dilations)
-    windows = tuple(map(_window, spatial, kernels, strides, dilations, pads, range(1, dims + 1)))
-    return Geometry(batch, groups, channels // groups, windows)
+    return batch, channels // groups, tuple(spatial), kernels
+
+
+def _steps(
+    stride: IntOrTuple, dilation: IntOrTuple, dims: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return per_dimension("stride", stride, dims, 1), per_dimension("dilation", dilation, dims, 1)
 
 
 def layer_geometry(
@@ -126,9 +167,7 @@ def layer_geometry(
     Raises:
         ValueError: as `geometry`, or a weight that does not fit the input or the groups.
     """
-    weight = checked_shape("weight", weight_shape)
-    if len(weight) < 2:
-        raise ValueError(f"weight has shape {weight}; expected (out, in / groups, *kernel_size)")
+    weight = _checked_weight("(out, in / groups, *kernel_size)", weight_shape)
     h = geometry(input_shape, weight[2:], stride, padding, dilation, groups)
     if weight[1] != h.in_channels:
         raise ValueError(
@@ -137,7 +176,40 @@ def layer_geometry(
         )
     if weight[0] % groups:
         raise ValueError(f"groups={groups} does not divide the {weight[0]} output channels")
-    return Geometry(h.batch, groups, h.in_channels, h.windows, weight[0] // groups)
+    return replace(h, out_channels=weight[0] // groups)
+
+
+def transposed_layer_geometry(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    output_padding: IntOrTuple = 0,
+) -> Geometry:
+    """`transposed_geometry` with the kernel of a weight of shape ``(g·c, d, *k)``.
+
+    Raises:
+        ValueError: as `transposed_geometry`, or a weight that does not fit the input.
+    """
+    weight = _checked_weight("(in, out / groups, *kernel_size)", weight_shape)
+    h = transposed_geometry(
+        input_shape, weight[2:], stride, padding, dilation, groups, output_padding
+    )
+    if weight[0] != groups * h.in_channels:
+        raise ValueError(
+            f"weight has shape {weight}; expected {groups * h.in_channels} channels in dimension "
+            f"0 for input {tuple(input_shape)}"
+        )
+    return replace(h, out_channels=weight[1])
+
+
+def _checked_weight(expected: str, weight_shape: Sequence[int]) -> tuple[int, ...]:
+    weight = checked_shape("weight", weight_shape)
+    if len(weight) < 2:
+        raise ValueError(f"weight has shape {weight}; expected {expected}")
+    return weight
 
 
 def checked_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
@@ -205,3 +277,26 @@ def _window(
         )
     output = (size + left + right - span) // stride + 1
     return Window(size, kernel, output, stride, dilation, left)
+
+
+def _transposed_window(
+    size: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    pad: tuple[int, int],
+    extra: int,
+    dim: int,
+) -> Window:
+    if extra >= max(stride, dilation):
+        raise ValueError(
+            f"dimension {dim} has output_padding {extra}, stride {stride} and dilation {dilation}; "
+            "expected an output_padding smaller than one of the others"
+        )
+    output = (size - 1) * stride - sum(pad) + dilation * (kernel - 1) + extra + 1
+    if output < 1:
+        raise ValueError(
+            f"dimension {dim} has input size {size}, kernel {kernel} and padding {pad}, which "
+            f"gives output size {output}; expected at least 1"
+        )
+    return Window(size, kernel, output, stride, dilation, pad[0], transposed=True)

@@ -1,8 +1,10 @@
 """The diagrams of layers: what goes forward. Derivatives come from the calculus on networks."""
 
 from collections.abc import Sequence
+from fractions import Fraction
+from math import prod
 
-from tnconv.diagrams.affine import Tensor, View
+from tnconv.diagrams.affine import Leg, Tensor, View
 from tnconv.diagrams.expression import Sum
 from tnconv.diagrams.geometry import (
     Geometry,
@@ -11,6 +13,8 @@ from tnconv.diagrams.geometry import (
     checked_shape,
     geometry,
     layer_geometry,
+    per_dimension,
+    transposed_layer_geometry,
 )
 from tnconv.diagrams.network import TensorNetwork
 
@@ -41,8 +45,40 @@ def conv(
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
     h = layer_geometry(input_shape, weight_shape, stride, padding, dilation, groups)
+    return _layer(h, ("g", "d"), "c")
+
+
+def conv_transpose(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    output_padding: IntOrTuple = 0,
+    groups: int = 1,
+    dilation: IntOrTuple = 1,
+) -> TensorNetwork:
+    """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, i, o] w[gc, d, k]``: i and o change places in Π.
+
+    Operands ``x`` of shape ``(n, gc, *i)`` or ``(gc, *i)`` and ``weight`` of shape ``(gc, d, *k)``;
+    any number of spatial dimensions. Hyper-parameters (every legal ``output_padding``) as in
+    ``torch.nn.functional.conv_transpose2d``; ``padding`` also takes (left, right) pairs.
+
+    >>> conv_transpose((8, 4, 16, 16), (4, 3, 2, 2), stride=2, groups=2).shape
+    (8, 6, 32, 32)
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    h = transposed_layer_geometry(
+        input_shape, weight_shape, stride, padding, dilation, groups, output_padding
+    )
+    return _layer(h, ("g", "c"), "d")
+
+
+def _layer(h: Geometry, *channels: Leg | tuple[Leg, ...]) -> TensorNetwork:
+    """Input, patterns and a weight with these dimensions before those of the kernel."""
     sizes = h.sizes | {"d": h.out_channels}
-    weight = Tensor("weight", View.of(sizes, ("g", "d"), "c", *h.legs("k")))
+    weight = Tensor("weight", View.of(sizes, *channels, *h.legs("k")))
     result = View.of(sizes, *h.samples, ("g", "d"), *h.legs("o"))
     return TensorNetwork((_input(h), *h.patterns, weight), result, sizes)
 
@@ -97,6 +133,89 @@ def unfold(
     h = geometry(input_shape, kernel_size, stride, padding, dilation)
     batch = () if h.batch is None else (h.batch,)
     return patches(h).reshape(*batch, h.patch, h.positions)
+
+
+def fold(
+    input_shape: Sequence[int],
+    output_size: Sequence[int],
+    kernel_size: IntOrTuple,
+    dilation: IntOrTuple = 1,
+    padding: Padding = 0,
+    stride: IntOrTuple = 1,
+) -> TensorNetwork:
+    """The folded input ``y[n, c, i] = Σ_{k,o} x[n, ck, o] Π[k, o, i]`` (col2im), unfold's adjoint.
+
+    Operand ``x`` of shape ``(n, c·K, O)`` or ``(c·K, O)``, result ``(n, c, *output_size)`` as
+    ``torch.nn.functional.fold``, for any number of spatial dimensions.
+
+    >>> fold((8, 75, 784), (32, 32), 5).shape
+    (8, 3, 32, 32)
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together.
+    """
+    shape, size = checked_shape("input", input_shape), checked_shape("output", output_size)
+    taps = prod(per_dimension("kernel_size", kernel_size, len(size), 1))
+    if len(shape) not in (2, 3) or shape[-2] % taps:
+        raise ValueError(
+            f"input has shape {shape}; expected (batch, channels * {taps}, positions), or without "
+            "batch"
+        )
+    kernel = (kernel_size,) * len(size) if isinstance(kernel_size, int) else kernel_size
+    folded = (*shape[:-2], shape[-2] // taps, *size)
+    unfolded = unfold(folded, kernel, dilation, padding, stride)
+    if unfolded.shape != shape:
+        raise ValueError(f"input has shape {shape}; expected {unfolded.shape} for output {size}")
+    return unfolded.vjp("x", cotangent="x").terms[0]
+
+
+def unfolded_kernel(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> TensorNetwork:
+    """A convolution's matrix ``T[gdo, gci] = Σ_k Π[k, o, i] w[gd, c, k]``, Toeplitz by blocks.
+
+    ``y.flatten() = T @ x.flatten()`` for x of shape ``input_shape`` = ``(gc, *i)``, without batch.
+
+    >>> unfolded_kernel((3, 32), (4, 3, 3)).shape
+    (120, 96)
+
+    Raises:
+        ValueError: as `conv`, or an input shape with a batch dimension.
+    """
+    layer = conv(input_shape, weight_shape, stride, padding, dilation, groups)
+    if "n" in layer.sizes:
+        raise ValueError(f"input has shape {tuple(input_shape)}; expected one without batch")
+    return layer.jacobian("x").terms[0].reshape(prod(layer.shape), prod(layer.operands["x"]))
+
+
+def avg_pool(
+    input_shape: Sequence[int],
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: Padding = 0,
+    divisor: int | None = None,
+) -> TensorNetwork:
+    """``y[n, c, o] = 1/K Σ_{k,i} x[n, c, i] Π[k, o, i]``: the patches, summed over their taps.
+
+    Operand ``x`` of shape ``(n, c, *i)`` or ``(c, *i)``. ``stride`` is by default the kernel's
+    size; ``divisor`` replaces K, the number of taps (padding counts, as is torch's default).
+
+    >>> avg_pool((8, 3, 32, 32), 2).shape
+    (8, 3, 16, 16)
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    h = geometry(input_shape, kernel_size, kernel_size if stride is None else stride, padding)
+    taps = prod(w.kernel for w in h.windows)
+    pooled = patches(h).marginal(*h.legs("k"))
+    result = View.of(h.sizes, *h.samples, ("g", "c"), *h.legs("o"))
+    return pooled.with_(result=result).scaled(Fraction(1, divisor or taps))
 
 
 def with_bias(network: TensorNetwork) -> Sum:

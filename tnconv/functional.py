@@ -42,6 +42,30 @@ def conv(
     return _run("conv_bias", settings, x, weight, bias)
 
 
+def conv_transpose(
+    x: Tensor,  # (n, g·c, *i) or (g·c, *i)
+    weight: Tensor,  # (g·c, d, *k)
+    bias: Tensor | None = None,  # (g·d,)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    output_padding: IntOrTuple = 0,
+    groups: int = 1,
+    dilation: IntOrTuple = 1,
+) -> Tensor:
+    """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, i, o] w[gc, d, k] + b[gd]``, in any dimension.
+
+    >>> conv_transpose(torch.rand(8, 3, 16, 16), torch.rand(3, 4, 2, 2), stride=2).shape
+    torch.Size([8, 4, 32, 32])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (x.shape, weight.shape, stride, padding, output_padding, groups, dilation)
+    if bias is None:
+        return _run("conv_transpose", settings, x, weight)
+    return _run("conv_transpose_bias", settings, x, weight, bias)
+
+
 def linear(
     x: Tensor,  # (n, *o, c) or (c,)
     weight: Tensor,  # (d, c)
@@ -76,6 +100,43 @@ def unfold(
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
     return _run("unfold", (x.shape, kernel_size, dilation, padding, stride), x)
+
+
+def fold(
+    x: Tensor,  # (n, c·K, O) or (c·K, O)
+    output_size: Sequence[int],
+    kernel_size: IntOrTuple,
+    dilation: IntOrTuple = 1,
+    padding: Padding = 0,
+    stride: IntOrTuple = 1,
+) -> Tensor:
+    """The folded input ``y[n, c, i] = Σ_{k,o} x[n, ck, o] Π[k, o, i]`` (col2im), in any dimension.
+
+    >>> fold(torch.rand(8, 75, 784), (32, 32), 5).shape
+    torch.Size([8, 3, 32, 32])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together.
+    """
+    return _run("fold", (x.shape, output_size, kernel_size, dilation, padding, stride), x)
+
+
+def avg_pool(
+    x: Tensor,  # (n, c, *i) or (c, *i)
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: Padding = 0,
+    divisor: int | None = None,
+) -> Tensor:
+    """``y[n, c, o] = 1/K Σ_{k,i} x[n, c, i] Π[k, o, i]``, in any dimension; padding counts.
+
+    >>> avg_pool(torch.rand(8, 3, 32, 32), 2).shape
+    torch.Size([8, 3, 16, 16])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    return _run("avg_pool", (x.shape, kernel_size, stride, padding, divisor), x)
 
 
 def weight_vjp(
@@ -186,6 +247,10 @@ def kfac_reduce(
 _DIAGRAMS: dict[str, Callable[..., Expression]] = {
     "conv": diagrams.conv,
     "conv_bias": lambda *settings: diagrams.with_bias(diagrams.conv(*settings)),
+    "conv_transpose": diagrams.conv_transpose,
+    "conv_transpose_bias": lambda *s: diagrams.with_bias(diagrams.conv_transpose(*s)),
+    "fold": diagrams.fold,
+    "avg_pool": diagrams.avg_pool,
     "linear": diagrams.linear,
     "linear_bias": lambda *settings: diagrams.with_bias(diagrams.linear(*settings)),
     "unfold": diagrams.unfold,
