@@ -43,7 +43,7 @@ def compile(
     terms, firings = [], []
     for term in network.terms:
         forms, fired = _forms(term, simplify)
-        terms.append(tuple(plans(forms, arguments, used, optimize)))
+        terms.append(tuple(plans(forms, arguments, used, optimize, len(network.terms) == 1)))
         firings += fired
     return Program(network, tuple(terms), tuple(firings))
 

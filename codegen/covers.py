@@ -5,10 +5,12 @@ from dataclasses import dataclass, field, replace
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
-from tnconv.codegen.views import Value, read
+from tnconv.codegen.views import Value, overlaps, read
 from tnconv.diagrams.affine import Leg, Pattern, Tensor, View
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify.rules import implied, solve_for
+
+MOST_OVERLAPS = 128  # shifted parts to add, one line of source for each
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def window(cover: Cover) -> Iterator[Cover]:
             holder -= 1
         windows = {p: _window_of(tn, p) for p, _ in tn.patterns}
         at = next((p for p, found in windows.items() if found and found[1] == holder), None)
-    yield replace(cover, network=tn, routes=(*cover.routes, "window"))
+    if overlaps(tn.result, tn.sizes) <= MOST_OVERLAPS:
+        yield replace(cover, network=tn, routes=(*cover.routes, "window"))
 
 
 def _window_of(tn: TensorNetwork, at: int) -> tuple[Leg, int | None] | None:

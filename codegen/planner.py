@@ -52,6 +52,7 @@ def plans(
     arguments: Mapping[str, str],
     routes: Sequence[str] = tuple(ROUTES),
     optimize: str = "auto",
+    contiguous_result: bool = True,
 ) -> list[Plan]:
     """Every complete plan that was not pruned, the chosen one first.
 
@@ -64,7 +65,8 @@ def plans(
             name: Array(arguments[name], shape, contiguous(shape))
             for name, shape in network.operands.items()
         }
-        _search(Cover(network, arrays), form, [ROUTES[name] for name in routes], optimize, found)
+        tried = [ROUTES[name] for name in routes]
+        _search(Cover(network, arrays), form, tried, (optimize, contiguous_result), found)
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
     whole = [plan for plan in found if plan.routes == ("native",) and plan.form == "as given"]
@@ -75,17 +77,21 @@ def plans(
 
 
 def _search(
-    cover: Cover, form: str, routes: Sequence[Route], optimize: str, found: list[Plan]
+    cover: Cover,
+    form: str,
+    routes: Sequence[Route],
+    finish: tuple[str, bool],
+    found: list[Plan],
 ) -> None:
     """Depth first; a cover that costs more than a complete plan already is not continued."""
     best = min((plan.seconds for plan in found), default=float("inf"))
     if cover.writer.seconds > CLEARLY * best:
         return
     if cover.pattern is None:
-        found.append(_finish(cover, form, optimize))
+        found.append(_finish(cover, form, *finish))
         return
     for after in _covered(cover, routes):
-        _search(after, form, routes, optimize, found)
+        _search(after, form, routes, finish, found)
 
 
 def _covered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
@@ -93,7 +99,7 @@ def _covered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
         yield from route(cover)
 
 
-def _finish(cover: Cover, form: str, optimize: str) -> Plan:
+def _finish(cover: Cover, form: str, optimize: str, contiguous_result: bool) -> Plan:
     """Contract the dense tensors that are left, scale, and write the result's view."""
     network, values = cover.network, []
     for at in range(len(network.nodes)):
@@ -106,7 +112,7 @@ def _finish(cover: Cover, form: str, optimize: str) -> Plan:
     )
     writer, value = _contract_scaled(cover.writer, values, output, network.sizes, scale, optimize)
     writer, result = write(writer, value, network.result, network.sizes)
-    if result.run < result.size:
+    if contiguous_result and result.run < result.size:
         kernel = cost.copy(result.size, result.run)
         writer, result = writer.run(f"{result.code}.contiguous()", result.shape, kernel)
     return Plan(form, cover.routes, writer.steps, result)

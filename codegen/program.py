@@ -82,7 +82,7 @@ class Program:
     def _needs_one(self) -> bool:
         """Whether a term has no nodes, so that its value comes from the constant 1."""
         codes = [code for plan, *_ in self.terms for code in (plan.output.code, *plan.codes)]
-        return any(re.match(r"one\b", code) for code in codes)
+        return any(re.search(r"\bone\b", code) for code in codes)
 
     @cached_property
     def function(self) -> Callable[..., Array]:

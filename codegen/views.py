@@ -105,6 +105,21 @@ def write(writer: Writer, value: Value, view: View, sizes: Sizes) -> tuple[Write
     return writer.reshape(array, shape)
 
 
+def overlaps(view: View, sizes: Sizes) -> int:
+    """How many shifted parts `write` adds up."""
+    parts = 1
+    for axis in view.axes:
+        if not _nested(axis, sizes):
+            parts *= min(sizes[leg] for leg, _ in axis.terms)
+    return parts
+
+
+def _nested(axis: Axis, sizes: Sizes) -> bool:
+    """Whether each step of the axis exceeds what the smaller ones span."""
+    terms = sorted(axis.terms, key=lambda t: -abs(t[1]))
+    return all(abs(a) >= _span(terms[at + 1 :], sizes) for at, (_, a) in enumerate(terms))
+
+
 def _places(view: View) -> list[tuple[int, Leg]]:
     """Axis and leg of every dimension that `_embed` expects: larger steps first in an axis."""
     return [
@@ -144,12 +159,11 @@ def _embed(
     dim = 0
     for at, axis in enumerate(axes):
         if axis.plain(sizes) is None:
-            terms = sorted(((leg, abs(a)) for leg, a in axis.terms), key=lambda t: -t[1])
-            spans = [_span(terms[n + 1 :], sizes) for n in range(len(terms))]
-            if any(a < span for (_, a), span in zip(terms, spans, strict=True)):
+            steps = sorted((abs(a) for _, a in axis.terms), reverse=True)
+            if not _nested(axis, sizes):
                 return _unrolled(writer, array, axes, at, dim, sizes)
             low = axis.offset + reach(axis.terms, sizes)[0]
-            writer, array = _embed_nested(writer, array, dim, [a for _, a in terms])
+            writer, array = _embed_nested(writer, array, dim, steps)
             pads = [(0, 0)] * len(array.shape)
             pads[dim] = (low, axis.size - low - array.shape[dim])
             writer, array = writer.pad(array, pads)

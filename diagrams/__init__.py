@@ -12,8 +12,27 @@ from tnconv.diagrams.affine import (
     index_pattern,
     mask,
 )
-from tnconv.diagrams.curvature import kfac_expand, kfac_reduce
+from tnconv.diagrams.curvature import (
+    grad_expand,
+    grad_reduce,
+    group_average,
+    kfac_expand,
+    kfac_expand_transpose,
+    kfac_reduce,
+    kfac_reduce_transpose,
+    mean_patches,
+    with_ones,
+)
 from tnconv.diagrams.expression import Expression, Sum
+from tnconv.diagrams.gradients import (
+    diagonal_vjp,
+    ggn_block,
+    ggn_diagonal,
+    ggn_vector_product,
+    gradient_dots,
+    gradient_norms,
+    hessian_vjp,
+)
 from tnconv.diagrams.layers import (
     avg_pool,
     conv,
@@ -40,14 +59,28 @@ __all__ = [
     "conv",
     "conv_transpose",
     "delta",
+    "diagonal_vjp",
     "exactly",
     "fold",
+    "ggn_block",
+    "ggn_diagonal",
+    "ggn_vector_product",
+    "grad_expand",
+    "grad_reduce",
+    "gradient_dots",
+    "gradient_norms",
+    "group_average",
+    "hessian_vjp",
     "index_pattern",
     "kfac_expand",
+    "kfac_expand_transpose",
     "kfac_reduce",
+    "kfac_reduce_transpose",
     "linear",
     "mask",
+    "mean_patches",
     "unfold",
     "unfolded_kernel",
     "with_bias",
+    "with_ones",
 ]

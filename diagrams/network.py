@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice, product
+from math import prod
 from types import MappingProxyType
 
 import networkx
@@ -286,6 +287,36 @@ class TensorNetwork(Expression):
         )
         return self.with_(result=View(tuple(axis.size for axis in axes), axes))
 
+    def narrow(self, leg: Leg, start: int, length: int, step: int = 1) -> "TensorNetwork":
+        """Only ``length`` positions of an open leg, from ``start`` on: a part, computed alone.
+
+        ``y[start : start + step * length : step]`` in the dimension of ``leg``, also where other
+        legs are flattened with it (one group, some channels).
+
+        >>> from tnconv.diagrams import conv
+        >>> conv((8, 4, 32), (6, 2, 3), groups=2).narrow("g", 1, 1).narrow("o1", 0, 5).shape
+        (8, 3, 5)
+
+        Raises:
+            ValueError: a leg that no plain result axis is, or positions outside of it.
+        """
+        plain = [axis.plain(self.sizes) for axis in self.result.axes]
+        if plain.count(leg) != 1:
+            raise ValueError(f"not one plain result axis is leg {leg!r}; they are {plain}")
+        size = self.sizes[leg]
+        if start < 0 or length < 1 or step < 1 or start + step * (length - 1) >= size:
+            raise ValueError(
+                f"start {start}, length {length} and step {step} leave leg {leg!r} of size {size}"
+            )
+        if size == 1:
+            return self
+        part = self.substitute(leg, start, {leg: step}, {leg: length})
+        axes = list(part.result.axes)
+        axes[plain.index(leg)] = Axis(length, 0, ((leg, 1),))
+        shape, dim = list(self.shape), _dimension(self.result, plain.index(leg))
+        shape[dim] = shape[dim] * length // size
+        return part.with_(result=View(tuple(shape), tuple(axes)))
+
     def reshape(self, *shape: int) -> "TensorNetwork":
         """The same values in a result of another shape.
 
@@ -293,3 +324,9 @@ class TensorNetwork(Expression):
             ValueError: the number of entries differs.
         """
         return self.with_(result=View(shape, self.result.axes))
+
+
+def _dimension(view: View, axis: int) -> int:
+    """The array dimension that an axis of size > 1 is part of."""
+    before = prod(other.size for other in view.axes[:axis])
+    return next(d for d in range(len(view.shape)) if prod(view.shape[: d + 1]) > before)

@@ -85,6 +85,48 @@ class Case:
         native = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
         return native(self.padded(x), weight, bias, self.stride, 0, self.dilation, self.groups)
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of what `conv` gives: what its transpose takes."""
+        return (*self.input_shape[: -self.dims - 1], self.weight_shape[0], *self._spatial[0])
+
+    @property
+    def output_padding(self) -> tuple[int, ...]:
+        """How many inputs `conv` leaves over to the right, which its transpose gives back."""
+        return self._spatial[1]
+
+    @property
+    def _spatial(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        sizes = zip(
+            self.input_shape[-self.dims :],
+            self.pads,
+            self.kernel_size,
+            self.strides,
+            self.dilations,
+            strict=True,
+        )
+        both = [divmod(i + sum(pad) - d * (k - 1) - 1, s) for i, pad, k, s, d in sizes]
+        return tuple(steps + 1 for steps, _ in both), tuple(rest for _, rest in both)
+
+    def conv_transpose(self, x: Array, weight: Array, groups: int | None = None) -> Array:
+        """What torch computes for the transpose of this convolution, up to three dimensions."""
+        native = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.dims - 1]
+        rest, groups = self.output_padding, groups or self.groups
+        full = native(x, weight, None, self.stride, 0, rest, groups, self.dilation)
+        inside = [
+            slice(left, left + i)
+            for (left, _), i in zip(self.pads, self.input_shape[-self.dims :], strict=True)
+        ]
+        return full[(..., *inside)]
+
+    def transposed_patches(self, x: Array) -> Array:
+        """``U[n, g, ck, o]`` of the transpose: one channel and one tap at a time."""
+        x = x if self.batched else x[None]
+        taps = prod(self.kernel_size)
+        unit = torch.eye(taps, dtype=x.dtype).reshape(1, taps, *self.kernel_size)
+        y = self.conv_transpose(x, unit.expand(x.shape[1], -1, *self.kernel_size), x.shape[1])
+        return y.flatten(2).unflatten(1, (self.groups, y.shape[1] // self.groups))
+
     def patches(self, x: Array) -> Array:
         """``U[n, g, c, *k, *o]`` by one slice per tap, for any number of dimensions."""
         x = self.padded(x if self.batched else x[None])
@@ -279,11 +321,54 @@ def networks(
     return TensorNetwork(tuple(nodes), View(shape, tuple(axes)), sizes, scale)
 
 
+def transposed(case: Case) -> dict[str, Any]:
+    """The keywords of the transpose of a convolution."""
+    return {
+        "stride": case.stride,
+        "padding": case.pads,
+        "dilation": case.dilation,
+        "groups": case.groups,
+        "output_padding": case.output_padding,
+    }
+
+
 ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
     "conv": lambda c: diagrams.conv(c.input_shape, c.weight_shape, **c.kwargs),
     "unfold": lambda c: diagrams.unfold(c.input_shape, c.kernel_size, **c.unfold_kwargs),
     "kfac_expand": lambda c: diagrams.kfac_expand(c.input_shape, c.kernel_size, **c.kwargs),
     "kfac_reduce": lambda c: diagrams.kfac_reduce(c.input_shape, c.kernel_size, **c.kwargs),
+    "conv_transpose": lambda c: diagrams.conv_transpose(
+        c.output_shape, c.weight_shape, **transposed(c)
+    ),
+    "fold": lambda c: diagrams.fold(
+        diagrams.unfold(c.input_shape, c.kernel_size, **c.unfold_kwargs).shape,
+        c.input_shape[-c.dims :],
+        c.kernel_size,
+        **c.unfold_kwargs,
+    ),
+    "avg_pool": lambda c: diagrams.avg_pool(c.input_shape, c.kernel_size, c.stride, c.pads),
+    "unfolded_kernel": lambda c: diagrams.unfolded_kernel(
+        c.input_shape[-c.dims - 1 :], c.weight_shape, **c.kwargs
+    ),
+    "kfac_expand_transpose": lambda c: diagrams.kfac_expand_transpose(
+        c.output_shape, c.kernel_size, **transposed(c)
+    ),
+    "kfac_reduce_transpose": lambda c: diagrams.kfac_reduce_transpose(
+        c.output_shape, c.kernel_size, **transposed(c)
+    ),
+    "grad_expand": lambda c: diagrams.grad_expand(c.output_shape, c.groups),
+    "grad_reduce": lambda c: diagrams.grad_reduce(c.output_shape, c.groups),
+    "group_average": lambda c: diagrams.group_average(ZOO["kfac_expand"](c)),
+    "mean_patches": lambda c: diagrams.mean_patches(c.input_shape, c.kernel_size, **c.kwargs),
+    "gradient_dots": lambda c: diagrams.gradient_dots(ZOO["conv"](c), vectors=2),
+    "gradient_norms": lambda c: diagrams.gradient_norms(ZOO["conv"](c)),
+    "ggn_diagonal": lambda c: diagrams.ggn_diagonal(ZOO["conv"](c), vectors=2),
+    "ggn_block": lambda c: diagrams.ggn_block(ZOO["conv"](c)),
+    "ggn_vector_product": lambda c: diagrams.ggn_vector_product(ZOO["conv"](c), vectors=2),
+    "diagonal_vjp": lambda c: diagrams.diagonal_vjp(ZOO["conv"](c)),
+    "hessian_vjp": lambda c: diagrams.hessian_vjp(
+        diagrams.conv(c.input_shape[-c.dims - 1 :], c.weight_shape, **c.kwargs)
+    ),
     "linear": lambda c: diagrams.linear(
         (*c.input_shape[:1], *c.input_shape[2:], c.input_shape[1]),
         (c.weight_shape[0], c.input_shape[1]),

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tnconv
 from tnconv.optim import KFAC
 from tnconv.optim.factors import inverse, statistics
 
@@ -510,3 +511,11 @@ def test_function_transforms_and_substituted_weights_are_not_watched():
     loss({name: 2 * p for name, p in parameters.items()}, x).backward()
     torch.func.jacrev(model)(x)
     assert not optimizer._statistics
+
+
+def test_converted_layers_have_factors():
+    model = tnconv.nn.convert(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(18, 3)))
+    optimizer = KFAC(model)
+    model(torch.rand(4, 1, 5, 5)).square().mean().backward()
+    optimizer.step()
+    assert all("A" in optimizer.state[model[at].weight] for at in (0, 2))

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from tnconv import codegen, diagrams, functional, optim
+from tnconv import codegen, diagrams, functional, nn, optim
 from tnconv.codegen import Program, compile
 from tnconv.diagrams import Expression, Sum, TensorNetwork
 
@@ -19,6 +19,7 @@ __all__ = [
     "contract",
     "diagrams",
     "functional",
+    "nn",
     "optim",
 ]
 

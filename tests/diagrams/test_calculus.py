@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.func import jacrev, jvp, vjp
@@ -47,14 +48,116 @@ def kfac(case, reduce):
     return value
 
 
+def unfolded_transpose(case, reduce):
+    def value(x):
+        u = case.transposed_patches(x)
+        u = u.mean(-1, keepdim=True) if reduce else u
+        return torch.einsum("ngao,ngbo->gab", u, u) / max(1, u.shape[0])
+
+    return value
+
+
+def mean_patches(case):
+    def value(x):
+        u = case.patches(x).flatten(2, 2 + case.dims).flatten(3).mean(-1)
+        return u if case.batched else u[0]
+
+    return value
+
+
+def grad_factor(case, reduce):
+    def value(grad_output):
+        sizes = (case.groups, case.weight_shape[0] // case.groups)
+        v = grad_output.unflatten(1, sizes).flatten(3)
+        v = v.sum(-1, keepdim=True) if reduce else v
+        return torch.einsum("ngdo,ngeo->gde", v, v)
+
+    return value
+
+
+def fold(case):
+    """The adjoint of unfolding, by autograd."""
+    return lambda x: vjp(unfold(case), torch.zeros(case.input_shape, dtype=x.dtype))[1](x)[0]
+
+
+def avg_pool(case):
+    native = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[case.dims - 1]
+    return lambda x: native(case.padded(x), case.kernel_size, case.stride)
+
+
+def input_jacobian(case, weight):
+    """``∂y / ∂x`` of one sample as a matrix."""
+    x = torch.zeros(case.input_shape[-case.dims - 1 :], dtype=weight.dtype)
+    jacobian = jacrev(lambda x: case.conv(x, weight))(x)
+    return jacobian.reshape(-1, x.numel())
+
+
+def of_gradients(case, value):
+    """A function of the per-sample gradients ``J[m, n, θ]``, and the weight's shape."""
+
+    def function(x, grad_output, **rest):
+        u = case.patches(x).flatten(2, 2 + case.dims).flatten(3)
+        v = grad_output if grad_output.dim() == case.dims + 3 else grad_output[None]
+        v = v.unflatten(2, (case.groups, case.weight_shape[0] // case.groups)).flatten(4)
+        j = torch.einsum("ngao,mngdo->mngda", u, v)
+        return value(j.flatten(2), case.weight_shape, **rest)
+
+    return function
+
+
+def diagonal(case):
+    def value(diagonal, weight):
+        jacobian = input_jacobian(case, weight)
+        flat = diagonal.reshape(case.input_shape[0], jacobian.shape[0])
+        return (flat @ jacobian**2).reshape(case.input_shape)
+
+    return value
+
+
+def hessian(case):
+    def value(hessian, weight):
+        jacobian, shape = input_jacobian(case, weight), case.input_shape[-case.dims - 1 :]
+        return (jacobian.T @ hessian.reshape(2 * jacobian.shape[:1]) @ jacobian).reshape(2 * shape)
+
+    return value
+
+
 NATIVE = {
     "conv": lambda case: case.conv,
+    "conv_transpose": lambda case: case.conv_transpose,
     "unfold": unfold,
+    "fold": fold,
+    "avg_pool": avg_pool,
+    "unfolded_kernel": lambda case: lambda weight: input_jacobian(case, weight),
     "kfac_expand": lambda case: kfac(case, reduce=False),
     "kfac_reduce": lambda case: kfac(case, reduce=True),
-    "linear": lambda case: torch.nn.functional.linear,
+    "kfac_expand_transpose": lambda case: unfolded_transpose(case, reduce=False),
+    "kfac_reduce_transpose": lambda case: unfolded_transpose(case, reduce=True),
+    "grad_expand": lambda case: grad_factor(case, reduce=False),
+    "grad_reduce": lambda case: grad_factor(case, reduce=True),
+    "group_average": lambda case: lambda x: kfac(case, reduce=False)(x).mean(0, keepdim=True),
+    "mean_patches": mean_patches,
+    "gradient_dots": lambda case: of_gradients(
+        case, lambda j, shape: torch.einsum("mnp,qrp->mnqr", j, j)
+    ),
+    "gradient_norms": lambda case: of_gradients(case, lambda j, shape: j[0].square().sum(-1)),
+    "ggn_diagonal": lambda case: of_gradients(
+        case, lambda j, shape: j.square().sum((0, 1)).reshape(shape)
+    ),
+    "ggn_block": lambda case: of_gradients(
+        case, lambda j, shape: torch.einsum("mnp,mnq->pq", j, j).reshape(2 * shape)
+    ),
+    "ggn_vector_product": lambda case: of_gradients(
+        case,
+        lambda j, shape, vector: torch.einsum("mnp,mnq,q->p", j, j, vector.flatten()).reshape(
+            shape
+        ),
+    ),
+    "diagonal_vjp": diagonal,
+    "hessian_vjp": hessian,
+    "linear": lambda case: lambda x, weight: F.linear(x, weight),
 }
-"""The zoo in torch's own words, as functions of ``x`` (and ``weight``)."""
+"""The zoo in torch's own words, as functions of the operands."""
 
 # Derivatives in all directions
 
@@ -71,7 +174,7 @@ def check_derivatives(network, function, operands, operand, tol):
     v, t = random_like(result), random_like(at)
     rest = {name: operands[name] for name in operands}
     for derivative, name, given_, expected in (
-        (network.vjp(operand), "grad_output", v, pull(v)[0]),
+        (network.vjp(operand, cotangent="given"), "given", v, pull(v)[0]),
         (network.jvp(operand), f"tangent_{operand}", t, jvp(value, (at,), (t,))[1]),
     ):
         assert derivative.operands[name] == given_.shape
@@ -99,7 +202,7 @@ def test_zoo(name, case, data):
     function = NATIVE[name](case)
     check_derivatives(
         network,
-        lambda **given: function(*(given[n] for n in ("x", "weight") if n in given)),
+        function,
         operands,
         operand,
         RELATIVE,

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
+from hypothesis import strategies as st
 
+import tnconv
 from tests.strategies import Case, assert_close, geometries, operands_for
-from tnconv.diagrams import kfac_expand, kfac_reduce
+from tnconv.diagrams import conv, ggn_diagonal, kfac_expand, kfac_reduce, with_ones
 
 FACTORS = {"expand": kfac_expand, "reduce": kfac_reduce}
 
@@ -84,3 +86,36 @@ def test_one_position_makes_them_equal():
     x = operands_for(build(case, "expand"))["x"]
     values = [build(case, flavour).reference(x=x) for flavour in FACTORS]
     assert_close(*values)
+
+
+@pytest.mark.parametrize("flavour", FACTORS)
+@given(case=geometries(unbatched=True, empty=False))
+def test_ones_column(flavour, case):
+    """The factor of patches with an entry 1 behind them."""
+    network = with_ones(build(case, flavour))
+    x = operands_for(network)["x"]
+    u = case.patches(x).flatten(2, 2 + case.dims).flatten(3)
+    u = torch.cat([u, torch.ones_like(u[:, :, :1])], 2)
+    assert_close(network.reference(x=x), factor(u, flavour), 1e-10)
+    assert_close(tnconv.contract(network, x=x), factor(u, flavour), 1e-10)
+
+
+def test_ones_column_needs_a_factor():
+    with pytest.raises(ValueError, match="not a Kronecker factor"):
+        with_ones(conv((2, 3, 8), (4, 3, 3)))
+
+
+@given(case=geometries(empty=False))
+def test_diagonal_per_sample(case):
+    layer = conv(case.input_shape, case.weight_shape, **case.kwargs)
+    network = ggn_diagonal(layer, vectors=2, per_sample=True)
+    operands = operands_for(network)
+    each = layer.vjp("weight", per_sample=True, extra={"m": 2}).reference(**operands)
+    assert_close(network.reference(**operands), each.square().sum(0), 1e-10)
+
+
+@given(case=geometries(empty=False), scale=st.fractions(-3, 3))
+def test_scale_replaces_the_convention(case, scale):
+    for build_factor in FACTORS.values():
+        given_ = build_factor(case.input_shape, case.kernel_size, **case.kwargs, scale=scale)
+        assert given_.scale == scale

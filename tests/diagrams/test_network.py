@@ -16,6 +16,7 @@ from tests.strategies import (
     Case,
     assert_close,
     brute_force,
+    geometries,
     networks,
     operands_for,
     shipped,
@@ -336,3 +337,27 @@ def test_errors(build, match):
     with pytest.raises(ValueError, match=match) as error:
         build()
     assert str(error.value).count("\n") <= 1
+
+
+@given(case=geometries(empty=False, unbatched=True), data=st.data())
+def test_narrow_is_a_part_of_the_whole(case, data):
+    network = ZOO["conv"](case)
+    operands = operands_for(network)
+    leg = data.draw(st.sampled_from(sorted(network.result.legs)))
+    size = network.sizes[leg]
+    start = data.draw(st.integers(0, size - 1))
+    step = data.draw(st.integers(1, 3))
+    length = data.draw(st.integers(1, (size - 1 - start) // step + 1))
+    axes = [axis.plain(network.sizes) for axis in network.result.axes]
+    whole = network.reference(**operands).reshape([axis.size for axis in network.result.axes])
+    index = torch.arange(start, start + step * length, step)
+    part = network.narrow(leg, start, length, step)
+    expected = whole.index_select(axes.index(leg), index).reshape(part.shape)
+    assert_close(part.reference(**operands), expected)
+    assert len(part.shape) == len(network.shape)
+
+
+@pytest.mark.parametrize("arguments", [("c", 0, 1), ("o1", 0, 99), ("o1", -1, 1), ("o1", 0, 0)])
+def test_narrow_refuses(arguments):
+    with pytest.raises(ValueError, match="leg"):
+        CONV.narrow(*arguments)

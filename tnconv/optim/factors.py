@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tnconv import functional
+from tnconv.nn import Conv1d, Conv2d, Conv3d
 
 Flavour = Literal["expand", "reduce"]
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1d, Conv2d, Conv3d)
 
 
 def has_factors(module: nn.Module) -> TypeGuard[Layer]:

@@ -1,0 +1,165 @@
+"""Per-sample gradients of a layer and what is made of them: norms, Gram matrices, Gauss-Newton.
+
+``J[m, n, θ] = Σ_o v[m, n, o] ∂y[n, o] / ∂θ`` is the layer's per-sample vjp in an operand θ, for one
+cotangent per sample or for several, m: columns of the loss Hessian's root (Gauss-Newton, Fisher),
+or of the network's Jacobian (neural tangent kernel). All functions take a batched layer such as
+``conv(...)`` or ``linear(...)``; their operands are the layer's without θ, and ``grad_output`` of
+shape ``(m, n, *o)``, or ``(n, *o)`` where ``vectors`` is None.
+"""
+
+from tnconv.diagrams.affine import Leg, Tensor, View
+from tnconv.diagrams.network import TensorNetwork
+
+
+def gradient_dots(
+    layer: TensorNetwork, operand: str = "weight", vectors: int | None = None
+) -> TensorNetwork:
+    """``G[m, n, m', n'] = Σ_θ J[m, n, θ] J[m', n', θ]``: the Gram matrix of all gradients.
+
+    The Gauss-Newton's Gram matrix (Dangel et al. 2022, ViViT) and the empirical neural tangent
+    kernel of the layer; ``(n, n')`` where ``vectors`` is None.
+
+    >>> from tnconv.diagrams import linear
+    >>> gradient_dots(linear((8, 3), (4, 3)), vectors=4).shape
+    (4, 8, 4, 8)
+
+    Raises:
+        ValueError: a layer without batch, or without the operand.
+    """
+    j = _gradients(layer, operand, vectors)
+    return j.gram(over=_parameters(j, vectors))
+
+
+def gradient_norms(
+    layer: TensorNetwork, operand: str = "weight", vectors: int | None = None
+) -> TensorNetwork:
+    """``s[m, n] = Σ_θ J[m, n, θ]²``: squared norms, the diagonal of `gradient_dots`.
+
+    >>> from tnconv.diagrams import linear
+    >>> gradient_norms(linear((8, 3), (4, 3))).shape
+    (8,)
+
+    Raises:
+        ValueError: a layer without batch, or without the operand.
+    """
+    j = _gradients(layer, operand, vectors)
+    return j.gram(over=_parameters(j, vectors), keep=_open(vectors))
+
+
+def ggn_diagonal(
+    layer: TensorNetwork,
+    operand: str = "weight",
+    vectors: int | None = None,
+    per_sample: bool = False,
+) -> TensorNetwork:
+    """``d[θ] = Σ_{m,n} J[m, n, θ]²``, or with ``per_sample`` ``d[n, θ] = Σ_m J[m, n, θ]²``.
+
+    The diagonal of the Gauss-Newton or Fisher matrix, in the operand's shape.
+
+    >>> from tnconv.diagrams import linear
+    >>> ggn_diagonal(linear((8, 3), (4, 3)), vectors=4, per_sample=True).shape
+    (8, 4, 3)
+
+    Raises:
+        ValueError: a layer without batch, or without the operand.
+    """
+    j = _gradients(layer, operand, vectors)
+    kept = (("n",) if per_sample else ()) + _parameters(j, vectors)
+    diagonal = j.gram(over=[leg for leg in j.result.legs if leg not in kept], keep=kept)
+    samples = (layer.sizes["n"],) if per_sample else ()
+    return diagonal.reshape(*samples, *layer.operands[operand])
+
+
+def ggn_block(
+    layer: TensorNetwork, operand: str = "weight", vectors: int | None = None
+) -> TensorNetwork:
+    """``B[θ, θ'] = Σ_{m,n} J[m, n, θ] J[m, n, θ']``: the layer's Gauss-Newton or Fisher block.
+
+    Shape ``(*operand, *operand)``.
+
+    >>> from tnconv.diagrams import linear
+    >>> ggn_block(linear((8, 3), (4, 3)), vectors=4).shape
+    (4, 3, 4, 3)
+
+    Raises:
+        ValueError: a layer without batch, or without the operand.
+    """
+    shape = layer.operands.get(operand, ())
+    return _gradients(layer, operand, vectors).gram(over=_open(vectors)).reshape(*shape, *shape)
+
+
+def ggn_vector_product(
+    layer: TensorNetwork, operand: str = "weight", vectors: int | None = None
+) -> TensorNetwork:
+    """``p[θ] = Σ_{m,n,θ'} J[m, n, θ] J[m, n, θ'] u[θ']``: `ggn_block` times operand ``vector``.
+
+    >>> from tnconv.diagrams import linear
+    >>> ggn_vector_product(linear((8, 3), (4, 3)), vectors=4).operands["vector"]
+    (4, 3)
+
+    Raises:
+        ValueError: a layer without batch, or without the operand.
+    """
+    block = ggn_block(layer, operand, vectors)
+    shape, half = layer.operands[operand], len(block.result.axes) // 2
+    vector = Tensor("vector", View(shape, block.result.axes[half:]))
+    result = View(shape, block.result.axes[:half])
+    return block.with_((*block.nodes, vector), result)
+
+
+def diagonal_vjp(layer: TensorNetwork, operand: str = "x") -> TensorNetwork:
+    """``d[θ] = Σ_o h[o] (∂y[o] / ∂θ)²``: a diagonal output Hessian, pulled back to its diagonal.
+
+    The recursion of Becker & LeCun 1989 and HesScale through a layer: its vjp with every other
+    operand squared, which is exact because an index pattern meets each pair at most once. The
+    cotangent h is operand ``diagonal``.
+
+    >>> from tnconv.diagrams import linear
+    >>> diagonal_vjp(linear((8, 3), (4, 3))).operands
+    {'diagonal': (8, 4), 'weight': (4, 3)}
+
+    Raises:
+        ValueError: no such operand, or one that the layer holds more than once.
+    """
+    (term,) = layer.vjp(operand, cotangent="diagonal").terms
+    squares = [node for node in term.tensors if node.name != "diagonal"]
+    return term.with_((*term.nodes, *squares), scale=term.scale**2)
+
+
+def hessian_vjp(layer: TensorNetwork, operand: str = "x") -> TensorNetwork:
+    """``H[θ, θ'] = Σ_{o,o'} (∂y[o] / ∂θ) B[o, o'] (∂y[o'] / ∂θ')``: ``Jᵀ B J``.
+
+    Operand ``hessian`` of shape ``(*y, *y)``, result ``(*operand, *operand)``, for a layer without
+    batch: one sample, or the batch-averaged Hessian of KFRA (Botev et al. 2017), for which J must
+    not depend on the sample.
+
+    >>> from tnconv.diagrams import conv
+    >>> hessian_vjp(conv((3, 8), (4, 3, 3))).shape
+    (3, 8, 3, 8)
+
+    Raises:
+        ValueError: a layer with batch, no such operand, or one that it holds more than once.
+    """
+    if "n" in layer.sizes:
+        raise ValueError(f"the layer has a batch of {layer.sizes['n']}; expected one without batch")
+    (j,) = layer.jacobian(operand).terms
+    pair, outputs, shape = j.connect(j), len(layer.result.axes), layer.operands[operand]
+    half = len(j.result.axes)
+    first, second = pair.result.axes[:half], pair.result.axes[half:]
+    hessian = Tensor("hessian", View(2 * layer.shape, first[:outputs] + second[:outputs]))
+    return pair.with_((*pair.nodes, hessian), View(2 * shape, first[outputs:] + second[outputs:]))
+
+
+def _gradients(layer: TensorNetwork, operand: str, vectors: int | None) -> TensorNetwork:
+    """J with one result dimension per leg: m, n, then the operand's."""
+    extra = {} if vectors is None else {"m": vectors}
+    (term,) = layer.vjp(operand, per_sample=True, extra=extra).terms
+    return term.reshape(*(axis.size for axis in term.result.axes))
+
+
+def _open(vectors: int | None) -> tuple[Leg, ...]:
+    return ("n",) if vectors is None else ("m", "n")
+
+
+def _parameters(j: TensorNetwork, vectors: int | None) -> tuple[Leg, ...]:
+    return tuple(leg for leg in j.result.legs if leg not in _open(vectors))
