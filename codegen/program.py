@@ -62,8 +62,9 @@ class Program:
         if not arguments:
             body.append("one = torch.ones(())")
         elif self._needs_one:
-            first = arguments[0]
-            body.append(f"one = torch.ones((), dtype={first}.dtype, device={first}.device)")
+            # Sums over nothing, so that gradients of a constant result are zeros, as in torch.
+            empty = " + ".join(f"{name}.reshape(-1)[:0].sum()" for name in arguments)
+            body.append(f"one = 1 + {empty}")
         results = []
         for number, (plan, *_) in enumerate(self.terms):
             rename = _renamed(plan.steps, f"s{number}_" if len(self.terms) > 1 else "")

@@ -86,6 +86,16 @@ def test_differentiable_twice(case: Any) -> None:
     assert torch.autograd.gradgradcheck(function, tracked, fast_mode=True)
 
 
+def test_constant_results_have_zero_gradients() -> None:
+    """An empty batch, and windows that only see padding."""
+    for shape, options in (((0, 3, 5), {}), ((2, 3, 1), {"padding": 3, "stride": 4})):
+        x = random(*shape).requires_grad_()
+        weight = random(4, 3, 2, seed=1).requires_grad_()
+        T.conv(x, weight, **options).sum().backward()
+        assert x.grad is not None and not x.grad.any()
+        assert weight.grad is not None and not weight.grad.any()
+
+
 def test_vmap_over_any_argument(case: Any) -> None:
     function, arguments = case
     for at in range(len(arguments)):
