@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
@@ -118,17 +119,8 @@ def dense(cover: Cover) -> Iterator[Cover]:
         sizes = tuple(cover.network.sizes[leg] for leg in node.legs)
         steps, v = tuple(a for _, a in node.terms), node.values
         code = f"pattern({steps}, {sizes}, {v.start}, {v.stop}, {v.step}, {like})"
-        shape = sizes
-        kernel = cost.copy(_product(shape), 1)
-        writer, array = cover.writer.run(
-            code, shape, kernel, f"pattern over {', '.join(node.legs)}"
-        )
+        kernel = cost.copy(prod(sizes), 1)
+        comment = f"pattern over {', '.join(node.legs)}"
+        writer, array = cover.writer.run(code, sizes, kernel, comment)
         cover = cover.put(writer, (at,), Value(array, node.legs), "dense")
     yield cover
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -61,6 +61,7 @@ def test_every_shipped_diagram(network: TensorNetwork) -> None:
 @given(network=shipped(max_dims=3, min_dims=3, empty=False))
 def test_every_shipped_diagram_in_three_dimensions(network: TensorNetwork) -> None:
     check(network)
+    check(network, simplify=False)
 
 
 @given(network=shipped(max_dims=2) | networks(), route=st.sampled_from(sorted(ROUTES)))
@@ -82,8 +83,16 @@ def test_every_plan_considered_gives_the_value(network: TensorNetwork) -> None:
 @given(case=geometries(max_dims=4, min_dims=4, empty=False))
 def test_four_dimensions(case: Case) -> None:
     net = conv(case.input_shape, case.weight_shape, **case.kwargs)
-    for network in (net, net.vjp("x"), net.vjp("weight")):
+    for network in (
+        net,
+        net.vjp("x"),
+        net.vjp("weight"),
+        unfold(case.input_shape, case.kernel_size, **case.unfold_kwargs),
+        kfac_expand(case.input_shape, case.kernel_size, **case.kwargs),
+        kfac_reduce(case.input_shape, case.kernel_size, **case.kwargs),
+    ):
         check(network)
+        check(network, simplify=False)
 
 
 @given(case=geometries(unbatched=True))
