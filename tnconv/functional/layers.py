@@ -1,0 +1,128 @@
+"""What layers compute: convolutions, linear layers, patches and pooling."""
+
+from collections.abc import Sequence
+
+import torch
+
+from tnconv.diagrams.geometry import IntOrTuple, Padding
+from tnconv.functional.programs import run
+
+
+def conv(
+    x: torch.Tensor,  # (n, g·c, *i) or (g·c, *i)
+    weight: torch.Tensor,  # (g·d, c, *k)
+    bias: torch.Tensor | None = None,  # (g·d,)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> torch.Tensor:
+    """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, o, i] w[gd, c, k] + b[gd]``, in any dimension.
+
+    >>> conv(torch.rand(8, 3, 32, 32), torch.rand(16, 3, 3, 3), padding="same").shape
+    torch.Size([8, 16, 32, 32])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (x.shape, weight.shape, stride, padding, dilation, groups)
+    if bias is None:
+        return run("conv", settings, x, weight)
+    return run("conv_bias", settings, x, weight, bias)
+
+
+def conv_transpose(
+    x: torch.Tensor,  # (n, g·c, *i) or (g·c, *i)
+    weight: torch.Tensor,  # (g·c, d, *k)
+    bias: torch.Tensor | None = None,  # (g·d,)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    output_padding: IntOrTuple = 0,
+    groups: int = 1,
+    dilation: IntOrTuple = 1,
+) -> torch.Tensor:
+    """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, i, o] w[gc, d, k] + b[gd]``, in any dimension.
+
+    >>> conv_transpose(torch.rand(8, 3, 16, 16), torch.rand(3, 4, 2, 2), stride=2).shape
+    torch.Size([8, 4, 32, 32])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (x.shape, weight.shape, stride, padding, output_padding, groups, dilation)
+    if bias is None:
+        return run("conv_transpose", settings, x, weight)
+    return run("conv_transpose_bias", settings, x, weight, bias)
+
+
+def linear(
+    x: torch.Tensor,  # (n, *o, c) or (c,)
+    weight: torch.Tensor,  # (d, c)
+    bias: torch.Tensor | None = None,  # (d,)
+) -> torch.Tensor:
+    """``y[n, o, d] = Σ_c x[n, o, c] w[d, c] + b[d]``.
+
+    >>> linear(torch.rand(8, 3), torch.rand(4, 3), torch.rand(4)).shape
+    torch.Size([8, 4])
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    if bias is None:
+        return run("linear", (x.shape, weight.shape), x, weight)
+    return run("linear_bias", (x.shape, weight.shape), x, weight, bias)
+
+
+def unfold(
+    x: torch.Tensor,  # (n, c, *i) or (c, *i)
+    kernel_size: IntOrTuple,
+    dilation: IntOrTuple = 1,
+    padding: Padding = 0,
+    stride: IntOrTuple = 1,
+) -> torch.Tensor:
+    """The unfolded input ``U[n, ck, o] = Σ_i x[n, c, i] Π[k, o, i]`` (im2col), in any dimension.
+
+    >>> unfold(torch.rand(8, 3, 32, 32), 5).shape
+    torch.Size([8, 75, 784])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    return run("unfold", (x.shape, kernel_size, dilation, padding, stride), x)
+
+
+def fold(
+    x: torch.Tensor,  # (n, c·K, O) or (c·K, O)
+    output_size: Sequence[int],
+    kernel_size: IntOrTuple,
+    dilation: IntOrTuple = 1,
+    padding: Padding = 0,
+    stride: IntOrTuple = 1,
+) -> torch.Tensor:
+    """The folded input ``y[n, c, i] = Σ_{k,o} x[n, ck, o] Π[k, o, i]`` (col2im), in any dimension.
+
+    >>> fold(torch.rand(8, 75, 784), (32, 32), 5).shape
+    torch.Size([8, 3, 32, 32])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together.
+    """
+    return run("fold", (x.shape, output_size, kernel_size, dilation, padding, stride), x)
+
+
+def avg_pool(
+    x: torch.Tensor,  # (n, c, *i) or (c, *i)
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: Padding = 0,
+    divisor: int | None = None,
+) -> torch.Tensor:
+    """``y[n, c, o] = 1/K Σ_{k,i} x[n, c, i] Π[k, o, i]``, in any dimension; padding counts.
+
+    >>> avg_pool(torch.rand(8, 3, 32, 32), 2).shape
+    torch.Size([8, 3, 16, 16])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    return run("avg_pool", (x.shape, kernel_size, stride, padding, divisor), x)
