@@ -1,33 +1,65 @@
 """What a kernel costs: seconds from a few physical coefficients.
 
-Measured on two cores of an AMD EPYC with torch 2.13 in float32; only ratios between kernels matter
-for a choice. Calibration per device replaces the numbers here, nothing else.
+Only ratios between kernels matter for a choice. The coefficients are a table of the device: the
+kernels below read the one in use.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 ITEM = 4  # bytes per entry; the choice of kernels hardly depends on it
-LAUNCH = 4e-6
-GEMM = 1.6e11  # flop/s of a large matrix product
-SKINNY = 1.4e9  # entries/s of a product with few rows or columns
-CONVOLUTION = 1.9e11  # flop/s of a native convolution with many channels, and of its input gradient
-WEIGHT_GRADIENT = 1.2e11
-DEPTHWISE = 2.5e10
-DEPTHWISE_WEIGHT_GRADIENT = 8e9
-BANDWIDTH = 3e10  # bytes/s, read plus written
-FRESH = 6e9  # bytes/s into newly mapped pages, which large results need
-FRESH_FROM = 2**25
-RUN = 1.4e-9  # seconds per contiguous run that a copy gathers
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What a device can do; the defaults were measured on an AMD EPYC, torch 2.13, float32."""
+
+    launch: float = 4e-6  # seconds per call
+    gemm: float = 1.6e11  # flop/s of a large matrix product
+    skinny: float = 1.4e9  # entries/s of a product with few rows or columns
+    convolution: float = 1.9e11  # flop/s with many channels, also of the input gradient
+    weight_gradient: float = 1.2e11
+    depthwise: float = 2.5e10
+    depthwise_weight_gradient: float = 8e9
+    bandwidth: float = 3e10  # bytes/s, read plus written
+    fresh: float = 6e9  # bytes/s into newly mapped pages, which large results need
+    run: float = 1.4e-9  # seconds per contiguous run that a copy gathers
+
+
+FRESH_FROM = 2**25  # bytes
+SHIPPED = Coefficients()
+_in_use: ContextVar[Coefficients] = ContextVar("coefficients", default=SHIPPED)
+
+
+def now() -> Coefficients:
+    """The coefficients in use."""
+    return _in_use.get()
+
+
+@contextmanager
+def using(coefficients: Coefficients) -> Iterator[None]:
+    """Price kernels with these coefficients, in this thread and context alone."""
+    token = _in_use.set(coefficients)
+    try:
+        yield
+    finally:
+        _in_use.reset(token)
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One call into torch: its kind, the multiply-adds' flops, bytes moved, and time."""
+    """One call into torch: its kind, the multiply-adds' flops, bytes moved, and time.
+
+    ``scratch`` is how many bytes beside its result the kernel holds while it runs.
+    """
 
     kind: str
     flops: int
     bytes: int
     seconds: float
+    scratch: int = 0
 
 
 def matmul(batch: int, m: int, n: int, k: int) -> Kernel:
@@ -36,11 +68,11 @@ def matmul(batch: int, m: int, n: int, k: int) -> Kernel:
     With few rows or columns the other operand is read at a fixed rate, whatever their number.
     """
     flops = 2 * batch * m * n * k
-    speed = GEMM * _saturation(m, 6) * _saturation(n, 6) * _saturation(k, 12)
+    speed = now().gemm * _saturation(m, 6) * _saturation(n, 6) * _saturation(k, 12)
     entries = batch * (m * k + k * n + m * n)
     moved, written = ITEM * entries, ITEM * batch * m * n
-    skinny = entries / SKINNY if min(m, n) < 16 else 0.0
-    seconds = LAUNCH + max(flops / speed, moved / BANDWIDTH, skinny)
+    skinny = entries / now().skinny if min(m, n) < 16 else 0.0
+    seconds = now().launch + max(flops / speed, moved / now().bandwidth, skinny)
     seconds += _fresh(written) + batch * 3e-8
     return Kernel("matmul", flops, moved, seconds)
 
@@ -54,36 +86,41 @@ def convolution(
     depthwise kernels at the speed of memory.
     """
     summed, kept = channels
-    speed = WEIGHT_GRADIENT if kind == "weight gradient" else CONVOLUTION
+    speed = now().weight_gradient if kind == "weight gradient" else now().convolution
     speed *= _saturation(summed * taps, 48)
     speed *= _saturation(kept, 16 if kind == "input gradient" else 8)
     if groups > 1:
         speed *= 0.45
-        speed = max(speed, DEPTHWISE)
+        speed = max(speed, now().depthwise)
     if kind == "weight gradient" and summed == kept == 1:
-        speed = DEPTHWISE_WEIGHT_GRADIENT
-    seconds = LAUNCH + max(flops / speed, ITEM * moved / BANDWIDTH) + _fresh(ITEM * new)
+        speed = now().depthwise_weight_gradient
+    seconds = now().launch + max(flops / speed, ITEM * moved / now().bandwidth)
+    seconds += _fresh(ITEM * new)
     return Kernel(kind, flops, ITEM * moved, seconds)
 
 
 def copy(entries: int, run: int, read: int | None = None) -> Kernel:
     """Write ``entries`` gathered in contiguous runs of length ``run``."""
     moved = ITEM * (entries + (entries if read is None else read))
-    seconds = LAUNCH + moved / BANDWIDTH + RUN * entries / max(1, run) + _fresh(ITEM * entries)
+    seconds = _moving(moved) + now().run * entries / max(1, run) + _fresh(ITEM * entries)
     return Kernel("copy", 0, moved, seconds)
 
 
 def elementwise(entries: int, read: int) -> Kernel:
     """One operation per entry of the result, or of what a reduction reads."""
     moved = ITEM * (entries + read)
-    work = max(entries, read)
-    return Kernel("elementwise", work, moved, LAUNCH + moved / BANDWIDTH + _fresh(ITEM * entries))
+    seconds = _moving(moved) + _fresh(ITEM * entries)
+    return Kernel("elementwise", max(entries, read), moved, seconds)
 
 
 def reduction(read: int, written: int, run: int) -> Kernel:
     """A sum; short rows cost a start each."""
     moved = ITEM * (read + written)
-    return Kernel("sum", read, moved, LAUNCH + moved / BANDWIDTH + RUN * read / max(1, run))
+    return Kernel("sum", read, moved, _moving(moved) + now().run * read / max(1, run))
+
+
+def _moving(moved: int) -> float:
+    return now().launch + moved / now().bandwidth
 
 
 def _saturation(size: int, half: int) -> float:
@@ -91,4 +128,4 @@ def _saturation(size: int, half: int) -> float:
 
 
 def _fresh(written: int) -> float:
-    return written / FRESH if written > FRESH_FROM else 0.0
+    return written / now().fresh if written > FRESH_FROM else 0.0
