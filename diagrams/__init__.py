@@ -32,6 +32,7 @@ from tnconv.diagrams.gradients import (
     gradient_dots,
     gradient_norms,
     hessian_vjp,
+    ntk_block,
 )
 from tnconv.diagrams.layers import (
     avg_pool,
@@ -79,6 +80,7 @@ __all__ = [
     "linear",
     "mask",
     "mean_patches",
+    "ntk_block",
     "unfold",
     "unfolded_kernel",
     "with_bias",

@@ -1,7 +1,6 @@
 """Kronecker factors: two copies of a layer's patches, or of its output gradient, connected."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from math import prod
@@ -262,8 +261,4 @@ def _grad_factor(
     if len(shape) < 2:
         raise ValueError(f"output has shape {shape}; expected (batch, channels, *positions)")
     h = geometry(shape, (1,) * (len(shape) - 2), groups=groups)
-    factor = _factor(h, flavour, scale)
-    return factor.with_(
-        replace(node, name="grad_output") if isinstance(node, Tensor) else node
-        for node in factor.nodes
-    )
+    return _factor(h, flavour, scale).rename_operands({"x": "grad_output"})

@@ -1,23 +1,29 @@
 """Per-sample gradients of a layer and what is made of them: norms, Gram matrices, Gauss-Newton.
 
 ``J[m, n, θ] = Σ_o v[m, n, o] ∂y[n, o] / ∂θ`` is the layer's per-sample vjp in an operand θ, for one
-cotangent per sample or for several, m: columns of the loss Hessian's root (Gauss-Newton, Fisher),
-or of the network's Jacobian (neural tangent kernel). All functions take a batched layer such as
-``conv(...)`` or ``linear(...)``; their operands are the layer's without θ, and ``grad_output`` of
-shape ``(m, n, *o)``, or ``(n, *o)`` where ``vectors`` is None.
+cotangent per sample or for several, m. What the vectors m are decides what the same diagrams mean:
+columns of the loss Hessian's root give the Gauss-Newton, gradients at sampled or given labels the
+(Monte-Carlo or empirical) Fisher, rows of the network's Jacobian, one per class, the neural tangent
+kernel. All functions take a batched layer such as ``conv(...)``, ``conv_transpose(...)``,
+``linear(...)``, or one ``with_bias``; their operands are the layer's without θ, and ``grad_output``
+of shape ``(m, n, *o)``, or ``(n, *o)`` where ``vectors`` is None.
 """
 
-from tnconv.diagrams.affine import Leg, Tensor, View
+from collections.abc import Sequence
+
+from tnconv.diagrams.affine import Axis, Leg, Tensor, View
+from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 
 
 def gradient_dots(
-    layer: TensorNetwork, operand: str = "weight", vectors: int | None = None
+    layer: Expression, operand: str = "weight", vectors: int | None = None
 ) -> TensorNetwork:
     """``G[m, n, m', n'] = Σ_θ J[m, n, θ] J[m', n', θ]``: the Gram matrix of all gradients.
 
-    The Gauss-Newton's Gram matrix (Dangel et al. 2022, ViViT) and the empirical neural tangent
-    kernel of the layer; ``(n, n')`` where ``vectors`` is None.
+    The Gauss-Newton's Gram matrix (Dangel et al. 2022, ViViT), the empirical Fisher's, and the
+    layer's block of the empirical neural tangent kernel on one batch, for which m runs over
+    classes; ``(n, n')`` where ``vectors`` is None. Between two batches: `ntk_block`.
 
     >>> from tnconv.diagrams import linear
     >>> gradient_dots(linear((8, 3), (4, 3)), vectors=4).shape
@@ -30,8 +36,45 @@ def gradient_dots(
     return j.gram(over=_parameters(j, vectors))
 
 
+def ntk_block(
+    layer: Expression,
+    other: Expression,
+    operand: str = "weight",
+    vectors: int | None = None,
+    other_vectors: int | None = None,
+) -> TensorNetwork:
+    """``G[m, n, m', n'] = Σ_θ J[m, n, θ] J'[m', n', θ]``: `gradient_dots` between two batches.
+
+    The layer's block of the empirical neural tangent kernel (Jacot et al. 2018), with m and m' the
+    classes; ``(n, n')`` without vectors. ``other`` is the layer at the other batch: its operands
+    get the prefix ``other_`` (``other_x``, ``other_grad_output``). Only θ's shape is common, so
+    inputs of two sizes are legal.
+
+    >>> from tnconv.diagrams import linear
+    >>> train, test = linear((8, 3), (4, 3)), linear((2, 3), (4, 3))
+    >>> net = ntk_block(train, test, vectors=4, other_vectors=4)
+    >>> net.shape, list(net.operands)
+    ((4, 8, 4, 2), ['x', 'grad_output', 'other_x', 'other_grad_output'])
+
+    Raises:
+        ValueError: a layer without batch, without the operand, or operands of two shapes.
+    """
+    j, k = _gradients(layer, operand, vectors), _gradients(other, operand, other_vectors)
+    first, second = layer.operands[operand], other.operands[operand]
+    if first != second or (theta := _parameters(j, vectors)) != _parameters(k, other_vectors):
+        raise ValueError(
+            f"{operand!r} has shapes {first} and {second} in the two layers; expected one layer at "
+            "two batches"
+        )
+    k = k.rename_operands({name: f"other_{name}" for name in k.operands})
+    pair, shown = j.connect(k, share=theta), len(_open(vectors))
+    axes = pair.result.axes
+    half = len(j.result.axes)
+    return _with_axes(pair, axes[:shown] + axes[half : half + len(_open(other_vectors))])
+
+
 def gradient_norms(
-    layer: TensorNetwork, operand: str = "weight", vectors: int | None = None
+    layer: Expression, operand: str = "weight", vectors: int | None = None
 ) -> TensorNetwork:
     """``s[m, n] = Σ_θ J[m, n, θ]²``: squared norms, the diagonal of `gradient_dots`.
 
@@ -47,7 +90,7 @@ def gradient_norms(
 
 
 def ggn_diagonal(
-    layer: TensorNetwork,
+    layer: Expression,
     operand: str = "weight",
     vectors: int | None = None,
     per_sample: bool = False,
@@ -66,12 +109,12 @@ def ggn_diagonal(
     j = _gradients(layer, operand, vectors)
     kept = (("n",) if per_sample else ()) + _parameters(j, vectors)
     diagonal = j.gram(over=[leg for leg in j.result.legs if leg not in kept], keep=kept)
-    samples = (layer.sizes["n"],) if per_sample else ()
+    samples = (j.sizes["n"],) if per_sample else ()
     return diagonal.reshape(*samples, *layer.operands[operand])
 
 
 def ggn_block(
-    layer: TensorNetwork, operand: str = "weight", vectors: int | None = None
+    layer: Expression, operand: str = "weight", vectors: int | None = None
 ) -> TensorNetwork:
     """``B[θ, θ'] = Σ_{m,n} J[m, n, θ] J[m, n, θ']``: the layer's Gauss-Newton or Fisher block.
 
@@ -89,7 +132,7 @@ def ggn_block(
 
 
 def ggn_vector_product(
-    layer: TensorNetwork, operand: str = "weight", vectors: int | None = None
+    layer: Expression, operand: str = "weight", vectors: int | None = None
 ) -> TensorNetwork:
     """``p[θ] = Σ_{m,n,θ'} J[m, n, θ] J[m, n, θ'] u[θ']``: `ggn_block` times operand ``vector``.
 
@@ -150,11 +193,16 @@ def hessian_vjp(layer: TensorNetwork, operand: str = "x") -> TensorNetwork:
     return pair.with_((*pair.nodes, hessian), View(2 * shape, first[outputs:] + second[outputs:]))
 
 
-def _gradients(layer: TensorNetwork, operand: str, vectors: int | None) -> TensorNetwork:
+def _gradients(layer: Expression, operand: str, vectors: int | None) -> TensorNetwork:
     """J with one result dimension per leg: m, n, then the operand's."""
     extra = {} if vectors is None else {"m": vectors}
     (term,) = layer.vjp(operand, per_sample=True, extra=extra).terms
-    return term.reshape(*(axis.size for axis in term.result.axes))
+    return _with_axes(term, term.result.axes)
+
+
+def _with_axes(network: TensorNetwork, axes: Sequence[Axis]) -> TensorNetwork:
+    """The network with these axes as its result, one dimension for each."""
+    return network.with_(result=View(tuple(axis.size for axis in axes), tuple(axes)))
 
 
 def _open(vectors: int | None) -> tuple[Leg, ...]:

@@ -1,7 +1,7 @@
 """The intermediate representation: a tensor network."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice, product
@@ -218,6 +218,20 @@ class TensorNetwork(Expression):
         )
         sizes = {names.get(leg, leg): size for leg, size in self.sizes.items()}
         return self.with_(nodes, view(self.result), sizes)
+
+    def rename_operands(self, names: Mapping[str, str]) -> "TensorNetwork":
+        """A copy with other operand names (operands that are not named keep theirs).
+
+        >>> from tnconv.diagrams import linear
+        >>> list(linear((8, 3), (4, 3)).rename_operands({"x": "a"}).operands)
+        ['a', 'weight']
+        """
+        return self.with_(
+            replace(node, name=names.get(node.name, node.name))
+            if isinstance(node, Tensor)
+            else node
+            for node in self.nodes
+        )
 
     def scaled(self, factor: Fraction | int) -> "TensorNetwork":
         """This network times an exact number."""

@@ -1,7 +1,7 @@
 """Random convolutions, random networks, and what their values must be, from the definitions."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
 from math import prod
@@ -332,6 +332,11 @@ def transposed(case: Case) -> dict[str, Any]:
     }
 
 
+def other_batch(case: Case) -> Case:
+    """The same layer at one sample more."""
+    return replace(case, input_shape=(case.input_shape[0] + 1, *case.input_shape[1:]))
+
+
 ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
     "conv": lambda c: diagrams.conv(c.input_shape, c.weight_shape, **c.kwargs),
     "unfold": lambda c: diagrams.unfold(c.input_shape, c.kernel_size, **c.unfold_kwargs),
@@ -361,6 +366,9 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
     "group_average": lambda c: diagrams.group_average(ZOO["kfac_expand"](c)),
     "mean_patches": lambda c: diagrams.mean_patches(c.input_shape, c.kernel_size, **c.kwargs),
     "gradient_dots": lambda c: diagrams.gradient_dots(ZOO["conv"](c), vectors=2),
+    "ntk_block": lambda c: diagrams.ntk_block(
+        ZOO["conv"](c), ZOO["conv"](other_batch(c)), vectors=2, other_vectors=1
+    ),
     "gradient_norms": lambda c: diagrams.gradient_norms(ZOO["conv"](c)),
     "ggn_diagonal": lambda c: diagrams.ggn_diagonal(ZOO["conv"](c), vectors=2),
     "ggn_block": lambda c: diagrams.ggn_block(ZOO["conv"](c)),

@@ -95,14 +95,25 @@ def input_jacobian(case, weight):
 def of_gradients(case, value):
     """A function of the per-sample gradients ``J[m, n, θ]``, and the weight's shape."""
 
-    def function(x, grad_output, **rest):
-        u = case.patches(x).flatten(2, 2 + case.dims).flatten(3)
-        v = grad_output if grad_output.dim() == case.dims + 3 else grad_output[None]
-        v = v.unflatten(2, (case.groups, case.weight_shape[0] // case.groups)).flatten(4)
-        j = torch.einsum("ngao,mngdo->mngda", u, v)
-        return value(j.flatten(2), case.weight_shape, **rest)
+    return lambda x, grad_output, **rest: value(
+        gradients(case, x, grad_output), case.weight_shape, **rest
+    )
 
-    return function
+
+def gradients(case, x, grad_output):
+    """``J[m, n, θ]`` from patches; m is 1 where ``grad_output`` has no such dimension."""
+    u = case.patches(x).flatten(2, 2 + case.dims).flatten(3)
+    v = grad_output if grad_output.dim() == case.dims + 3 else grad_output[None]
+    v = v.unflatten(2, (case.groups, case.weight_shape[0] // case.groups)).flatten(4)
+    return torch.einsum("ngao,mngdo->mngda", u, v).flatten(2)
+
+
+def ntk_block(case):
+    def value(x, grad_output, other_x, other_grad_output):
+        j, k = gradients(case, x, grad_output), gradients(case, other_x, other_grad_output)
+        return torch.einsum("mnp,qrp->mnqr", j, k)
+
+    return value
 
 
 def diagonal(case):
@@ -140,6 +151,7 @@ NATIVE = {
     "gradient_dots": lambda case: of_gradients(
         case, lambda j, shape: torch.einsum("mnp,qrp->mnqr", j, j)
     ),
+    "ntk_block": ntk_block,
     "gradient_norms": lambda case: of_gradients(case, lambda j, shape: j[0].square().sum(-1)),
     "ggn_diagonal": lambda case: of_gradients(
         case, lambda j, shape: j.square().sum((0, 1)).reshape(shape)
@@ -325,17 +337,6 @@ def test_one_term_per_occurrence(network, data):
 
 
 # Second derivatives
-
-
-@given(case=geometries(max_dims=2))
-def test_mixed_second_derivative_of_a_layer(case):
-    network = ZOO["conv"](case)
-    operands = operands_for(network)
-    x, weight = operands["x"], operands["weight"]
-    v, t = random_like(torch.empty(network.shape)), random_like(weight)
-    expected = jvp(lambda w: vjp(lambda y: case.conv(y, w), x)[1](v)[0], (weight,), (t,))[1]
-    second = network.vjp("x").jvp("weight")
-    assert_close(second.reference(grad_output=v, tangent_weight=t), expected, RELATIVE)
 
 
 @given(network=networks(min_tensors=2, max_nodes=6, max_legs=4), data=st.data())
