@@ -180,12 +180,27 @@ class Writer:
         return self.run(f"F.pad({array.code}, ({_items(flat)}))", shape, kernel, "zero padding")
 
     def sum(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
+        """Sum over dimensions: together, or where none is contiguous, one by one.
+
+        Then the dimension of the largest stride is first: what is between stays a contiguous run.
+        """
         if not dims:
             return self, array
+        if len(dims) > 1 and min(array.strides[dim] for dim in dims) > 1:
+            return self._sum_outermost(array, dims)
         shape = [size for dim, size in enumerate(array.shape) if dim not in dims]
         kernel = cost.reduction(array.size, prod(shape), array.run)
         where = dims[0] if len(dims) == 1 else tuple(dims)
         return self.run(f"{array.code}.sum({where})", shape, kernel, "sum")
+
+    def _sum_outermost(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
+        order = sorted(range(len(array.shape)), key=lambda dim: -array.strides[dim])
+        first = max(dims, key=lambda dim: array.strides[dim])
+        writer, partial = self.sum(array.permute(order), [order.index(first)])
+        left = [dim for dim in order if dim != first]
+        straight = sorted(range(len(left)), key=left.__getitem__)
+        rest = [dim - (dim > first) for dim in dims if dim != first]
+        return writer.sum(partial.permute(straight), rest)
 
 
 def _items(values: Sequence[int]) -> str:

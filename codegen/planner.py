@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import isqrt, prod
+from math import isqrt, prod, sqrt
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Step, Writer, contiguous
@@ -126,7 +126,10 @@ def _contract_scaled(
     scale: Fraction,
     optimize: str,
 ) -> tuple[Writer, Value]:
-    """Contract; each half of a square takes the root of its scale, which float16 needs."""
+    """Contract; the halves of a square take the roots of its scale, which float16 needs.
+
+    Where the result is larger than a half, the scale leaves it altogether.
+    """
     if not values:
         array = Array("one", (), ())
         return _scaled(writer, Value(array, ()), scale)
@@ -137,11 +140,12 @@ def _contract_scaled(
         values = [a, b]
     if len(values) == 2 and values[0].array == values[1].array:
         size = prod(values[0].array.shape)
-        root = _root(scale)
-        if size < prod(sizes[leg] for leg in output) or scale.denominator > 2**10:
+        larger = size < prod(sizes[leg] for leg in output)
+        if scale > 0 and (larger or scale.denominator > 2**10):
+            root = sqrt(scale) if larger else _root(scale)
             writer, half = _scaled(writer, values[0], root)
             values = [Value(half.array, value.legs) for value in values]
-            scale /= root * root
+            scale = Fraction(1) if larger else scale / Fraction(root) ** 2
     writer, value = contract(writer, values, output, sizes, optimize)
     return _scaled(writer, value, scale)
 
@@ -152,10 +156,11 @@ def _root(scale: Fraction) -> Fraction:
     return Fraction(1, f)
 
 
-def _scaled(writer: Writer, value: Value, scale: Fraction) -> tuple[Writer, Value]:
+def _scaled(writer: Writer, value: Value, scale: Fraction | float) -> tuple[Writer, Value]:
     if scale == 1:
         return writer, value
     kernel = cost.elementwise(value.array.size, value.array.size)
     code = f"{value.array.code} * {float(scale)!r}"
-    writer, array = writer.run(code, value.array.shape, kernel, f"scale {scale}")
+    comment = f"scale {scale}" if isinstance(scale, Fraction) else f"root of scale {scale**2:.6g}"
+    writer, array = writer.run(code, value.array.shape, kernel, comment)
     return writer, Value(array, value.legs)
