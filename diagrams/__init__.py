@@ -35,7 +35,6 @@ from tnconv.diagrams.gradients import (
     ntk_block,
 )
 from tnconv.diagrams.layers import (
-    avg_pool,
     conv,
     conv_transpose,
     fold,
@@ -45,6 +44,7 @@ from tnconv.diagrams.layers import (
     with_bias,
 )
 from tnconv.diagrams.network import TensorNetwork
+from tnconv.diagrams.pooling import avg_pool, pool_counts, reciprocal_counts
 
 __all__ = [
     "Axis",
@@ -81,6 +81,8 @@ __all__ = [
     "mask",
     "mean_patches",
     "ntk_block",
+    "pool_counts",
+    "reciprocal_counts",
     "unfold",
     "unfolded_kernel",
     "with_bias",

@@ -98,7 +98,7 @@ def geometry(
     """
     batch, channels, spatial, kernels = _sizes(input_shape, kernel_size, groups)
     strides, dilations = _steps(stride, dilation, len(kernels))
-    pads = _paddings(padding, kernels, strides, dilations)
+    pads = paddings(padding, kernels, strides, dilations)
     each = (spatial, kernels, strides, dilations, pads, range(1, len(kernels) + 1))
     return Geometry(batch, groups, channels, tuple(map(_window, *each)))
 
@@ -122,7 +122,7 @@ def transposed_geometry(
         raise ValueError(f"padding is {padding!r}; expected ints or pairs when transposed")
     batch, channels, spatial, kernels = _sizes(input_shape, kernel_size, groups)
     strides, dilations = _steps(stride, dilation, len(kernels))
-    pads = _paddings(padding, kernels, strides, dilations)
+    pads = paddings(padding, kernels, strides, dilations)
     extra = per_dimension("output_padding", output_padding, len(kernels), 0)
     each = (spatial, kernels, strides, dilations, pads, extra, range(1, len(kernels) + 1))
     return Geometry(batch, groups, channels, tuple(map(_transposed_window, *each)))
@@ -243,10 +243,15 @@ def per_dimension(name: str, value: IntOrTuple, dims: int, least: int) -> tuple[
     return tuple(values)
 
 
-def _paddings(
+def paddings(
     padding: Padding, kernels: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """Left and right padding per dimension; 'same' puts an odd rest to the right, as torch does."""
+    """Left and right padding per dimension; 'same' puts an odd rest to the right, as torch does.
+
+    Raises:
+        ValueError: another string, a negative padding, or not one for each dimension.
+        TypeError: a padding that is no int, sequence or string.
+    """
     dims = len(kernels)
     if padding == "valid":
         return [(0, 0)] * dims

@@ -1,7 +1,6 @@
 """The diagrams of layers: what goes forward. Derivatives come from the calculus on networks."""
 
 from collections.abc import Sequence
-from fractions import Fraction
 from math import prod
 
 from tnconv.diagrams.affine import Leg, Tensor, View
@@ -191,31 +190,6 @@ def unfolded_kernel(
     if "n" in layer.sizes:
         raise ValueError(f"input has shape {tuple(input_shape)}; expected one without batch")
     return layer.jacobian("x").terms[0].reshape(prod(layer.shape), prod(layer.operands["x"]))
-
-
-def avg_pool(
-    input_shape: Sequence[int],
-    kernel_size: IntOrTuple,
-    stride: IntOrTuple | None = None,
-    padding: Padding = 0,
-    divisor: int | None = None,
-) -> TensorNetwork:
-    """``y[n, c, o] = 1/K Σ_{k,i} x[n, c, i] Π[k, o, i]``: the patches, summed over their taps.
-
-    Operand ``x`` of shape ``(n, c, *i)`` or ``(c, *i)``. ``stride`` is by default the kernel's
-    size; ``divisor`` replaces K, the number of taps (padding counts, as is torch's default).
-
-    >>> avg_pool((8, 3, 32, 32), 2).shape
-    (8, 3, 16, 16)
-
-    Raises:
-        ValueError: shapes or hyper-parameters that do not fit together or give no output.
-    """
-    h = geometry(input_shape, kernel_size, kernel_size if stride is None else stride, padding)
-    taps = prod(w.kernel for w in h.windows)
-    pooled = patches(h).marginal(*h.legs("k"))
-    result = View.of(h.sizes, *h.samples, ("g", "c"), *h.legs("o"))
-    return pooled.with_(result=result).scaled(Fraction(1, divisor or taps))
 
 
 def with_bias(network: TensorNetwork) -> Sum:

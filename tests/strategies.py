@@ -352,6 +352,9 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
         **c.unfold_kwargs,
     ),
     "avg_pool": lambda c: diagrams.avg_pool(c.input_shape, c.kernel_size, c.stride, c.pads),
+    "avg_pool_counts": lambda c: diagrams.avg_pool(
+        c.input_shape, c.kernel_size, c.stride, c.pads, ceil_mode=True, count_include_pad=False
+    ),
     "unfolded_kernel": lambda c: diagrams.unfolded_kernel(
         c.input_shape[-c.dims - 1 :], c.weight_shape, **c.kwargs
     ),
