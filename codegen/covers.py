@@ -9,7 +9,8 @@ from tnconv.codegen.arrays import Array, Writer
 from tnconv.codegen.views import Value, overlaps, read
 from tnconv.diagrams.affine import Leg, Pattern, Tensor, View
 from tnconv.diagrams.network import TensorNetwork
-from tnconv.simplify.rules import implied, solve_for
+from tnconv.simplify.rules import implied
+from tnconv.simplify.views import solve_for
 
 MOST_OVERLAPS = 128  # shifted parts to add, one line of source for each
 

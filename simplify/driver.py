@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from tnconv.diagrams.expression import Expression, Sum
 from tnconv.diagrams.network import TensorNetwork
-from tnconv.simplify.rules import NORMAL_RULES, VIEW_RULES, Rule
+from tnconv.simplify.rules import NORMAL_RULES, Rule
+from tnconv.simplify.views import VIEW_RULES
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
-"""Rewrite rules: each is an identity on diagrams, ``TensorNetwork -> TensorNetwork | None``.
+"""Rewrite rules of form N: each is an identity on diagrams, ``TensorNetwork -> same | None``.
 
 ``None`` means that the rule does not match. Every rule lowers the measure of
-`tnconv.simplify.driver` by itself, so any order ends.
+`tnconv.simplify.driver` by itself, so any order ends. Form N keeps the patterns that native kernels
+match; the rules that turn patterns into views are in `tnconv.simplify.views`.
 """
 
 from collections.abc import Callable, Iterator
 from math import gcd
 
-from tnconv.diagrams.affine import Leg, Pattern, View, divisor, fresh, injective, linear, reach
+from tnconv.diagrams.affine import Leg, Pattern, View, divisor, fresh, linear, reach
 from tnconv.diagrams.network import TensorNetwork
+from tnconv.simplify.progressions import affine, clip, meet, met, quotients, within
 
 Rule = Callable[[TensorNetwork], TensorNetwork | None]
 
@@ -57,13 +59,13 @@ def trivial(tn: TensorNetwork) -> TensorNetwork | None:
                 return tn.zero()
     for at, pattern in tn.patterns:
         low, high = reach(pattern.terms, tn.sizes)
-        values = _clip(pattern.values, low, high)
+        values = clip(pattern.values, low, high)
         if not values:
             return tn.zero()
         if pattern.terms and len(values) == high - low + 1:
             return tn.without(at)
         if len(values) < len(pattern.values):
-            return _swap(tn, at, Pattern(pattern.terms, values))
+            return swap(tn, at, Pattern(pattern.terms, values))
     return None
 
 
@@ -74,40 +76,25 @@ def content(tn: TensorNetwork) -> TensorNetwork | None:
     """
     for at, pattern in tn.patterns:
         if (g := divisor(pattern.terms)) > 1:
-            values = _quotients(pattern.values, g)
+            values = quotients(pattern.values, g)
             terms = tuple((leg, a // g) for leg, a in pattern.terms)
-            return _swap(tn, at, Pattern(terms, values)) if values else tn.zero()
+            return swap(tn, at, Pattern(terms, values)) if values else tn.zero()
     return None
 
 
 def implied(tn: TensorNetwork) -> TensorNetwork | None:
-    """A pattern that an axis or another pattern of the same form implies is dropped.
+    """What an axis implies is no pattern, and two patterns of one form are one.
 
     [form ∈ V] x[offset + form] = x[offset + form]  if x is zero outside V;
-    [form ∈ U] [form ∈ V] = [form ∈ U]  if U ⊆ V
+    [form ∈ U] [form ∈ V] = [form ∈ U ∩ V]
     """
     for at, pattern in tn.patterns:
         if any(_implies(tn, view, pattern) for view in _views(tn)):
             return tn.without(at)
         for other, same in tn.patterns:
-            if other != at and same.terms == pattern.terms and _subset(same.values, pattern.values):
-                return tn.without(at)
-    return None
-
-
-def crop(tn: TensorNetwork) -> TensorNetwork | None:
-    """A pattern on one leg narrows the leg to an arithmetic progression.
-
-    Σ_i [i ∈ a + b·{0..m-1}] T[i] = Σ_{j<m} T[a + b·j]
-    """
-    for at, pattern in tn.patterns:
-        if len(pattern.terms) == 1 and pattern.terms[0][1] == 1:
-            ((leg, _),) = pattern.terms
-            values = _clip(pattern.values, 0, tn.sizes[leg] - 1)
-            if not values:
-                return tn.zero()
-            rest = tn.without(at)
-            return rest.substitute(leg, values[0], {leg: values.step}, {leg: len(values)})
+            if other > at and same.terms == pattern.terms:
+                both = Pattern(pattern.terms, meet(pattern.values, same.values))
+                return swap(tn, at, both).without(other)
     return None
 
 
@@ -116,66 +103,65 @@ def solve(tn: TensorNetwork) -> TensorNetwork | None:
 
     Σ_{i,j} [i ± j = c] T[i] S[j] = Σ_t T[i0 + t] S[j0 ∓ t]
     """
-    return _solve_pair(tn, lambda a, b: abs(a) == abs(b) == 1)
+    return solve_pair(tn, lambda a, b: abs(a) == abs(b) == 1)
 
 
-def solve_step(tn: TensorNetwork) -> TensorNetwork | None:
-    """Two legs with coprime coefficients are one leg: a 1x1 kernel with stride, a single output.
+def difference(tn: TensorNetwork) -> TensorNetwork | None:
+    """An exact pattern is subtracted from another that shares most of its legs.
 
-    Σ_{i,j} [a·i + b·j = c] T[i] S[j] = Σ_t T[i0 + |b|·t] S[j0 ∓ a·t]
+    [p = v] [q ∈ values] = [p = v] [α·p + β·q ∈ α·v + β·values]  for β ≠ 0; with
+    p = s·o + d·k - i and q = s·o + d·k - j: Π[k, o, i] Π[k, o, j] = Π[k, o, i] δ[i, j]
     """
-    return _solve_pair(tn, lambda a, b: gcd(a, b) == 1)
-
-
-def injective_view(tn: TensorNetwork) -> TensorNetwork | None:
-    """An injective pattern is a view: i splits into the legs that it is made of.
-
-    Σ_i Π[k, o, i] x[i] = x[s·o + d·k - p]  and (o, k) -> i meets nothing twice:
-    s/g >= K or d/g >= O, g = gcd(s, d)
-    """
-    for at, pattern in tn.patterns:
-        if pattern.value is None or len(pattern.terms) < 3:
+    for one, p in tn.patterns:
+        if p.value is None:
             continue
-        for leg, a in pattern.terms:
-            others = tuple(t for t in pattern.terms if t[0] != leg)
-            if abs(a) == 1 and injective(others, tn.sizes):
-                return solve_for(tn, at, leg)
+        for at, q in tn.patterns:
+            if at != one and (less := _reduced(q, p, p.value)) is not None:
+                return swap(tn, at, less)
     return None
 
 
-def free(tn: TensorNetwork) -> TensorNetwork | None:
-    """A leg that nothing else holds turns a pattern into a band, in closed form.
+def crop(tn: TensorNetwork) -> TensorNetwork | None:
+    """A leg keeps the positions, and the residue class, that a pattern can meet.
 
-    Σ_{f<F} [form + a·f = v] = [form ∈ v - a·{0..F-1}]
+    Σ_i [a·i + rest ∈ values] T[i] = Σ_{j<m} [a·(b + c·j) + rest ∈ values] T[b + c·j]
+
+    Two legs with one value are left to solving, and inputs behind the last window to native
+    kernels, which skip them for nothing.
     """
     for at, pattern in tn.patterns:
-        for leg, a in pattern.terms:
-            if tn.holders[leg] == (at,) and leg not in tn.open_legs:
-                if (values := _band(pattern.values, a, tn.sizes[leg])) is not None:
-                    terms = tuple(t for t in pattern.terms if t[0] != leg)
-                    left = {other: size for other, size in tn.sizes.items() if other != leg}
-                    return _swap(tn, at, Pattern(terms, values), left)
+        if len(pattern.terms) == 2 and pattern.value is not None:
+            continue
+        for leg in pattern.legs:
+            kept = met(pattern, leg, tn.sizes)
+            if not kept:
+                return tn.zero()
+            if len(kept) < tn.sizes[leg] and not _left_over(tn, at, leg, kept):
+                return tn.substitute(leg, kept[0], {leg: kept.step}, {leg: len(kept)})
     return None
 
 
-NORMAL_RULES: tuple[Rule, ...] = (size_one, scalar, trivial, content, implied, crop, solve)
-VIEW_RULES: tuple[Rule, ...] = (*NORMAL_RULES, solve_step, injective_view, free)
+NORMAL_RULES: tuple[Rule, ...] = (
+    size_one,
+    scalar,
+    trivial,
+    content,
+    implied,
+    solve,
+    difference,
+    crop,
+)
 
 
-def solve_for(tn: TensorNetwork, at: int, leg: Leg) -> TensorNetwork:
-    """Put ``leg = ±(value - rest)``, for a pattern in which ``leg`` has a unit coefficient.
-
-    Always an identity; where the pattern is not injective it makes overlapping windows.
-    """
-    pattern = tn.nodes[at]
-    assert isinstance(pattern, Pattern) and pattern.value is not None
-    a = dict(pattern.terms)[leg]
-    assert abs(a) == 1
-    others = linear((other, -a * b) for other, b in pattern.terms if other != leg)
-    return tn.without(at).substitute(leg, a * pattern.value, others)
+def swap(
+    tn: TensorNetwork, at: int, pattern: Pattern, sizes: dict[Leg, int] | None = None
+) -> TensorNetwork:
+    """``pattern`` in place of the node at a position."""
+    nodes = (pattern if at == other else node for other, node in enumerate(tn.nodes))
+    return tn.with_(nodes, sizes=sizes)
 
 
-def _solve_pair(tn: TensorNetwork, accepts: Callable[[int, int], bool]) -> TensorNetwork | None:
+def solve_pair(tn: TensorNetwork, accepts: Callable[[int, int], bool]) -> TensorNetwork | None:
     """All solutions of a·i + b·j = c in range are i = i0 + |b|·t, j = j0 ∓ a·t for 0 <= t < T."""
     for at, pattern in tn.patterns:
         if len(pattern.terms) != 2 or (c := pattern.value) is None:
@@ -186,8 +172,8 @@ def _solve_pair(tn: TensorNetwork, accepts: Callable[[int, int], bool]) -> Tenso
         first = c * pow(a, -1, abs(b)) % abs(b) if abs(b) > 1 else 0
         step_j = -a if b > 0 else a
         start_j = (c - a * first) // b
-        steps = _clip(
-            range((tn.sizes[i] - first - 1) // abs(b) + 1), *_within(start_j, step_j, tn.sizes[j])
+        steps = clip(
+            range((tn.sizes[i] - first - 1) // abs(b) + 1), *within(start_j, step_j, tn.sizes[j])
         )
         if not steps:
             return tn.zero()
@@ -201,67 +187,47 @@ def _solve_pair(tn: TensorNetwork, accepts: Callable[[int, int], bool]) -> Tenso
     return None
 
 
-def _within(start: int, step: int, size: int) -> tuple[int, int]:
-    """The least and greatest t with 0 <= start + step·t < size."""
-    if step > 0:
-        return -(start // step), (size - 1 - start) // step
-    return -((size - 1 - start) // -step), start // -step
-
-
 def _views(tn: TensorNetwork) -> Iterator[View]:
     yield from (node.view for node in tn.tensors)
     yield tn.result
 
 
-def _swap(
-    tn: TensorNetwork, at: int, pattern: Pattern, sizes: dict[Leg, int] | None = None
-) -> TensorNetwork:
-    nodes = (pattern if at == other else node for other, node in enumerate(tn.nodes))
-    return tn.with_(nodes, sizes=sizes)
-
-
-def _clip(values: range, low: int, high: int) -> range:
-    """The values within [low, high]."""
-    start, step = values.start, values.step
-    first = max(0, -((start - low) // step))
-    last = min(len(values) - 1, (high - start) // step)
-    return values[first : last + 1] if first <= last else range(0)
-
-
-def _quotients(values: range, g: int) -> range:
-    """v/g for the values that g divides."""
-    common = gcd(values.step, g)
-    multiples = [v for v in values[: g // common] if v % g == 0]
-    if not multiples:
-        return range(0)
-    step = values.step // common
-    return range(multiples[0] // g, values[-1] // g + 1, step)
-
-
-def _subset(inner: range, outer: range) -> bool:
-    return all(value in outer for value in inner)
-
-
 def _implies(tn: TensorNetwork, view: View, pattern: Pattern) -> bool:
-    low, high = reach(pattern.terms, tn.sizes)
+    """Whether an axis whose form is a multiple of the pattern's is inside only for its values."""
+    legs = pattern.legs
     for axis in view.axes:
-        allowed = Pattern(axis.terms, range(-axis.offset, axis.size - axis.offset))
-        if axis.terms and allowed.terms == pattern.terms:
-            if _subset(_clip(allowed.values, low, high), pattern.values):
-                return True
+        if axis.terms and len(axis.terms) == len(legs) and axis.terms[0][0] == legs[0]:
+            g = divisor(axis.terms)
+            allowed = Pattern(axis.terms, range(-axis.offset, axis.size - axis.offset))
+            if tuple((leg, a // g) for leg, a in allowed.terms) == pattern.terms:
+                low, high = reach(pattern.terms, tn.sizes)
+                inside = clip(quotients(allowed.values, g), low, high)
+                if len(meet(inside, pattern.values)) == len(inside):
+                    return True
     return False
 
 
-def _band(values: range, a: int, size: int) -> range | None:
-    """{v - a·f : v in values, f < size} if it is a progression that meets nothing twice."""
-    if size == 0:
-        return range(0)
-    low, high = min(0, -a * (size - 1)), max(0, -a * (size - 1))
-    step, count = abs(a), len(values)
-    if count == 1:
-        return range(values[0] + low, values[0] + high + 1, step)
-    if step == values.step * count:
-        return range(values[0] + low, values[-1] + high + 1, values.step)
-    if values.step == step * size:
-        return range(values[0] + low, values[-1] + high + 1, step)
-    return None
+def _reduced(q: Pattern, p: Pattern, value: int) -> Pattern | None:
+    """``α·p + β·q`` in the place of q, for the shared leg that leaves fewest terms, if fewer."""
+    of_p, of_q = dict(p.terms), dict(q.terms)
+    shared = of_p.keys() & of_q.keys()
+    if 2 * len(shared) <= len(of_p) or not q.values:
+        return None
+    best = q
+    for leg in sorted(shared):
+        g = gcd(of_p[leg], of_q[leg])
+        alpha, beta = -of_q[leg] // g, of_p[leg] // g
+        terms = linear([(x, alpha * a) for x, a in p.terms] + [(x, beta * a) for x, a in q.terms])
+        if len(terms) < len(best.terms):
+            best = Pattern(terms, affine(q.values, beta, alpha * value))
+    return None if best is q else best
+
+
+def _left_over(tn: TensorNetwork, at: int, leg: Leg, kept: range) -> bool:
+    """Whether only the tail of an input leg is not met, shorter than a step of the windows."""
+    pattern = tn.nodes[at]
+    assert isinstance(pattern, Pattern)
+    a = dict(pattern.terms)[leg]
+    steps = [-a * b for other, b in pattern.terms if other != leg]
+    tail = kept[0] == 0 and kept.step == 1 and abs(a) == 1 and pattern.value is not None
+    return tail and min(steps, default=0) > 0 and tn.sizes[leg] - len(kept) < max(steps)

@@ -31,6 +31,7 @@ def example(*patterns: Pattern, hold: str = "abkoi", unheld: str = "") -> Tensor
     return TensorNetwork((*tensors, *patterns), View((), ()), sizes, Fraction(1, 3))
 
 
+DIAGONALS = Pattern((("a", 1), ("b", 1)), range(2))
 FIRES: dict[str, list[TensorNetwork]] = {
     "size_one": [TensorNetwork((Tensor("x", View((1,), ())),), View((), ()), {"one": 1})],
     "scalar": [
@@ -52,10 +53,25 @@ FIRES: dict[str, list[TensorNetwork]] = {
             {"a": 4},
         ),
         example(mask({"a": 1}, 1, 3), mask({"a": 1}, 1, 3), hold="a"),
+        example(Pattern((("a", 1),), range(0, 4, 2)), Pattern((("a", 1),), range(0, 4, 3))),
+        TensorNetwork(
+            (Tensor("x", View((3,), (Axis(3, 1, (("a", 2), ("b", 2))),))), DIAGONALS),
+            View((), ()),
+            {"a": 4, "b": 4},
+        ),
     ],
     "crop": [
         example(mask({"a": 1}, 0, 3), hold="a"),
         example(Pattern((("a", 1),), range(1, 4, 2))),
+        example(exactly({"a": 1}, 2)),
+        example(index_pattern("k", "o", "i", 1, 1, -2), hold="koi"),  # the first inputs
+        example(index_pattern("k", "o", "i", 2, 2, 0), hold="koi"),  # every other input
+        example(exactly({"o": 2, "k": 2, "i": -3}, 1), hold="koi"),
+    ],
+    "difference": [
+        example(index_pattern("k", "o", "i", 2, 1, 0), index_pattern("k", "o", "a", 2, 1, 1)),
+        example(index_pattern("k", "o", "i", 1, 1, 0), mask({"k": 2, "o": 2}, 1, 4), hold="koi"),
+        example(exactly({"a": 2, "b": 3}, 5), Pattern((("a", 1), ("b", 1)), range(1, 4, 2))),
     ],
     "solve": [example(delta("a", "b")), example(exactly({"a": 1, "b": 1}, 5))],
     "solve_step": [example(exactly({"a": 2, "b": -1}, 0)), example(exactly({"a": 2, "b": 3}, 8))],
