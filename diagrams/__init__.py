@@ -31,8 +31,10 @@ from tnconv.diagrams.gradients import (
     ggn_vector_product,
     gradient_dots,
     gradient_norms,
+    gradient_sum,
     hessian_vjp,
     ntk_block,
+    per_sample_gradients,
 )
 from tnconv.diagrams.layers import (
     conv,
@@ -44,6 +46,7 @@ from tnconv.diagrams.layers import (
     with_bias,
 )
 from tnconv.diagrams.network import TensorNetwork
+from tnconv.diagrams.pointwise import bias, lookup, repeated, scale
 from tnconv.diagrams.pooling import avg_pool, pool_counts, reciprocal_counts
 
 __all__ = [
@@ -57,6 +60,7 @@ __all__ = [
     "TensorNetwork",
     "View",
     "avg_pool",
+    "bias",
     "conv",
     "conv_transpose",
     "delta",
@@ -70,6 +74,7 @@ __all__ = [
     "grad_reduce",
     "gradient_dots",
     "gradient_norms",
+    "gradient_sum",
     "group_average",
     "hessian_vjp",
     "index_pattern",
@@ -78,11 +83,15 @@ __all__ = [
     "kfac_reduce",
     "kfac_reduce_transpose",
     "linear",
+    "lookup",
     "mask",
     "mean_patches",
     "ntk_block",
+    "per_sample_gradients",
     "pool_counts",
     "reciprocal_counts",
+    "repeated",
+    "scale",
     "unfold",
     "unfolded_kernel",
     "with_bias",

@@ -16,6 +16,41 @@ from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 
 
+def per_sample_gradients(
+    layer: Expression, operand: str = "weight", vectors: int | None = None
+) -> TensorNetwork:
+    """``J[m, n, θ]`` itself, in the operand's shape; ``(n, *operand)`` where ``vectors`` is None.
+
+    >>> from tnconv.diagrams import linear
+    >>> per_sample_gradients(linear((8, 3), (4, 3)), vectors=2).shape
+    (2, 8, 4, 3)
+
+    Raises:
+        ValueError: a layer without batch, or without the operand.
+    """
+    extra = {} if vectors is None else {"m": vectors}
+    (term,) = layer.vjp(operand, per_sample=True, extra=extra).terms
+    return term
+
+
+def gradient_sum(
+    layer: Expression, operand: str = "weight", vectors: int | None = None
+) -> TensorNetwork:
+    """``Σ_{m,n} J[m, n, θ]``, in the operand's shape: the gradient of the sum over samples.
+
+    >>> from tnconv.diagrams import linear
+    >>> gradient_sum(linear((8, 3), (4, 3))).shape
+    (4, 3)
+
+    Raises:
+        ValueError: a layer without the operand.
+    """
+    if vectors is None:
+        return layer.vjp(operand).terms[0]
+    (term,) = layer.vjp(operand, extra={"m": vectors}).terms
+    return term.with_(result=View(layer.operands[operand], term.result.axes[1:]))
+
+
 def gradient_dots(
     layer: Expression, operand: str = "weight", vectors: int | None = None
 ) -> TensorNetwork:
@@ -195,8 +230,7 @@ def hessian_vjp(layer: TensorNetwork, operand: str = "x") -> TensorNetwork:
 
 def _gradients(layer: Expression, operand: str, vectors: int | None) -> TensorNetwork:
     """J with one result dimension per leg: m, n, then the operand's."""
-    extra = {} if vectors is None else {"m": vectors}
-    (term,) = layer.vjp(operand, per_sample=True, extra=extra).terms
+    term = per_sample_gradients(layer, operand, vectors)
     return _with_axes(term, term.result.axes)
 
 

@@ -4,23 +4,29 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from tnconv import codegen, diagrams, functional, nn, optim
+from tnconv import codegen, diagrams, functional, models, nn, optim, quantities
 from tnconv.codegen import Program, compile
 from tnconv.diagrams import Expression, Sum, TensorNetwork
+from tnconv.models import Result, compute, observe
 
 __version__ = "0.1.0"
 __all__ = [
     "Expression",
     "Program",
+    "Result",
     "Sum",
     "TensorNetwork",
     "codegen",
     "compile",
+    "compute",
     "contract",
     "diagrams",
     "functional",
+    "models",
     "nn",
+    "observe",
     "optim",
+    "quantities",
 ]
 
 

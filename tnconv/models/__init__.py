@@ -1,0 +1,7 @@
+"""Whole networks: watching a model, and quantities of every parameter."""
+
+from tnconv.models.driver import Observation, compute, observe
+from tnconv.models.layers import Operation, register_layer
+from tnconv.models.result import Result
+
+__all__ = ["Observation", "Operation", "Result", "compute", "observe", "register_layer"]

@@ -1,0 +1,246 @@
+"""Watching a model: what its layers read, and the gradients after what they gave.
+
+Forward hooks see every call of every module that holds parameters itself; a tensor hook on the
+call's output shows the gradient there, whatever the network's topology, also where the output is
+changed in place afterwards. All hooks are gone when the watch ends, whatever ended it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+from tnconv.models.layers import describes
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module: what it read, and where the gradient after its output arrives."""
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output_shape: tuple[int, ...]
+    edge: GradientEdge | None
+    described: bool
+    versions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.versions = tuple(tensor._version for tensor in self.inputs)
+        self._open = {name for name, _ in self.parameters}
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tensors among the arguments."""
+        return tuple(a for a in (*self.args, *self.kwargs.values()) if isinstance(a, Tensor))
+
+    @property
+    def x(self) -> Tensor:
+        """The layer's input.
+
+        Raises:
+            RuntimeError: it was changed in place after the layer had read it.
+        """
+        if tuple(tensor._version for tensor in self.inputs) != self.versions:
+            raise RuntimeError(
+                f"the input of layer {self.name!r} was changed in place after the layer had read "
+                "it; expected it to stay until the backward pass"
+            )
+        return self.inputs[0].detach()
+
+    @property
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The module's own parameters that learn, by their names in it."""
+        own = self.module.named_parameters(recurse=False)
+        return ((name, parameter) for name, parameter in own if parameter.requires_grad)
+
+    def close(self, name: str) -> None:
+        """Say that one parameter needs the call no more; the last one frees what it read."""
+        self._open.discard(name)
+        if not self._open:
+            self.args, self.kwargs, self.edge = (), {}, None
+
+
+@dataclass(eq=False)
+class Pass:
+    """One call of the model: a micro-batch, with the calls of layers in it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    calls: list[Call] = field(default_factory=list)
+    uses: Counter[nn.Parameter] = field(default_factory=Counter)
+    outputs: tuple[Tensor, ...] = ()
+
+    def add(self, call: Call) -> None:
+        """Note a call, and that one more gradient is expected for its parameters."""
+        self.calls.append(call)
+        self.uses.update(parameter for _, parameter in call.parameters)
+
+    @property
+    def samples(self) -> int:
+        """The batch size: dimension 0 of the model's first input tensor.
+
+        Raises:
+            ValueError: no input is a tensor with a batch dimension.
+        """
+        for given in (*self.args, *self.kwargs.values()):
+            if isinstance(given, Tensor) and given.dim():
+                return given.shape[0]
+        raise ValueError("the model's inputs hold no tensor; expected one with a batch dimension")
+
+
+Receiver = Callable[[Pass, Call, Tensor], None]
+Ready = Callable[[Pass], None]
+
+
+@dataclass(eq=False)
+class Watch:
+    """The passes through a model that were seen.
+
+    ``ready`` is told of each pass when the model returns, ``receive`` of the gradients after its
+    layers. Nothing is seen while the watch is ``paused``.
+    """
+
+    model: nn.Module
+    ready: Ready
+    receive: Receiver
+    per_sample: bool = False
+    passes: list[Pass] = field(default_factory=list)
+    paused: bool = False
+    _hooks: list[RemovableHandle] = field(default_factory=list)
+    _gradient_hooks: list[RemovableHandle] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Register the forward hooks."""
+        self._hooks.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        for name, module in self.model.named_modules():
+            hook = _Hook(self, name)
+            if self.per_sample and isinstance(module, _BatchNorm):
+                self._hooks.append(module.register_forward_pre_hook(hook.check))
+            if next(module.named_parameters(recurse=False), None) is not None:
+                self._hooks.append(
+                    module.register_forward_hook(hook.seen, prepend=True, with_kwargs=True)
+                )
+        self._hooks.append(self.model.register_forward_hook(self._end))
+
+    def stop(self) -> None:
+        """Remove all hooks, those on the graph's tensors, too."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the passes, and the hooks on their graphs."""
+        while self._gradient_hooks:
+            self._gradient_hooks.pop().remove()
+        self.passes.clear()
+
+    def on_gradient(self, tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
+        """Show the gradient after a tensor, until the watch forgets it."""
+        self._gradient_hooks.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.paused:
+            self.passes.append(Pass(args, kwargs))
+
+    def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.passes and not self.paused:
+            self.passes[-1].outputs = tensors(output)
+            self.ready(self.passes[-1])
+
+
+class _Hook:
+    """The forward hooks of one module."""
+
+    def __init__(self, watch: Watch, name: str) -> None:
+        self.watch, self.name = watch, name
+
+    def check(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Refuse a layer through which samples see each other.
+
+        Raises:
+            NotImplementedError: batch normalisation by the batch's statistics.
+        """
+        assert isinstance(module, _BatchNorm)
+        if module.training or module.running_mean is None:
+            raise NotImplementedError(
+                f"layer {self.name!r} normalises by the batch's statistics, so no sample has a "
+                "gradient of its own; expected evaluation mode and running statistics"
+            )
+
+    def seen(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Note the call, and ask for the gradient after its output."""
+        watched = _before_views(output) if isinstance(output, Tensor) else None
+        if watched is None or not watched.requires_grad or self.watch.paused:
+            return
+        if not self.watch.passes or is_functorch_wrapped_tensor(watched):
+            return
+        here, edge = self.watch.passes[-1], get_gradient_edge(watched)
+        call = Call(self.name, module, args, kwargs, tuple(output.shape), edge, describes(module))
+        if call.inputs and next(call.parameters, None) is not None:
+            if self.watch.per_sample and call.inputs[0].shape[:1] != (here.samples,):
+                call.described = False
+            here.add(call)
+            self.watch.on_gradient(watched, lambda grad: self.watch.receive(here, call, grad))
+
+
+def _before_views(output: Tensor) -> Tensor:
+    """What a layer's output is a view of, all of it: there the graph stays where it is.
+
+    Changing a view in place moves the graph before it, so that hooks on the view are lost.
+    """
+    base = output._base
+    whole = base is not None and base.numel() == output.numel()
+    if base is not None and whole and base.is_contiguous() and output.is_contiguous():
+        return base if base.requires_grad and base.grad_fn is not None else output
+    return output
+
+
+def tensors(output: Any) -> tuple[Tensor, ...]:
+    """The float tensors in what a module gives: one, or a sequence or mapping of them."""
+    given = output.values() if isinstance(output, Mapping) else output
+    found = given if isinstance(given, Iterable) and not isinstance(given, Tensor) else (given,)
+    return tuple(t for t in found if isinstance(t, Tensor) and t.is_floating_point())
+
+
+@contextmanager
+def watching(
+    model: nn.Module, ready: Ready, receive: Receiver, per_sample: bool = False
+) -> Iterator[Watch]:
+    """Watch a model, on the module that ``torch.compile`` or DistributedDataParallel wraps.
+
+    Compiled code runs no hooks, so compiled parts run as they were written meanwhile.
+    """
+    watch = Watch(unwrapped(model), ready, receive, per_sample)
+    with ExitStack() as stack:
+        if any(_is_compiled(module) for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.callback(watch.stop)
+        watch.start()
+        yield watch
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module that a compiled or distributed model wraps."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

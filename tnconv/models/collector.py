@@ -1,0 +1,202 @@
+"""Statistics of all parameters, added up call by call, pass by pass, while gradients arrive.
+
+Calls of one parameter in one pass see the same samples, so their gradients add up before anything
+is squared: nothing is computed before all of them have arrived. Passes see other samples.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from tnconv.diagrams import per_sample_gradients
+from tnconv.models import samplewise
+from tnconv.models.capture import Call, Pass
+from tnconv.models.layers import Operation, describe, explicit, repeated
+from tnconv.models.programs import values
+from tnconv.quantities.base import LOSS_GRADIENT, Statistic, Vectors
+
+EACH = Statistic(per_sample_gradients, samples=0)
+
+
+@dataclass(eq=False)
+class Arrival:
+    """The gradient, or several vectors, after one call of a layer."""
+
+    call: Call
+    grad_output: Tensor  # (n, *o) or (m, n, *o)
+    vectors: int | None = None
+
+    @cached_property
+    def described(self) -> tuple[Operation, Tensor]:
+        """The call's operation and its operand x."""
+        return describe(self.call.module, self.call.x, self.call.output_shape)
+
+    def term(self, operand: str, parameter: nn.Parameter, samples: int) -> "Term":
+        """The call as an operation on operands in the parameter's dtype."""
+        if not self.call.described:
+            return self._explicit(operand, parameter, samples)
+        operation, x = self.described
+        shape = operation.networks[operand].shape
+        v = self.grad_output.reshape(*self._lead, *shape).to(parameter.dtype)
+        return Term(operation, operand, x.to(parameter.dtype), v, self.vectors)
+
+    def _explicit(self, operand: str, parameter: nn.Parameter, samples: int) -> "Term":
+        call, own = self.call, {operand: parameter}
+        found = samplewise.per_sample_gradients(
+            call.module, call.args, call.kwargs, [self.grad_output], own, samples
+        )
+        return Term.known(found[operand])
+
+    @property
+    def _lead(self) -> tuple[int, ...]:
+        return () if self.vectors is None else (self.vectors,)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One operation and its operands: what statistics are made of."""
+
+    operation: Operation
+    operand: str
+    x: Tensor  # (n, ...), or (t, n, ...) for several calls
+    v: Tensor  # (n, *o) or (m, n, *o), with t before n
+    vectors: int | None = None
+
+    @classmethod
+    def known(cls, gradients: Tensor) -> "Term":
+        """Per-sample gradients of shape ``(n, *parameter)`` as an operation of their own."""
+        operation = Operation(explicit, (len(gradients), tuple(gradients.shape[1:])))
+        return cls(operation, "parameter", gradients, gradients.new_ones(len(gradients)))
+
+    @classmethod
+    def of(cls, terms: Sequence["Term"]) -> "Term":
+        """Several calls as one operation: repeated, or from explicit gradients if they differ."""
+        first, *others = terms
+        if not others:
+            return first
+        if any(other.operation != first.operation for other in others):
+            return cls.known(
+                sum((term.values([EACH])[0] for term in others), first.values([EACH])[0])
+            )
+        settings = (len(terms), first.operation.recipe, *first.operation.arguments)
+        x = torch.stack([term.x for term in terms])
+        v = torch.stack([term.v for term in terms], 0 if first.vectors is None else 1)
+        return cls(Operation(repeated, settings), first.operand, x, v, first.vectors)
+
+    @classmethod
+    def joined(cls, terms: Sequence["Term"]) -> "Term":
+        """Passes of one parameter as one, from explicit gradients if there are several."""
+        if len(terms) == 1:
+            return terms[0]
+        return cls.known(torch.cat([term.values([EACH])[0] for term in terms]))
+
+    def values(self, statistics: Sequence[Statistic]) -> list[Tensor]:
+        operands = {"x": self.x, "grad_output": self.v}
+        return values(statistics, self.operation, self.operand, operands, self.vectors)
+
+
+@dataclass(eq=False)
+class Collector:
+    """Values of statistics per parameter; ``found`` grows while gradients arrive.
+
+    ``passes`` are those that a gradient reached; ``skipped`` parameters come from elsewhere, and
+    ``sums`` has the sum of the per-sample gradients that no diagram gave.
+    """
+
+    statistics: Sequence[Statistic]
+    passes: set[Pass] = field(default_factory=set)
+    skipped: set[nn.Parameter] = field(default_factory=set)
+    found: dict[nn.Parameter, dict[Statistic, list[Tensor]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
+    sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    _terms: dict[nn.Parameter, list[Term]] = field(default_factory=lambda: defaultdict(list))
+    _waiting: dict[tuple[Pass, Vectors, nn.Parameter], list[tuple[str, Arrival]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    _done: set[tuple[Pass, Vectors, nn.Parameter]] = field(default_factory=set)
+
+    @torch.no_grad()
+    def receive(
+        self,
+        here: Pass,
+        call: Call,
+        grad_output: Tensor,
+        source: Vectors = LOSS_GRADIENT,
+        vectors: int | None = None,
+    ) -> None:
+        """Take the gradient after one call; work as soon as a parameter's calls are all there.
+
+        Raises:
+            RuntimeError: a second gradient, after the first was used.
+        """
+        arrival = Arrival(call, grad_output.detach(), vectors)
+        self.passes.add(here)
+        for name, parameter in call.parameters:
+            key = here, source, parameter
+            if parameter in self.skipped:
+                continue
+            if key in self._done:
+                raise RuntimeError(
+                    f"layer {call.name!r} received a second gradient in one pass; expected one "
+                    "backward pass through every forward pass"
+                )
+            self._waiting[key].append((name, arrival))
+            if len(self._waiting[key]) == here.uses[parameter]:
+                self._settle(key)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Work on the parameters some of whose calls no gradient reached."""
+        for key in list(self._waiting):
+            self._settle(key)
+        self._done.clear()
+        joint = [each for each in self.statistics if each.joint]
+        for parameter, terms in self._terms.items():
+            for statistic, value in zip(joint, Term.joined(terms).values(joint), strict=True):
+                self.found[parameter][statistic].append(value)
+        self._terms.clear()
+
+    def _settle(self, key: tuple[Pass, Vectors, nn.Parameter]) -> None:
+        here, source, parameter = key
+        arrivals = self._waiting.pop(key)
+        self._done.add(key)
+        with torch.autocast(parameter.device.type, enabled=False):
+            terms = [each.term(name, parameter, here.samples) for name, each in arrivals]
+            term = Term.of(terms)
+            if all(each.call.described for _, each in arrivals):
+                self.add(parameter, term, source)
+            else:
+                self.add_known(parameter, term.values([EACH])[0])
+        for name, each in arrivals:
+            each.call.close(name)
+
+    def add(self, parameter: nn.Parameter, term: Term, source: Vectors = LOSS_GRADIENT) -> None:
+        """Add what the statistics of one source are for a parameter in one pass."""
+        of_source = [each for each in self.statistics if each.vectors == source]
+        if any(each.joint for each in of_source):
+            self._terms[parameter].append(term)
+        wanted = [each for each in of_source if not each.joint]
+        for statistic, value in zip(wanted, term.values(wanted), strict=True):
+            held = self.found[parameter][statistic]
+            if statistic.samples is None and held:
+                held[0] = held[0] + value
+            else:
+                held.append(value)
+
+    def add_known(self, parameter: nn.Parameter, gradients: Tensor) -> None:
+        """Add what per-sample gradients ``(n, *parameter)`` from elsewhere give; note their sum."""
+        total = gradients.sum(0)
+        self.sums[parameter] = self.sums[parameter] + total if parameter in self.sums else total
+        self.add(parameter, Term.known(gradients))
+
+    def totals(self, parameter: nn.Parameter) -> Mapping[Statistic, Tensor]:
+        """The value of each statistic over all passes."""
+        return {
+            statistic: held[0] if len(held) == 1 else torch.cat(held, statistic.samples or 0)
+            for statistic, held in self.found[parameter].items()
+        }

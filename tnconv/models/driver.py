@@ -1,0 +1,145 @@
+"""Quantities of a whole model, in one call or in a loop of the user's own."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnconv.models.capture import Call, Pass, Watch, watching
+from tnconv.models.collector import Collector
+from tnconv.models.fallback import Fallback
+from tnconv.models.graph import sources
+from tnconv.models.result import Result
+from tnconv.quantities.base import Quantity, Statistic
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+def compute(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    inputs: Inputs,
+    targets: Any,
+    quantities: Sequence[Quantity[Any]],
+) -> Result:
+    """Quantities of ``loss_fn(model(inputs), targets)``, by parameter name.
+
+    ``inputs`` is a tensor, or a sequence or mapping of the model's arguments; dimension 0 of every
+    layer's input is the batch. Nothing is written onto the model. Weight gradients that no quantity
+    asks for are not computed.
+
+    >>> from tnconv.quantities import SquaredNorms, Variance
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    >>> inputs, targets = torch.rand(8, 3, 8, 8), torch.randint(10, (8,))
+    >>> loss_fn = nn.CrossEntropyLoss()
+    >>> result = compute(model, loss_fn, inputs, targets, [Variance(), SquaredNorms()])
+    >>> result[Variance]["0.weight"].shape, result.total(SquaredNorms).shape
+    (torch.Size([4, 3, 3, 3]), torch.Size([8]))
+
+    Raises:
+        NotImplementedError: a layer that mixes samples, where a quantity needs them apart.
+        ValueError: a loss that is no scalar.
+    """
+    observation = Observation(model, quantities)
+    with observation.watched(ready=_nothing) as watch, torch.enable_grad():
+        args, kwargs = _arguments(inputs)
+        loss = loss_fn(watch.model(*args, **kwargs), targets)
+        if loss.dim():
+            raise ValueError(f"the loss has shape {tuple(loss.shape)}; expected a scalar")
+        observation.explain(watch.passes[-1], (loss,))
+        ends = [*sources(watch.passes[-1].calls), *observation.fallback.expected]
+        if ends and loss.requires_grad:
+            torch.autograd.grad(loss, ends, allow_unused=True)  # type: ignore[arg-type]
+        return observation.result(loss.detach())
+
+
+@contextmanager
+def observe(model: nn.Module, quantities: Sequence[Quantity[Any]]) -> Iterator["Observation"]:
+    """Collect quantities while the user's own code runs the model and ``loss.backward()``.
+
+    Every call of the model is a micro-batch of its own; ``result()`` is for all since the last one.
+
+    >>> from tnconv.quantities import SquaredNorms
+    >>> model = nn.Linear(3, 2)
+    >>> with observe(model, [SquaredNorms()]) as observation:
+    ...     for _ in range(2):
+    ...         model(torch.rand(8, 3)).square().mean().backward()
+    >>> observation.result()[SquaredNorms]["weight"].shape
+    torch.Size([16])
+
+    Raises:
+        NotImplementedError: a layer that mixes samples, where a quantity needs them apart.
+    """
+    observation = Observation(model, quantities)
+    with observation.watched():
+        yield observation
+        observation.finish()
+
+
+class Observation:
+    """What was seen of a model since the last result."""
+
+    def __init__(self, model: nn.Module, quantities: Sequence[Quantity[Any]]) -> None:
+        self.model, self.quantities = model, tuple(quantities)
+        self.per_sample = any(quantity.per_sample for quantity in quantities)
+        each = [statistic for q in self.quantities for statistic in q.statistics().values()]
+        self.statistics = tuple(dict.fromkeys(each))
+        self._reset()
+
+    def _reset(self) -> None:
+        self.collector = Collector(self.statistics)
+        self.fallback = Fallback(self.collector)
+
+    @contextmanager
+    def watched(self, ready: Callable[[Pass], None] | None = None) -> Iterator[Watch]:
+        """Hooks on the model for as long as the context is open."""
+        ready = ready or (lambda here: self.explain(here, here.outputs))
+        with watching(self.model, ready, self._receive, self.per_sample) as self._watch:
+            yield self._watch
+
+    def _receive(self, here: Pass, call: Call, grad_output: Tensor) -> None:
+        self.collector.receive(here, call, grad_output)
+
+    def explain(self, here: Pass, roots: Sequence[Tensor]) -> None:
+        """Find the parameters that need the fallback in a pass, with a warning for each."""
+        self.fallback.prepare(self._watch, here, roots)
+
+    def finish(self) -> None:
+        """Work on all that arrived."""
+        self.collector.finish()
+        self.fallback.finish(self._watch)
+
+    def result(self, loss: Tensor | None = None) -> Result:
+        """The quantities of all micro-batches since the last result."""
+        self.finish()
+        samples = sum(here.samples for here in self.collector.passes)
+        named = dict(self._watch.model.named_parameters())
+        found = {
+            name: self.collector.totals(p) for name, p in named.items() if p in self.collector.found
+        }
+        values = {
+            quantity: {
+                name: quantity.result(_chosen(quantity, total), samples)
+                for name, total in found.items()
+            }
+            for quantity in self.quantities
+        }
+        self._watch.forget()
+        self._reset()
+        return Result(values, samples, loss)
+
+
+def _chosen(quantity: Quantity[Any], totals: Mapping[Statistic, Tensor]) -> Mapping[str, Tensor]:
+    return {name: totals[each] for name, each in quantity.statistics().items()}
+
+
+def _nothing(here: Pass) -> None:
+    """The loss, not the model's output, shows what a pass used."""
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}

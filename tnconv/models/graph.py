@@ -1,0 +1,81 @@
+"""Questions to an autograd graph: what it reaches, with calls of layers as single steps."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from tnconv.models.capture import Call
+
+
+def sources(calls: Sequence[Call]) -> list[GradientEdge]:
+    """The outputs of calls that reach no other call: all calls are on the way to these."""
+    edges = [call.edge for call in calls if call.edge is not None]
+    targets = {edge.node for edge in edges}
+    reaches: dict[Node, bool] = {}
+    return [edge for edge in edges if not _reaches(edge.node, targets, reaches)]
+
+
+def unexplained(
+    roots: Iterable[Tensor], calls: Iterable[Call], parameters: Iterable[nn.Parameter]
+) -> list[nn.Parameter]:
+    """The parameters that reach the roots by other ways than as their own modules' in a call."""
+    steps = {call.edge.node: call for call in calls if call.edge is not None and _is_step(call)}
+    own = {id(parameter) for call in steps.values() for _, parameter in call.parameters}
+    ends = {get_gradient_edge(root).node for root in roots if root.requires_grad}
+    everywhere = {id(leaf) for leaf in _leaves(ends, {})}
+    outside = {id(leaf) for leaf in _leaves(ends, steps)}
+    return [p for p in parameters if id(p) in outside or id(p) in everywhere - own]
+
+
+def _is_step(call: Call) -> bool:
+    """Whether nothing but a call's inputs and its module's own parameters flows into it."""
+    if call.described:
+        return True
+    if call.edge is None or any(
+        next(m.parameters(), None) is not None for m in call.module.children()
+    ):
+        return False
+    own = {id(parameter) for _, parameter in call.parameters}
+    return own >= {id(leaf) for leaf in _leaves({call.edge.node}, {}, set(_inputs(call)))}
+
+
+def _leaves(
+    roots: Collection[Node], steps: Mapping[Node, Call], ends: Collection[Node] = ()
+) -> Iterator[Tensor]:
+    """The tensors at the graph's ends; a call in ``steps`` leads on to its inputs alone."""
+    seen, waiting = set(ends), list(roots)
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                yield node.variable
+            waiting += _inputs(steps[node]) if node in steps else _below(node)
+
+
+def _inputs(call: Call) -> list[Node]:
+    return [get_gradient_edge(tensor).node for tensor in call.inputs if tensor.requires_grad]
+
+
+def _below(node: Node) -> list[Node]:
+    return [below for below, _ in node.next_functions if below is not None]
+
+
+def _reaches(start: Node, targets: set[Node], known: dict[Node, bool]) -> bool:
+    """Whether a path leads from a node to another one in ``targets``; ``known`` is filled."""
+    path = [(start, iter(_below(start)))]
+    seen = {start}
+    while path:
+        node, left = path[-1]
+        below = next(left, None)
+        if below is None:
+            known.setdefault(node, False)
+            path.pop()
+        elif below in targets or known.get(below):
+            known.update((above, True) for above, _ in path)
+            return True
+        elif below not in seen and below not in known:
+            seen.add(below)
+            path.append((below, iter(_below(below))))
+    return False

@@ -1,0 +1,58 @@
+"""What a computation found, by quantity and by parameter."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import Tensor
+
+from tnconv.quantities.base import Quantity
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Result:
+    """``result[quantity][name]`` is a quantity of the parameter that the model calls ``name``.
+
+    A quantity's class stands for the one quantity of that class. Parameters that are frozen, or
+    that no gradient reached, are left out. ``samples`` is the number of samples, ``loss`` what the
+    loss function returned (None where the loop was the user's own).
+    """
+
+    values: Mapping[Quantity[Any], Mapping[str, Any]]
+    samples: int
+    loss: Tensor | None = None
+
+    @overload
+    def __getitem__(self, quantity: Quantity[R]) -> Mapping[str, R]: ...
+    @overload
+    def __getitem__(self, quantity: type[Quantity[R]]) -> Mapping[str, R]: ...
+    def __getitem__(self, quantity: Quantity[R] | type[Quantity[R]]) -> Mapping[str, R]:
+        """The values of a quantity by parameter name.
+
+        Raises:
+            KeyError: a quantity that was not computed, or a class of which there are several.
+        """
+        if not isinstance(quantity, type):
+            return self.values[quantity]
+        found = [each for each in self.values if type(each) is quantity]
+        if len(found) != 1:
+            raise KeyError(f"{len(found)} quantities are of {quantity.__name__}; expected one")
+        return self.values[found[0]]
+
+    def __iter__(self) -> Iterator[Quantity[Any]]:
+        return iter(self.values)
+
+    def of(self, name: str) -> dict[Quantity[Any], Any]:
+        """All quantities of one parameter."""
+        return {quantity: found[name] for quantity, found in self.values.items() if name in found}
+
+    def total(self, quantity: Quantity[Tensor] | type[Quantity[Tensor]]) -> Tensor:
+        """The sum over all parameters of a quantity with one shape, such as squared norms.
+
+        Raises:
+            KeyError: as ``result[quantity]``.
+        """
+        return torch.stack(list(self[quantity].values())).sum(0)

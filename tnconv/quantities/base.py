@@ -1,0 +1,79 @@
+"""What a quantity is: diagrams over what a layer saw, and how they add up to a result.
+
+Everything starts from the per-sample gradients ``J[m, n, θ] = Σ_o v[m, n, o] ∂y[n, o] / ∂θ`` of a
+parameter θ, where v is the gradient of the loss after the layer's output, or another set of
+vectors that flows backwards. A `Quantity` names its `Statistic`s, tensors that a diagram makes of a
+layer's x and v and that add up over micro-batches (or line up, where they have a sample dimension),
+and says what is made of them at the end. It never sees a layer type, a hook or a loop.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from tnconv.diagrams import Expression
+
+R = TypeVar("R", covariant=True)
+Diagram = Callable[..., Expression]
+"""From a layer's network, a parameter's name and the number of vectors: see `Statistic`."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Where v comes from; equal sources are propagated backwards once, for all quantities."""
+
+
+@dataclass(frozen=True)
+class LossGradient(Vectors):
+    """The loss's own gradient, with its reduction's factor: one vector v[n, o] per sample."""
+
+
+LOSS_GRADIENT = LossGradient()
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """``diagram(network, operand, vectors, *arguments)``, a tensor made of a layer's x and v.
+
+    ``network`` is linear in ``x`` and in the parameter ``operand``, and has leg n; ``vectors`` is
+    the size of leg m in ``grad_output`` of shape ``(m, n, *o)``, or None where it is ``(n, *o)``.
+    The diagram's operands can be ``x`` and ``grad_output``. Equal statistics of several quantities
+    are contracted once, so ``diagram`` is a function of a module, no lambda.
+
+    ``samples`` is the dimension of the result that leg n has: micro-batches line up along it; where
+    it is None they add up. ``joint`` statistics relate samples to each other: they wait for the
+    last micro-batch, and are made of the per-sample gradients of all.
+    """
+
+    diagram: Diagram
+    arguments: tuple[Any, ...] = ()
+    samples: int | None = None
+    joint: bool = False
+    vectors: Vectors = field(default=LOSS_GRADIENT)
+
+
+class Quantity(ABC, Generic[R]):
+    """One tensor, or a few, per parameter. Subclasses are frozen dataclasses: equal, same result.
+
+    >>> from tnconv.diagrams import gradient_norms
+    >>> @dataclass(frozen=True)
+    ... class Norms(Quantity[Tensor]):
+    ...     def statistics(self):
+    ...         return {"squares": Statistic(gradient_norms, samples=0)}
+    ...     def result(self, found, samples):
+    ...         return found["squares"].sqrt()
+    """
+
+    per_sample = True
+    """Whether samples must not see each other, as they do in a batch normalisation that trains."""
+
+    @abstractmethod
+    def statistics(self) -> Mapping[str, Statistic]:
+        """The statistics by names of the quantity's own."""
+
+    @abstractmethod
+    def result(self, found: Mapping[str, Tensor], samples: int) -> R:
+        """What is made of the statistics' values over all samples, for one parameter."""
