@@ -36,7 +36,6 @@ class Call:
 
     def __post_init__(self) -> None:
         self.versions = tuple(tensor._version for tensor in self.inputs)
-        self._open = {name for name, _ in self.parameters}
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -63,11 +62,9 @@ class Call:
         own = self.module.named_parameters(recurse=False)
         return ((name, parameter) for name, parameter in own if parameter.requires_grad)
 
-    def close(self, name: str) -> None:
-        """Say that one parameter needs the call no more; the last one frees what it read."""
-        self._open.discard(name)
-        if not self._open:
-            self.args, self.kwargs, self.edge = (), {}, None
+    def release(self) -> None:
+        """Free what the call read: nothing needs it any more."""
+        self.args, self.kwargs, self.edge = (), {}, None
 
 
 @dataclass(eq=False)

@@ -63,14 +63,15 @@ class Term:
     operation: Operation
     operand: str
     x: Tensor  # (n, ...), or (t, n, ...) for several calls
-    v: Tensor  # (n, *o) or (m, n, *o), with t before n
+    v: Tensor | None  # (n, *o) or (m, n, *o), with t before n
     vectors: int | None = None
 
     @classmethod
-    def known(cls, gradients: Tensor) -> "Term":
-        """Per-sample gradients of shape ``(n, *parameter)`` as an operation of their own."""
-        operation = Operation(explicit, (len(gradients), tuple(gradients.shape[1:])))
-        return cls(operation, "parameter", gradients, gradients.new_ones(len(gradients)))
+    def known(cls, gradients: Tensor, vectors: int | None = None) -> "Term":
+        """Gradients ``(n, *parameter)`` or ``(m, n, *parameter)`` as an operation of their own."""
+        samples, *shape = gradients.shape if vectors is None else gradients.shape[1:]
+        operation = Operation(explicit, (vectors, samples, tuple(shape)))
+        return cls(operation, "parameter", gradients, None, vectors)
 
     @classmethod
     def of(cls, terms: Sequence["Term"]) -> "Term":
@@ -78,13 +79,13 @@ class Term:
         first, *others = terms
         if not others:
             return first
-        if any(other.operation != first.operation for other in others):
-            return cls.known(
-                sum((term.values([EACH])[0] for term in others), first.values([EACH])[0])
-            )
+        if any(other.operation != first.operation or other.v is None for other in others):
+            each = torch.stack([term.gradients for term in terms])
+            return cls.known(each.sum(0), first.vectors)
         settings = (len(terms), first.operation.recipe, *first.operation.arguments)
         x = torch.stack([term.x for term in terms])
-        v = torch.stack([term.v for term in terms], 0 if first.vectors is None else 1)
+        given = [term.v for term in terms if term.v is not None]
+        v = torch.stack(given, 0 if first.vectors is None else 1) if given else None
         return cls(Operation(repeated, settings), first.operand, x, v, first.vectors)
 
     @classmethod
@@ -92,10 +93,17 @@ class Term:
         """Passes of one parameter as one, from explicit gradients if there are several."""
         if len(terms) == 1:
             return terms[0]
-        return cls.known(torch.cat([term.values([EACH])[0] for term in terms]))
+        vectors = terms[0].vectors
+        samples = 0 if vectors is None else 1
+        return cls.known(torch.cat([term.gradients for term in terms], samples), vectors)
+
+    @property
+    def gradients(self) -> Tensor:
+        """``J[m, n, θ]``, all of it."""
+        return self.values([EACH])[0]
 
     def values(self, statistics: Sequence[Statistic]) -> list[Tensor]:
-        operands = {"x": self.x, "grad_output": self.v}
+        operands = {"x": self.x} | ({} if self.v is None else {"grad_output": self.v})
         return values(statistics, self.operation, self.operand, operands, self.vectors)
 
 
@@ -118,7 +126,13 @@ class Collector:
     _waiting: dict[tuple[Pass, Vectors, nn.Parameter], list[tuple[str, Arrival]]] = field(
         default_factory=lambda: defaultdict(list)
     )
+    _left: dict[Call, int] = field(default_factory=dict)
     _done: set[tuple[Pass, Vectors, nn.Parameter]] = field(default_factory=set)
+
+    @property
+    def sources(self) -> tuple[Vectors, ...]:
+        """Where the vectors that statistics need come from, each once."""
+        return tuple(dict.fromkeys(statistic.vectors for statistic in self.statistics))
 
     @torch.no_grad()
     def receive(
@@ -155,6 +169,7 @@ class Collector:
         for key in list(self._waiting):
             self._settle(key)
         self._done.clear()
+        self._left.clear()
         joint = [each for each in self.statistics if each.joint]
         for parameter, terms in self._terms.items():
             for statistic, value in zip(joint, Term.joined(terms).values(joint), strict=True):
@@ -171,9 +186,17 @@ class Collector:
             if all(each.call.described for _, each in arrivals):
                 self.add(parameter, term, source)
             else:
-                self.add_known(parameter, term.values([EACH])[0])
-        for name, each in arrivals:
-            each.call.close(name)
+                self.add_known(parameter, term.gradients)
+        for _, each in arrivals:
+            self._release(each.call)
+
+    def _release(self, call: Call) -> None:
+        """Free a call once all its parameters are settled for all sources of vectors."""
+        left = self._left.setdefault(call, len(list(call.parameters)) * len(self.sources))
+        self._left[call] = left - 1
+        if left == 1:
+            self._left.pop(call)
+            call.release()
 
     def add(self, parameter: nn.Parameter, term: Term, source: Vectors = LOSS_GRADIENT) -> None:
         """Add what the statistics of one source are for a parameter in one pass."""

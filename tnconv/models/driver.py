@@ -1,25 +1,28 @@
 """Quantities of a whole model, in one call or in a loop of the user's own."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from tnconv.models.capture import Call, Pass, Watch, watching
 from tnconv.models.collector import Collector
 from tnconv.models.fallback import Fallback
 from tnconv.models.graph import sources
 from tnconv.models.result import Result
-from tnconv.quantities.base import Quantity, Statistic
+from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic
 
+LossFunction = Callable[[Any, Any], Tensor]
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 def compute(
     model: nn.Module,
-    loss_fn: Callable[[Any, Any], Tensor],
+    loss_fn: LossFunction,
     inputs: Inputs,
     targets: Any,
     quantities: Sequence[Quantity[Any]],
@@ -45,13 +48,15 @@ def compute(
     observation = Observation(model, quantities)
     with observation.watched(ready=_nothing) as watch, torch.enable_grad():
         args, kwargs = _arguments(inputs)
-        loss = loss_fn(watch.model(*args, **kwargs), targets)
+        output = watch.model(*args, **kwargs)
+        loss = loss_fn(output, targets)
         if loss.dim():
             raise ValueError(f"the loss has shape {tuple(loss.shape)}; expected a scalar")
-        observation.explain(watch.passes[-1], (loss,))
-        ends = [*sources(watch.passes[-1].calls), *observation.fallback.expected]
-        if ends and loss.requires_grad:
-            torch.autograd.grad(loss, ends, allow_unused=True)  # type: ignore[arg-type]
+        here = watch.passes[-1]
+        observation.explain(here, (loss,))
+        observation.propagate(here, loss_fn, output, targets)
+        if LOSS_GRADIENT in observation.collector.sources:
+            _backward(loss, [*sources(here.calls), *observation.fallback.expected])
         return observation.result(loss.detach())
 
 
@@ -86,6 +91,7 @@ class Observation:
         self.per_sample = any(quantity.per_sample for quantity in quantities)
         each = [statistic for q in self.quantities for statistic in q.statistics().values()]
         self.statistics = tuple(dict.fromkeys(each))
+        self._columns: dict[Call, list[Tensor]] | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -100,7 +106,31 @@ class Observation:
             yield self._watch
 
     def _receive(self, here: Pass, call: Call, grad_output: Tensor) -> None:
-        self.collector.receive(here, call, grad_output)
+        if self._columns is None:
+            self.collector.receive(here, call, grad_output)
+        else:
+            self._columns[call].append(grad_output)
+
+    def propagate(self, here: Pass, loss_fn: LossFunction, output: Any, targets: Any) -> None:
+        """Send all vectors but the loss's gradient backwards, column by column.
+
+        Raises:
+            TypeError: an output that is no tensor.
+        """
+        for source in self.collector.sources:
+            if source == LOSS_GRADIENT:
+                continue
+            if not isinstance(output, Tensor):
+                raise TypeError(f"the model gives a {type(output).__name__}; expected a tensor")
+            columns = source.columns(loss_fn, output.detach(), targets)
+            self._columns = defaultdict(list)
+            for column in columns:
+                _backward(output, sources(here.calls), column)
+            for call, found in self._columns.items():
+                vectors = torch.stack(found)
+                found.clear()
+                self.collector.receive(here, call, vectors, source, len(columns))
+            self._columns = None
 
     def explain(self, here: Pass, roots: Sequence[Tensor]) -> None:
         """Find the parameters that need the fallback in a pass, with a warning for each."""
@@ -133,6 +163,20 @@ class Observation:
 
 def _chosen(quantity: Quantity[Any], totals: Mapping[Statistic, Tensor]) -> Mapping[str, Tensor]:
     return {name: totals[each] for name, each in quantity.statistics().items()}
+
+
+def _backward(
+    value: Tensor, ends: Sequence[GradientEdge | Tensor], vector: Tensor | None = None
+) -> None:
+    """Send gradients through all hooks on the way to some ends, and nowhere else."""
+    if ends and value.requires_grad:
+        torch.autograd.grad(
+            value,
+            ends,  # type: ignore[arg-type]
+            vector,
+            retain_graph=vector is not None,
+            allow_unused=True,
+        )
 
 
 def _nothing(here: Pass) -> None:

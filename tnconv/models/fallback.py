@@ -12,6 +12,7 @@ from tnconv.models.capture import Pass, Watch
 from tnconv.models.collector import Collector, Term
 from tnconv.models.graph import unexplained
 from tnconv.models.samplewise import per_sample_gradients
+from tnconv.quantities.base import LOSS_GRADIENT
 
 
 class Fallback:
@@ -41,6 +42,12 @@ class Fallback:
         self.collector.skipped.update(lost if watch.per_sample else [*lost, *alone])
         if not watch.per_sample:
             return
+        if (lost or calls) and self.collector.sources != (LOSS_GRADIENT,):
+            what = names[lost[0]] if lost else calls[0].name
+            raise NotImplementedError(
+                f"{what!r} has no diagram, which quantities beyond the loss's gradient need; "
+                "describe its layer with tnconv.models.register_layer"
+            )
         for what in dict.fromkeys(f"parameter {names[p]!r}" for p in lost):
             _warn(f"{what} is used where no layer shows how, so that the model")
         for what in dict.fromkeys(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv import nn as ours
-from tnconv.diagrams import TensorNetwork
+from tnconv.diagrams import Expression, Sum, TensorNetwork
 
 Shape = tuple[int, ...]
 Networks = Mapping[str, TensorNetwork]
@@ -129,16 +129,35 @@ def lookup(x_shape: Shape, weight_shape: Shape) -> Networks:
     return {"weight": diagrams.lookup(x_shape, weight_shape)}
 
 
-def explicit(samples: int, shape: Shape) -> Networks:
-    """``y[n] = Σ_θ x[n, θ] θ``: per-sample gradients x that are known, with cotangents 1."""
+def explicit(vectors: int | None, samples: int, shape: Shape) -> Networks:
+    """``y[n, o] = Σ_θ x[o, n, θ] θ``: the layer whose gradients are x, known already.
+
+    For that, v[m, n, o] = δ[m, o], or v[n] = 1 without vectors: `known` puts them in.
+    """
     legs = [f"d{at}" for at in range(1, len(shape) + 1)]
-    sizes = dict(zip(("n", *legs), (samples, *shape), strict=True))
+    positions = {} if vectors is None else {"o1": vectors}
+    sizes = positions | dict(zip(("n", *legs), (samples, *shape), strict=True))
     view = diagrams.View.of
     nodes = (
-        diagrams.Tensor("x", view(sizes, "n", *legs)),
+        diagrams.Tensor("x", view(sizes, *positions, "n", *legs)),
         diagrams.Tensor("parameter", view(sizes, *legs)),
     )
-    return {"parameter": TensorNetwork(nodes, view(sizes, "n"), sizes)}
+    return {"parameter": TensorNetwork(nodes, view(sizes, "n", *positions), sizes)}
+
+
+def known(network: Expression) -> Expression:
+    """A diagram over an `explicit` layer, without the cotangent that such a layer has."""
+
+    def without(term: TensorNetwork) -> TensorNetwork:
+        nodes: list[diagrams.Node] = []
+        for node in term.nodes:
+            if not isinstance(node, diagrams.Tensor) or node.name != "grad_output":
+                nodes.append(node)
+            elif len(legs := node.legs) == 3:
+                nodes.append(diagrams.delta(legs[0], legs[2]))
+        return term.with_(nodes)
+
+    return Sum(tuple(map(without, network.terms)))
 
 
 def repeated(calls: int, recipe: Callable[..., Networks], *arguments: Any) -> Networks:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from tnconv.codegen import Program, compile
-from tnconv.models.layers import Operation
+from tnconv.models.layers import Operation, explicit, known
 from tnconv.quantities.base import Statistic
 
 
@@ -27,4 +27,5 @@ def _program(
     statistic: Statistic, operation: Operation, operand: str, vectors: int | None
 ) -> Program:
     layer = operation.networks[operand]
-    return compile(statistic.diagram(layer, operand, vectors, *statistic.arguments))
+    network = statistic.diagram(layer, operand, vectors, *statistic.arguments)
+    return compile(known(network) if operation.recipe is explicit else network)

@@ -25,10 +25,23 @@ Diagram = Callable[..., Expression]
 class Vectors:
     """Where v comes from; equal sources are propagated backwards once, for all quantities."""
 
+    def columns(
+        self, loss_fn: Callable[[Any, Any], Tensor], output: Tensor, targets: Any
+    ) -> Tensor:
+        """The vectors ``(m, *output)`` after the model's output, with the loss's own factor.
+
+        Raises:
+            NotImplementedError: a loss for which there are none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no columns")
+
 
 @dataclass(frozen=True)
 class LossGradient(Vectors):
-    """The loss's own gradient, with its reduction's factor: one vector v[n, o] per sample."""
+    """The loss's own gradient, with its reduction's factor: one vector v[n, o] per sample.
+
+    It needs no columns: autograd runs backwards through the loss itself.
+    """
 
 
 LOSS_GRADIENT = LossGradient()
