@@ -1,0 +1,283 @@
+"""Losses: roots of their Hessian in the model's outputs, exact or sampled.
+
+A loss ``L = r Σ_n l(y[n], t[n])`` couples no samples, and the losses here couple no positions
+either, only the channels of one: there is one root R per position,
+
+    ``∂²L / ∂y[n, c, p] ∂y[n, c', p] = Σ_j R[n, c, j, p] R[n, c', j, p]``.
+
+Gauss-Newton and Fisher quantities send its columns backwards through the network, the exact ones
+all, the sampled ones (Monte Carlo Fisher) a few random mixtures.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature(ABC):
+    """The Hessian of a loss in outputs ``y`` of a shape ``(n, *shape)``, seen as ``(n, c, p)``."""
+
+    y: Tensor  # (n, c, p)
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def root(self) -> Tensor:
+        """``R[n, c, j, p]``: for every sample and position the columns of a root."""
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        """``s[n, c, p]``, random with mean 0 and ``E[s sᵀ] = R Rᵀ`` at every position.
+
+        It is the gradient for a target drawn from the likelihood that the loss belongs to, so
+        positions are independent.
+        """
+
+    @property
+    def columns(self) -> int:
+        """How many vectors `vectors` gives: columns at a position times positions."""
+        return self.rank * self.y.shape[2]
+
+    @property
+    def rank(self) -> int:
+        """How many columns the root has at one position."""
+        return 1
+
+    def vectors(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """``S[m, n, *shape]`` with ``Σ_m S[m] S[m]ᵀ`` the Hessian; ``start`` and ``stop`` choose m.
+
+        Every position has vectors of its own, zero elsewhere.
+        """
+        n, c, positions = self.y.shape
+        at = torch.arange(start, self.columns if stop is None else stop, device=self.y.device)
+        column, position = at % max(1, self.rank), at // max(1, self.rank)
+        found = self.y.new_zeros(len(at), n, c, positions)
+        root = self.root()[:, :, column, position]  # (n, c, m)
+        found[torch.arange(len(at), device=at.device), :, :, position] = root.permute(2, 0, 1)
+        return found.reshape(len(at), *self.shape)
+
+    def samples(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """``S[m, n, *shape]`` for ``count`` draws m, with ``E[Σ_m S[m] S[m]ᵀ]`` the Hessian."""
+        draws = torch.stack([self.draw(generator) for _ in range(count)])
+        return draws.reshape(count, *self.shape) / float(count) ** 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax(Curvature):
+    """``∂²L = a (diag(π) - π πᵀ)`` with probabilities π: cross-entropy, a[n, p] its factors."""
+
+    factor: Tensor  # (n, p)
+
+    @property
+    def rank(self) -> int:
+        return int(self.y.shape[1]) - 1
+
+    def root(self) -> Tensor:
+        """C - 1 columns ``√a √π_c (δ_cj - u_c u_j / (1 + q_C))``, with q = √π, u = q + e_C.
+
+        ``diag(q) (I - q qᵀ)`` is a root; a Householder reflection that maps q to the last axis
+        makes its last column zero.
+        """
+        q = self.y.softmax(1).sqrt()
+        last = q[:, -1:]
+        u = torch.cat([q[:, :-1], last + 1], 1)
+        reflected = -u.unsqueeze(2) * (u / (1 + last))[:, :-1].unsqueeze(1)
+        reflected.diagonal(dim1=1, dim2=2).add_(1)
+        return (self.factor.sqrt().unsqueeze(1) * q).unsqueeze(2) * reflected
+
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        n, c, positions = self.y.shape
+        probabilities = self.y.softmax(1)
+        flat = probabilities.transpose(1, 2).reshape(-1, c)
+        labels = torch.multinomial(flat, 1, generator=generator).reshape(n, 1, positions)
+        hit = torch.zeros_like(probabilities).scatter_(1, labels, 1)
+        return (probabilities - hit) * self.factor.sqrt().unsqueeze(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian(Curvature):
+    """``∂²L = a`` at every entry: squared errors. Entries are positions of one channel."""
+
+    factor: Tensor  # (n, p)
+
+    def root(self) -> Tensor:
+        return self.factor.sqrt()[:, None, None]
+
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        noise = torch.empty_like(self.y).normal_(generator=generator)
+        return noise * self.factor.sqrt().unsqueeze(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Bernoulli(Curvature):
+    """``∂²L = a σ (1 - σ)`` at every entry: binary cross-entropy of logits."""
+
+    factor: Tensor  # (n, p)
+
+    def root(self) -> Tensor:
+        sigma = self.y.sigmoid()
+        return (self.factor.unsqueeze(1) * sigma * (1 - sigma)).sqrt().unsqueeze(2)
+
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        sigma = self.y.sigmoid()
+        hit = torch.bernoulli(sigma, generator=generator)
+        return (sigma - hit) * self.factor.sqrt().unsqueeze(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Flat(Curvature):
+    """No curvature: absolute errors. There are no columns, and every draw is zero."""
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    def root(self) -> Tensor:
+        n, c, positions = self.y.shape
+        return self.y.new_zeros(n, c, 0, positions)
+
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        return torch.zeros_like(self.y)
+
+
+def curvature(loss_fn: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> Curvature:
+    """The Hessian of ``loss_fn(outputs, targets)`` in outputs of shape ``(n, *shape)``.
+
+    ``loss_fn`` is one of torch's modules `CrossEntropyLoss`, `MSELoss`, `BCEWithLogitsLoss` and
+    `L1Loss`, or the function of ``torch.nn.functional`` behind it, also as a ``functools.partial``
+    with keywords. The factors of reduction, class weights, label smoothing and ignored targets are
+    part of the Hessian.
+
+    >>> loss = curvature(nn.CrossEntropyLoss(), torch.rand(8, 10), torch.zeros(8, dtype=torch.long))
+    >>> loss.vectors().shape, loss.samples(2).shape
+    (torch.Size([9, 8, 10]), torch.Size([2, 8, 10]))
+
+    Raises:
+        NotImplementedError: another loss.
+        ValueError: a reduction that gives no number, or outputs without a batch.
+    """
+    function, settings = _recognised(loss_fn)
+    reduction = settings.pop("reduction", "mean")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"the loss has reduction {reduction!r}; expected 'mean' or 'sum'")
+    if outputs.dim() == 0 or (function is F.cross_entropy and outputs.dim() < 2):
+        raise ValueError(f"outputs have shape {tuple(outputs.shape)}; expected a batch dimension")
+    return _CURVATURES[function](outputs.detach(), targets.detach(), reduction, **settings)
+
+
+def _cross_entropy(
+    outputs: Tensor,
+    targets: Tensor,
+    reduction: str,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Curvature:
+    """Every term ``-log π_c`` has one Hessian, so it counts the terms' weights.
+
+    A mean divides by the weights of the labels, without smoothing; where targets are
+    probabilities, by the number of positions.
+    """
+    y = outputs.flatten(2) if outputs.dim() > 2 else outputs.unsqueeze(2)
+    weights = torch.ones_like(y[0, :, 0]) if weight is None else weight.to(y.dtype)
+    if targets.is_floating_point():
+        t = targets.reshape(y.shape) * (1 - label_smoothing) + label_smoothing / y.shape[1]
+        factor = torch.einsum("ncp,c->np", t.to(y.dtype), weights)
+        total = torch.full_like(y[0, 0, 0], y.shape[0] * y.shape[2])
+    else:
+        labels = targets.reshape(y.shape[0], y.shape[2])
+        counts = labels != ignore_index
+        own = weights[labels.where(counts, 0)] * counts
+        factor = (1 - label_smoothing) * own + label_smoothing * weights.mean() * counts
+        total = own.sum()
+    return Softmax(y, tuple(outputs.shape), factor / total if reduction == "mean" else factor)
+
+
+def _mse(
+    outputs: Tensor, targets: Tensor, reduction: str, weight: Tensor | None = None
+) -> Curvature:
+    """A mean divides by the number of entries, or by the sum of their weights."""
+    factor = _entries(outputs, targets) if weight is None else weight.expand_as(outputs)
+    total = factor.sum() if reduction == "mean" else 1
+    return Gaussian(_one_channel(outputs), tuple(outputs.shape), 2 * _flat(factor) / total)
+
+
+def _binary_cross_entropy(
+    outputs: Tensor,
+    targets: Tensor,
+    reduction: str,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+) -> Curvature:
+    factor = _entries(outputs, targets)
+    if pos_weight is not None:
+        factor = pos_weight * targets + 1 - targets
+    factor = factor if weight is None else factor * weight
+    total = outputs.numel() if reduction == "mean" else 1
+    flat = _flat(factor.expand_as(outputs)) / total
+    return Bernoulli(_one_channel(outputs), tuple(outputs.shape), flat)
+
+
+def _l1(outputs: Tensor, targets: Tensor, reduction: str) -> Curvature:
+    return Flat(_one_channel(outputs), tuple(outputs.shape))
+
+
+def _entries(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A one for every entry.
+
+    Raises:
+        ValueError: targets of another shape, which torch would broadcast.
+    """
+    if targets.shape != outputs.shape:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)}; expected the outputs' "
+            f"{tuple(outputs.shape)}"
+        )
+    return torch.ones_like(outputs)
+
+
+def _one_channel(outputs: Tensor) -> Tensor:
+    return outputs.reshape(len(outputs), 1, -1)
+
+
+def _flat(factor: Tensor) -> Tensor:
+    return factor.reshape(len(factor), -1)
+
+
+Build = Callable[..., Curvature]
+_CURVATURES: Mapping[Callable[..., Tensor], Build] = {
+    F.cross_entropy: _cross_entropy,
+    F.mse_loss: _mse,
+    F.binary_cross_entropy_with_logits: _binary_cross_entropy,
+    F.l1_loss: _l1,
+}
+_MODULES: Mapping[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    nn.CrossEntropyLoss: (F.cross_entropy, ("weight", "ignore_index", "label_smoothing")),
+    nn.MSELoss: (F.mse_loss, ()),
+    nn.BCEWithLogitsLoss: (F.binary_cross_entropy_with_logits, ("weight", "pos_weight")),
+    nn.L1Loss: (F.l1_loss, ()),
+}
+
+
+def _recognised(loss_fn: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+    """The function of ``torch.nn.functional``, and its settings."""
+    for kind, (function, names) in _MODULES.items():
+        if isinstance(loss_fn, kind) and type(loss_fn).forward is kind.forward:
+            return function, {name: getattr(loss_fn, name) for name in ("reduction", *names)}
+    inner, settings = loss_fn, {}
+    if isinstance(loss_fn, partial) and not loss_fn.args:
+        inner, settings = loss_fn.func, dict(loss_fn.keywords)
+    if inner in _CURVATURES and not settings.keys() & {"size_average", "reduce"}:
+        return inner, settings
+    given = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+    known = ", ".join(kind.__name__ for kind in _MODULES)
+    raise NotImplementedError(
+        f"no second derivative is known of the loss {given}; expected {known}, or one of torch's "
+        "functions behind them"
+    )
