@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import sqrt
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class Curvature(ABC):
     def samples(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """``S[m, n, *shape]`` for ``count`` draws m, with ``E[Σ_m S[m] S[m]ᵀ]`` the Hessian."""
         draws = torch.stack([self.draw(generator) for _ in range(count)])
-        return draws.reshape(count, *self.shape) / float(count) ** 0.5
+        return draws.reshape(count, *self.shape) / sqrt(count)
 
 
 @dataclass(frozen=True, eq=False)
