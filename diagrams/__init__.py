@@ -12,6 +12,7 @@ from tnconv.diagrams.affine import (
     index_pattern,
     mask,
 )
+from tnconv.diagrams.composition import compose
 from tnconv.diagrams.curvature import (
     grad_expand,
     grad_reduce,
@@ -46,6 +47,7 @@ from tnconv.diagrams.layers import (
     with_bias,
 )
 from tnconv.diagrams.network import TensorNetwork
+from tnconv.diagrams.padding import pad
 from tnconv.diagrams.pointwise import bias, lookup, repeated, scale
 from tnconv.diagrams.pooling import avg_pool, pool_counts, reciprocal_counts
 
@@ -61,6 +63,7 @@ __all__ = [
     "View",
     "avg_pool",
     "bias",
+    "compose",
     "conv",
     "conv_transpose",
     "delta",
@@ -87,6 +90,7 @@ __all__ = [
     "mask",
     "mean_patches",
     "ntk_block",
+    "pad",
     "per_sample_gradients",
     "pool_counts",
     "reciprocal_counts",

@@ -10,9 +10,11 @@ of shape ``(m, n, *o)``, or ``(n, *o)`` where ``vectors`` is None.
 """
 
 from collections.abc import Sequence
+from itertools import combinations, product
 
-from tnconv.diagrams.affine import Axis, Leg, Tensor, View
-from tnconv.diagrams.expression import Expression
+from tnconv.diagrams.affine import Axis, Leg, Tensor, View, injective
+from tnconv.diagrams.composition import tie
+from tnconv.diagrams.expression import Expression, Sum
 from tnconv.diagrams.network import TensorNetwork
 
 
@@ -29,8 +31,10 @@ def per_sample_gradients(
         ValueError: a layer without batch, or without the operand.
     """
     extra = {} if vectors is None else {"m": vectors}
-    (term,) = layer.vjp(operand, per_sample=True, extra=extra).terms
-    return term
+    terms = layer.vjp(operand, per_sample=True, extra=extra).terms
+    if len(terms) > 1:
+        raise ValueError(f"the layer holds {operand!r} in {len(terms)} places; expected one")
+    return terms[0]
 
 
 def gradient_sum(
@@ -185,26 +189,32 @@ def ggn_vector_product(
     return block.with_((*block.nodes, vector), result)
 
 
-def diagonal_vjp(layer: TensorNetwork, operand: str = "x") -> TensorNetwork:
+def diagonal_vjp(layer: Expression, operand: str = "x") -> Expression:
     """``d[θ] = Σ_o h[o] (∂y[o] / ∂θ)²``: a diagonal output Hessian, pulled back to its diagonal.
 
-    The recursion of Becker & LeCun 1989 and HesScale through a layer: its vjp with every other
-    operand squared, which is exact because an index pattern meets each pair at most once. The
-    cotangent h is operand ``diagonal``.
+    The recursion of Becker & LeCun 1989 and HesScale through a layer. The cotangent h is operand
+    ``diagonal``. Where an output meets an entry of θ at most once, as in a convolution, the square
+    of the sum is the sum of squares: the vjp with every other operand squared. Elsewhere (a layer
+    composed with a reflecting pad, say) it is a network of two copies that share o and θ, summed
+    over pairs of terms.
 
-    >>> from tnconv.diagrams import linear
+    >>> from tnconv.diagrams import compose, conv, linear, pad
     >>> diagonal_vjp(linear((8, 3), (4, 3))).operands
     {'diagonal': (8, 4), 'weight': (4, 3)}
+    >>> padded = compose(conv((8, 3, 10), (4, 3, 3)), "x", pad((8, 3, 8), 1, "reflect"))
+    >>> diagonal_vjp(padded).shape
+    (8, 3, 8)
 
     Raises:
-        ValueError: no such operand, or one that the layer holds more than once.
+        ValueError: no such operand.
     """
-    (term,) = layer.vjp(operand, cotangent="diagonal").terms
-    squares = [node for node in term.tensors if node.name != "diagonal"]
-    return term.with_((*term.nodes, *squares), scale=term.scale**2)
+    halves = layer.vjp(operand, cotangent="diagonal").terms
+    squares = [_square(a) if _meets_once(a) else _two_copies(a, a) for a in halves]
+    mixed = [_two_copies(a, b).scaled(2) for a, b in combinations(halves, 2)]
+    return Sum((*squares, *mixed)) if mixed else squares[0]
 
 
-def hessian_vjp(layer: TensorNetwork, operand: str = "x") -> TensorNetwork:
+def hessian_vjp(layer: Expression, operand: str = "x") -> Expression:
     """``H[θ, θ'] = Σ_{o,o'} (∂y[o] / ∂θ) B[o, o'] (∂y[o'] / ∂θ')``: ``Jᵀ B J``.
 
     Operand ``hessian`` of shape ``(*y, *y)``, result ``(*operand, *operand)``, for a layer without
@@ -216,16 +226,56 @@ def hessian_vjp(layer: TensorNetwork, operand: str = "x") -> TensorNetwork:
     (3, 8, 3, 8)
 
     Raises:
-        ValueError: a layer with batch, no such operand, or one that it holds more than once.
+        ValueError: a layer with batch, or no such operand.
     """
-    if "n" in layer.sizes:
-        raise ValueError(f"the layer has a batch of {layer.sizes['n']}; expected one without batch")
-    (j,) = layer.jacobian(operand).terms
-    pair, outputs, shape = j.connect(j), len(layer.result.axes), layer.operands[operand]
-    half = len(j.result.axes)
-    first, second = pair.result.axes[:half], pair.result.axes[half:]
-    hessian = Tensor("hessian", View(2 * layer.shape, first[:outputs] + second[:outputs]))
-    return pair.with_((*pair.nodes, hessian), View(2 * shape, first[outputs:] + second[outputs:]))
+    for term in layer.terms:
+        if "n" in term.sizes:
+            raise ValueError(f"the layer has a batch of {term.sizes['n']}; expected one without")
+    halves = layer.vjp(operand, cotangent="hessian").terms
+    terms = []
+    for a, b in product(halves, repeat=2):
+        pair, first, second = _pair(a, b, "hessian")
+        hessian = Tensor("hessian", View(2 * layer.shape, first.axes + second.axes))
+        terms.append(pair.with_((*pair.nodes, hessian)))
+    return Sum(tuple(terms)) if len(terms) > 1 else terms[0]
+
+
+def _pair(a: TensorNetwork, b: TensorNetwork, cotangent: str) -> tuple[TensorNetwork, View, View]:
+    """Two halves next to each other without their cotangents, and how these were read."""
+    pair = a.connect(b)
+    held = [at for at, n in enumerate(pair.nodes) if isinstance(n, Tensor) and n.name == cotangent]
+    first, second = (node.view for node in pair.tensors if node.name == cotangent)
+    return pair.without(*held), first, second
+
+
+def _two_copies(a: TensorNetwork, b: TensorNetwork) -> TensorNetwork:
+    """``Σ_o h[o] A[o, θ] B[o, θ]`` from ``Σ_o h[o] A[o, θ]`` and ``Σ_o h[o] B[o, θ]``."""
+    pair, first, second = _pair(a, b, "diagonal")
+    axes, half = pair.result.axes, len(a.result.axes)
+    one, other = View(a.shape, axes[:half]), View(b.shape, axes[half:])
+    joined = pair.with_((*pair.nodes, Tensor("diagonal", first)), one)
+    whole = View(first.shape + one.shape, first.axes + one.axes)
+    return tie(joined, whole, View(second.shape + other.shape, second.axes + other.axes))
+
+
+def _square(a: TensorNetwork) -> TensorNetwork:
+    """Every operand but the cotangent squared; a 0/1 pattern is its own square."""
+    squares = [node for node in a.tensors if node.name != "diagonal"]
+    return a.with_((*a.nodes, *squares), scale=a.scale**2)
+
+
+def _meets_once(a: TensorNetwork) -> bool:
+    """Whether entries of the cotangent and of θ determine every leg (sufficient test)."""
+    given = next(node for node in a.tensors if node.name == "diagonal")
+    axes = [axis.terms for axis in (*given.view.axes, *a.result.axes)]
+    known = {leg for terms in axes if injective(terms, a.sizes) for leg, _ in terms}
+    forms = axes + [node.terms for _, node in a.patterns if node.value is not None]
+    while True:
+        unknown = [{leg for leg, _ in terms} - known for terms in forms]
+        found = {leg for legs in unknown if len(legs) == 1 for leg in legs}
+        if not found:
+            return known == a.sizes.keys()
+        known |= found
 
 
 def _gradients(layer: Expression, operand: str, vectors: int | None) -> TensorNetwork:

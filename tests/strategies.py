@@ -393,10 +393,44 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
 """Every shipped diagram, and the derivatives of `conv`, for a batched case."""
 
 
+def bounded(case: Case) -> tuple[tuple[int, int], ...]:
+    """Padding in the first dimension that no mode refuses, and none in the others."""
+    size, (left, right) = case.input_shape[-case.dims], case.pads[0]
+    return ((min(left, size - 1), min(right, size - 1)), *[(0, 0)] * (case.dims - 1))
+
+
+def padded_conv(case: Case, mode: str) -> Sum:
+    """A convolution of a padded input; padding that the mode does not take stays with Π."""
+    pads = bounded(case)
+    inner = diagrams.pad(case.input_shape, pads, mode)
+    rest = tuple((a - c, b - d) for (a, b), (c, d) in zip(case.pads, pads, strict=True))
+    outer = diagrams.conv(inner.shape, case.weight_shape, **case.kwargs | {"padding": rest})
+    return diagrams.compose(outer, "x", inner)
+
+
+MODES = ("zeros", "reflect", "replicate", "circular")
+SUMS: dict[str, Callable[[Case], Sum | TensorNetwork]] = {
+    **{
+        f"pad_{mode}": lambda c, mode=mode: diagrams.pad(c.input_shape, bounded(c), mode)
+        for mode in MODES
+    },
+    **{f"conv_{mode}": lambda c, mode=mode: padded_conv(c, mode) for mode in MODES[1:]},
+    **{
+        f"diagonal_vjp_{mode}": lambda c, mode=mode: diagrams.diagonal_vjp(padded_conv(c, mode))
+        for mode in MODES[1:]
+    },
+    "hessian_vjp_reflect": lambda c: diagrams.hessian_vjp(
+        padded_conv(replace(c, input_shape=c.input_shape[1:]), "reflect")
+    ),
+}
+"""Shipped diagrams that are sums of networks, for a batched case."""
+
+
 @st.composite
 def shipped(draw: Any, max_dims: int = 2, **options: Any) -> TensorNetwork:
-    """A shipped diagram at random hyper-parameters; small enough for the dense oracle."""
-    return ZOO[draw(st.sampled_from(sorted(ZOO)))](draw(geometries(max_dims, **options)))
+    """A shipped diagram, or a term of one, small enough for the dense oracle."""
+    diagram = (ZOO | SUMS)[draw(st.sampled_from(sorted(ZOO | SUMS)))]
+    return draw(st.sampled_from(diagram(draw(geometries(max_dims, **options))).terms))
 
 
 def operands_for(network: TensorNetwork | Sum, seed: int = 0) -> dict[str, Array]:

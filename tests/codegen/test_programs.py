@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import (
+    SUMS,
     Case,
     assert_close,
     geometries,
@@ -100,6 +101,11 @@ def test_sums(case: Case) -> None:
     network = with_bias(conv(case.input_shape, case.weight_shape, **case.kwargs))
     for term in (network, network.vjp("bias"), network.jacobian("bias"), network.vjp("x")):
         check(term)
+
+
+@given(case=geometries(max_dims=2), name=st.sampled_from(sorted(SUMS)))
+def test_every_shipped_sum(case: Case, name: str) -> None:
+    check(SUMS[name](case))
 
 
 LAYER = conv((8, 6, 12, 12), (4, 3, 3, 3), stride=2, padding=1, groups=2)

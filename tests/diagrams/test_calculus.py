@@ -1,5 +1,8 @@
 """Derivatives: random networks against torch.func, layers against torch's own autograd."""
 
+from dataclasses import replace
+
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,9 +11,12 @@ from hypothesis import strategies as st
 from torch.func import jacrev, jvp, vjp
 
 from tests.strategies import (
+    MODES,
+    SUMS,
     ZOO,
     Case,
     assert_close,
+    bounded,
     geometries,
     networks,
     operands_for,
@@ -132,9 +138,48 @@ def ntk_block(case):
     return value
 
 
-def diagonal(case):
+def pad(case, mode):
+    """The padding as a choice of positions, which numpy tells."""
+    names = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    dim = -case.dims
+    size, (left, right) = case.input_shape[dim], bounded(case)[0]
+    if mode == "zeros":
+        return lambda x: F.pad(x, [0, 0] * (case.dims - 1) + [left, right])
+    index = torch.from_numpy(numpy.pad(numpy.arange(size), (left, right), names[mode]))
+    return lambda x: x.index_select(dim, index)
+
+
+def padded_conv(case, mode):
+    """Pad, then convolve with the padding that is left."""
+
+    def value(x, weight):
+        y = pad(case, mode)(x)
+        rest = [(a - c, b - d) for (a, b), (c, d) in zip(case.pads, bounded(case), strict=True)]
+        wide = replace(case, input_shape=tuple(y.shape), padding=tuple(rest))
+        return wide.conv(y, weight)
+
+    return value
+
+
+def padded_jacobian(case, mode, weight):
+    x = torch.zeros(1, *case.input_shape[1:], dtype=weight.dtype)
+    jacobian = jacrev(lambda x: padded_conv(case, mode)(x, weight))(x)
+    return jacobian.reshape(-1, x.numel())
+
+
+def padded_hessian(case):
+    def value(hessian, weight):
+        jacobian, shape = padded_jacobian(case, "reflect", weight), case.input_shape[1:]
+        return (jacobian.T @ hessian.reshape(2 * jacobian.shape[:1]) @ jacobian).reshape(2 * shape)
+
+    return value
+
+
+def diagonal(case, mode=None):
     def value(diagonal, weight):
-        jacobian = input_jacobian(case, weight)
+        jacobian = (
+            input_jacobian(case, weight) if mode is None else padded_jacobian(case, mode, weight)
+        )
         flat = diagonal.reshape(case.input_shape[0], jacobian.shape[0])
         return (flat @ jacobian**2).reshape(case.input_shape)
 
@@ -185,6 +230,10 @@ NATIVE = {
     "diagonal_vjp": diagonal,
     "hessian_vjp": hessian,
     "linear": lambda case: lambda x, weight: F.linear(x, weight),
+    **{f"pad_{mode}": lambda case, mode=mode: pad(case, mode) for mode in MODES},
+    **{f"conv_{mode}": lambda case, mode=mode: padded_conv(case, mode) for mode in MODES[1:]},
+    **{f"diagonal_vjp_{mode}": lambda case, mode=mode: diagonal(case, mode) for mode in MODES[1:]},
+    "hessian_vjp_reflect": padded_hessian,
 }
 """The zoo in torch's own words, as functions of the operands."""
 
@@ -225,7 +274,7 @@ def test_random_networks(network, data):
 @pytest.mark.parametrize("name", NATIVE)
 @given(case=geometries(max_dims=3), data=st.data())
 def test_zoo(name, case, data):
-    network = ZOO[name](case)
+    network = (ZOO | SUMS)[name](case)
     operands = operands_for(network)
     operand = data.draw(st.sampled_from(sorted(operands)))
     function = NATIVE[name](case)
@@ -247,7 +296,8 @@ def test_zoo_is_complete():
         for name in diagrams.__all__
         if getattr(getattr(diagrams, name), "__annotations__", {}).get("return") is TensorNetwork
     }
-    assert functions <= NATIVE.keys() <= ZOO.keys()
+    assert functions <= NATIVE.keys() <= ZOO.keys() | SUMS.keys()
+    assert SUMS.keys() <= NATIVE.keys()
 
 
 # Open legs, several directions, several occurrences
