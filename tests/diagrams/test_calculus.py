@@ -230,6 +230,14 @@ NATIVE = {
     "diagonal_vjp": diagonal,
     "hessian_vjp": hessian,
     "linear": lambda case: lambda x, weight: F.linear(x, weight),
+    "lookup": lambda case: lambda x, weight: x @ weight,
+    "scale": lambda case: lambda x, weight: x * weight.reshape(-1, *[1] * case.dims),
+    "bias": lambda case: lambda bias: bias.expand(case.input_shape),
+    "repeated": lambda case: lambda x, weight: torch.stack([case.conv(y, weight) for y in x]),
+    "per_sample_gradients": lambda case: of_gradients(
+        case, lambda j, shape: j.reshape(*j.shape[:2], *shape)
+    ),
+    "gradient_sum": lambda case: of_gradients(case, lambda j, shape: j.sum((0, 1)).reshape(shape)),
     **{f"pad_{mode}": lambda case, mode=mode: pad(case, mode) for mode in MODES},
     **{f"conv_{mode}": lambda case, mode=mode: padded_conv(case, mode) for mode in MODES[1:]},
     **{f"diagonal_vjp_{mode}": lambda case, mode=mode: diagonal(case, mode) for mode in MODES[1:]},
