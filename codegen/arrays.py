@@ -133,6 +133,7 @@ class Writer:
     """The steps written so far. Equal expressions are one step, so mirrored halves run once."""
 
     steps: tuple[Step, ...] = ()
+    letter: str = "t"  # of the names of results
 
     @property
     def seconds(self) -> float:
@@ -145,9 +146,9 @@ class Writer:
         for step in self.steps:
             if step.code == code:
                 return self, Array(step.name, step.shape, contiguous(step.shape))
-        name = f"t{len(self.steps) + 1}"
+        name = f"{self.letter}{len(self.steps) + 1}"
         step = Step(name, code, tuple(shape), kernel, comment)
-        return Writer((*self.steps, step)), Array(name, step.shape, contiguous(shape))
+        return replace(self, steps=(*self.steps, step)), Array(name, step.shape, contiguous(shape))
 
     def reshape(self, array: Array, shape: Sequence[int]) -> tuple["Writer", Array]:
         """Reshape as a view where strides allow, else by a copy."""

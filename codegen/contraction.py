@@ -84,6 +84,8 @@ def pair(
     shared = [leg for leg in a.legs if leg in b.legs]
     if all(leg in needed for leg in shared):
         return _product(writer, a, b)
+    if len(shared) == len(a.legs) == len(b.legs):
+        return _dot(writer, a, b, needed)
     trials = [_matmul(writer, plan) for plan in _arrangements(a, b, needed, hint)]
     return min(trials, key=lambda trial: trial[0].seconds)
 
@@ -98,6 +100,21 @@ def _product(writer: Writer, a: Value, b: Value) -> tuple[Writer, Value]:
         f"{first.code} * {second.code}", shape, kernel, f"product [{', '.join(legs)}]"
     )
     return writer, Value(array, legs)
+
+
+def _dot(writer: Writer, a: Value, b: Value, needed: Collection[Leg]) -> tuple[Writer, Value]:
+    """No leg is free: one dot product, or several as a product and a sum.
+
+    Matrix products of one row and one column take several times longer.
+    """
+    if any(leg in needed for leg in a.legs):
+        return sum_out(*_product(writer, a, b), needed)
+    writer, first = writer.reshape(a.array, [a.array.size])
+    writer, second = writer.reshape(b.arranged(a.legs), [a.array.size])
+    kernel = cost.reduction(2 * a.array.size, 1, a.array.size)
+    comment = f"sum over {', '.join(a.legs)}"
+    writer, array = writer.run(f"{first.code} @ {second.code}", (), kernel, comment)
+    return writer, Value(array, ())
 
 
 def _broadcast(value: Value, legs: Sequence[Leg]) -> Array:

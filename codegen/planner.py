@@ -10,12 +10,31 @@ from tnconv.codegen.arrays import Array, Step, Writer, contiguous
 from tnconv.codegen.contraction import contract, sum_out
 from tnconv.codegen.convolution import native
 from tnconv.codegen.covers import Cover, Route, dense, window
+from tnconv.codegen.loops import loops
 from tnconv.codegen.taps import taps
 from tnconv.codegen.views import Value, write
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 
-ROUTES: Mapping[str, Route] = {"native": native, "window": window, "taps": taps, "dense": dense}
+
+def looped(
+    cover: Cover, routes: Sequence[Route] = (native, window, taps, dense)
+) -> Iterator[Cover]:
+    """A network that falls apart along a leg, one position at a time, each by these routes."""
+    for loop in loops(cover):
+        bodies: list[Plan] = []
+        _search(loop.body, "body", routes, ("auto", True), bodies)
+        body = min(bodies, key=lambda plan: plan.risk * plan.seconds)
+        yield loop.around(body.steps, body.output, body.routes)
+
+
+ROUTES: Mapping[str, Route] = {
+    "native": native,
+    "window": window,
+    "taps": taps,
+    "loop": looped,
+    "dense": dense,
+}
 CLEARLY = 2.0  # another plan replaces one native kernel only if it is predicted this much faster
 
 
@@ -42,6 +61,14 @@ class Plan:
         return 1.3 if "dense" in self.routes else 1.0
 
     @property
+    def is_torchs(self) -> bool:
+        """Whether this is one native kernel on the operands as they are: what torch would do."""
+        as_they_are = not any(
+            word in code for code in self.codes for word in ("reshape", "permute")
+        )
+        return self.routes == ("native",) and len(self.steps) == 1 and as_they_are
+
+    @property
     def label(self) -> str:
         """The form of the network and the routes that cover its patterns."""
         return f"{self.form}: {' + '.join(self.routes) or 'matrix products'}"
@@ -65,11 +92,14 @@ def plans(
             name: Array(arguments[name], shape, contiguous(shape))
             for name, shape in network.operands.items()
         }
-        tried = [ROUTES[name] for name in routes]
-        _search(Cover(network, arrays), form, tried, (optimize, contiguous_result), found)
+        tried = [ROUTES[name] for name in routes if name != "loop"]
+        start = Cover(network, arrays)
+        again = form == "as given" and "in form N" in forms
+        for cover in (start, *(looped(start, tried) if "loop" in routes and not again else ())):
+            _search(cover, form, tried, (optimize, contiguous_result), found)
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
-    whole = [plan for plan in found if plan.routes == ("native",) and plan.form == "as given"]
+    whole = [plan for plan in found if plan.is_torchs and plan.form == "as given"]
     if whole and whole[0].seconds <= CLEARLY * found[0].seconds:
         found.remove(whole[0])
         found.insert(0, whole[0])
@@ -95,8 +125,15 @@ def _search(
 
 
 def _covered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
-    for route in routes:
-        yield from route(cover)
+    found = [after for route in routes for after in route(cover)]
+    yield from [after for after in found if _repeats(cover, after)] or found
+
+
+def _repeats(cover: Cover, after: Cover) -> bool:
+    """Whether a mirrored half is covered as the one before was, so that it costs nothing."""
+    names = [tensor.name for tensor in after.network.tensors]
+    mirrored = len(set(names)) < len(names) and after.writer.steps == cover.writer.steps
+    return mirrored and after.routes[-2:-1] == after.routes[-1:]
 
 
 def _finish(cover: Cover, form: str, optimize: str, contiguous_result: bool) -> Plan:

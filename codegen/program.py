@@ -26,7 +26,7 @@ def pattern(coefficients, sizes, start, stop, step, like):
     return inside.to(like.dtype)
 
 '''
-_RESERVED = re.compile(r"torch|F|pattern|one|t\d+|s\d+_t\d+|operand_\d+")
+_RESERVED = re.compile(r"torch|F|pattern|one|[tu]\d+|part_\d+|s\d+_t\d+|operand_\d+")
 _numbers = count(1)
 _AUTOCAST_DEVICES = frozenset(
     device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)

@@ -1,0 +1,97 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+
+from tests.strategies import Case, assert_close, geometries, operands_for, shipped
+from tnconv import Program
+from tnconv.codegen import planner
+from tnconv.codegen.arrays import Array, contiguous
+from tnconv.codegen.covers import Cover
+from tnconv.codegen.planner import looped
+from tnconv.codegen.program import argument_names
+from tnconv.diagrams import (
+    TensorNetwork,
+    conv,
+    conv_transpose,
+    ggn_diagonal,
+    gradient_norms,
+    linear,
+)
+
+LAYER = conv((5, 4, 7, 6), (6, 2, 3, 2), stride=(2, 1), padding=((1, 0), (2, 1)), groups=2)
+ONE_BY_ONE = [
+    LAYER.vjp("weight", per_sample=True).terms[0],
+    LAYER.vjp("weight", per_sample=True, extra={"m": 2}).terms[0],
+    gradient_norms(LAYER),
+    gradient_norms(LAYER, vectors=3),
+    ggn_diagonal(LAYER, vectors=3),
+    ggn_diagonal(LAYER, vectors=3, per_sample=True),
+    gradient_norms(conv_transpose((3, 4, 5), (4, 3, 3), stride=2)),
+    gradient_norms(linear((4, 5, 3), (2, 3))),
+    ggn_diagonal(linear((4, 3), (2, 3)), vectors=2),
+]
+
+
+def programs(network: TensorNetwork) -> Iterator[Program]:
+    """The programs that compute one position at a time, however slow."""
+    names = argument_names(network)
+    arrays = {k: Array(names[k], s, contiguous(s)) for k, s in network.operands.items()}
+    for cover in looped(Cover(network, arrays)):
+        yield Program(network, ((planner._finish(cover, "as given", "auto", True),),), ())
+
+
+@pytest.mark.parametrize("network", ONE_BY_ONE, ids=str)
+def test_one_position_at_a_time(network: TensorNetwork) -> None:
+    (program,) = programs(network)
+    operands = operands_for(network)
+    assert "for part_1" in program.source and "split(1" in program.source
+    assert_close(program(**operands), network.reference(**operands), 1e-10)
+
+
+@given(network=shipped(max_dims=2))
+def test_wherever_it_applies(network: TensorNetwork) -> None:
+    for program in programs(network):
+        operands = operands_for(network)
+        assert_close(program(**operands), network.reference(**operands), 1e-10)
+
+
+@given(case=geometries(max_dims=3, empty=False))
+def test_per_sample_quantities_of_any_convolution(case: Case) -> None:
+    layer = conv(case.input_shape, case.weight_shape, **case.kwargs)
+    for network in (
+        layer.vjp("weight", per_sample=True).terms[0],
+        gradient_norms(layer),
+        ggn_diagonal(layer, vectors=2),
+    ):
+        for program in programs(network):
+            operands = operands_for(network)
+            assert_close(program(**operands), network.reference(**operands), 1e-10)
+
+
+SMALL = conv((2, 2, 3, 2), (2, 1, 2, 2), padding=(0, 1), groups=2)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        SMALL.vjp("weight", per_sample=True).terms[0],
+        gradient_norms(SMALL, vectors=2),
+        ggn_diagonal(SMALL, vectors=2),
+    ],
+    ids=str,
+)
+def test_torch_can_transform_it(network: TensorNetwork) -> None:
+    (program,) = programs(network)
+    operands = operands_for(network)
+    given = [operands[name].requires_grad_() for name in program.operands]
+    assert torch.autograd.gradcheck(program.run, given)
+    assert torch.autograd.gradgradcheck(program.run, given)
+    first, *rest = [array.detach() for array in given]
+    several = torch.stack([first, 2 * first])
+    one_side = torch.func.vmap(program.run, in_dims=(0, *(None for _ in rest)))
+    expected = torch.stack([program.run(x, *rest) for x in several])
+    torch.testing.assert_close(one_side(several, *rest), expected)
+    whole = torch.compile(program.function, fullgraph=True, backend="eager")
+    torch.testing.assert_close(whole(first, *rest), program.run(first, *rest))
