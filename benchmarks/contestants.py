@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tnconv
 from benchmarks.cases import Layer
+from benchmarks.per_sample import PER_SAMPLE, TooLargeError, squared_norms
 from tnconv import diagrams, functional
 from tnconv.diagrams import Sum, TensorNetwork
 
@@ -20,10 +22,6 @@ TOLERANCE = 1e-4  # largest difference to torch's result, relative to its larges
 MOST_WORK = 2 * 10**11  # flops of an einconv expression's path; above, it is not run at all
 MOST_MEMORY = 2**29  # entries of an einconv expression's largest intermediate tensor
 Call = Callable[[], Tensor]
-
-
-class TooLargeError(Exception):
-    """A contestant would need so much work or memory that it is not run."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,10 @@ def network(operation: str, case: Case) -> TensorNetwork | Sum:
         factor: TensorNetwork = build(case.x.shape, case.layer.kernel_size, **case.settings)
         return factor
     net = diagrams.conv(case.x.shape, case.weight.shape, **case.settings)
+    if operation == "gradient_norms":
+        return diagrams.gradient_norms(net)
+    if operation == "per_sample_weight_grad":
+        return net.vjp("weight", per_sample=True)
     operand = {"weight_vjp": "weight", "input_vjp": "x"}.get(operation)
     return net.vjp(operand) if operand else net
 
@@ -70,10 +72,13 @@ def network(operation: str, case: Case) -> TensorNetwork | Sum:
 def _tnconv(operation: str, case: Case) -> Call:
     """The user's call, its look-up by shapes included; compiling happens in the first one."""
     x, w, v = case.x, case.weight, case.grad_output
+    if operation == "gradient_norms":
+        return partial(tnconv.compile(network(operation, case)), x=x, grad_output=v)
     arguments: dict[str, tuple[object, ...]] = {
         "forward": (x, w),
         "weight_vjp": (x, w.shape, v),
         "input_vjp": (x.shape, w, v),
+        "per_sample_weight_grad": (x, w.shape, v),
         "kfac_reduce": (x, case.layer.kernel_size),
         "kfac_expand": (x, case.layer.kernel_size),
     }
@@ -84,7 +89,12 @@ def _tnconv(operation: str, case: Case) -> Call:
 
 
 def _torch(operation: str, case: Case) -> Call:
-    """Native kernels; for Kronecker factors, which torch has not, unfold + matrix product."""
+    """Native kernels; for Kronecker factors, which torch has not, unfold + matrix product.
+
+    Per-sample gradients are one native kernel for each sample.
+    """
+    if operation in PER_SAMPLE_OPERATIONS:
+        return _per_sample("loop", operation, case)
     if operation == "forward":
         return partial(F.conv2d, case.x, case.weight, **case.settings)
     if operation == "weight_vjp":
@@ -92,6 +102,12 @@ def _torch(operation: str, case: Case) -> Call:
     if operation == "input_vjp":
         return partial(_backward, case, 0)
     return partial({"kfac_reduce": _unfold_reduce, "kfac_expand": _unfold_expand}[operation], case)
+
+
+def _per_sample(peer: str, operation: str, case: Case) -> Call:
+    """One of the ways of `benchmarks.per_sample`; norms are taken of all gradients at once."""
+    gradients = partial(PER_SAMPLE[peer], case)
+    return (lambda: squared_norms(gradients())) if operation == "gradient_norms" else gradients
 
 
 def _backward(case: Case, output: int) -> Tensor:
@@ -152,12 +168,25 @@ def _limit(equation: str, shapes: list[torch.Size]) -> None:
         )
 
 
-OPERATIONS = ("forward", "weight_vjp", "input_vjp", "kfac_reduce", "kfac_expand")
-CONTESTANTS: Mapping[str, Callable[[str, Case], Call]] = {
-    "tnconv": _tnconv,
-    "torch": _torch,
-    **({"einconv": _einconv} if find_spec("einconv") else {}),
-}
+PER_SAMPLE_OPERATIONS = ("per_sample_weight_grad", "gradient_norms")
+OPERATIONS = (
+    *("forward", "weight_vjp", "input_vjp", "kfac_reduce", "kfac_expand"),
+    *PER_SAMPLE_OPERATIONS,
+)
+Contestants = Mapping[str, Callable[[str, Case], Call]]
+
+
+def contestants(operation: str) -> Contestants:
+    """Who takes part in an operation, torch's way among them."""
+    found: dict[str, Callable[[str, Case], Call]] = {"tnconv": _tnconv, "torch": _torch}
+    if operation in PER_SAMPLE_OPERATIONS:
+        return found | {name: partial(_per_sample, name) for name in PER_SAMPLE if name != "loop"}
+    return found | ({"einconv": _einconv} if find_spec("einconv") else {})
+
+
+PEERS = tuple(
+    dict.fromkeys(n for operation in OPERATIONS for n in contestants(operation) if n != "tnconv")
+)
 
 
 def error(result: Tensor, expected: Tensor) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import tnconv
 from benchmarks import cases, contestants, measure
-from benchmarks.contestants import CONTESTANTS, OPERATIONS, TOLERANCE, Case, TooLargeError
+from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE, Case, TooLargeError
 
 OURS = "tnconv"
 SLOWER = 0.95  # where both ratios are below, tnconv is reported as slower than torch
@@ -79,7 +79,8 @@ def row(operation: str, case: Case, options: argparse.Namespace) -> Row:
         compiling,
     )
     makers: dict[str, Callable[[], Callable[[], Tensor]]] = {
-        name: partial(make, operation, case) for name, make in CONTESTANTS.items()
+        name: partial(make, operation, case)
+        for name, make in contestants.contestants(operation).items()
     }
     for plan in others[: options.plans]:
         other = replace(program, terms=((plan, best),))
@@ -148,9 +149,9 @@ def show(found: Sequence[Row]) -> None:
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    peers = [name for name in CONTESTANTS if name != OURS]
     for operation in dict.fromkeys(row.operation for row in found):
-        memory = [name for name in CONTESTANTS if any(name in row.memory for row in found)]
+        peers = [name for name in contestants.contestants(operation) if name != OURS]
+        memory = [name for name in (OURS, *PEERS) if any(name in row.memory for row in found)]
         table = Table(title=operation)
         for column in ("layer", "shapes", "n", "tnconv ms", *peers, "plan"):
             number = column in ("n", "tnconv ms", *peers)
@@ -171,7 +172,7 @@ def show(found: Sequence[Row]) -> None:
     for column in ("operation", "contestant", "cases", "geometric mean", "median", "worst"):
         table.add_column(column)
     for operation in dict.fromkeys(row.operation for row in found):
-        for name in peers:
+        for name in (n for n in contestants.contestants(operation) if n != OURS):
             values = summary([row for row in found if row.operation == operation], name)
             table.add_row(operation, name, *(f"{value:.3g}" for value in values.values()))
     console.print(table)
@@ -185,7 +186,7 @@ def show(found: Sequence[Row]) -> None:
             soft_wrap=True,
             highlight=False,
         )
-        for name in row.median.keys() - CONTESTANTS.keys():
+        for name in row.median.keys() - {OURS, *PEERS}:
             console.print(f"      {row.ratio(name):.2f} {name}", soft_wrap=True, highlight=False)
     for row in found:
         for name, why in row.not_timed.items():
@@ -236,7 +237,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.cpu_time or options.threads:
         torch.set_num_threads(1 if options.cpu_time else options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    if "einconv" not in CONTESTANTS:
+    if "einconv" not in PEERS:
         print("einconv is not installed (pip install 'tnconv[peers]'): left out", file=sys.stderr)
     started, found = time.perf_counter(), []
     for result in rich.progress.track(rows(options), "measuring", total=None):
@@ -252,7 +253,7 @@ def _write(options: argparse.Namespace, found: Sequence[Row]) -> None:
     summaries = {
         operation: {
             name: summary([row for row in found if row.operation == operation], name)
-            for name in CONTESTANTS
+            for name in contestants.contestants(operation)
             if name != OURS
         }
         for operation in dict.fromkeys(row.operation for row in found)

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import cases, contestants
 from benchmarks.cases import Layer
-from benchmarks.contestants import CONTESTANTS, OPERATIONS, TOLERANCE
+from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE
 
 TINY = {
     "general": Layer("tiny", ("a",), 3, 4, (3, 2), (1, 1), (1, 0), (1, 1), 1, (3, 6, 5), (4, 6, 4)),
@@ -53,13 +53,14 @@ def test_kinds(kind):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("kind", TINY)
-@pytest.mark.parametrize("name", ["tnconv", "einconv"])
+@pytest.mark.parametrize("name", ["tnconv", *PEERS])
 def test_contestants_agree(name, kind, operation):
-    if name not in CONTESTANTS:
-        pytest.skip("einconv is not installed")
+    makers = contestants.contestants(operation)
+    if name not in makers:
+        pytest.skip(f"{name} does not take part")
     case = contestants.case(TINY[kind], batch=2)
-    result = CONTESTANTS[name](operation, case)()
-    assert contestants.error(result, CONTESTANTS["torch"](operation, case)()) <= TOLERANCE
+    result = makers[name](operation, case)()
+    assert contestants.error(result, makers["torch"](operation, case)()) <= TOLERANCE
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -68,7 +69,7 @@ def test_torch_agrees_with_the_definition(kind, operation):
     case = contestants.case(TINY[kind], batch=2)
     network = contestants.network(operation, case)
     expected = network.reference(**{name: getattr(case, name) for name in network.operands})
-    result = CONTESTANTS["torch"](operation, case)()
+    result = contestants.contestants(operation)["torch"](operation, case)()
     assert contestants.error(result, expected) <= TOLERANCE
 
 
