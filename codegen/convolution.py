@@ -287,6 +287,7 @@ def _work(
 
     Operands in another order are copied first. A kernel with more positions than outputs takes
     torch's slow paths; with a single output it is a matrix product, if nothing is in the way.
+    Gradients of windows that lie apart skip what lies between.
     """
     legs = (*roles.group, *roles.summed, *roles.a, *roles.b)
     flops = 2 * match.size(*legs) * prod(match.sizes("o")) * prod(match.sizes("k"))
@@ -308,4 +309,7 @@ def _work(
     dilated = any(joint.dilation > 1 for joint in match.joints)
     copies = [cost.copy(x.size, x.run).seconds for x in (first, second) if x.run < x.size]
     slow = taps > outputs and (outputs > 1 or dilated or copies)
-    return replace(kernel, seconds=(5 if slow else 1) * kernel.seconds + sum(copies))
+    steps = [(joint.stride, match.size(joint.k)) for joint in match.joints]
+    apart = all(stride >= size for stride, size in steps) and any(stride > 1 for stride, _ in steps)
+    factor = 5.0 if slow else 1.5 if apart and kind != "convolution" else 1.0
+    return replace(kernel, seconds=factor * kernel.seconds + sum(copies))

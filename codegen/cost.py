@@ -14,18 +14,20 @@ ITEM = 4  # bytes per entry; the choice of kernels hardly depends on it
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What a device can do; the defaults were measured on an AMD EPYC, torch 2.13, float32."""
+    """What a device can do; the defaults were measured on x86 servers, torch 2.13, float32."""
 
     launch: float = 4e-6  # seconds per call
-    gemm: float = 1.6e11  # flop/s of a large matrix product
+    gemm: float = 1.3e11  # flop/s of a large matrix product
     skinny: float = 1.4e9  # entries/s of a product with few rows or columns
-    convolution: float = 1.9e11  # flop/s with many channels, also of the input gradient
+    convolution: float = 1.5e11  # flop/s with many channels, also of the input gradient
     weight_gradient: float = 1.2e11
     depthwise: float = 2.5e10
     depthwise_weight_gradient: float = 8e9
     bandwidth: float = 3e10  # bytes/s, read plus written
     fresh: float = 6e9  # bytes/s into newly mapped pages, which large results need
     run: float = 1.4e-9  # seconds per contiguous run that a copy gathers
+    weight_entry: float = 2e-9  # seconds per entry that a weight gradient writes
+    pointwise_input_gradient: float = 0.4  # of the convolution's speed, for kernels of one tap
 
 
 FRESH_FROM = 2**25  # bytes
@@ -68,7 +70,7 @@ def matmul(batch: int, m: int, n: int, k: int) -> Kernel:
     With few rows or columns the other operand is read at a fixed rate, whatever their number.
     """
     flops = 2 * batch * m * n * k
-    speed = now().gemm * _saturation(m, 6) * _saturation(n, 6) * _saturation(k, 12)
+    speed = now().gemm * _saturation(m, 16) * _saturation(n, 16) * _saturation(k, 12)
     entries = batch * (m * k + k * n + m * n)
     moved, written = ITEM * entries, ITEM * batch * m * n
     skinny = entries / now().skinny if min(m, n) < 16 else 0.0
@@ -82,20 +84,23 @@ def convolution(
 ) -> Kernel:
     """A native convolution or gradient kernel with (summed, kept) channels per group.
 
-    One group is a matrix product over channels and ``taps``; groups run at half its speed, and
-    depthwise kernels at the speed of memory.
+    One group is a matrix product over channels and ``taps``; forward and for the input, groups run
+    at half its speed, and depthwise kernels at the speed of memory.
     """
     summed, kept = channels
-    speed = now().weight_gradient if kind == "weight gradient" else now().convolution
+    to_weight = kind == "weight gradient"
+    speed = now().weight_gradient if to_weight else now().convolution
     speed *= _saturation(summed * taps, 48)
     speed *= _saturation(kept, 16 if kind == "input gradient" else 8)
+    if kind == "input gradient" and taps == 1:
+        speed *= now().pointwise_input_gradient
     if groups > 1:
-        speed *= 0.45
+        speed *= (0.6 if 1 < min(summed, kept) < 8 else 1.0) if to_weight else 0.45
         speed = max(speed, now().depthwise)
-    if kind == "weight gradient" and summed == kept == 1:
+    if to_weight and summed == kept == 1:
         speed = now().depthwise_weight_gradient
     seconds = now().launch + max(flops / speed, ITEM * moved / now().bandwidth)
-    seconds += _fresh(ITEM * new)
+    seconds += _fresh(ITEM * new) + (now().weight_entry * new if to_weight else 0.0)
     return Kernel(kind, flops, ITEM * moved, seconds)
 
 

@@ -35,7 +35,8 @@ ROUTES: Mapping[str, Route] = {
     "loop": looped,
     "dense": dense,
 }
-CLEARLY = 2.0  # another plan replaces one native kernel only if it is predicted this much faster
+CLEARLY = 1.4  # another plan replaces one native kernel only if it is predicted this much faster
+HOPELESS = 2.0  # covers that cost this much more than a complete plan are not continued
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _search(
 ) -> None:
     """Depth first; a cover that costs more than a complete plan already is not continued."""
     best = min((plan.seconds for plan in found), default=float("inf"))
-    if cover.writer.seconds > CLEARLY * best:
+    if cover.writer.seconds > HOPELESS * best:
         return
     if cover.pattern is None:
         found.append(_finish(cover, form, *finish))
