@@ -1,7 +1,7 @@
 """Quantities of whole networks next to the gradient: tnconv against BackPACK, vmap and opacus.
 
-Run as ``python -m benchmarks.networks --quick``; ``--help`` lists the options. A row is a quantity, a
-number the time of a gradient step with it over that of the step alone.
+Run as ``python -m benchmarks.networks --quick``; ``--help`` lists the options. A row is a quantity,
+a number the time of a gradient step with it over that of the step alone.
 """
 
 import argparse
