@@ -20,7 +20,8 @@ def compile(
 
     ``simplify=False`` covers the network as it is given only. ``optimize`` chooses the path search
     (``"optimal"``, ``"dp"``, or ``"auto"``). ``routes`` are the routes that may be used, of
-    ``"native"``, ``"window"``, ``"taps"``, ``"loop"`` and ``"dense"``; the last always exists.
+    ``"native"``, ``"window"``, ``"pixel gram"``, ``"taps"``, ``"loop"`` and ``"dense"``; the last
+    always exists.
 
     >>> from tnconv.diagrams import conv
     >>> print(compile(conv((8, 3, 32, 32), (16, 3, 3, 3), padding=1)).source)

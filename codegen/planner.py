@@ -11,6 +11,7 @@ from tnconv.codegen.contraction import contract, sum_out
 from tnconv.codegen.convolution import native
 from tnconv.codegen.covers import Cover, Route, dense, window
 from tnconv.codegen.loops import loops
+from tnconv.codegen.pixel_gram import pixel_gram
 from tnconv.codegen.taps import taps
 from tnconv.codegen.views import Value, write
 from tnconv.diagrams.affine import Leg, Sizes
@@ -18,7 +19,7 @@ from tnconv.diagrams.network import TensorNetwork
 
 
 def looped(
-    cover: Cover, routes: Sequence[Route] = (native, window, taps, dense)
+    cover: Cover, routes: Sequence[Route] = (native, window, pixel_gram, taps, dense)
 ) -> Iterator[Cover]:
     """A network that falls apart along a leg, one position at a time, each by these routes."""
     for loop in loops(cover):
@@ -31,6 +32,7 @@ def looped(
 ROUTES: Mapping[str, Route] = {
     "native": native,
     "window": window,
+    "pixel gram": pixel_gram,
     "taps": taps,
     "loop": looped,
     "dense": dense,
