@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.simplify.triggers import TRIGGERS, firing
 from tests.strategies import assert_same, networks, shipped
 from tnconv.diagrams import (
     Axis,
@@ -55,6 +56,11 @@ FIRES: dict[str, list[TensorNetwork]] = {
         example(mask({"a": 1}, 1, 3), mask({"a": 1}, 1, 3), hold="a"),
         example(Pattern((("a", 1),), range(0, 4, 2)), Pattern((("a", 1),), range(0, 4, 3))),
         TensorNetwork(
+            (Tensor("x", View((3,), (Axis(3, 1, (("a", 1),)),))), mask({"a": 1}, 0, 2)),
+            View((), ()),
+            {"a": 4},
+        ),
+        TensorNetwork(
             (Tensor("x", View((3,), (Axis(3, 1, (("a", 2), ("b", 2))),))), DIAGONALS),
             View((), ()),
             {"a": 4, "b": 4},
@@ -73,8 +79,16 @@ FIRES: dict[str, list[TensorNetwork]] = {
         example(index_pattern("k", "o", "i", 1, 1, 0), mask({"k": 2, "o": 2}, 1, 4), hold="koi"),
         example(exactly({"a": 2, "b": 3}, 5), Pattern((("a", 1), ("b", 1)), range(1, 4, 2))),
     ],
-    "solve": [example(delta("a", "b")), example(exactly({"a": 1, "b": 1}, 5))],
-    "solve_step": [example(exactly({"a": 2, "b": -1}, 0)), example(exactly({"a": 2, "b": 3}, 8))],
+    "solve": [
+        example(delta("a", "b")),
+        example(exactly({"a": 1, "b": 1}, 5)),
+        example(exactly({"a": 1, "b": 1}, 3)),
+    ],
+    "solve_step": [
+        example(exactly({"k": 1, "o": -2}, 0)),
+        example(exactly({"a": 2, "b": -1}, 0)),
+        example(exactly({"a": 2, "b": 3}, 8)),
+    ],
     "injective_view": [example(index_pattern("k", "o", "i", 2, 1, 0), hold="koi")],
     "free": [
         example(index_pattern("k", "o", "i", 1, 1, 1), hold="ki"),
@@ -84,7 +98,7 @@ FIRES: dict[str, list[TensorNetwork]] = {
 
 
 def test_every_rule_has_an_example() -> None:
-    assert set(FIRES) == {rule.__name__ for rule in VIEW_RULES}
+    assert set(FIRES) == set(TRIGGERS) == {rule.__name__ for rule in VIEW_RULES}
 
 
 @pytest.mark.parametrize("rule", VIEW_RULES, ids=lambda rule: rule.__name__)
@@ -102,6 +116,16 @@ def test_rule_keeps_the_value_and_lowers_the_measure(rule: Rule, network: Tensor
     if (after := rule(network)) is not None:
         assert measure(after) < measure(network)
         assert_same(network, after)
+
+
+@pytest.mark.parametrize("rule", VIEW_RULES, ids=lambda rule: rule.__name__)
+@given(data=st.data())
+def test_rule_fires_where_it_must_and_keeps_the_value(rule: Rule, data: st.DataObject) -> None:
+    network = data.draw(firing(rule.__name__))
+    after = rule(network)
+    assert after is not None
+    assert measure(after) < measure(network)
+    assert_same(network, after)
 
 
 @given(network=networks(max_nodes=6), order=st.permutations(VIEW_RULES))
