@@ -11,6 +11,7 @@ from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Sizes
+from tnconv.diagrams.network import TensorNetwork
 
 EXHAUSTIVE = 12  # up to so many values the search for the best order is exhaustive
 
@@ -42,6 +43,25 @@ def contraction_path(
         )
         path = tree.get_path()
     return tuple(tuple(pair) for pair in path)
+
+
+def path_flops(network: TensorNetwork) -> int:
+    """The flops of the best pairwise path if every pattern were a dense array: what rules save.
+
+    >>> from tnconv.diagrams import linear
+    >>> path_flops(linear((8, 3), (4, 3)))
+    192
+    """
+    left = [frozenset(node.legs) for node in network.nodes]
+    output = frozenset(leg for leg in network.result.legs if network.holders[leg])
+    flops = 0
+    path = contraction_path([sorted(legs) for legs in left], sorted(output), network.sizes)
+    for positions in path if left else ():
+        met = frozenset().union(*(left[at] for at in positions))
+        left = [legs for at, legs in enumerate(left) if at not in positions]
+        left.append(met & output.union(*left))
+        flops += 2 * prod(network.sizes[leg] for leg in met)
+    return flops
 
 
 def contract(

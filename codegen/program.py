@@ -12,6 +12,7 @@ import torch
 from torch import Tensor as Array
 
 from tnconv.codegen.arrays import Step
+from tnconv.codegen.contraction import path_flops
 from tnconv.codegen.planner import Plan
 from tnconv.diagrams.expression import Expression
 from tnconv.simplify import Firing
@@ -149,7 +150,7 @@ class Program:
     def explain(self) -> str:
         """What was compiled and how: network, rules, plan, steps with costs, alternatives."""
         parts = [f"network\n  {self.network}".replace("\n", "\n  "), "rules that fired"]
-        parts += [f"  {firing}" for firing in self.firings] or ["  none"]
+        parts += [f"  {firing}; {_saved(firing)}" for firing in self.firings] or ["  none"]
         for plan, *others in self.terms:
             parts.append(f"plan, from the network {plan.label}")
             parts += [_row(step) for step in plan.steps]
@@ -210,6 +211,12 @@ def _renamed(steps: Sequence[Step], prefix: str) -> Callable[[str], str]:
         return re.sub(r"\bt\d+\b", lambda m: prefix + m[0] if m[0] in names else m[0], code)
 
     return rename
+
+
+def _saved(firing: Firing) -> str:
+    """The flops of the best path before and after, which are searched for only to be printed."""
+    before, after = path_flops(firing.before), path_flops(firing.after)
+    return f"{before:,} to {after:,} flop" if before != after else f"{after:,} flop"
 
 
 def _row(step: Step) -> str:

@@ -1,12 +1,19 @@
 """The driver: apply rules to a fixed point and record which fired."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 
+from tnconv.diagrams.affine import Leg, Node, Pattern, View
 from tnconv.diagrams.expression import Expression, Sum
 from tnconv.diagrams.network import TensorNetwork
+from tnconv.diagrams.notation import node
 from tnconv.simplify.rules import NORMAL_RULES, Rule
 from tnconv.simplify.views import VIEW_RULES
+
+CACHED = 512  # simplified networks that are remembered
 
 
 @dataclass(frozen=True)
@@ -17,12 +24,32 @@ class Firing:
     before: TensorNetwork
     after: TensorNetwork
 
-    def __str__(self) -> str:
-        gone = sorted(self.before.sizes.keys() - self.after.sizes.keys())
+    @property
+    def where(self) -> tuple[Pattern, ...]:
+        """The patterns of ``before`` that are gone or changed."""
+        left = Counter(pattern for _, pattern in self.after.patterns)
+        gone = []
+        for _, pattern in self.before.patterns:
+            left[pattern] -= 1
+            if left[pattern] < 0:
+                gone.append(pattern)
+        return tuple(gone)
+
+    @property
+    def saved(self) -> str:
+        """The legs and nodes that are gone, and the legs that became shorter."""
+        old, new = self.before.sizes, self.after.sizes
+        gone = sorted(old.keys() - new.keys())
         nodes = len(self.before.nodes) - len(self.after.nodes)
         parts = [f"legs {', '.join(gone)}"] if gone else []
         parts += [f"{nodes} node{'s' * (nodes > 1)}"] if nodes > 0 else []
-        return f"{self.rule}: " + (f"removes {' and '.join(parts)}" if parts else "tightens")
+        shorter = [f"{leg} {old[leg]} to {new[leg]}" for leg in new if new[leg] < old.get(leg, 0)]
+        cuts = [f"cuts {', '.join(shorter)}"] if shorter else []
+        return ", ".join([f"removes {' and '.join(parts)}"] * bool(parts) + cuts) or "tightens"
+
+    def __str__(self) -> str:
+        at = f" at {' '.join(map(node, self.where))}" if self.where else ""
+        return f"{self.rule}{at}: {self.saved}"
 
 
 @dataclass(frozen=True)
@@ -46,17 +73,28 @@ def simplify(network: Expression) -> Simplified:
     (2, 0)
     >>> print(*result.trace, sep="\n")
     size_one: removes legs g
-    injective_view: removes legs i1 and 1 node
-    injective_view: removes legs i2 and 1 node
+    injective_view at Π[4·o1 + k1 - i1 = 0]: removes legs i1 and 1 node
+    injective_view at Π[4·o2 + k2 - i2 = 0]: removes legs i2 and 1 node
     """
-    normal, views, trace = [], [], []
-    for term in network.terms:
-        normal.append(fixed_point(term, NORMAL_RULES))
-        views.append(fixed_point(normal[-1][0], VIEW_RULES))
-        trace += [*normal[-1][1], *views[-1][1]]
+    forms = [_forms(t.nodes, t.result, tuple(t.sizes.items()), t.scale) for t in network.terms]
     if isinstance(network, TensorNetwork):
-        return Simplified(normal[0][0], views[0][0], tuple(trace))
-    return Simplified(_sum(normal), _sum(views), tuple(trace))
+        return forms[0]
+    return Simplified(
+        Sum(tuple(term for form in forms for term in form.normal.terms)),
+        Sum(tuple(term for form in forms for term in form.views.terms)),
+        tuple(firing for form in forms for firing in form.trace),
+    )
+
+
+@lru_cache(maxsize=CACHED)
+def _forms(
+    nodes: tuple[Node, ...], result: View, sizes: tuple[tuple[Leg, int], ...], scale: Fraction
+) -> Simplified:
+    """Both forms of the network with these parts; a network with the same leg names is cached."""
+    network = TensorNetwork(nodes, result, dict(sizes), scale)
+    normal, to_normal = fixed_point(network, NORMAL_RULES)
+    views, to_views = fixed_point(normal, VIEW_RULES)
+    return Simplified(normal, views, to_normal + to_views)
 
 
 def fixed_point(
@@ -93,7 +131,3 @@ def measure(network: TensorNetwork) -> tuple[int, ...]:
         sum(len(pattern.values) for pattern in patterns),
         len(network.nodes),
     )
-
-
-def _sum(reached: Sequence[tuple[TensorNetwork, tuple[Firing, ...]]]) -> Sum:
-    return Sum(tuple(network for network, _ in reached))

@@ -32,7 +32,7 @@ def test_demo_trains_compares_explains_and_draws(capsys, tmp_path):
         "KFAC ran with its defaults: lr=0.1",
         "Mean test accuracy: KFAC",
         "1/16384 · Σ",  # the diagram, rules, plan and source
-        "free: removes legs o1",
+        "removes legs o1",
         "predicted time",
         "def contraction(x):",
         "simplified, in form V",
@@ -77,6 +77,23 @@ def test_draw_writes_a_picture(capsys, tmp_path, extra):
     assert main(["draw", *CONV, "--operation", "kfac_reduce", "--output", str(file), *extra]) == 0
     assert capsys.readouterr().out.strip() == str(file)
     assert ("simplified" in file.read_text()) == bool(extra)
+
+
+def test_draw_shows_every_step(capsys, tmp_path):
+    file = tmp_path / "picture.dot"
+    assert (
+        main(["draw", *CONV, "--operation", "kfac_reduce", "--output", str(file), "--steps"]) == 0
+    )
+    capsys.readouterr()
+    assert file.read_text().count("label=free") == 4
+
+
+def test_explain_says_where_rules_fire_and_what_they_save(capsys):
+    assert main(["explain", *CONV, "--operation", "kfac_reduce"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  free")]
+    assert lines[0].startswith("  free at Π[2·o1 + k1 - i1 = 1]: removes legs o1; ")
+    before, after = (int(n.replace(",", "")) for n in lines[0].split("; ")[1].split()[:3:2])
+    assert before > after > 0
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,15 @@ def _explain(given: Namespace) -> None:
 
 def _draw(given: Namespace) -> None:
     net = network(given)
-    if not given.simplified:
+    if not (given.simplified or given.steps):
         print(net.draw(given.output))
         return
-    (before,), (after,) = net.terms, simplify(net).views.terms
-    print(draw_steps([("as given", before), ("simplified", after)], given.output))
+    result = simplify(net)
+    (before,), (after,) = net.terms, result.views.terms
+    pictures = [("as given", before), ("simplified", after)]
+    if given.steps:
+        pictures = [("as given", before)] + [(step.rule, step.after) for step in result.trace]
+    print(draw_steps(pictures, given.output))
 
 
 def _demo(given: Namespace) -> None:
@@ -108,6 +112,7 @@ def _parser() -> ArgumentParser:
         "--output", type=Path, default=Path("diagram.svg"), help=".svg .pdf .png .dot"
     )
     draw.add_argument("--simplified", action="store_true", help="draw it before and after")
+    draw.add_argument("--steps", action="store_true", help="draw it after every rule that fires")
     demo = commands.add_parser("demo", help="KFAC beside SGD on handwritten digits, in a minute")
     demo.add_argument("--folder", type=Path, default=Path("demo-output"), help="for the pictures")
     demo.add_argument("--epochs", type=_positive, default=3)

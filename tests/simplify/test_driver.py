@@ -24,7 +24,29 @@ def test_the_trace_leads_from_the_network_to_its_forms(network: TensorNetwork) -
     assert result.normal in chain
     assert chain[-1] == result.views
     names = {rule.__name__ for rule in VIEW_RULES}
-    assert all(str(firing).split(":")[0] in names for firing in result.trace)
+    assert all(firing.rule in names for firing in result.trace)
+    for firing in result.trace:
+        patterns = [pattern for _, pattern in firing.before.patterns]
+        assert all(pattern in patterns for pattern in firing.where)
+        assert str(firing).startswith(firing.rule) and str(firing).endswith(firing.saved)
+
+
+def test_equal_networks_are_simplified_once() -> None:
+    shapes = (2, 3, 32), (4, 3, 5)
+    assert simplify(conv(*shapes)) is simplify(conv(*shapes))
+
+
+def test_a_firing_says_where_and_what_it_saves() -> None:
+    firing = simplify(kfac_reduce((2, 3, 9), 3, padding=1)).trace[1]
+    assert str(firing) == "free at Π[o1 + k1 - i1 = 1]: removes legs o1"
+    trimmed = simplify(conv((2, 3, 1), (4, 3, 3), padding=1)).trace
+    assert any("removes" in str(step) or "cuts" in str(step) for step in trimmed)
+    (cut,) = [
+        step
+        for step in simplify(conv((2, 3, 3), (4, 3, 5), padding=((2, 1),))).trace
+        if step.rule == "crop"
+    ]
+    assert cut.saved == "cuts k1 5 to 4"
 
 
 @given(case=geometries())
