@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import isqrt, prod, sqrt
+from math import prod, sqrt
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Step, Writer, contiguous
@@ -191,8 +191,15 @@ def _contract_scaled(
 
 
 def _root(scale: Fraction) -> Fraction:
-    """The largest 1/f with f² dividing the denominator."""
-    f = next(f for f in range(isqrt(scale.denominator), 0, -1) if scale.denominator % (f * f) == 0)
+    """1/f for a large f with f² dividing the denominator, so that at most 1 is left to scale by."""
+    f, rest = 1, scale.denominator
+    for p in range(2, 2**16):
+        if p * p > rest:
+            break
+        while rest % (p * p) == 0 and abs(scale.numerator) * (f * p) ** 2 <= scale.denominator:
+            f, rest = f * p, rest // (p * p)
+        while rest % p == 0:
+            rest //= p
     return Fraction(1, f)
 
 

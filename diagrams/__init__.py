@@ -22,6 +22,7 @@ from tnconv.diagrams.curvature import (
     kfac_reduce,
     kfac_reduce_transpose,
     mean_patches,
+    mean_patches_transpose,
     with_ones,
 )
 from tnconv.diagrams.expression import Expression, Sum
@@ -43,6 +44,7 @@ from tnconv.diagrams.layers import (
     fold,
     linear,
     unfold,
+    unfold_transpose,
     unfolded_kernel,
     with_bias,
 )
@@ -89,6 +91,7 @@ __all__ = [
     "lookup",
     "mask",
     "mean_patches",
+    "mean_patches_transpose",
     "ntk_block",
     "pad",
     "per_sample_gradients",
@@ -97,6 +100,7 @@ __all__ = [
     "repeated",
     "scale",
     "unfold",
+    "unfold_transpose",
     "unfolded_kernel",
     "with_bias",
     "with_ones",

@@ -165,9 +165,31 @@ def mean_patches(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = geometry(input_shape, kernel_size, stride, padding, dilation, groups)
-    batch = () if h.batch is None else (h.batch,)
-    return _half(h, "reduce").reshape(*batch, groups, h.patch)
+    return _averaged(geometry(input_shape, kernel_size, stride, padding, dilation, groups))
+
+
+def mean_patches_transpose(
+    input_shape: Sequence[int],
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    output_padding: IntOrTuple = 0,
+    groups: int = 1,
+    dilation: IntOrTuple = 1,
+) -> TensorNetwork:
+    """`mean_patches` of a transposed convolution: Π has i and o exchanged in the patches U.
+
+    >>> mean_patches_transpose((8, 4, 16, 16), 2, stride=2).shape
+    (8, 1, 16)
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    return _averaged(
+        transposed_geometry(
+            input_shape, kernel_size, stride, padding, dilation, groups, output_padding
+        )
+    )
 
 
 def group_average(factor: TensorNetwork) -> TensorNetwork:
@@ -236,6 +258,12 @@ def _flattened(side: tuple[Axis, ...]) -> tuple[tuple[Leg, int], ...]:
     """The linear form that flattens plain axes, the last one fastest."""
     strides = [prod(axis.size for axis in side[at + 1 :]) for at in range(len(side))]
     return tuple((leg, a) for axis, a in zip(side, strides, strict=True) for leg, _ in axis.terms)
+
+
+def _averaged(h: Geometry) -> TensorNetwork:
+    """The patches of each group, averaged over output positions."""
+    batch = () if h.batch is None else (h.batch,)
+    return _half(h, "reduce").reshape(*batch, h.groups, h.patch)
 
 
 def _half(h: Geometry, flavour: str) -> TensorNetwork:

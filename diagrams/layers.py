@@ -13,6 +13,7 @@ from tnconv.diagrams.geometry import (
     geometry,
     layer_geometry,
     per_dimension,
+    transposed_geometry,
     transposed_layer_geometry,
 )
 from tnconv.diagrams.network import TensorNetwork
@@ -129,7 +130,32 @@ def unfold(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = geometry(input_shape, kernel_size, stride, padding, dilation)
+    return _unfolded(geometry(input_shape, kernel_size, stride, padding, dilation))
+
+
+def unfold_transpose(
+    input_shape: Sequence[int],
+    kernel_size: IntOrTuple,
+    dilation: IntOrTuple = 1,
+    padding: Padding = 0,
+    stride: IntOrTuple = 1,
+    output_padding: IntOrTuple = 0,
+) -> TensorNetwork:
+    """`unfold` of a transposed convolution: ``U[n, ck, o] = Σ_i x[n, c, i] Π[k, i, o]``.
+
+    >>> unfold_transpose((8, 3, 16, 16), 2, stride=2).shape
+    (8, 12, 1024)
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    return _unfolded(
+        transposed_geometry(input_shape, kernel_size, stride, padding, dilation, 1, output_padding)
+    )
+
+
+def _unfolded(h: Geometry) -> TensorNetwork:
+    """The patches with one dimension for channels and taps and one for positions."""
     batch = () if h.batch is None else (h.batch,)
     return patches(h).reshape(*batch, h.patch, h.positions)
 

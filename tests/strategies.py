@@ -368,6 +368,14 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
     "grad_reduce": lambda c: diagrams.grad_reduce(c.output_shape, c.groups),
     "group_average": lambda c: diagrams.group_average(ZOO["kfac_expand"](c)),
     "mean_patches": lambda c: diagrams.mean_patches(c.input_shape, c.kernel_size, **c.kwargs),
+    "mean_patches_transpose": lambda c: diagrams.mean_patches_transpose(
+        c.output_shape, c.kernel_size, **transposed(c)
+    ),
+    "unfold_transpose": lambda c: diagrams.unfold_transpose(
+        c.output_shape,
+        c.kernel_size,
+        **{name: at for name, at in transposed(c).items() if name != "groups"},
+    ),
     "gradient_dots": lambda c: diagrams.gradient_dots(ZOO["conv"](c), vectors=2),
     "ntk_block": lambda c: diagrams.ntk_block(
         ZOO["conv"](c), ZOO["conv"](other_batch(c)), vectors=2, other_vectors=1

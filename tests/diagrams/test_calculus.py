@@ -210,6 +210,8 @@ NATIVE = {
     "grad_reduce": lambda case: grad_factor(case, reduce=True),
     "group_average": lambda case: lambda x: kfac(case, reduce=False)(x).mean(0, keepdim=True),
     "mean_patches": mean_patches,
+    "mean_patches_transpose": lambda case: lambda x: case.transposed_patches(x).mean(-1),
+    "unfold_transpose": lambda case: lambda x: case.transposed_patches(x).flatten(1, 2),
     "gradient_dots": lambda case: of_gradients(
         case, lambda j, shape: torch.einsum("mnp,qrp->mnqr", j, j)
     ),

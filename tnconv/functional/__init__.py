@@ -5,20 +5,84 @@ Every function can be differentiated (also twice), transformed by ``torch.func``
 ``torch.compile(fullgraph=True)``, also where nothing has been compiled before.
 """
 
-from tnconv.functional.curvature import kfac_expand, kfac_reduce
-from tnconv.functional.derivatives import input_vjp, per_sample_weight_grad, weight_vjp
-from tnconv.functional.layers import avg_pool, conv, conv_transpose, fold, linear, unfold
+from tnconv.functional.curvature import (
+    grad_expand,
+    grad_reduce,
+    kfac_expand,
+    kfac_reduce,
+    mean_patches,
+)
+from tnconv.functional.derivatives import (
+    bias_vjp,
+    input_vjp,
+    per_sample_bias_grad,
+    per_sample_weight_grad,
+    weight_vjp,
+)
+from tnconv.functional.gradients import (
+    ggn_block,
+    ggn_diagonal,
+    ggn_vector_product,
+    gradient_dots,
+    gradient_norms,
+    per_sample_ggn_diagonal,
+)
+from tnconv.functional.hessians import (
+    input_diagonal_vjp,
+    input_hessian_vjp,
+    weight_diagonal_vjp,
+    weight_hessian_vjp,
+)
+from tnconv.functional.layers import (
+    avg_pool,
+    conv,
+    conv_transpose,
+    fold,
+    linear,
+    unfold,
+    unfolded_kernel,
+)
+from tnconv.functional.tangents import (
+    bias_jvp,
+    input_jacobian,
+    input_jvp,
+    per_sample_weight_jvp,
+    weight_jacobian,
+    weight_jvp,
+)
 
 __all__ = [
     "avg_pool",
+    "bias_jvp",
+    "bias_vjp",
     "conv",
     "conv_transpose",
     "fold",
+    "ggn_block",
+    "ggn_diagonal",
+    "ggn_vector_product",
+    "grad_expand",
+    "grad_reduce",
+    "gradient_dots",
+    "gradient_norms",
+    "input_diagonal_vjp",
+    "input_hessian_vjp",
+    "input_jacobian",
+    "input_jvp",
     "input_vjp",
     "kfac_expand",
     "kfac_reduce",
     "linear",
+    "mean_patches",
+    "per_sample_bias_grad",
+    "per_sample_ggn_diagonal",
     "per_sample_weight_grad",
+    "per_sample_weight_jvp",
     "unfold",
+    "unfolded_kernel",
+    "weight_diagonal_vjp",
+    "weight_hessian_vjp",
+    "weight_jacobian",
+    "weight_jvp",
     "weight_vjp",
 ]

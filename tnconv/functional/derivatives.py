@@ -1,23 +1,32 @@
-"""Derivatives of layers, applied to a cotangent."""
+"""Vector-Jacobian products of layers: gradients of inputs, weights and biases.
+
+The layer is a convolution; with ``transposed=True`` it is a transposed one, whose weight has shape
+(g·c, d, *k); with a weight of shape (d, c) it is linear, and x has shape (n, *o, c). A leading
+dimension m of a cotangent or tangent means several at once, and leads the result, too.
+"""
 
 from collections.abc import Sequence
 
 import torch
 
 from tnconv.diagrams.geometry import IntOrTuple, Padding
-from tnconv.functional.programs import run
+from tnconv.functional.programs import run, several
 
 
 def weight_vjp(
-    x: torch.Tensor,  # (n, g·c, *i)
+    x: torch.Tensor,  # (n, g·c, *i) or (g·c, *i)
     weight_shape: Sequence[int],  # (g·d, c, *k)
-    grad_output: torch.Tensor,  # (n, g·d, *o)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
     stride: IntOrTuple = 1,
     padding: Padding = 0,
     dilation: IntOrTuple = 1,
     groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
 ) -> torch.Tensor:
-    """``dw[gd, c, k] = Σ_{n,o,i} x[n, gc, i] Π[k, o, i] v[n, gd, o]``.
+    """``dw[gd, c, k] = Σ_{n,o,i} x[n, gc, i] Π[k, o, i] v[n, gd, o]``, or ``dw[m, ...]``.
+
+    With x a tangent of the input: the mixed second derivative ``∂²(v·y) / ∂w ∂x`` times it.
 
     >>> weight_vjp(torch.rand(8, 3, 32, 32), (4, 3, 3, 3), torch.rand(8, 4, 30, 30)).shape
     torch.Size([4, 3, 3, 3])
@@ -25,20 +34,32 @@ def weight_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (x.shape, weight_shape, stride, padding, dilation, groups)
+    settings = (
+        several(grad_output, x.dim()),
+        x.shape,
+        weight_shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+    )
     return run("weight_vjp", settings, x, grad_output)
 
 
 def per_sample_weight_grad(
     x: torch.Tensor,  # (n, g·c, *i)
     weight_shape: Sequence[int],  # (g·d, c, *k)
-    grad_output: torch.Tensor,  # (n, g·d, *o)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
     stride: IntOrTuple = 1,
     padding: Padding = 0,
     dilation: IntOrTuple = 1,
     groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
 ) -> torch.Tensor:
-    """``dw[n, gd, c, k] = Σ_{o,i} x[n, gc, i] Π[k, o, i] v[n, gd, o]``.
+    """``dw[n, gd, c, k] = Σ_{o,i} x[n, gc, i] Π[k, o, i] v[n, gd, o]``, or ``dw[m, n, ...]``.
 
     >>> per_sample_weight_grad(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(8, 4, 7)).shape
     torch.Size([8, 4, 3, 3])
@@ -46,20 +67,34 @@ def per_sample_weight_grad(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (x.shape, weight_shape, stride, padding, dilation, groups)
+    settings = (
+        several(grad_output, x.dim()),
+        x.shape,
+        weight_shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+    )
     return run("per_sample_weight_grad", settings, x, grad_output)
 
 
 def input_vjp(
-    input_shape: Sequence[int],  # (n, g·c, *i)
+    input_shape: Sequence[int],  # (n, g·c, *i) or (g·c, *i)
     weight: torch.Tensor,  # (g·d, c, *k)
-    grad_output: torch.Tensor,  # (n, g·d, *o)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
     stride: IntOrTuple = 1,
     padding: Padding = 0,
     dilation: IntOrTuple = 1,
     groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
 ) -> torch.Tensor:
-    """``dx[n, gc, i] = Σ_{d,k,o} w[gd, c, k] Π[k, o, i] v[n, gd, o]``.
+    """``dx[n, gc, i] = Σ_{d,k,o} w[gd, c, k] Π[k, o, i] v[n, gd, o]``, or ``dx[m, ...]``.
+
+    With a tangent for the weight: the mixed second derivative ``∂²(v·y) / ∂x ∂w`` times it.
 
     >>> input_vjp((8, 3, 32, 32), torch.rand(4, 3, 3, 3), torch.rand(8, 4, 30, 30)).shape
     torch.Size([8, 3, 32, 32])
@@ -67,5 +102,47 @@ def input_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (input_shape, weight.shape, stride, padding, dilation, groups)
+    settings = (
+        several(grad_output, len(input_shape)),
+        input_shape,
+        weight.shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+    )
     return run("input_vjp", settings, grad_output, weight)
+
+
+def bias_vjp(
+    output_shape: Sequence[int],  # (n, g·d, *o)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
+) -> torch.Tensor:
+    """``db[gd] = Σ_{n,o} v[n, gd, o]``, or ``db[m, gd]``, for every layer with a bias.
+
+    >>> bias_vjp((8, 4, 30, 30), torch.rand(8, 4, 30, 30)).shape
+    torch.Size([4])
+
+    Raises:
+        ValueError: an output without batch and channels, or a cotangent that does not fit it.
+    """
+    vectors = several(grad_output, len(output_shape))
+    return run("bias_vjp", (vectors, output_shape), grad_output)
+
+
+def per_sample_bias_grad(
+    output_shape: Sequence[int],  # (n, g·d, *o)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
+) -> torch.Tensor:
+    """``db[n, gd] = Σ_o v[n, gd, o]``, or ``db[m, n, gd]``, for every layer with a bias.
+
+    >>> per_sample_bias_grad((8, 4, 30, 30), torch.rand(8, 4, 30, 30)).shape
+    torch.Size([8, 4])
+
+    Raises:
+        ValueError: an output without batch and channels, or a cotangent that does not fit it.
+    """
+    vectors = several(grad_output, len(output_shape))
+    return run("per_sample_bias_grad", (vectors, output_shape), grad_output)

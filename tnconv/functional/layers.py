@@ -79,8 +79,12 @@ def unfold(
     dilation: IntOrTuple = 1,
     padding: Padding = 0,
     stride: IntOrTuple = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
 ) -> torch.Tensor:
     """The unfolded input ``U[n, ck, o] = Σ_i x[n, c, i] Π[k, o, i]`` (im2col), in any dimension.
+
+    With ``transposed=True`` the patches that a transposed convolution sees: i and o exchanged in Π.
 
     >>> unfold(torch.rand(8, 3, 32, 32), 5).shape
     torch.Size([8, 75, 784])
@@ -88,7 +92,8 @@ def unfold(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    return run("unfold", (x.shape, kernel_size, dilation, padding, stride), x)
+    settings = (x.shape, kernel_size, dilation, padding, stride, transposed, output_padding)
+    return run("unfold", settings, x)
 
 
 def fold(
@@ -126,3 +131,23 @@ def avg_pool(
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
     return run("avg_pool", (x.shape, kernel_size, stride, padding, divisor), x)
+
+
+def unfolded_kernel(
+    input_shape: Sequence[int],  # (g·c, *i)
+    weight: torch.Tensor,  # (g·d, c, *k)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> torch.Tensor:
+    """A convolution's matrix ``T[gdo, gci] = Σ_k Π[k, o, i] w[gd, c, k]``, Toeplitz by blocks.
+
+    >>> unfolded_kernel((3, 32), torch.rand(4, 3, 3)).shape
+    torch.Size([120, 96])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit, or an input shape with a batch.
+    """
+    settings = (input_shape, weight.shape, stride, padding, dilation, groups)
+    return run("unfolded_kernel", settings, weight)

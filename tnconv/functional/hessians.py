@@ -1,0 +1,143 @@
+"""Hessians of a layer's output, diagonal or full, pulled back to its input or weight.
+
+Layers as in `tnconv.functional.derivatives`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from tnconv.diagrams.geometry import IntOrTuple, Padding
+from tnconv.functional.programs import run
+
+
+def input_diagonal_vjp(
+    input_shape: Sequence[int],  # (n, g·c, *i) or (g·c, *i)
+    weight: torch.Tensor,  # (g·d, c, *k)
+    diagonal: torch.Tensor,  # (n, g·d, *o) or (g·d, *o)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``h[n, gc, i] = Σ_{d,k,o} w[gd, c, k]² Π[k, o, i] h[n, gd, o]``: ``Jᵀ diag(h) J``'s diagonal.
+
+    The recursion of Becker & LeCun 1989 and HesScale; exact for a diagonal Hessian of the output.
+
+    >>> input_diagonal_vjp((8, 3, 9), torch.rand(4, 3, 3), torch.rand(8, 4, 7)).shape
+    torch.Size([8, 3, 9])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (
+        input_shape,
+        weight.shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+    )
+    return run("input_diagonal_vjp", settings, diagonal, weight)
+
+
+def weight_diagonal_vjp(
+    x: torch.Tensor,  # (n, g·c, *i) or (g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    diagonal: torch.Tensor,  # (n, g·d, *o) or (g·d, *o)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``h[gd, c, k] = Σ_{n,o,i} x[n, gc, i]² Π[k, o, i] h[n, gd, o]``, for the weight.
+
+    >>> weight_diagonal_vjp(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(8, 4, 7)).shape
+    torch.Size([4, 3, 3])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (
+        x.shape,
+        weight_shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+    )
+    return run("weight_diagonal_vjp", settings, x, diagonal)
+
+
+def input_hessian_vjp(
+    input_shape: Sequence[int],  # (g·c, *i)
+    weight: torch.Tensor,  # (g·d, c, *k)
+    hessian: torch.Tensor,  # (g·d, *o, g·d, *o)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``Jᵀ B J`` for ``J = ∂y / ∂x`` and a Hessian B of the output: shape ``(*x, *x)``.
+
+    For one sample, or averaged over the batch as in KFRA (Botev et al. 2017).
+
+    >>> input_hessian_vjp((3, 9), torch.rand(4, 3, 3), torch.rand(4, 7, 4, 7)).shape
+    torch.Size([3, 9, 3, 9])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (
+        input_shape,
+        weight.shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+    )
+    return run("input_hessian_vjp", settings, weight, hessian)
+
+
+def weight_hessian_vjp(
+    x: torch.Tensor,  # (g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    hessian: torch.Tensor,  # (g·d, *o, g·d, *o)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``Jᵀ B J`` for ``J = ∂y / ∂w`` and a Hessian B of the output: shape ``(*weight, *weight)``.
+
+    >>> weight_hessian_vjp(torch.rand(3, 9), (4, 3, 3), torch.rand(4, 7, 4, 7)).shape
+    torch.Size([4, 3, 3, 4, 3, 3])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (
+        x.shape,
+        weight_shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+    )
+    return run("weight_hessian_vjp", settings, x, hessian)

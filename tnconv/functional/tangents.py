@@ -1,0 +1,189 @@
+"""Jacobian-vector products of layers, and whole Jacobians.
+
+Layers and leading dimensions m as in `tnconv.functional.derivatives`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from tnconv.diagrams.geometry import IntOrTuple, Padding
+from tnconv.functional.programs import run, several
+
+
+def input_jvp(
+    input_shape: Sequence[int],  # (n, g·c, *i) or (g·c, *i)
+    weight: torch.Tensor,  # (g·d, c, *k)
+    tangent_x: torch.Tensor,  # (n, g·c, *i) or (m, n, g·c, *i)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``dy[n, gd, o] = Σ_{c,k,i} dx[n, gc, i] Π[k, o, i] w[gd, c, k]``, or ``dy[m, ...]``.
+
+    >>> input_jvp((8, 3, 9), torch.rand(4, 3, 3), torch.rand(5, 8, 3, 9)).shape
+    torch.Size([5, 8, 4, 7])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (
+        several(tangent_x, len(input_shape)),
+        input_shape,
+        weight.shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+    )
+    return run("input_jvp", settings, tangent_x, weight)
+
+
+def weight_jvp(
+    x: torch.Tensor,  # (n, g·c, *i) or (g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    tangent_weight: torch.Tensor,  # (g·d, c, *k) or (m, g·d, c, *k)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``dy[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, o, i] dw[gd, c, k]``, or ``dy[m, ...]``.
+
+    >>> weight_jvp(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(4, 3, 3)).shape
+    torch.Size([8, 4, 7])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (
+        several(tangent_weight, len(weight_shape)),
+        x.shape,
+        weight_shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+    )
+    return run("weight_jvp", settings, x, tangent_weight)
+
+
+def per_sample_weight_jvp(
+    x: torch.Tensor,  # (n, g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    tangent_weight: torch.Tensor,  # (n, g·d, c, *k) or (m, n, g·d, c, *k)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``dy[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, o, i] dw[n, gd, c, k]``: a tangent per sample.
+
+    >>> per_sample_weight_jvp(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(8, 4, 3, 3)).shape
+    torch.Size([8, 4, 7])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (
+        several(tangent_weight, len(weight_shape) + 1),
+        x.shape,
+        weight_shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+    )
+    return run("per_sample_weight_jvp", settings, x, tangent_weight)
+
+
+def bias_jvp(
+    output_shape: Sequence[int],  # (n, g·d, *o)
+    tangent_bias: torch.Tensor,  # (g·d,) or (m, g·d)
+) -> torch.Tensor:
+    """``dy[n, gd, o] = db[gd]``, or ``dy[m, ...]``, for every layer with a bias.
+
+    >>> bias_jvp((8, 4, 30, 30), torch.rand(4)).shape
+    torch.Size([8, 4, 30, 30])
+
+    Raises:
+        ValueError: an output without batch and channels, or a tangent that does not fit it.
+    """
+    return run("bias_jvp", (several(tangent_bias, 1), output_shape), tangent_bias)
+
+
+def input_jacobian(
+    input_shape: Sequence[int],  # (n, g·c, *i) or (g·c, *i)
+    weight: torch.Tensor,  # (g·d, c, *k)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``J[n, gd, o, n', g'c, i] = δ[n, n'] δ[g, g'] Σ_k Π[k, o, i] w[gd, c, k]``, dense.
+
+    For input without batch and as a matrix it is the `unfolded_kernel`.
+
+    >>> input_jacobian((3, 9), torch.rand(4, 3, 3)).shape
+    torch.Size([4, 7, 3, 9])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (
+        input_shape,
+        weight.shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+    )
+    return run("input_jacobian", settings, weight)
+
+
+def weight_jacobian(
+    x: torch.Tensor,  # (n, g·c, *i) or (g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``J[n, gd, o, g'd', c, k] = δ[g, g'] δ[d, d'] Σ_i x[n, gc, i] Π[k, o, i]``, dense.
+
+    >>> weight_jacobian(torch.rand(8, 3, 9), (4, 3, 3)).shape
+    torch.Size([8, 4, 7, 4, 3, 3])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    settings = (
+        x.shape,
+        weight_shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+    )
+    return run("weight_jacobian", settings, x)
