@@ -280,6 +280,21 @@ def avg_pool(layer: Layer, x: Tensor) -> Tensor:
     return native(layer.case.padded(x), layer.kernel_size, layer.case.stride)
 
 
+def our_avg_pool(layer: Layer, x: Tensor) -> Tensor:
+    return T.avg_pool(x, layer.kernel_size, layer.case.stride, layer.case.pads)
+
+
+def own_avg_pool(layer: Layer, x: Tensor) -> Tensor:
+    """Each window's own entries only: sums of entries over sums of ones."""
+    entries = avg_pool(layer, torch.ones_like(x))
+    return torch.where(entries > 0, avg_pool(layer, x) / entries, 0.0)
+
+
+def our_own_avg_pool(layer: Layer, x: Tensor) -> Tensor:
+    window = (layer.kernel_size, layer.case.stride, layer.case.pads)
+    return T.avg_pool(x, *window, count_include_pad=False)
+
+
 def unfolded_kernel(layer: Layer, weight: Tensor) -> Tensor:
     x = torch.zeros(layer.shapes["x1"], dtype=weight.dtype)
     j = jacrev(lambda x: layer(x[None], weight)[0])(x)
@@ -320,7 +335,8 @@ ROWS: dict[str, Row] = {
     "linear bias": Row("x weight bias", ours("linear"), in_torch, LINEAR),
     "unfold": Row("x", ours("unfold"), unfolded, SPATIAL),
     "fold": Row("unfolded", ours("fold"), fold, CONV),
-    "avg_pool": Row("x", ours("avg_pool"), avg_pool, CONV),
+    "avg_pool": Row("x", our_avg_pool, avg_pool, CONV),
+    "avg_pool without padding": Row("x", our_own_avg_pool, own_avg_pool, CONV),
     "unfolded_kernel": Row("weight", ours("unfolded_kernel", "x1"), unfolded_kernel, CONV, True),
     "weight_vjp": Row("x y", ours("weight_vjp"), weight_vjp),
     "weight_vjp several": Row("x y_m", ours("weight_vjp"), each(weight_vjp)),

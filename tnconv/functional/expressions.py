@@ -149,7 +149,9 @@ EXPRESSIONS: dict[str, Callable[..., Expression]] = {
     "linear_bias": lambda *settings: diagrams.with_bias(diagrams.linear(*settings)),
     "unfold": _unfolded,
     "fold": diagrams.fold,
-    "avg_pool": diagrams.avg_pool,
+    "avg_pool": lambda *settings: diagrams.avg_pool(
+        *settings[:-2], ceil_mode=settings[-2], count_include_pad=settings[-1]
+    ),
     "unfolded_kernel": diagrams.unfolded_kernel,
     "weight_vjp": _vjp("weight"),
     "per_sample_weight_grad": _vjp("weight", per_sample=True),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from tnconv.diagrams import pool_counts, reciprocal_counts
 from tnconv.diagrams.geometry import IntOrTuple, Padding
 from tnconv.functional.programs import run
 
@@ -120,17 +121,30 @@ def avg_pool(
     kernel_size: IntOrTuple,
     stride: IntOrTuple | None = None,
     padding: Padding = 0,
-    divisor: int | None = None,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
 ) -> torch.Tensor:
-    """``y[n, c, o] = 1/K Σ_{k,i} x[n, c, i] Π[k, o, i]``, in any dimension; padding counts.
+    """``y[n, c, o] = 1/K[o] Σ_{k,i} x[n, c, i] Π[k, o, i]``, in any dimension.
 
-    >>> avg_pool(torch.rand(8, 3, 32, 32), 2).shape
+    >>> avg_pool(torch.rand(8, 3, 32, 32), 3, 2, 1, count_include_pad=False).shape
     torch.Size([8, 3, 16, 16])
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    return run("avg_pool", (x.shape, kernel_size, stride, padding, divisor), x)
+    shape = tuple(x.shape)
+    settings = (shape, kernel_size, stride, padding, divisor_override, ceil_mode, count_include_pad)
+    operands = [x]
+    if divisor_override is None and (ceil_mode or not count_include_pad):
+        modes = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+        counts = pool_counts(shape, kernel_size, stride, padding, **modes)
+        if any(len(set(each)) > 1 for each in counts):
+            weights = reciprocal_counts(
+                shape, kernel_size, stride, padding, **modes, dtype=x.dtype, device=x.device
+            )
+            operands.append(weights)
+    return run("avg_pool", settings, *operands)
 
 
 def unfolded_kernel(
