@@ -70,22 +70,22 @@ def window(cover: Cover) -> Iterator[Cover]:
     """
     tn, first = cover.network, cover.pattern
     assert first is not None
-    if (found := _window_of(tn, first)) is None:
+    if (found := window_of(tn, first)) is None:
         return
     holder = found[1]
     at: int | None = first
     while at is not None:
-        leg, _ = _window_of(tn, at) or ("", None)
+        leg, _ = window_of(tn, at) or ("", None)
         tn = _without_implied_masks(solve_for(tn, at, leg))
         if holder is not None and at < holder:
             holder -= 1
-        windows = {p: _window_of(tn, p) for p, _ in tn.patterns}
+        windows = {p: window_of(tn, p) for p, _ in tn.patterns}
         at = next((p for p, found in windows.items() if found and found[1] == holder), None)
     if overlaps(tn.result, tn.sizes) <= MOST_OVERLAPS:
         yield replace(cover, network=tn, routes=(*cover.routes, "window"))
 
 
-def _window_of(tn: TensorNetwork, at: int) -> tuple[Leg, int | None] | None:
+def window_of(tn: TensorNetwork, at: int) -> tuple[Leg, int | None] | None:
     """The leg i of ``i = Σ a·leg - p``, all a > 0, and the one other node that holds it.
 
     None stands for the result.

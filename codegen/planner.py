@@ -10,6 +10,7 @@ from tnconv.codegen.arrays import Array, Step, Writer, contiguous
 from tnconv.codegen.contraction import contract, sum_out
 from tnconv.codegen.convolution import native
 from tnconv.codegen.covers import Cover, Route, dense, window
+from tnconv.codegen.displacement import displacement
 from tnconv.codegen.loops import loops
 from tnconv.codegen.pixel_gram import pixel_gram
 from tnconv.codegen.taps import taps
@@ -34,6 +35,7 @@ ROUTES: Mapping[str, Route] = {
     "window": window,
     "pixel gram": pixel_gram,
     "taps": taps,
+    "displacement": displacement,
     "loop": looped,
     "dense": dense,
 }
