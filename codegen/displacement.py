@@ -9,7 +9,6 @@ border strips, and of two equal halves only the pairs k <= k' are computed. Stri
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import product
 from math import prod, sqrt
 
 from tnconv.codegen import cost
@@ -34,6 +33,8 @@ def displacement(cover: Cover) -> Iterator[Cover]:
     others = [_dimension(cover, at) for at, _ in cover.network.patterns if at > first]
     tensors = found[0]
     dimensions = [found[1], *(other[1] for other in others if other and other[0] == tensors)]
+    if any(x.taps == 1 for x in dimensions):
+        return  # nothing to share; form N has no such dimension
     if all(x.taps <= MOST_TAPS and x.outputs for x in dimensions):
         yield _covered(cover, tensors, dimensions, 1)
         if len(dimensions) > 1 and dimensions[1].furthest < dimensions[1].outputs:
@@ -250,13 +251,13 @@ def _offset_product(
     writer: Writer, halves: Sequence[Array], outer: Shared, inner: Shared
 ) -> tuple[Writer, Array]:
     start, length = outer.core
-    groups, count, width, rows, _ = halves[0].shape
+    groups, _, width, rows, _ = halves[0].shape
     row = width * rows
     offset = (start + outer.shift) * row + inner.shift * rows
-    low, high = max(0, -offset), min(length * row, count * row - offset)
+    low, high = max(0, -offset), min(length * row, halves[1].shape[1] * row - offset)
     parts = []
     for array, begin in zip(halves, (start * row, offset), strict=True):
-        writer, flat = writer.reshape(array, [groups, count * row, array.shape[-1]])
+        writer, flat = writer.reshape(array, [groups, array.shape[1] * row, array.shape[-1]])
         parts.append(flat.narrow(1, begin + low, high - low))
     return _product(writer, parts[0], parts[1])
 
