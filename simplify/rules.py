@@ -8,7 +8,7 @@ match; the rules that turn patterns into views are in `tnconv.simplify.views`.
 from collections.abc import Callable, Iterator
 from math import gcd
 
-from tnconv.diagrams.affine import Leg, Pattern, View, divisor, fresh, linear, reach
+from tnconv.diagrams.affine import Leg, Pattern, Terms, View, divisor, fresh, linear, reach
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify.progressions import affine, clip, meet, met, quotients, within
 
@@ -208,19 +208,26 @@ def _implies(tn: TensorNetwork, view: View, pattern: Pattern) -> bool:
 
 
 def _reduced(q: Pattern, p: Pattern, value: int) -> Pattern | None:
-    """``α·p + β·q`` in the place of q, for the shared leg that leaves fewest terms, if fewer."""
+    """``α·p + β·q`` in the place of q, for the shared leg that leaves the smallest form."""
     of_p, of_q = dict(p.terms), dict(q.terms)
     shared = of_p.keys() & of_q.keys()
-    if 2 * len(shared) <= len(of_p) or not q.values:
+    if 2 * len(shared) < len(of_p) or not q.values:
         return None
-    best = q
+    best, least = q, _size(q.terms)
     for leg in sorted(shared):
         g = gcd(of_p[leg], of_q[leg])
         alpha, beta = -of_q[leg] // g, of_p[leg] // g
         terms = linear([(x, alpha * a) for x, a in p.terms] + [(x, beta * a) for x, a in q.terms])
-        if len(terms) < len(best.terms):
-            best = Pattern(terms, affine(q.values, beta, alpha * value))
+        g = max(1, divisor(terms))
+        terms = tuple((leg, a // g) for leg, a in terms)
+        if _size(terms) < least:
+            values = quotients(affine(q.values, beta, alpha * value), g)
+            best, least = Pattern(terms, values), _size(terms)
     return None if best is q else best
+
+
+def _size(terms: Terms) -> tuple[int, int]:
+    return len(terms), sum(abs(a) for _, a in terms)
 
 
 def _left_over(tn: TensorNetwork, at: int, leg: Leg, kept: range) -> bool:

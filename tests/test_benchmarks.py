@@ -76,3 +76,17 @@ def test_torch_agrees_with_the_definition(kind, operation):
 def test_what_disagrees_is_an_error():
     assert contestants.error(torch.ones(2), torch.ones(2, 1)) == float("inf")
     assert contestants.error(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.5
+
+
+def test_the_table_of_simplification_has_a_row_for_every_layer():
+    from benchmarks import simplification
+
+    layers = [TINY["general"], TINY["patch"]]
+    text = simplification.table(layers)
+    lines = text.splitlines()
+    assert "| patch | 1 | forward |" in text and "injective_view 2" in text
+    assert sum(line.startswith("| tiny ") for line in lines) == 2
+    (reduced,) = [line for line in lines if line.startswith("| general | 1 | kfac_reduce")]
+    assert "free 4" in reduced and float(reduced.split("|")[4]) > 1
+    deep = simplification.three_dimensional(layers[0])
+    assert simplification.OPERATIONS["forward"](deep, 2).shape == (2, *deep.output_shape)

@@ -43,7 +43,11 @@ MUTANTS = [
     ("whole = (j0, step_j, count) == (0, 1, tn.sizes[j])", "whole = count == tn.sizes[j]"),
     ("affine(q.values, beta, alpha * value)", "affine(q.values, beta, value)"),
     ("abs(a) * values.step)", "values.step)"),
-    ("if len(terms) < len(best.terms)", "if len(terms) <= len(best.terms)"),
+    ("if _size(terms) < least:", "if _size(terms) <= least:"),
+    (
+        "values = quotients(affine(q.values, beta, alpha * value), g)",
+        "values = affine(q.values, beta, alpha * value)",
+    ),
     ("leg, kept[0], {leg: kept.step}", "leg, 0, {leg: kept.step}"),
     ("leg, kept[0], {leg: kept.step}", "leg, kept[0], {leg: 1}"),
     ("values[0] // common * pow(a // common, -1, step) % step", "values[0] // common % step"),

@@ -77,6 +77,7 @@ FIRES: dict[str, list[TensorNetwork]] = {
     "difference": [
         example(index_pattern("k", "o", "i", 2, 1, 0), index_pattern("k", "o", "a", 2, 1, 1)),
         example(index_pattern("k", "o", "i", 1, 1, 0), mask({"k": 2, "o": 2}, 1, 4), hold="koi"),
+        example(exactly({"i": 1, "k": -2}, 0), exactly({"i": 1, "o": -2}, 0), hold="iko"),
         example(exactly({"a": 2, "b": 3}, 5), Pattern((("a", 1), ("b", 1)), range(1, 4, 2))),
     ],
     "solve": [
