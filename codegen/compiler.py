@@ -1,27 +1,71 @@
-"""The compiler: forms of a network, the plans for them, and the program of the best one."""
+"""The compiler: forms of networks, the plans for them, and the program of the best ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from typing import overload
 
-from tnconv.codegen.planner import ROUTES, plans
-from tnconv.codegen.program import Program, argument_names
+import torch
+from torch import Tensor as Array
+
+from tnconv.codegen import cost
+from tnconv.codegen.chunks import chunked, whole
+from tnconv.codegen.joint import chosen_together
+from tnconv.codegen.planner import ROUTES, Plan, plans
+from tnconv.codegen.program import SPARE, Program, together
+from tnconv.codegen.source import argument_names
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import Firing
 from tnconv.simplify import simplify as simplified
 
+MOST_CHOICES = 64  # ways to combine plans that are tried for a memory limit
 
+
+@dataclass(frozen=True)
+class Options:
+    """What the search may do, as in `compile`; items are so many bytes."""
+
+    simplify: bool
+    optimize: str
+    routes: tuple[str, ...]
+    item: int
+    memory_limit: int | None
+
+
+@overload
 def compile(
     network: Expression,
     simplify: bool = True,
     optimize: str = "auto",
     routes: Sequence[str] = tuple(ROUTES),
-) -> Program:
-    """Find the cheapest program for a network.
+    memory_limit: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Program: ...
+@overload
+def compile(
+    network: Sequence[Expression],
+    simplify: bool = True,
+    optimize: str = "auto",
+    routes: Sequence[str] = tuple(ROUTES),
+    memory_limit: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Program[tuple[Array, ...]]: ...
+def compile(
+    network: Expression | Sequence[Expression],
+    simplify: bool = True,
+    optimize: str = "auto",
+    routes: Sequence[str] = tuple(ROUTES),
+    memory_limit: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Program | Program[tuple[Array, ...]]:
+    """Find the cheapest program for a network, or one for several that shares what they can.
 
     ``simplify=False`` covers the network as it is given only. ``optimize`` chooses the path search
     (``"optimal"``, ``"dp"``, or ``"auto"``). ``routes`` are the routes that may be used, of
-    ``"native"``, ``"window"``, ``"pixel gram"``, ``"taps"``, ``"loop"`` and ``"dense"``; the last
-    always exists.
+    `ROUTES`; ``"dense"`` always exists. ``memory_limit`` is how many bytes a call on operands of
+    ``dtype`` may hold beside them, without autograd: leaner plans are taken, or the network is
+    computed in chunks. The program runs on any device and dtype.
 
     >>> from tnconv.diagrams import conv
     >>> print(compile(conv((8, 3, 32, 32), (16, 3, 3, 3), padding=1)).source)
@@ -35,18 +79,118 @@ def compile(
     <BLANKLINE>
 
     Raises:
-        ValueError: an unknown route or path search.
+        ValueError: an unknown route or path search, no network, an operand that has two shapes, or
+            a memory limit below what the network needs.
     """
     if not routes or any(name not in ROUTES for name in routes):
         raise ValueError(f"routes are {list(routes)}; expected some of {list(ROUTES)}")
+    if memory_limit is not None and memory_limit <= 0:
+        raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
+    one = isinstance(network, Expression)
+    networks = (network,) if isinstance(network, Expression) else tuple(network)
+    _check_operands(networks)
     used = tuple(name for name in ROUTES if name in (*routes, "dense"))
-    arguments = argument_names(network)
-    terms, firings = [], []
-    for term in network.terms:
-        forms, fired = _forms(term, simplify)
-        terms.append(tuple(plans(forms, arguments, used, optimize, len(network.terms) == 1)))
-        firings += fired
-    return Program(network, tuple(terms), tuple(firings))
+    if dtype.is_complex:  # torch has native kernels for real dtypes only
+        used = tuple(name for name in used if name not in NATIVE)
+    options = Options(simplify, optimize, used, dtype.itemsize, memory_limit)
+    with cost.using(cost.SHIPPED, dtype.itemsize):
+        program = _planned(networks if not one else networks[0], options)
+        if memory_limit is not None and program.peak_memory(dtype) > memory_limit:
+            return _in_turn(program, options, memory_limit)
+    return program
+
+
+NATIVE = ("native",)
+
+
+def _check_operands(networks: Sequence[Expression]) -> None:
+    if not networks:
+        raise ValueError("no networks are given; expected at least one")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for net in networks:
+        for name, shape in net.operands.items():
+            if shapes.setdefault(name, shape) != shape:
+                raise ValueError(
+                    f"operand {name!r} has shapes {shapes[name]} and {shape} in two networks; "
+                    "expected one shape"
+                )
+
+
+def _planned(network: Expression | tuple[Expression, ...], options: Options) -> Program:
+    """The program of the plans that are best together; as lean as needed, or as can be."""
+    limit = options.memory_limit
+    program: Program = Program(network, (), (), (), SPARE if limit is None else 0)
+    arguments = argument_names(program.operands)
+    alone = isinstance(network, Expression) and len(network.terms) == 1
+    lists, firings = [], []
+    for net in program.networks:
+        for term in net.terms:
+            forms, fired = _forms(term, options.simplify)
+            fits: Callable[[Plan], bool] = (
+                (lambda plan: True)
+                if limit is None
+                else (lambda plan: plan.peak_of(options.item) <= limit)
+            )
+            plain = len(net.terms) == 1  # the sum of several is contiguous anyway
+            lists.append(plans(forms, arguments, options.routes, options.optimize, plain, fits))
+            firings += fired
+    program = replace(program, firings=tuple(firings))
+    best = _chosen(program, lists, chosen_together(lists))
+    if limit is None or (alone and best.schedule.peak(options.item) <= limit):
+        return best
+    return _leaner(best, options.item, limit)
+
+
+def _chosen(program: Program, lists: Sequence[Sequence[Plan]], choice: Sequence[Plan]) -> Program:
+    """The program with these plans first."""
+    terms = (
+        (plan, *(other for other in plans if other is not plan))
+        for plan, plans in zip(choice, lists, strict=True)
+    )
+    return replace(program, terms=tuple(terms))
+
+
+def _leaner(program: Program, item: int, limit: int) -> Program:
+    """The first way to combine plans, in the order of their ranks, that fits; else the leanest."""
+    few = [
+        dict.fromkeys((*plans[:3], min(plans, key=lambda plan: plan.peak_of(item))))
+        for plans in program.terms
+    ]
+    ways = [
+        _chosen(program, program.terms, choice) for choice in islice(product(*few), MOST_CHOICES)
+    ]
+    ways.append(_chosen(program, program.terms, [list(plans)[-1] for plans in few]))
+    fitting = [way for way in ways if way.schedule.peak(item) <= limit]
+    if fitting:
+        return min(fitting, key=lambda way: way.schedule.seconds)
+    return min(ways, key=lambda way: way.schedule.peak(item))
+
+
+def _in_turn(program: Program, options: Options, limit: int) -> Program:
+    """Each network by itself and in chunks where it has to be; their results are held.
+
+    Raises:
+        ValueError: that still exceeds the limit.
+    """
+
+    def build(network: Expression, limit: int) -> Program:
+        return _planned(network, replace(options, memory_limit=limit))
+
+    chunks, held = [], 0
+    for network in program.networks:
+        left = limit - held
+        ways = [whole(build(network, left))]
+        if ways[0].peak(options.item)[0] > left:
+            ways.append(chunked(network, left, options.item, build))
+        fitting = [way for way in ways if way.peak(options.item)[0] <= left]
+        least = min(ways, key=lambda way: way.peak(options.item)[0])
+        chunks.append(min(fitting, key=lambda way: way.seconds) if fitting else least)
+        held += chunks[-1].peak(options.item)[1]
+    if (least_peak := together([chunk.peak(options.item) for chunk in chunks])) > limit:
+        raise ValueError(
+            f"memory_limit is {limit} bytes; the least that would do is {least_peak} bytes"
+        )
+    return replace(program, terms=(), chunks=tuple(chunks))
 
 
 def _forms(network: TensorNetwork, simplify: bool) -> tuple[dict[str, TensorNetwork], list[Firing]]:

@@ -1,7 +1,7 @@
 """Contraction of dense values: the path, and each pair as a matrix product."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import cotengra
@@ -200,6 +200,9 @@ def _matmul(writer: Writer, plan: Arrangement) -> tuple[Writer, Value]:
     front = max(left.shape[:-2], right.shape[:-2], key=lambda shape: (len(shape), prod(shape)))
     legs = (*plan.lead, *plan.batch, *plan.rows, *plan.columns)
     kernel = cost.matmul(prod(front), m, n, k)
+    held = [_copied(array, front) for array in (left, right)]
+    seconds = kernel.seconds + sum(cost.copy(entries, 1).seconds for entries in held if entries)
+    kernel = replace(kernel, seconds=seconds, scratch=cost.item() * sum(held))
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
     shape = (*front, m, n)
     writer, array = writer.run(f"{left.code} @ {right.code}", shape, kernel, comment)
@@ -208,6 +211,18 @@ def _matmul(writer: Writer, plan: Arrangement) -> tuple[Writer, Value]:
     split = array.free_reshape([size[leg] for leg in legs])
     assert split is not None
     return writer, Value(split, legs)
+
+
+def _copied(array: Array, front: tuple[int, ...]) -> int:
+    """Entries of the copy that torch makes of an operand whose batch dimensions do not merge."""
+    matrix = array.shape[-2:]
+    if len(front) < 2 or len(array.shape) < 3:
+        return 0
+    for _ in range(len(front) + 2 - len(array.shape)):
+        array = array.unsqueeze(0)
+    expanded = array.expand((*front, *matrix))
+    merged = (prod(front), *matrix)
+    return expanded.size if expanded.free_reshape(merged) is None else 0
 
 
 def _matrix(

@@ -12,6 +12,7 @@ from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Pattern, Tensor, Terms
 
 MOST_DIMENSIONS = 3
+UNFOLDED_BELOW = 20480  # entries of a single sample for which torch does not use oneDNN
 
 
 @dataclass(frozen=True)
@@ -312,4 +313,27 @@ def _work(
     steps = [(joint.stride, match.size(joint.k)) for joint in match.joints]
     apart = all(stride >= size for stride, size in steps) and any(stride > 1 for stride, _ in steps)
     factor = 5.0 if slow else 1.5 if apart and kind != "convolution" else 1.0
-    return replace(kernel, seconds=factor * kernel.seconds + sum(copies))
+    seconds = factor * kernel.seconds + sum(copies)
+    scratch = cost.item() * _scratch(match, roles, kind, first, second, prod(shape))
+    return replace(kernel, seconds=seconds, scratch=scratch)
+
+
+def _scratch(
+    match: Match, roles: Roles, kind: str, first: Array, second: Array, result: int
+) -> int:
+    """Entries that the kernel holds beside its result: operands in another layout, as measured.
+
+    In double precision, and for one small sample, torch unfolds the input of all samples at once.
+    """
+    held = 0 if kind == "convolution" else result  # the empty tensor that gives the shape
+    if prod(match.sizes("k")) == 1 and first.run == first.size and second.run == second.size:
+        return held
+    held += (first.size + second.size + result) * 5 // 4  # channels are padded to whole vectors
+    held += sum(array.size for array in (first, second) if array.run < array.size)
+    if kind == "input gradient":
+        return held + (result if any(joint.stride > 1 for joint in match.joints) else 0)
+    samples = match.size(*(roles.a if kind == "convolution" else roles.summed))
+    if cost.item() > cost.ITEM or (samples == 1 and first.size <= UNFOLDED_BELOW):
+        image = match.size(*roles.group, *roles.summed, *roles.a)
+        held += image * prod(match.sizes("k")) * prod(match.sizes("o"))
+    return held

@@ -33,6 +33,7 @@ class Coefficients:
 FRESH_FROM = 2**25  # bytes
 SHIPPED = Coefficients()
 _in_use: ContextVar[Coefficients] = ContextVar("coefficients", default=SHIPPED)
+_item: ContextVar[int] = ContextVar("item", default=ITEM)
 
 
 def now() -> Coefficients:
@@ -40,14 +41,20 @@ def now() -> Coefficients:
     return _in_use.get()
 
 
+def item() -> int:
+    """Bytes per entry of the tensors in use, for what kernels hold. Times are those of float32."""
+    return _item.get()
+
+
 @contextmanager
-def using(coefficients: Coefficients) -> Iterator[None]:
+def using(coefficients: Coefficients, item: int = ITEM) -> Iterator[None]:
     """Price kernels with these coefficients, in this thread and context alone."""
-    token = _in_use.set(coefficients)
+    tokens = _in_use.set(coefficients), _item.set(item)
     try:
         yield
     finally:
-        _in_use.reset(token)
+        _in_use.reset(tokens[0])
+        _item.reset(tokens[1])
 
 
 @dataclass(frozen=True)

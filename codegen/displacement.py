@@ -329,7 +329,8 @@ def _cat(writer: Writer, parts: Sequence[Array], dim: int) -> tuple[Writer, Arra
 def _product(writer: Writer, left: Array, right: Array) -> tuple[Writer, Array]:
     """``(g, rows, c)`` and ``(g, rows, c')`` to ``(g, c, c')``."""
     (groups, rows, m), n = left.shape, right.shape[-1]
-    kernel = cost.matmul(groups, m, n, rows)
+    copied = [half.size for half in (left, right) if groups > 1 and half.run < half.size]
+    kernel = replace(cost.matmul(groups, m, n, rows), scratch=cost.item() * sum(copied))
     return writer.run(f"{left.code}.mT @ {right.code}", (groups, m, n), kernel, "products")
 
 

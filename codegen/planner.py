@@ -1,8 +1,9 @@
 """The planner: enumerate covers of a network's forms, price them, take the cheapest."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import prod, sqrt
 
 from tnconv.codegen import cost
@@ -13,6 +14,7 @@ from tnconv.codegen.covers import Cover, Route, dense, window
 from tnconv.codegen.displacement import displacement
 from tnconv.codegen.loops import loops
 from tnconv.codegen.pixel_gram import pixel_gram
+from tnconv.codegen.schedule import Schedule
 from tnconv.codegen.taps import taps
 from tnconv.codegen.views import Value, write
 from tnconv.diagrams.affine import Leg, Sizes
@@ -25,7 +27,7 @@ def looped(
     """A network that falls apart along a leg, one position at a time, each by these routes."""
     for loop in loops(cover):
         bodies: list[Plan] = []
-        _search(loop.body, "body", routes, ("auto", True), bodies)
+        _search(loop.body, "body", routes, ("auto", True), bodies, lambda plan: True)
         body = min(bodies, key=lambda plan: plan.risk * plan.seconds)
         yield loop.around(body.steps, body.output, body.routes)
 
@@ -41,6 +43,8 @@ ROUTES: Mapping[str, Route] = {
 }
 CLEARLY = 1.4  # another plan replaces one native kernel only if it is predicted this much faster
 HOPELESS = 2.0  # covers that cost this much more than a complete plan are not continued
+AS_FAST = 1.1  # plans within this factor of the fastest are ranked by memory ...
+LEANER = 0.8  # ... if one of them holds this much less
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,15 @@ class Plan:
     @property
     def seconds(self) -> float:
         return sum(step.kernel.seconds for step in self.steps)
+
+    @cached_property
+    def peak(self) -> int:
+        """Bytes held at a time in float32: see `Schedule.peak`."""
+        return self.peak_of(cost.ITEM)
+
+    def peak_of(self, item: int) -> int:
+        """Bytes held at a time for items of this size."""
+        return Schedule(self.steps, (self.output,)).peak(item)
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -85,11 +98,13 @@ def plans(
     routes: Sequence[str] = tuple(ROUTES),
     optimize: str = "auto",
     contiguous_result: bool = True,
+    fits: Callable[[Plan], bool] = lambda plan: True,
 ) -> list[Plan]:
     """Every complete plan that was not pruned, the chosen one first.
 
     ``arguments`` names the variable of each operand. One native kernel for the whole network stays
-    unless another plan is clearly faster: its time is known better than any prediction.
+    unless another plan is clearly faster: its time is known better than any prediction. Plans that
+    do not fit come last, and prune no others.
     """
     found: list[Plan] = []
     for form, network in forms.items():
@@ -101,14 +116,22 @@ def plans(
         start = Cover(network, arrays)
         again = form == "as given" and "in form N" in forms
         for cover in (start, *(looped(start, tried) if "loop" in routes and not again else ())):
-            _search(cover, form, tried, (optimize, contiguous_result), found)
+            _search(cover, form, tried, (optimize, contiguous_result), found, fits)
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
+    fastest = found[0]
+    near = [p for p in found if p.risk * p.seconds <= AS_FAST * fastest.risk * fastest.seconds]
+    if (lean := min(near, key=lambda plan: plan.peak)).peak < LEANER * fastest.peak:
+        _prefer(lean, found)
     whole = [plan for plan in found if plan.is_torchs and plan.form == "as given"]
-    if whole and whole[0].seconds <= CLEARLY * found[0].seconds:
-        found.remove(whole[0])
-        found.insert(0, whole[0])
-    return found
+    if whole and whole[0].seconds <= CLEARLY * fastest.seconds:
+        _prefer(whole[0], found)
+    return sorted(found, key=lambda plan: not fits(plan))
+
+
+def _prefer(plan: Plan, found: list[Plan]) -> None:
+    found.remove(plan)
+    found.insert(0, plan)
 
 
 def _search(
@@ -117,16 +140,17 @@ def _search(
     routes: Sequence[Route],
     finish: tuple[str, bool],
     found: list[Plan],
+    fits: Callable[[Plan], bool],
 ) -> None:
     """Depth first; a cover that costs more than a complete plan already is not continued."""
-    best = min((plan.seconds for plan in found), default=float("inf"))
+    best = min((plan.seconds for plan in found if fits(plan)), default=float("inf"))
     if cover.writer.seconds > HOPELESS * best:
         return
     if cover.pattern is None:
         found.append(_finish(cover, form, *finish))
         return
     for after in _covered(cover, routes):
-        _search(after, form, routes, finish, found)
+        _search(after, form, routes, finish, found, fits)
 
 
 def _covered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:

@@ -10,7 +10,7 @@ from tnconv.codegen import planner
 from tnconv.codegen.arrays import Array, contiguous
 from tnconv.codegen.covers import Cover
 from tnconv.codegen.planner import looped
-from tnconv.codegen.program import argument_names
+from tnconv.codegen.source import argument_names
 from tnconv.diagrams import (
     TensorNetwork,
     conv,
@@ -36,7 +36,7 @@ ONE_BY_ONE = [
 
 def programs(network: TensorNetwork) -> Iterator[Program]:
     """The programs that compute one position at a time, however slow."""
-    names = argument_names(network)
+    names = argument_names(network.operands)
     arrays = {k: Array(names[k], s, contiguous(s)) for k, s in network.operands.items()}
     for cover in looped(Cover(network, arrays)):
         yield Program(network, ((planner._finish(cover, "as given", "auto", True),),), ())

@@ -18,7 +18,7 @@ from tests.strategies import (
     shipped,
 )
 from tnconv import compile, contract
-from tnconv.codegen import ROUTES
+from tnconv.codegen import ROUTES, Program
 from tnconv.diagrams import (
     Sum,
     TensorNetwork,
@@ -77,7 +77,7 @@ def test_every_plan_considered_gives_the_value(network: TensorNetwork) -> None:
     expected = network.reference(**operands)
     program = compile(network)
     for plan in program.terms[0]:
-        single = type(program)(network, ((plan,),), ())
+        single = Program(network, ((plan,),), ())
         assert_close(single(**operands), expected, 1e-10)
 
 

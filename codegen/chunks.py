@@ -1,0 +1,305 @@
+"""Chunks: a network in pieces over one leg, computed in turn, where memory is limited."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING
+
+from tnconv.codegen.source import function
+from tnconv.diagrams.affine import Axis, Leg, Tensor, View, reach
+from tnconv.diagrams.expression import Expression, Sum
+from tnconv.diagrams.network import TensorNetwork
+from tnconv.simplify import fixed_point
+from tnconv.simplify.rules import crop
+
+if TYPE_CHECKING:
+    from tnconv.codegen.program import Program
+
+MOST_PIECES = 64
+Window = tuple[str, int, int, int]
+"""Of an operand's dimension the positions from a start to a stop."""
+Build = Callable[[Expression, int], "Program"]
+"""Compile a network for a memory limit, or as lean as it can be."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One call of a part: where its result belongs, and what it reads of the operands."""
+
+    part: int
+    start: int
+    stop: int
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Pieces of one network: placed along dimension ``dim`` of the result, or added (None).
+
+    A network that needs no chunks is one piece.
+    """
+
+    leg: str
+    dim: int | None
+    shape: tuple[int, ...]
+    parts: tuple["Program", ...]
+    pieces: tuple[Piece, ...]
+
+    def calls_of(self, part: int) -> int:
+        return sum(piece.part == part for piece in self.pieces)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts[piece.part].schedule.seconds for piece in self.pieces)
+
+    def peak(self, item: int) -> tuple[int, int]:
+        """The most bytes held at a time, and those of the result."""
+        result = item * prod(self.shape)
+        most = max(
+            self.parts[piece.part].schedule.peak(item)
+            + item * _copied(self.parts[piece.part].operands, piece.windows)
+            for piece in self.pieces
+        )
+        if len(self.pieces) == 1:
+            return most, result
+        return result + (most if self.dim is not None else max(most, 2 * result)), result
+
+    def __str__(self) -> str:
+        if len(self.pieces) == 1:
+            return "in one piece"
+        how = "added" if self.dim is None else f"placed along dimension {self.dim}"
+        return f"{len(self.pieces)} chunks over leg {self.leg}, {how}"
+
+
+def _copied(operands: Mapping[str, tuple[int, ...]], windows: Sequence[Window]) -> int:
+    """Entries of the parts of operands that are not contiguous: a kernel may copy them."""
+    names = {name for name, dim, *_ in windows if prod(operands[name][:dim]) > 1}
+    return sum(prod(operands[name]) for name in names)
+
+
+def whole(program: "Program") -> Chunks:
+    """A network in one piece."""
+    piece = Piece(0, 0, 0, ())
+    return Chunks("", None, program.networks[0].shape, (program,), (piece,))
+
+
+def chunked(network: Expression, limit: int, item: int, build: Build) -> Chunks:
+    """The fastest chunks that stay below the limit, or the leanest.
+
+    Legs are compared by a piece from the middle: only for the chosen one all pieces are compiled.
+    """
+    sketches, finest = [], []
+    for dim, legs in _legs(network):
+        way = _Way(network, dim, legs, limit - item * prod(network.shape), item, build)
+        counts = way.counts
+        finest.append((way.sketch(counts[-1]).peak(item)[0], way))
+        if finest[-1][0] <= limit:
+            count = next(n for n in counts if way.sketch(n).peak(item)[0] <= limit)
+            sketches.append((way.sketch(count).seconds, count, way))
+    for _, count, way in sorted(sketches, key=lambda found: found[0]):
+        for number in dict.fromkeys((count, way.counts[-1])):
+            if (chunks := way.chunks(number)).peak(item)[0] <= limit:
+                return chunks
+    if not finest:
+        return whole(build(network, limit))
+    way = min(finest, key=lambda found: found[0])[1]
+    return way.chunks(way.counts[-1])
+
+
+def _legs(network: Expression) -> Iterator[tuple[int | None, tuple[Leg, ...]]]:
+    """Result dimensions with the outermost leg there of each term, then summed legs (None)."""
+    for dim in range(len(network.shape)):
+        found = [_outermost(term.result, dim) for term in network.terms]
+        legs = tuple(
+            leg
+            for term, axis in zip(network.terms, found, strict=True)
+            if axis is not None and (leg := term.result.axes[axis].plain(term.sizes))
+            if sum(leg == held for a in term.result.axes for held, _ in a.terms) == 1
+        )
+        sizes = {term.sizes[leg] for term, leg in zip(network.terms, legs, strict=False)}
+        if len(legs) == len(network.terms) and len(sizes) == 1 and min(sizes) > 1:
+            yield dim, legs
+    if len(network.terms) == 1:
+        (term,) = network.terms
+        yield from ((None, (leg,)) for leg in term.sizes if _summed(term, leg))
+
+
+def _summed(term: TensorNetwork, leg: Leg) -> bool:
+    return leg not in term.open_legs and term.sizes[leg] > 1 and bool(term.holders[leg])
+
+
+def _outermost(view: View, dim: int) -> int | None:
+    """The first axis of size > 1 in an array dimension."""
+    before = prod(view.shape[:dim])
+    total = 1
+    for at, axis in enumerate(view.axes):
+        if axis.size > 1 and before <= total < before * view.shape[dim]:
+            return at if total == before else None
+        total *= axis.size
+    return None
+
+
+@dataclass(frozen=True)
+class _Way:
+    """To cut a network along a leg of each term; pieces may hold ``limit`` bytes."""
+
+    network: Expression
+    dim: int | None
+    legs: tuple[Leg, ...]
+    limit: int
+    item: int
+    build: Build
+
+    @property
+    def size(self) -> int:
+        return self.network.terms[0].sizes[self.legs[0]]
+
+    @property
+    def counts(self) -> list[int]:
+        """Numbers of pieces to try, few first."""
+        most = min(self.size, MOST_PIECES)
+        return [*(n for at in range(1, 10) if (n := 2**at) < most), most]
+
+    def sketch(self, count: int) -> Chunks:
+        """All pieces as if they were like the one in the middle."""
+        bounds = self._bounds(count)
+        part, windows = self._part(*bounds[count // 2])
+        pieces = tuple(Piece(0, 0, 0, windows) for _ in bounds)
+        program = self._built(part, windows)
+        return Chunks(self.legs[0], self.dim, self.network.shape, (program,), pieces)
+
+    def chunks(self, count: int) -> Chunks:
+        unit = 1 if self.dim is None else self.network.shape[self.dim] // self.size
+        parts: dict[Expression, Program] = {}
+        pieces = []
+        for start, stop in self._bounds(count):
+            part, windows = self._part(start, stop)
+            if part not in parts:
+                parts[part] = self._built(part, windows)
+            number = list(parts).index(part)
+            pieces.append(Piece(number, unit * start, unit * stop, windows))
+        programs = tuple(parts.values())
+        return Chunks(self.legs[0], self.dim, self.network.shape, programs, tuple(pieces))
+
+    def _built(self, part: Expression, windows: Sequence[Window]) -> "Program":
+        return self.build(part, self.limit - self.item * _copied(part.operands, windows))
+
+    def _bounds(self, count: int) -> list[tuple[int, int]]:
+        return list(pairwise(self.size * at // count for at in range(count + 1)))
+
+    def _part(self, start: int, stop: int) -> tuple[Expression, tuple[Window, ...]]:
+        terms = [
+            _narrowed(term, leg, start, stop - start, self.dim is not None)
+            for term, leg in zip(self.network.terms, self.legs, strict=True)
+        ]
+        return _read_only_what_is_needed(terms)
+
+
+def _narrowed(
+    term: TensorNetwork, leg: Leg, start: int, length: int, opened: bool
+) -> TensorNetwork:
+    """The part of a term at some positions of a leg; other legs keep what meets these."""
+    if opened:
+        part = term.narrow(leg, start, length)
+    else:
+        part = term.substitute(leg, start, {leg: 1}, {leg: length})
+    return fixed_point(part, (crop,))[0]
+
+
+def _read_only_what_is_needed(
+    terms: Sequence[TensorNetwork],
+) -> tuple[Expression, tuple[Window, ...]]:
+    """The same terms on parts of the operands, and which parts: all positions that any reads."""
+    expression: Expression = Sum(tuple(terms)) if len(terms) > 1 else terms[0]
+    windows = []
+    for name, shape in expression.operands.items():
+        for dim in range(len(shape)):
+            views = [(t, n.view) for t in expression.terms for n in t.tensors if n.name == name]
+            spans = [_span(view, dim, term) for term, view in views]
+            start, stop = min(span[0] for span in spans), max(span[1] for span in spans)
+            units = {unit for *_, unit in spans}
+            if (start, stop) == (0, shape[dim]) or stop <= start or len(units) > 1:
+                continue
+            windows.append((name, dim, start, stop))
+            terms = [_shifted(term, name, dim, start, stop) for term in terms]
+    part: Expression = Sum(tuple(terms)) if len(terms) > 1 else terms[0]
+    return part, tuple(windows)
+
+
+def _span(view: View, dim: int, term: TensorNetwork) -> tuple[int, int, int]:
+    """Start and stop of what a view reads in an array dimension, in whole units of inner axes."""
+    if (at := _outermost(view, dim)) is None:
+        return 0, view.shape[dim], 1
+    axis = view.axes[at]
+    unit = view.shape[dim] // axis.size
+    low, high = reach(axis.terms, term.sizes)
+    low, high = max(0, axis.offset + low), min(axis.size, axis.offset + high + 1)
+    return unit * low, unit * high, unit
+
+
+def _shifted(term: TensorNetwork, name: str, dim: int, start: int, stop: int) -> TensorNetwork:
+    """The operand is read from a part of it."""
+
+    def moved(view: View) -> View:
+        at = _outermost(view, dim)
+        assert at is not None
+        axis = view.axes[at]
+        unit = view.shape[dim] // axis.size
+        part = Axis((stop - start) // unit, axis.offset - start // unit, axis.terms)
+        shape = (*view.shape[:dim], stop - start, *view.shape[dim + 1 :])
+        return View(shape, (*view.axes[:at], part, *view.axes[at + 1 :]))
+
+    return term.with_(
+        Tensor(name, moved(node.view)) if isinstance(node, Tensor) and node.name == name else node
+        for node in term.nodes
+    )
+
+
+def functions(
+    name: str, chunks: Sequence[Chunks], arguments: Mapping[str, str], several: bool
+) -> list[str]:
+    """The texts of a function that runs the chunks of each network in turn, and of its parts."""
+    texts: list[str] = []
+    body: list[str] = []
+    results = []
+    for number, chunk in enumerate(chunks, 1):
+        mark = f"_{number}" if len(chunks) > 1 else ""
+        names: dict[int, str] = {}
+        for part in chunk.parts:
+            names[len(names)] = f"piece_{len(texts) + 1}"
+            texts += part.functions(f"piece_{len(texts) + 1}")
+        calls = [_call(chunk, piece, names[piece.part], arguments) for piece in chunk.pieces]
+        body += _lines(chunk, calls, f"result{mark}")
+        results.append(f"result{mark}")
+    value = ", ".join(results)
+    body.append(f"return ({value},)" if several else f"return {value}")
+    return [*texts, function(name, list(arguments.values()), body)]
+
+
+def _call(chunk: Chunks, piece: Piece, name: str, arguments: Mapping[str, str]) -> str:
+    codes = []
+    for operand in chunk.parts[piece.part].operands:
+        windows = {dim: (a, b) for which, dim, a, b in piece.windows if which == operand}
+        slices = [
+            f"{windows[dim][0]}:{windows[dim][1]}" if dim in windows else ":"
+            for dim in range(max(windows, default=-1) + 1)
+        ]
+        codes.append(arguments[operand] + (f"[{', '.join(slices)}]" if slices else ""))
+    return f"{name}({', '.join(codes)})"
+
+
+def _lines(chunk: Chunks, calls: Sequence[str], result: str) -> list[str]:
+    first, *others = calls
+    if not others:
+        return [f"{result} = {first}"]
+    if chunk.dim is None:
+        return [f"{result} = {first}", *(f"{result} = {result} + {call}" for call in others)]
+    before = ":, " * chunk.dim
+    lines = [f"part = {first}", f"{result} = part.new_empty({chunk.shape})  # {chunk}"]
+    lines += [
+        f"{result}[{before}{piece.start}:{piece.stop}] = {call}"
+        for piece, call in zip(chunk.pieces, ["part", *others], strict=True)
+    ]
+    lines.insert(3, "del part")
+    return lines

@@ -1,0 +1,102 @@
+import copy
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.strategies import assert_close, networks, operands_for, shipped
+from tnconv import compile
+from tnconv.diagrams import Expression, TensorNetwork, conv, kfac_expand, kfac_reduce, unfold
+
+LAYER = conv((8, 16, 12, 12), (16, 16, 3, 3), padding=1)
+SEVERAL: tuple[Expression, ...] = (
+    LAYER,
+    LAYER.vjp("weight"),
+    LAYER.vjp("weight", per_sample=True),
+    kfac_expand((8, 16, 12, 12), 3, padding=1),
+    kfac_reduce((8, 16, 12, 12), 3, padding=1),
+    unfold((8, 16, 12, 12), 3, padding=1),
+)
+
+
+@settings(max_examples=20)
+@given(network=shipped(max_dims=2) | networks(max_nodes=4), other=st.booleans())
+def test_the_values_are_those_of_each(network: TensorNetwork, other: bool) -> None:
+    both = [network, network.scaled(3) if other else network]
+    operands = operands_for(network)
+    program = compile(both)
+    if operands:
+        for value, net in zip(program(**operands), both, strict=True):
+            assert_close(value, net.reference(**operands), 1e-10)
+
+
+def test_several_networks_share_steps_and_are_right() -> None:
+    program = compile(SEVERAL)
+    operands = {n: torch.randn(s, dtype=torch.float64) for n, s in program.operands.items()}
+    results = program(**operands)
+    assert isinstance(results, tuple) and len(results) == len(SEVERAL)
+    for network, value in zip(SEVERAL, results, strict=True):
+        own = {name: operands[name] for name in network.operands}
+        assert_close(value, network.reference(**own), 1e-10)
+    alone = sum(compile(network).schedule.seconds for network in SEVERAL)
+    assert program.schedule.seconds < alone
+    codes = [step.code for step in program.steps]
+    assert len(codes) == len(set(codes))
+    assert sum(code.startswith("F.pad(x") for code in codes) <= 1
+
+
+def test_pickles_copies_and_threads() -> None:
+    program = compile(SEVERAL)
+    operands = {n: torch.randn(s) for n, s in program.operands.items()}
+    expected = program(**operands)
+
+    def fresh(_: int) -> tuple[torch.Tensor, ...]:
+        return compile(SEVERAL)(**operands)
+
+    with ThreadPoolExecutor(8) as pool:
+        threaded = list(pool.map(fresh, range(8))) + list(
+            pool.map(lambda _: program(**operands), range(8))
+        )
+    others = [
+        other(**operands) for other in (pickle.loads(pickle.dumps(program)), copy.deepcopy(program))
+    ]
+    for results in threaded + others:
+        torch.testing.assert_close(results, expected)
+
+
+@pytest.mark.parametrize("limit", [None, 1_500_000])
+def test_a_saved_module_needs_torch_alone(tmp_path: Path, limit: int | None) -> None:
+    network = kfac_expand((8, 16, 24, 24), 3, padding=1)
+    program = compile(network, memory_limit=limit)
+    x = torch.randn(8, 16, 24, 24)
+    torch.save((x, program(x=x)), tmp_path / "values.pt")
+    path = program.save(tmp_path / "saved.py")
+    code = (
+        "import sys; sys.modules['tnconv'] = None\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\nimport torch, saved\n"
+        f"x, y = torch.load({str(tmp_path / 'values.pt')!r})\n"
+        "torch.testing.assert_close(saved.contraction(x), y)\n"
+    )
+    assert path.read_text().startswith('"""') and "tnconv" not in path.read_text()
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_explanation_tells_steps_and_alternatives() -> None:
+    text = compile(kfac_expand((8, 16, 24, 24), 3, padding=1)).explain()
+    for part in ("network", "operands", "rules that fired", "alternatives to", "peak memory"):
+        assert part in text
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no networks"):
+        compile([])
+    with pytest.raises(ValueError, match=r"operand 'x' has shapes \(8, 16, 12, 12\) and"):
+        compile([LAYER, conv((2, 16, 12, 12), (16, 16, 3, 3))])
+    with pytest.raises(ValueError, match=r"expected the name of a Python file"):
+        compile(LAYER).save(tmp_path / "saved.txt")

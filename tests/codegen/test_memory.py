@@ -1,0 +1,136 @@
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.measure import peak_memory
+from tests.strategies import assert_close, operands_for, shipped
+from tnconv import compile
+from tnconv.codegen import cost
+from tnconv.codegen.arrays import Array, Step
+from tnconv.codegen.cost import Kernel
+from tnconv.codegen.schedule import Schedule
+from tnconv.diagrams import Expression, TensorNetwork, conv, kfac_expand, kfac_reduce, with_bias
+
+LAYER = conv((8, 16, 24, 24), (16, 16, 3, 3), padding=1)
+NETWORKS: dict[str, Expression] = {
+    "forward": LAYER,
+    "bias": with_bias(LAYER),
+    "weight gradient": LAYER.vjp("weight"),
+    "per sample": LAYER.vjp("weight", per_sample=True),
+    "input gradient": conv((8, 16, 24, 24), (16, 16, 3, 3), stride=2).vjp("x"),
+    "kfac_expand": kfac_expand((8, 16, 24, 24), 3, padding=1),
+    "kfac_reduce": kfac_reduce((8, 16, 24, 24), 3, padding=1),
+    "groups": conv((8, 16, 24, 24), (16, 4, 3, 3), groups=4),
+}
+
+
+def least(network: Expression, dtype: torch.dtype) -> int:
+    """What the error says that would do."""
+    with pytest.raises(ValueError, match=r"memory_limit is 1 bytes; the least .* \d+") as caught:
+        compile(network, memory_limit=1, dtype=dtype)
+    return int(str(caught.value).split()[-2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_measured_peak_is_below_the_limit(name: str, dtype: torch.dtype) -> None:
+    network = NETWORKS[name]
+    free = compile(network, dtype=dtype)
+    operands = {n: torch.randn(s, dtype=dtype) for n, s in network.operands.items()}
+    expected = free(**operands)
+    smallest, largest = least(network, dtype), free.peak_memory(dtype)
+    for limit in (smallest, (smallest + largest) // 2):
+        program = compile(network, memory_limit=limit, dtype=dtype)
+        assert program.peak_memory(dtype) <= limit
+        result = program(**operands)
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+        assert peak_memory(lambda program=program: program(**operands)) <= limit  # type: ignore[misc]
+
+
+def test_a_limit_below_the_unfolded_input_avoids_it() -> None:
+    network = kfac_expand((8, 16, 32, 32), 3, padding=1)
+    unfolded = 4 * 8 * 16 * 9 * 32 * 32
+    program = compile(network, memory_limit=unfolded // 4)
+    operands = {"x": torch.randn(8, 16, 32, 32)}
+    assert peak_memory(lambda: program(**operands)) < unfolded // 4
+    assert "piece_1" in program.source and "chunks over leg" in program.explain()
+
+
+@settings(max_examples=15)
+@given(network=shipped(max_dims=2, empty=False), share=st.floats(0, 1))
+def test_chunks_give_the_value(network: TensorNetwork, share: float) -> None:
+    operands = operands_for(network)
+    try:
+        compile(network, memory_limit=1, dtype=torch.float64)
+    except ValueError as error:
+        smallest = int(str(error).split()[-2])
+        largest = compile(network, dtype=torch.float64).peak_memory(torch.float64)
+        limit = smallest + int(share**3 * max(0, largest - smallest))
+        program = compile(network, memory_limit=limit, dtype=torch.float64)
+        assert_close(program(**operands), network.reference(**operands), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["forward", "kfac_expand", "bias"])
+def test_chunks_can_be_transformed(name: str) -> None:
+    network = {
+        "forward": conv((3, 2, 5), (4, 2, 3)),
+        "bias": with_bias(conv((3, 2, 5), (4, 2, 3))),
+        "kfac_expand": kfac_expand((4, 2, 9), 3),
+    }[name]
+    program = compile(network, memory_limit=least(network, torch.float64), dtype=torch.float64)
+    assert program.chunks and max(len(chunk.pieces) for chunk in program.chunks) > 1
+    operands = operands_for(network)
+    arguments = [operands[name].requires_grad_() for name in program.operands]
+    free = compile(network).run
+
+    assert torch.autograd.gradcheck(program.run, arguments)
+    assert torch.autograd.gradgradcheck(program.run, arguments)
+    stacked = torch.stack([arguments[0], -2 * arguments[0]])
+    dims = (0, *(None for _ in arguments[1:]))
+    mapped = torch.func.vmap(program.run, in_dims=dims)(stacked, *arguments[1:])
+    assert_close(mapped, torch.stack([free(one, *arguments[1:]) for one in stacked]), 1e-10)
+    forward = torch.func.jacfwd(program.run)(*arguments)
+    assert_close(forward, torch.func.jacrev(free)(*arguments), 1e-10)
+
+
+def test_several_networks_within_a_limit() -> None:
+    networks = [LAYER, LAYER.vjp("weight"), kfac_expand((8, 16, 24, 24), 3, padding=1)]
+    free = compile(networks)
+    limit = free.peak_memory() // 2
+    program = compile(networks, memory_limit=limit)
+    operands = {name: torch.randn(shape) for name, shape in free.operands.items()}
+    for result, expected in zip(program(**operands), free(**operands), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-3 * expected.abs().max())
+    assert peak_memory(lambda: program(**operands)) <= limit
+
+
+def test_peak_counts_what_lives_together_and_scratch() -> None:
+    def step(number: int, code: str, size: int, scratch: int = 0) -> Step:
+        return Step(f"t{number}", code, (size,), Kernel("copy", 0, 0, 0.0, scratch))
+
+    steps = (step(1, "x", 100), step(2, "t1", 50, 40), step(3, "t2", 10), step(4, "t3 + t1", 5))
+    schedule = Schedule(steps, (Array("t4", (5,), (1,)),))
+    assert schedule.peak(1) == 100 + 50 + 40
+    assert schedule.peak(cost.ITEM) == 4 * 150 + 40
+    assert schedule.releases() == {3: ["t2"]}  # 4 * (100 + 50 + 10 + 5) would exceed the peak
+    freed = Schedule((*steps[:3], step(4, "t3", 80)), (Array("t4", (80,), (1,)),))
+    assert freed.peak(1) == 190
+    long = Schedule((*steps[:3], step(4, "t3", 300)), (Array("t4", (300,), (1,)),))
+    assert long.releases() == {3: ["t1", "t2"]}
+    assert long.releases(spare=4 * 160) == {}
+
+
+@pytest.mark.parametrize("limit", [0, -5])
+def test_bad_limits(limit: int) -> None:
+    with pytest.raises(ValueError, match=f"memory_limit is {limit}; expected a positive"):
+        compile(LAYER, memory_limit=limit)
+
+
+def test_the_leaner_of_equally_fast_plans() -> None:
+    """The reduce factor never materialises an unfolded input."""
+    x: dict[str, Any] = {"x": torch.randn(8, 16, 32, 32)}
+    program = compile(kfac_reduce((8, 16, 32, 32), 3, padding=1))
+    assert peak_memory(lambda: program(**x)) < 4 * x["x"].numel() * 9 // 2
