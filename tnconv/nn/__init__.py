@@ -1,5 +1,6 @@
 """Drop-in modules for ``torch.nn`` that run on compiled diagrams, and how to swap them in."""
 
+from tnconv.nn import memory
 from tnconv.nn.conversion import convert, from_torch, revert, to_torch
 from tnconv.nn.convolution import (
     Conv1d,
@@ -12,6 +13,7 @@ from tnconv.nn.convolution import (
     ConvTransposeNd,
 )
 from tnconv.nn.folding import FoldNd, UnfoldNd
+from tnconv.nn.memory import save_memory
 
 __all__ = [
     "Conv1d",
@@ -26,6 +28,8 @@ __all__ = [
     "UnfoldNd",
     "convert",
     "from_torch",
+    "memory",
     "revert",
+    "save_memory",
     "to_torch",
 ]

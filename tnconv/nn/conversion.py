@@ -63,7 +63,7 @@ def to_torch(module: nn.Module) -> nn.Module:
         TypeError: none of our modules, or a subclass of one.
         NotImplementedError: a number of dimensions for which torch has no module.
     """
-    if _patched(module) or type(module) not in {kind for kind, _ in _TORCHS}:
+    if patched(module) or type(module) not in {kind for kind, _ in _TORCHS}:
         raise TypeError(f"module is a {_words(module)}; expected exactly one of tnconv.nn's")
     if _torch_kind(module) is None:
         raise NotImplementedError(
@@ -83,7 +83,7 @@ def convert(model: nn.Module) -> nn.Module:
     >>> convert(model)[0].weight is model[0].weight
     True
     """
-    return _warned(model, _our_kind, tuple(_OURS), _FAMILY)
+    return swapped_with_warning(model, _our_kind, tuple(_OURS), _FAMILY)
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -92,28 +92,28 @@ def revert(model: nn.Module) -> nn.Module:
     >>> type(revert(convert(nn.Conv2d(1, 4, 3))))
     <class 'torch.nn.modules.conv.Conv2d'>
     """
-    return _warned(model, _torch_kind, _FAMILY)
+    return swapped_with_warning(model, _torch_kind, _FAMILY)
 
 
 def _our_kind(module: nn.Module) -> Kind | None:
-    return None if _patched(module) else _OURS.get(type(module))
+    return None if patched(module) else _OURS.get(type(module))
 
 
 def _torch_kind(module: nn.Module) -> Kind | None:
     dims = module.dims if isinstance(module, _FAMILY) else None
-    return None if dims is None or _patched(module) else _TORCHS.get((type(module), dims))
+    return None if dims is None or patched(module) else _TORCHS.get((type(module), dims))
 
 
-def _patched(module: nn.Module) -> bool:
+def patched(module: nn.Module) -> bool:
     """Whether this one object computes something else than its class."""
     return not vars(module).keys().isdisjoint(("forward", "_conv_forward"))
 
 
 def _words(module: nn.Module) -> str:
-    return type(module).__name__ + " with a forward of its own" * _patched(module)
+    return type(module).__name__ + " with a forward of its own" * patched(module)
 
 
-def _warned(
+def swapped_with_warning(
     model: nn.Module,
     kind: Callable[[nn.Module], Kind | None],
     family: tuple[Kind, ...],

@@ -42,17 +42,25 @@ class Transposed(_ConvTransposeNd):
         return len(self.kernel_size)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        output_padding = self._output_padding(
-            input,
-            output_size,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.kernel_size,  # type: ignore[arg-type]
-            self.dims,
-            self.dilation,  # type: ignore[arg-type]
-        )
-        settings = (self.stride, self.padding, tuple(output_padding), self.groups, self.dilation)
+        extra = output_padding(self, input, output_size)
+        settings = (self.stride, self.padding, extra, self.groups, self.dilation)
         return functional.conv_transpose(input, self.weight, self.bias, *settings)
+
+
+def output_padding(
+    layer: _ConvTransposeNd, input: Tensor, output_size: list[int] | None
+) -> tuple[int, ...]:
+    """What the layer adds to reach an output size; its own setting without one."""
+    found = layer._output_padding(
+        input,
+        output_size,
+        layer.stride,  # type: ignore[arg-type]
+        layer.padding,  # type: ignore[arg-type]
+        layer.kernel_size,  # type: ignore[arg-type]
+        len(layer.kernel_size),
+        layer.dilation,  # type: ignore[arg-type]
+    )
+    return tuple(found)
 
 
 class Conv1d(Convolution, nn.Conv1d):
