@@ -119,7 +119,7 @@ class _AvgPool(_Pool):
 
     def forward(self, input: Tensor) -> Tensor:
         if not input.requires_grad:
-            return super().forward(input)  # type: ignore[misc, no-any-return]
+            return super().forward(input)  # type: ignore[no-any-return]
         settings = (
             self._tuple(self.kernel_size, 1),
             self._tuple(self.stride, 1),
