@@ -141,7 +141,7 @@ class Threshold(_Activation, nn.Threshold):
 class Hardsigmoid(_Activation, nn.Hardsigmoid):
     """``torch.nn.Hardsigmoid``: stores bits, unless others hold its input."""
 
-    on = 1 / 6
+    on = torch.tensor(1 / 6, dtype=torch.float32).item()  # torch's, in every dtype
 
     def _value(self, x: Tensor) -> Tensor:
         return F.hardsigmoid(x)

@@ -96,11 +96,12 @@ class _Flow:
 
     def input_held(self, module: nn.Module) -> bool:
         """Whether anything but this module may store its input."""
-        return any(
+        calls = self._calls(module)
+        return not calls or any(
             not isinstance(source := next(iter(node.args), None), Node)
             or list(source.users) != [node]
             or not self._new(source)
-            for node in self._calls(module)
+            for node in calls
         )
 
     def _calls(self, module: nn.Module) -> list[Node]:
