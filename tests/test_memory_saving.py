@@ -132,10 +132,9 @@ def test_differentiable_twice(layer, shape, reader):
     assert gradgradcheck(call, arguments, fast_mode=True)
 
 
-@pytest.mark.parametrize("index", [0, 1, 10, 13, 21, 33])
-def test_compiles(index):
-    layer, shape = LAYERS[index]
-    _, saving = pair(layer, False if isinstance(layer, nn.ReLU6) else None)
+@pytest.mark.parametrize(("layer", "shape", "reader"), CASES[::5], ids=str)
+def test_compiles(layer, shape, reader):
+    _, saving = pair(copy.deepcopy(layer).eval(), reader)
     x = torch.randn(shape, **D, requires_grad=True)
     torch._dynamo.reset()
     y = torch.compile(saving, fullgraph=True, backend="aot_eager")(x)
