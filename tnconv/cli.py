@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     >>> main("explain linear --input 8 3 --weight 4 3".split())  # doctest: +ELLIPSIS
     network
-        [n, d] = Σ_{c} x[n, c] · weight[d, c]
+      [n, d] = Σ_{c} x[n, c] · weight[d, c]
     ...
     0
     """
