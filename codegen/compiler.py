@@ -1,6 +1,6 @@
 """The compiler: forms of networks, the plans for them, and the program of the best ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import overload
@@ -91,16 +91,13 @@ def compile(
     _check_operands(networks)
     used = tuple(name for name in ROUTES if name in (*routes, "dense"))
     if dtype.is_complex:  # torch has native kernels for real dtypes only
-        used = tuple(name for name in used if name not in NATIVE)
+        used = tuple(name for name in used if name != "native")
     options = Options(simplify, optimize, used, dtype.itemsize, memory_limit)
     with cost.using(cost.SHIPPED, dtype.itemsize):
         program = _planned(networks if not one else networks[0], options)
         if memory_limit is not None and program.peak_memory(dtype) > memory_limit:
             return _in_turn(program, options, memory_limit)
     return program
-
-
-NATIVE = ("native",)
 
 
 def _check_operands(networks: Sequence[Expression]) -> None:
@@ -123,14 +120,13 @@ def _planned(network: Expression | tuple[Expression, ...], options: Options) -> 
     arguments = argument_names(program.operands)
     alone = isinstance(network, Expression) and len(network.terms) == 1
     lists, firings = [], []
+
+    def fits(plan: Plan) -> bool:
+        return limit is None or plan.peak_of(options.item) <= limit
+
     for net in program.networks:
         for term in net.terms:
             forms, fired = _forms(term, options.simplify)
-            fits: Callable[[Plan], bool] = (
-                (lambda plan: True)
-                if limit is None
-                else (lambda plan: plan.peak_of(options.item) <= limit)
-            )
             plain = len(net.terms) == 1  # the sum of several is contiguous anyway
             lists.append(plans(forms, arguments, options.routes, options.optimize, plain, fits))
             firings += fired

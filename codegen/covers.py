@@ -105,6 +105,19 @@ def window_of(tn: TensorNetwork, at: int) -> tuple[Leg, int | None] | None:
     return None
 
 
+def window_on(tn: TensorNetwork, at: int) -> tuple[int, Leg, dict[Leg, int], int] | None:
+    """For a pattern ``i = Σ step·leg - padding`` of three legs: i's tensor, i, steps, padding."""
+    pattern = tn.nodes[at]
+    if not isinstance(pattern, Pattern) or len(pattern.terms) != 3:
+        return None
+    i, tensor = window_of(tn, at) or ("", None)
+    if tensor is None or pattern.value is None:
+        return None
+    sign = -dict(pattern.terms)[i]
+    steps = {leg: sign * a for leg, a in pattern.terms if leg != i}
+    return tensor, i, steps, sign * pattern.value
+
+
 def _without_implied_masks(tn: TensorNetwork) -> TensorNetwork:
     while (after := implied(tn)) is not None:
         tn = after

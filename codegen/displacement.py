@@ -2,9 +2,10 @@
 
 ``A[c, k, c', k'] = Σ_{n,o} x[n, c, s·o + d·k] x'[n, c', s·o + d·k']``: pairs of taps of equal
 difference d·(k' - k), and equal d·k mod s, multiply the same pairs of positions, over windows that
-overlap almost everywhere. The common core is multiplied once per difference, each pair adds its
-border strips, and of two equal halves only the pairs k <= k' are computed. Stride 1 needs about
-(2K - 1)^D / 2 products of channels instead of K^2D, and no unfolded input.
+overlap almost everywhere. The common core is multiplied once per difference, and each pair adds the
+border strips beside it; displaced in two dimensions, the inner one's sum is of all windows, of
+which each pair subtracts what it has not. Of two equal halves only the pairs k <= k' are computed.
+Stride 1 needs about (2K - 1)^D / 2 products of channels instead of K^2D, and no unfolded input.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,10 @@ from math import prod, sqrt
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
-from tnconv.codegen.covers import Cover, window_of
+from tnconv.codegen.covers import Cover, window_on
 from tnconv.codegen.tap_pairs import Dimension, Shared
 from tnconv.codegen.views import Value
-from tnconv.diagrams.affine import Leg, Pattern
+from tnconv.diagrams.affine import Leg
 
 MOST_TAPS = 32  # per dimension: each pair of taps is part of a line of source
 
@@ -44,14 +45,14 @@ def displacement(cover: Cover) -> Iterator[Cover]:
 def _dimension(cover: Cover, at: int) -> tuple[tuple[int, int], Dimension] | None:
     """The tensors that a pattern and its mirror image join, for the first of the two patterns."""
     tn = cover.network
-    if (here := _window(cover, at)) is None:
+    if (here := window_on(cover.network, at)) is None:
         return None
     tensor, i, steps, padding = here
     for o, k in (tuple(steps), tuple(steps)[::-1]):
         mirrors = [other for other in tn.holders[o] if other != at]
         if o in tn.open_legs or len(mirrors) != 1 or mirrors[0] < at:
             continue
-        there = _window(cover, mirrors[0])
+        there = window_on(cover.network, mirrors[0])
         if there is None or there[1] == o or there[0] == tensor:
             continue
         (twin,) = (leg for leg in there[2] if leg != o)
@@ -62,19 +63,6 @@ def _dimension(cover: Cover, at: int) -> tuple[tuple[int, int], Dimension] | Non
                 places = ((at, mirrors[0]), (i, there[1]), (k, twin))
                 return (tensor, there[0]), Dimension(*places, *numbers)
     return None
-
-
-def _window(cover: Cover, at: int) -> tuple[int, Leg, dict[Leg, int], int] | None:
-    """For a pattern ``i = Σ step·leg - padding`` of three legs: i's tensor, i, steps, padding."""
-    pattern = cover.network.nodes[at]
-    if not isinstance(pattern, Pattern) or len(pattern.terms) != 3:
-        return None
-    i, tensor = window_of(cover.network, at) or ("", None)
-    if tensor is None or pattern.value is None:
-        return None
-    sign = -dict(pattern.terms)[i]
-    steps = {leg: sign * a for leg, a in pattern.terms if leg != i}
-    return tensor, i, steps, sign * pattern.value
 
 
 def _covered(

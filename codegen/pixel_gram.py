@@ -7,9 +7,9 @@ from math import prod
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
 from tnconv.codegen.contraction import pair
-from tnconv.codegen.covers import Cover
+from tnconv.codegen.covers import Cover, window_on
 from tnconv.codegen.views import Value
-from tnconv.diagrams.affine import Leg, Pattern, Sizes, Tensor
+from tnconv.diagrams.affine import Leg, Sizes
 
 MOST_TAPS = 16  # shifted parts to add, one line of source for each
 MOST_ENTRIES = 2**26  # of the Gram matrix of pixels
@@ -86,19 +86,14 @@ def _pair(cover: Cover, at: int, k: Leg) -> tuple[Window, Window] | None:
 
 
 def _window(cover: Cover, at: int, k: Leg) -> Window | None:
-    tn, pattern = cover.network, cover.network.nodes[at]
-    if not isinstance(pattern, Pattern) or pattern.value is None or len(pattern.terms) != 3:
+    found = window_on(cover.network, at)
+    if found is None or k not in found[2]:
         return None
-    for i, a in pattern.terms:
-        others = [p for p in tn.holders[i] if p != at]
-        if i == k or abs(a) != 1 or i in tn.open_legs or len(others) != 1:
-            continue
-        steps = {leg: -a * b for leg, b in pattern.terms if leg != i}
-        (o,) = (leg for leg in steps if leg != k)
-        holder = tn.nodes[others[0]]
-        if isinstance(holder, Tensor) and min(steps.values()) > 0 and o not in holder.legs:
-            return Window(at, others[0], i, o, k, a * pattern.value, steps[o], steps[k])
-    return None
+    holder, i, steps, padding = found
+    (o,) = (leg for leg in steps if leg != k)
+    if o in cover.network.nodes[holder].legs:
+        return None
+    return Window(at, holder, i, o, k, -padding, steps[o], steps[k])
 
 
 def _shifted(

@@ -34,18 +34,13 @@ def weight_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        several(grad_output, x.dim()),
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "weight_vjp",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
     )
-    return run("weight_vjp", settings, x, grad_output)
 
 
 def per_sample_weight_grad(
@@ -67,18 +62,13 @@ def per_sample_weight_grad(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        several(grad_output, x.dim()),
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "per_sample_weight_grad",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
     )
-    return run("per_sample_weight_grad", settings, x, grad_output)
 
 
 def input_vjp(
@@ -102,18 +92,13 @@ def input_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        several(grad_output, len(input_shape)),
-        input_shape,
-        weight.shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "input_vjp",
+        (several(grad_output, len(input_shape)), input_shape, weight.shape, *geometry),
+        grad_output,
+        weight,
     )
-    return run("input_vjp", settings, grad_output, weight)
 
 
 def bias_vjp(

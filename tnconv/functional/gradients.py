@@ -35,18 +35,13 @@ def gradient_dots(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        several(grad_output, x.dim()),
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "gradient_dots",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
     )
-    return run("gradient_dots", settings, x, grad_output)
 
 
 def gradient_norms(
@@ -68,18 +63,13 @@ def gradient_norms(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        several(grad_output, x.dim()),
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "gradient_norms",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
     )
-    return run("gradient_norms", settings, x, grad_output)
 
 
 def ggn_diagonal(
@@ -101,18 +91,13 @@ def ggn_diagonal(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        several(grad_output, x.dim()),
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "ggn_diagonal",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
     )
-    return run("ggn_diagonal", settings, x, grad_output)
 
 
 def per_sample_ggn_diagonal(
@@ -134,18 +119,13 @@ def per_sample_ggn_diagonal(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        several(grad_output, x.dim()),
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "per_sample_ggn_diagonal",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
     )
-    return run("per_sample_ggn_diagonal", settings, x, grad_output)
 
 
 def ggn_block(
@@ -167,18 +147,13 @@ def ggn_block(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        several(grad_output, x.dim()),
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "ggn_block",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
     )
-    return run("ggn_block", settings, x, grad_output)
 
 
 def ggn_vector_product(
@@ -202,15 +177,11 @@ def ggn_vector_product(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        several(grad_output, x.dim()),
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "ggn_vector_product",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
+        vector,
     )
-    return run("ggn_vector_product", settings, x, grad_output, vector)

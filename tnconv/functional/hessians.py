@@ -32,17 +32,8 @@ def input_diagonal_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        input_shape,
-        weight.shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
-    )
-    return run("input_diagonal_vjp", settings, diagonal, weight)
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run("input_diagonal_vjp", (input_shape, weight.shape, *geometry), diagonal, weight)
 
 
 def weight_diagonal_vjp(
@@ -64,17 +55,8 @@ def weight_diagonal_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
-    )
-    return run("weight_diagonal_vjp", settings, x, diagonal)
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run("weight_diagonal_vjp", (x.shape, weight_shape, *geometry), x, diagonal)
 
 
 def input_hessian_vjp(
@@ -98,17 +80,8 @@ def input_hessian_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        input_shape,
-        weight.shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
-    )
-    return run("input_hessian_vjp", settings, weight, hessian)
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run("input_hessian_vjp", (input_shape, weight.shape, *geometry), weight, hessian)
 
 
 def weight_hessian_vjp(
@@ -130,14 +103,5 @@ def weight_hessian_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
-    )
-    return run("weight_hessian_vjp", settings, x, hessian)
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run("weight_hessian_vjp", (x.shape, weight_shape, *geometry), x, hessian)

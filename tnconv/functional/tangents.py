@@ -30,18 +30,13 @@ def input_jvp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        several(tangent_x, len(input_shape)),
-        input_shape,
-        weight.shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "input_jvp",
+        (several(tangent_x, len(input_shape)), input_shape, weight.shape, *geometry),
+        tangent_x,
+        weight,
     )
-    return run("input_jvp", settings, tangent_x, weight)
 
 
 def weight_jvp(
@@ -63,18 +58,13 @@ def weight_jvp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        several(tangent_weight, len(weight_shape)),
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "weight_jvp",
+        (several(tangent_weight, len(weight_shape)), x.shape, weight_shape, *geometry),
+        x,
+        tangent_weight,
     )
-    return run("weight_jvp", settings, x, tangent_weight)
 
 
 def per_sample_weight_jvp(
@@ -96,18 +86,13 @@ def per_sample_weight_jvp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        several(tangent_weight, len(weight_shape) + 1),
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "per_sample_weight_jvp",
+        (several(tangent_weight, len(weight_shape) + 1), x.shape, weight_shape, *geometry),
+        x,
+        tangent_weight,
     )
-    return run("per_sample_weight_jvp", settings, x, tangent_weight)
 
 
 def bias_jvp(
@@ -145,17 +130,8 @@ def input_jacobian(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        input_shape,
-        weight.shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
-    )
-    return run("input_jacobian", settings, weight)
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run("input_jacobian", (input_shape, weight.shape, *geometry), weight)
 
 
 def weight_jacobian(
@@ -176,14 +152,5 @@ def weight_jacobian(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (
-        x.shape,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        output_padding,
-    )
-    return run("weight_jacobian", settings, x)
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run("weight_jacobian", (x.shape, weight_shape, *geometry), x)

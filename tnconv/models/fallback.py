@@ -66,9 +66,11 @@ class Fallback:
         """
         names = {p: name for name, p in watch.model.named_parameters()}
         watch.paused = True
-        for here, gradients in self._gradients.items():
-            self._run(watch.model, here, gradients, names)
-        watch.paused = False
+        try:
+            for here, gradients in self._gradients.items():
+                self._run(watch.model, here, gradients, names)
+        finally:
+            watch.paused = False
         for parameter, expected in self.expected.items():
             if expected and not watch.per_sample:
                 self.collector.add(parameter, Term.known(torch.stack(expected)))
