@@ -1,0 +1,29 @@
+"""Every shipped diagram in more dimensions than torch has, as its program and as its definition."""
+
+import pytest
+import torch
+
+from tests.strategies import SUMS, ZOO, Case, assert_close, operands_for
+from tnconv.codegen import compile
+
+CASES = {
+    4: Case(
+        (2, 2, 3, 4, 2, 3), (4, 1, 2, 2, 1, 2), (2, 1, 1, 3),
+        ((1, 0), (0, 0), (0, 1), (1, 1)), (1, 2, 1, 1), 2,
+    ),
+    5: Case(
+        (1, 2, 2, 3, 2, 1, 3), (2, 2, 1, 2, 2, 1, 2), (1, 2, 1, 1, 2),
+        ((0, 0), (1, 0), (0, 0), (1, 1), (0, 1)), (1, 1, 1, 2, 1), 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dims", CASES)
+@pytest.mark.parametrize("name", sorted(ZOO | SUMS))
+def test_program_equals_reference(name: str, dims: int) -> None:
+    network = (ZOO | SUMS)[name](CASES[dims])
+    operands = operands_for(network)
+    expected = network.reference(**operands)
+    value = compile(network)(**operands)
+    assert value.shape == torch.Size(network.shape)
+    assert_close(value, expected, 1e-10)
