@@ -116,7 +116,8 @@ class Program(Generic[Result]):
     def __call__(self, **operands: Array) -> Result:
         """Run on tensors of the operands' shapes, one dtype and one device.
 
-        Under autocast all operands are cast to its dtype, as torch's own convolutions do.
+        Under autocast operands are cast to its dtype as by torch's own convolutions, which leave
+        float64 and complex tensors alone.
 
         Raises:
             ValueError: an operand is missing, unknown, or of another shape, dtype or device.
@@ -142,8 +143,8 @@ class Program(Generic[Result]):
             check(self.operands, dict(zip(self.operands, given, strict=True)))
             raise
         if _autocasts(device):
-            cast = torch.get_autocast_dtype(device.type)
-            return self.function(*[array.to(cast) for array in given])
+            given = tuple(array.to(_after_autocast(array)) for array in given)
+            dtype = given[0].dtype
         if dtype.is_complex and self.has_native_kernels:
             return self.for_complex.function(*given)
         return self.function(*given)
@@ -202,7 +203,7 @@ def check(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Array]) -
                 f"operand {name!r} is on {array.device} and {first[0]!r} on {first[1].device}; "
                 "expected one device"
             )
-        if array.dtype != first[1].dtype and not _autocasts(array.device):
+        if _after_autocast(array) != _after_autocast(first[1]):
             raise ValueError(
                 f"operand {name!r} has dtype {array.dtype} and {first[0]!r} {first[1].dtype}; "
                 "expected one dtype"
@@ -217,3 +218,11 @@ def _autocast_device(device: torch.device) -> str | None:
 def _autocasts(device: torch.device) -> bool:
     name = _autocast_device(device)
     return name is not None and torch.is_autocast_enabled(name)
+
+
+def _after_autocast(array: Array) -> torch.dtype:
+    """The dtype in which torch's own convolutions would take a tensor, here and now."""
+    cast = array.is_floating_point() and array.dtype != torch.float64
+    if cast and _autocasts(array.device):
+        return torch.get_autocast_dtype(array.device.type)
+    return array.dtype

@@ -227,7 +227,7 @@ def checked_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def per_dimension(name: str, value: IntOrTuple, dims: int, least: int) -> tuple[int, ...]:
-    """An int for all dimensions, or one int for each; at least ``least``.
+    """An int (or a sequence of one) for all dimensions, or one int for each; at least ``least``.
 
     Raises:
         ValueError: another number of entries, or an entry that is too small.
@@ -238,6 +238,7 @@ def per_dimension(name: str, value: IntOrTuple, dims: int, least: int) -> tuple[
         raise TypeError(f"{name} is {value!r}; expected an int or {dims} ints")
     if not all(isinstance(v, int) for v in values):
         raise TypeError(f"{name} is {value!r}; expected an int or {dims} ints")
+    values = tuple(values) * dims if len(values) == 1 else values  # as in torch
     if len(values) != dims or any(v < least for v in values):
         raise ValueError(f"{name} is {value!r}; expected an int or {dims} ints, at least {least}")
     return tuple(values)

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from torch import Tensor
 
+from tests.functional.rows import ROWS, Layer
 from tests.strategies import Case, assert_close, geometries
+from tnconv import functional
 from tnconv import functional as T
 from tnconv.functional.programs import program
 
@@ -62,22 +64,23 @@ def test_linear_equals_torch() -> None:
 
 
 X, W, V = inputs(CASE)
-FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
-    "conv": (lambda x, w: T.conv(x, w, **CASE.kwargs), (X, W)),
-    "conv_bias": (lambda x, w, b: T.conv(x, w, b, **CASE.kwargs), (X, W, random(6))),
-    "weight_vjp": (lambda x, v: T.weight_vjp(x, W.shape, v, **CASE.kwargs), (X, V)),
-    "input_vjp": (lambda w, v: T.input_vjp(X.shape, w, v, **CASE.kwargs), (W, V)),
-    "per_sample": (lambda x, v: T.per_sample_weight_grad(x, W.shape, v, **CASE.kwargs), (X, V)),
-    "unfold": (lambda x: T.unfold(x, (3, 2), **CASE.unfold_kwargs), (X,)),
-    "kfac_expand": (lambda x: T.kfac_expand(x, (3, 2), **CASE.kwargs), (X,)),
-    "kfac_reduce": (lambda x: T.kfac_reduce(x, (3, 2), **CASE.kwargs), (X,)),
-    "patches": (lambda x: T.kfac_reduce(x, 2, stride=2, padding=1), (X,)),
+SMALL = Case((2, 4, 4, 3), (4, 2, 3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2), 2)
+
+
+def function(name: str, kind: str) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    ours, _, operands = ROWS[name](Layer(SMALL, kind))
+    return ours, operands
+
+
+FUNCTIONS = {f"{name}, {ROWS[name].kinds[0]}": (name, ROWS[name].kinds[0]) for name in ROWS}
+OTHERS = {
+    f"{name}, {kind}": (name, kind) for name in functional.__all__ for kind in ROWS[name].kinds
 }
 
 
-@pytest.fixture(params=sorted(FUNCTIONS))
+@pytest.fixture(params=sorted(FUNCTIONS | OTHERS))
 def case(request: Any) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
-    return FUNCTIONS[request.param]
+    return function(*(FUNCTIONS | OTHERS)[request.param])
 
 
 def test_differentiable_twice(case: Any) -> None:
@@ -133,7 +136,9 @@ def test_torch_compile_in_one_graph_with_nothing_compiled_before(case: Any) -> N
 
 def test_torch_compile_with_another_batch_size() -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(FUNCTIONS["conv"][0], fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda x, w: T.conv(x, w, **CASE.kwargs), fullgraph=True, backend="aot_eager"
+    )
     for batch in (2, 3, 5):
         x = random(batch, *X.shape[1:])
         assert_close(compiled(x, W), CASE.conv(x, W), 1e-10)
@@ -174,6 +179,21 @@ def test_autocast() -> None:
         assert mixed.dtype == torch.bfloat16
     expected = T.weight_vjp(x, W.shape, v, **CASE.kwargs)
     assert (mixed.float() - expected).abs().max() < 3e-2 * expected.abs().max()
+
+
+def test_autocast_leaves_float64_alone_as_torch_does() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value, expected = T.conv(X, W, **CASE.kwargs), CASE.conv(X, W)
+        assert value.dtype == expected.dtype == torch.float64
+        assert_close(value, expected, 1e-10)
+        with pytest.raises(ValueError, match="expected one dtype"):
+            T.conv(X, W.float(), **CASE.kwargs)
+
+
+def test_one_entry_is_for_all_dimensions_as_in_torch() -> None:
+    settings = {"stride": (2,), "padding": [1], "dilation": (1,)}
+    expected = F.conv2d(X[:, :2], W, stride=(2,), padding=(1,))
+    assert_close(T.conv(X[:, :2], W, **settings), expected, 1e-10)
 
 
 def test_memory_formats_and_strides(case: Any) -> None:

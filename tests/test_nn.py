@@ -346,7 +346,7 @@ def test_lists_as_settings() -> None:
         (lambda: ours.ConvNd(in_channels=3, out_channels=8, kernel_size=3), TypeError, "'dims'"),
         (lambda: ours.ConvNd(2, 3, 8, (3, 3, 3)), ValueError, "kernel_size is .*or 2 ints"),
         (lambda: ours.ConvNd(2, 3, 8, 3, padding=-1), ValueError, "padding is -1.*at least 0"),
-        (lambda: ours.ConvTransposeNd(2, 3, 8, 3, (1,)), ValueError, "stride is .*or 2 ints"),
+        (lambda: ours.ConvTransposeNd(2, 3, 8, 3, (1, 1, 1)), ValueError, "stride is .*or 2 ints"),
         (lambda: ours.Conv2d(2, 2, 1, padding_mode="wrap"), ValueError, "padding_mode must be"),
         (lambda: ours.ConvNd(5, 2, 2, 1, padding_mode="wrap"), ValueError, "padding_mode must"),
         (lambda: ours.Conv2d(2, 2, 1, padding="full"), ValueError, "Invalid padding string 'full'"),

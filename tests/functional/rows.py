@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -67,6 +67,7 @@ class Layer:
         many = {"x": x, "weight": weight, "y": y, "bias": (out,), "bias_n": (x[0], out)}
         if not self.linear:
             many["unfolded"] = tuple(self.patches(torch.zeros(x)).flatten(1, 2).shape)
+        many |= {"other_x": (x[0] + 1, *x[1:]), "other_y": (x[0] + 1, *y[1:])}
         many |= {"x1": x[1:], "hessian": (*y[1:], *y[1:]), "weight_n": (x[0], *weight)}
         return many | {f"{name}_m": (VECTORS, *shape) for name, shape in many.items()}
 
@@ -112,10 +113,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Row:
-    """``ours(layer, *operands)`` and what is expected, for operands named as in `Layer.shapes`."""
+    """``ours(layer)(*operands)`` and what is expected, for operands named as in `Layer.shapes`."""
 
     operands: str
-    ours: Value
+    ours: Callable[[Layer], Value]
     expected: Value
     kinds: Sequence[str] = ("conv", "conv_transpose", "linear", "linear_positions")
     dense: bool = False
@@ -124,7 +125,7 @@ class Row:
         """Both functions of the operands, and operands."""
         given = tuple(layer.operand(name, seed) for seed, name in enumerate(self.operands.split()))
         return (
-            lambda *operands: self.ours(layer, *operands),
+            self.ours(layer),
             lambda *operands: self.expected(layer, *operands),
             given,
         )
@@ -172,6 +173,12 @@ def of_gradients(value: Value) -> Value:
 
 def dots(_: object, j: Tensor) -> Tensor:
     return torch.einsum("mnp,kqp->mnkq", j, j)
+
+
+def ntk_block(layer: Layer, x: Tensor, v: Tensor, other_x: Tensor, other_v: Tensor) -> Tensor:
+    dims = len(layer.shapes["weight"])
+    first, other = layer.gradients(x, v), layer.gradients(other_x, other_v)
+    return torch.tensordot(first.flatten(-dims), other.flatten(-dims), ([-1], [-1]))
 
 
 def norms(_: object, j: Tensor) -> Tensor:
@@ -280,8 +287,13 @@ def avg_pool(layer: Layer, x: Tensor) -> Tensor:
     return native(layer.case.padded(x), layer.kernel_size, layer.case.stride)
 
 
-def our_avg_pool(layer: Layer, x: Tensor) -> Tensor:
-    return T.avg_pool(x, layer.kernel_size, layer.case.stride, layer.case.pads)
+def our_avg_pool(layer: Layer) -> Value:
+    return partial(T.avg_pool, **window(layer))
+
+
+def window(layer: Layer) -> dict[str, Any]:
+    case = layer.case
+    return {"kernel_size": case.kernel_size, "stride": case.stride, "padding": case.pads}
 
 
 def own_avg_pool(layer: Layer, x: Tensor) -> Tensor:
@@ -290,9 +302,8 @@ def own_avg_pool(layer: Layer, x: Tensor) -> Tensor:
     return torch.where(entries > 0, avg_pool(layer, x) / entries, 0.0)
 
 
-def our_own_avg_pool(layer: Layer, x: Tensor) -> Tensor:
-    window = (layer.kernel_size, layer.case.stride, layer.case.pads)
-    return T.avg_pool(x, *window, count_include_pad=False)
+def our_own_avg_pool(layer: Layer) -> Value:
+    return partial(T.avg_pool, **window(layer), count_include_pad=False)
 
 
 def unfolded_kernel(layer: Layer, weight: Tensor) -> Tensor:
@@ -304,22 +315,21 @@ def unfolded_kernel(layer: Layer, weight: Tensor) -> Tensor:
 SHAPES = {"input_shape": "x", "weight_shape": "weight", "output_shape": "y"}
 
 
-def ours(name: str, input_shape: str = "x", **options: object) -> Value:
+def ours(name: str, input_shape: str = "x", **options: object) -> Callable[[Layer], Value]:
     """The function with the layer's shapes and settings; operands are its other arguments."""
     arguments = list(inspect.signature(getattr(T, name)).parameters)
     names = {at: shape for at, shape in (SHAPES | {"input_shape": input_shape}).items()}
 
-    def value(layer: Layer, *operands: Tensor) -> Tensor:
+    def of(layer: Layer) -> Value:
         settings = layer.kwargs | {"kernel_size": layer.kernel_size} | options
         settings |= {"output_size": layer.case.input_shape[2:]}
         settings |= {at: layer.shapes[shape] for at, shape in names.items()}
         settings = {at: setting for at, setting in settings.items() if at in arguments}
         free = [at for at in arguments if at not in settings]
-        given = dict(zip(free, operands, strict=False))
-        result: Tensor = getattr(T, name)(**given, **settings)
-        return result
+        function: Value = getattr(T, name)
+        return lambda *operands: function(**dict(zip(free, operands, strict=False)), **settings)
 
-    return value
+    return of
 
 
 CONV, TRANSPOSE, LINEAR = ("conv",), ("conv_transpose",), ("linear", "linear_positions")
@@ -405,6 +415,9 @@ ROWS: dict[str, Row] = {
         "x y", ours("gradient_dots"), of_gradients(lambda _, j: dots(_, j)[0, :, 0])
     ),
     "gradient_dots several": Row("x y_m", ours("gradient_dots"), of_gradients(dots)),
+    "ntk_block": Row("x y other_x other_y", ours("ntk_block"), ntk_block),
+    "ntk_block several": Row("x y_m other_x other_y", ours("ntk_block"), ntk_block),
+    "ntk_block several both": Row("x y_m other_x other_y_m", ours("ntk_block"), ntk_block),
     "gradient_norms": Row("x y", ours("gradient_norms"), of_gradients(lambda _, j: norms(_, j)[0])),
     "gradient_norms several": Row("x y_m", ours("gradient_norms"), of_gradients(norms)),
     "ggn_diagonal": Row("x y", ours("ggn_diagonal"), of_gradients(diagonal)),

@@ -25,6 +25,7 @@ from tnconv.functional.gradients import (
     ggn_vector_product,
     gradient_dots,
     gradient_norms,
+    ntk_block,
     per_sample_ggn_diagonal,
 )
 from tnconv.functional.hessians import (
@@ -74,6 +75,7 @@ __all__ = [
     "kfac_reduce",
     "linear",
     "mean_patches",
+    "ntk_block",
     "per_sample_bias_grad",
     "per_sample_ggn_diagonal",
     "per_sample_weight_grad",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression, Sum, TensorNetwork
@@ -10,6 +11,7 @@ from tnconv.diagrams.geometry import IntOrTuple, Padding
 
 Setting = int | float | str | Fraction | None | tuple["Setting", ...]
 Scale = float | Fraction
+Ratio = float | tuple[int, int]
 
 
 def layer(
@@ -74,6 +76,17 @@ def _of_gradients(
     return lambda vectors, *settings: quantity(layer(*settings), vectors=vectors, **options)
 
 
+def _ntk_block(
+    vectors: int | None,
+    other_vectors: int | None,
+    input_shape: Sequence[int],
+    other_shape: Sequence[int],
+    *settings: Any,
+) -> TensorNetwork:
+    first, other = layer(input_shape, *settings), layer(other_shape, *settings)
+    return diagrams.ntk_block(first, other, vectors=vectors, other_vectors=other_vectors)
+
+
 def _unfolded(
     input_shape: Sequence[int],
     kernel_size: IntOrTuple,
@@ -116,13 +129,17 @@ def _input_factor(
     of_transposed: Callable[..., TensorNetwork],
     bias: bool,
     group_average: bool,
-    scale: Scale | None,
+    scale: Ratio | None,
     *settings: Setting,
 ) -> Expression:
     of_patches: Callable[..., TensorNetwork] = partial(_of_patches, quantity, of_transposed)
-    factor = of_patches(*settings, scale=None if scale is None else Fraction(scale))
+    factor = of_patches(*settings, scale=None if scale is None else _fraction(scale))
     network: Expression = diagrams.with_ones(factor) if bias else factor
     return _group_average(network) if group_average else network
+
+
+def _fraction(scale: Ratio) -> Fraction:
+    return Fraction(*scale) if isinstance(scale, tuple) else Fraction(scale)
 
 
 def _grad_factor(
@@ -130,9 +147,9 @@ def _grad_factor(
     output_shape: Sequence[int],
     groups: int,
     group_average: bool,
-    scale: Scale,
+    scale: Ratio,
 ) -> Expression:
-    factor = quantity(output_shape, groups, Fraction(scale))
+    factor = quantity(output_shape, groups, _fraction(scale))
     return _group_average(factor) if group_average else factor
 
 
@@ -170,6 +187,7 @@ EXPRESSIONS: dict[str, Callable[..., Expression]] = {
     "grad_expand": partial(_grad_factor, diagrams.grad_expand),
     "grad_reduce": partial(_grad_factor, diagrams.grad_reduce),
     "gradient_dots": _of_gradients(diagrams.gradient_dots),
+    "ntk_block": _ntk_block,
     "gradient_norms": _of_gradients(diagrams.gradient_norms),
     "ggn_diagonal": _of_gradients(diagrams.ggn_diagonal),
     "per_sample_ggn_diagonal": _of_gradients(diagrams.ggn_diagonal, per_sample=True),

@@ -44,6 +44,45 @@ def gradient_dots(
     )
 
 
+def ntk_block(
+    x: torch.Tensor,  # (n, g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
+    other_x: torch.Tensor,  # (n', g·c, *i')
+    other_grad_output: torch.Tensor,  # (n', g·d, *o') or (m', n', g·d, *o')
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``G[m, n, m', n'] = Σ_θ J[m, n, θ] J'[m', n', θ]``: `gradient_dots` between two batches.
+
+    The layer's block of the empirical neural tangent kernel (Jacot et al. 2018), between a batch
+    and another one, whose inputs may have another size. Without m or m' where there is one
+    cotangent.
+
+    >>> x, v = torch.rand(8, 3, 9), torch.rand(2, 8, 4, 7)
+    >>> ntk_block(x, (4, 3, 3), v, torch.rand(5, 3, 6), torch.rand(5, 4, 4)).shape
+    torch.Size([2, 8, 5])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    vectors = several(grad_output, x.dim())
+    other_vectors = several(other_grad_output, other_x.dim())
+    return run(
+        "ntk_block",
+        (vectors, other_vectors, x.shape, other_x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
+        other_x,
+        other_grad_output,
+    )
+
+
 def gradient_norms(
     x: torch.Tensor,  # (n, g·c, *i)
     weight_shape: Sequence[int],  # (g·d, c, *k)
