@@ -10,13 +10,18 @@ from tnconv.quantities.first_order import (
     SumOfSquares,
     Variance,
 )
+from tnconv.quantities.second_order import GGNDiagonal
+from tnconv.quantities.vectors import ExactColumns, SampledColumns
 
 __all__ = [
     "DotProducts",
+    "ExactColumns",
+    "GGNDiagonal",
     "Gradient",
     "LossGradient",
     "PerSampleGradients",
     "Quantity",
+    "SampledColumns",
     "SecondMoment",
     "SquaredNorms",
     "Statistic",
