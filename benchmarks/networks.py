@@ -34,12 +34,20 @@ QUANTITIES: dict[str, tuple[quantities.Quantity[object], ...]] = {
     "dot products": (quantities.DotProducts(),),
     "sum of squares": (quantities.SumOfSquares(),),
     "variance": (quantities.Variance(),),
+    "GGN diagonal, one sample": (quantities.GGNDiagonal("mc"),),
+    "GGN diagonals by sample, one sample": (
+        quantities.GGNDiagonal("mc", per_sample_diagonals=True),
+    ),
+    "GGN diagonal, exact": (quantities.GGNDiagonal(),),
 }
 BACKPACK = {
     "per-sample gradients": ("BatchGrad",),
     "squared norms": ("BatchL2Grad",),
     "sum of squares": ("SumGradSquared",),
     "variance": ("Variance",),
+    "GGN diagonal, one sample": ("DiagGGNMC",),
+    "GGN diagonals by sample, one sample": ("BatchDiagGGNMC",),
+    "GGN diagonal, exact": ("DiagGGNExact",),
 }
 
 
