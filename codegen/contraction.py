@@ -103,16 +103,18 @@ def pair(
     writer, b = sum_out(writer, b, {*needed, *a.legs})
     shared = [leg for leg in a.legs if leg in b.legs]
     if all(leg in needed for leg in shared):
-        return _product(writer, a, b)
+        return _product(writer, a, b, hint)
     if len(shared) == len(a.legs) == len(b.legs):
         return _dot(writer, a, b, needed)
     trials = [_matmul(writer, plan) for plan in _arrangements(a, b, needed, hint)]
     return min(trials, key=lambda trial: trial[0].seconds)
 
 
-def _product(writer: Writer, a: Value, b: Value) -> tuple[Writer, Value]:
-    """No leg is summed: multiply with broadcasting."""
+def _product(writer: Writer, a: Value, b: Value, hint: Sequence[Leg] = ()) -> tuple[Writer, Value]:
+    """No leg is summed: multiply with broadcasting, in the order in which legs are wanted."""
     legs = (*a.legs, *(leg for leg in b.legs if leg not in a.legs))
+    if set(legs) <= set(hint):
+        legs = tuple(sorted(legs, key=list(hint).index))
     first, second = (_broadcast(value, legs) for value in (a, b))
     shape = [max(m, n) for m, n in zip(first.shape, second.shape, strict=True)]
     kernel = cost.elementwise(prod(shape), a.array.size + b.array.size)
