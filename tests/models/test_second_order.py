@@ -1,5 +1,8 @@
 """Gauss-Newton and Fisher diagonals against whole Jacobians and torch's Hessian of the loss."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,8 +12,19 @@ import tnconv
 from tests.models.test_capture import Residual, data, hooks
 from tests.models.test_layers import LAYERS
 from tests.strategies import assert_close
+from tnconv.diagrams import gradient_dots
 from tnconv.models.losses import curvature
-from tnconv.quantities import GGNDiagonal, Gradient, SquaredNorms
+from tnconv.quantities import (
+    DotProducts,
+    ExactColumns,
+    GGNDiagonal,
+    Gradient,
+    Quantity,
+    SampledColumns,
+    SquaredNorms,
+    Statistic,
+    Vectors,
+)
 
 EXACT, EACH = GGNDiagonal(), GGNDiagonal(per_sample_diagonals=True)
 
@@ -133,6 +147,36 @@ def test_one_call_for_quantities_of_several_vectors() -> None:
         alone = tnconv.compute(model, loss_fn, x, labels, [quantity])
         for name, value in together[quantity].items():
             assert_close(value, alone[quantity][name], 1e-12)
+
+
+@dataclass(frozen=True)
+class Gram(Quantity[Tensor]):
+    """Dot products of what one draw of columns becomes."""
+
+    source: Vectors
+
+    def statistics(self) -> dict[str, Statistic]:
+        return {"dots": Statistic(gradient_dots, joint=True, vectors=self.source)}
+
+    def result(self, found: Mapping[str, Tensor], samples: int) -> Tensor:
+        return found["dots"]
+
+
+def test_joint_statistics_of_several_vectors_stay_apart() -> None:
+    model, x, labels = nn.Linear(4, 3), torch.randn(6, 4), torch.randint(3, (6,))
+
+    def grams() -> list[Gram]:
+        draws = [SampledColumns(2, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+        return [Gram(source) for source in (*draws, ExactColumns())]
+
+    def run(wanted: list[Quantity[Tensor]]) -> tnconv.Result:
+        return tnconv.compute(model, nn.CrossEntropyLoss(), x, labels, wanted)
+
+    together = grams()
+    result = run([DotProducts(), *together])
+    for quantity, alone in zip([DotProducts(), *together], [DotProducts(), *grams()], strict=True):
+        expected = run([alone])[alone]["weight"]
+        assert_close(result[quantity]["weight"], expected, 1e-12)
 
 
 def test_compiled_model() -> None:

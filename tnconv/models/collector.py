@@ -122,7 +122,9 @@ class Collector:
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
     sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    _terms: dict[nn.Parameter, list[Term]] = field(default_factory=lambda: defaultdict(list))
+    _terms: dict[tuple[nn.Parameter, Vectors], list[Term]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
     _waiting: dict[tuple[Pass, Vectors, nn.Parameter], list[tuple[str, Arrival]]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -170,8 +172,8 @@ class Collector:
             self._settle(key)
         self._done.clear()
         self._left.clear()
-        joint = [each for each in self.statistics if each.joint]
-        for parameter, terms in self._terms.items():
+        for (parameter, source), terms in self._terms.items():
+            joint = [each for each in self.statistics if each.joint and each.vectors == source]
             for statistic, value in zip(joint, Term.joined(terms).values(joint), strict=True):
                 self.found[parameter][statistic].append(value)
         self._terms.clear()
@@ -202,7 +204,7 @@ class Collector:
         """Add what the statistics of one source are for a parameter in one pass."""
         of_source = [each for each in self.statistics if each.vectors == source]
         if any(each.joint for each in of_source):
-            self._terms[parameter].append(term)
+            self._terms[parameter, source].append(term)
         wanted = [each for each in of_source if not each.joint]
         for statistic, value in zip(wanted, term.values(wanted), strict=True):
             held = self.found[parameter][statistic]
