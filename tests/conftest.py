@@ -4,7 +4,9 @@ Choose with ``--hypothesis-profile=deep`` or ``TNCONV_HYPOTHESIS=deep``.
 """
 
 import os
+from collections.abc import Iterator
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -21,3 +23,12 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("TNCONV_HYPOTHESIS", "fast"))
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Modules and random tensors in float64, from one seed; ask for it with ``usefixtures``."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)

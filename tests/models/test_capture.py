@@ -15,12 +15,7 @@ from tnconv.quantities import DotProducts, Gradient, PerSampleGradients, Squared
 QUANTITIES = [Gradient(), DotProducts(), PerSampleGradients(), SquaredNorms(), Variance()]
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Residual(nn.Module):

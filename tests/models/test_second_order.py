@@ -29,12 +29,7 @@ from tnconv.quantities import (
 EXACT, EACH = GGNDiagonal(), GGNDiagonal(per_sample_diagonals=True)
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def jacobians(model: nn.Module, x: Tensor) -> dict[str, Tensor]:

@@ -13,13 +13,7 @@ from tests.strategies import assert_close
 from tnconv.diagrams import ggn_diagonal
 from tnconv.quantities import Gradient, Quantity, Statistic, Vectors
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @dataclass(frozen=True)
