@@ -318,7 +318,7 @@ SHAPES = {"input_shape": "x", "weight_shape": "weight", "output_shape": "y"}
 def ours(name: str, input_shape: str = "x", **options: object) -> Callable[[Layer], Value]:
     """The function with the layer's shapes and settings; operands are its other arguments."""
     arguments = list(inspect.signature(getattr(T, name)).parameters)
-    names = {at: shape for at, shape in (SHAPES | {"input_shape": input_shape}).items()}
+    names = SHAPES | {"input_shape": input_shape}
 
     def of(layer: Layer) -> Value:
         settings = layer.kwargs | {"kernel_size": layer.kernel_size} | options
