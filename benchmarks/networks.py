@@ -184,7 +184,9 @@ def row(problem: str, quantity: str, options: argparse.Namespace) -> dict[str, o
                 steps[name] = made
             except (ImportError, RuntimeError, NotImplementedError, ValueError) as reason:
                 missing[name] = f"{type(reason).__name__}: {str(reason)[:100]}"
-    result: dict[str, object] = {"problem": problem, "quantity": quantity, "missing": missing}
+    batch = options.batch or PROBLEMS[problem].batch
+    result: dict[str, object] = {"problem": problem, "batch": batch, "rounds": options.rounds}
+    result |= {"quantity": quantity, "missing": missing}
     result["time"] = ratios(steps, options.rounds, time.process_time)
     if options.memory:
         result["memory"] = {name: peak(problem, name, quantity, options) for name in steps}
