@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression, Sum, TensorNetwork
 from tnconv.diagrams.geometry import IntOrTuple, Padding
 
-Setting = int | float | str | Fraction | None | tuple["Setting", ...]
+Setting = int | float | str | None | tuple["Setting", ...]
 Scale = float | Fraction
 Ratio = float | tuple[int, int]
 
@@ -74,17 +73,6 @@ def _of_gradients(
     quantity: Callable[..., TensorNetwork], **options: bool
 ) -> Callable[..., Expression]:
     return lambda vectors, *settings: quantity(layer(*settings), vectors=vectors, **options)
-
-
-def _ntk_block(
-    vectors: int | None,
-    other_vectors: int | None,
-    input_shape: Sequence[int],
-    other_shape: Sequence[int],
-    *settings: Any,
-) -> TensorNetwork:
-    first, other = layer(input_shape, *settings), layer(other_shape, *settings)
-    return diagrams.ntk_block(first, other, vectors=vectors, other_vectors=other_vectors)
 
 
 def _unfolded(
@@ -187,7 +175,12 @@ EXPRESSIONS: dict[str, Callable[..., Expression]] = {
     "grad_expand": partial(_grad_factor, diagrams.grad_expand),
     "grad_reduce": partial(_grad_factor, diagrams.grad_reduce),
     "gradient_dots": _of_gradients(diagrams.gradient_dots),
-    "ntk_block": _ntk_block,
+    "ntk_block": lambda m, other_m, shape, other_shape, *settings: diagrams.ntk_block(
+        layer(shape, *settings),
+        layer(other_shape, *settings),
+        vectors=m,
+        other_vectors=other_m,
+    ),
     "gradient_norms": _of_gradients(diagrams.gradient_norms),
     "ggn_diagonal": _of_gradients(diagrams.ggn_diagonal),
     "per_sample_ggn_diagonal": _of_gradients(diagrams.ggn_diagonal, per_sample=True),

@@ -78,8 +78,8 @@ def observe(model: nn.Module, quantities: Sequence[Quantity[Any]]) -> Iterator["
         NotImplementedError: a layer that mixes samples, where a quantity needs them apart.
         ValueError: a quantity of other vectors than the loss's gradient.
     """
+    _expect_loss_gradient_alone(quantities)
     observation = Observation(model, quantities)
-    observation.expect_loss_gradient_alone()
     with observation.watched():
         yield observation
         observation.finish()
@@ -134,19 +134,6 @@ class Observation:
                 self.collector.receive(here, call, vectors, source, len(columns))
             self._columns = None
 
-    def expect_loss_gradient_alone(self) -> None:
-        """Raise where the user's own backward passes would not bring what a quantity needs.
-
-        Raises:
-            ValueError: a quantity of other vectors than the loss's gradient.
-        """
-        for quantity in self.quantities:
-            if any(each.vectors != LOSS_GRADIENT for each in quantity.statistics().values()):
-                raise ValueError(
-                    f"{type(quantity).__name__} needs more than the gradient of the loss; expected "
-                    "first-order quantities in a loop, and this one in `tnconv.compute`"
-                )
-
     def explain(self, here: Pass, roots: Sequence[Tensor]) -> None:
         """Find the parameters that need the fallback in a pass, with a warning for each."""
         self.fallback.prepare(self._watch, here, roots)
@@ -174,6 +161,16 @@ class Observation:
         self._watch.forget()
         self._reset()
         return Result(values, samples, loss)
+
+
+def _expect_loss_gradient_alone(quantities: Sequence[Quantity[Any]]) -> None:
+    """Raise where a user's own backward pass would not bring what a quantity needs."""
+    for quantity in quantities:
+        if any(each.vectors != LOSS_GRADIENT for each in quantity.statistics().values()):
+            raise ValueError(
+                f"{type(quantity).__name__} needs more than the gradient of the loss; expected "
+                "first-order quantities in a loop, and this one in `tnconv.compute`"
+            )
 
 
 def _chosen(quantity: Quantity[Any], totals: Mapping[Statistic, Tensor]) -> Mapping[str, Tensor]:

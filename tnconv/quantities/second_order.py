@@ -24,8 +24,8 @@ class GGNDiagonal(Quantity[Tensor]):
 
     With ``per_sample_diagonals`` it is ``Σ_m J[m, n, θ]²``, of shape ``(n, *parameter)``.
     ``fisher="exact"`` propagates all columns, ``fisher="mc"`` so many ``samples`` from
-    ``generator``. The factor of the loss's reduction is kept: with a mean over N samples, it is the
-    diagonal for the mean.
+    ``generator`` (neither means anything to ``"exact"``). The factor of the loss's reduction is
+    kept: with a mean over N samples, it is the diagonal for the mean.
 
     >>> import tnconv
     >>> model, loss_fn = torch.nn.Linear(3, 4), torch.nn.CrossEntropyLoss()
@@ -36,7 +36,7 @@ class GGNDiagonal(Quantity[Tensor]):
     (torch.Size([4, 3]), torch.Size([8, 4, 3]))
 
     Raises:
-        ValueError: a ``fisher`` that there is not, or fewer than one sample.
+        ValueError: a ``fisher`` that there is not, or fewer than one sample of ``"mc"``.
     """
 
     fisher: Fisher = "exact"
@@ -45,21 +45,18 @@ class GGNDiagonal(Quantity[Tensor]):
     per_sample_diagonals: bool = False
 
     def __post_init__(self) -> None:
-        vectors(self.fisher, self.samples, self.generator)
+        columns(self.fisher, self.samples, self.generator)
 
     def statistics(self) -> Mapping[str, Statistic]:
-        source = vectors(self.fisher, self.samples, self.generator)
-        if self.per_sample_diagonals:
-            return {
-                "diagonal": Statistic(diagrams.ggn_diagonal, (True,), samples=0, vectors=source)
-            }
-        return {"diagonal": Statistic(diagrams.ggn_diagonal, vectors=source)}
+        each, source = self.per_sample_diagonals, columns(self.fisher, self.samples, self.generator)
+        diagonal = Statistic(diagrams.ggn_diagonal, (each,), 0 if each else None, vectors=source)
+        return {"diagonal": diagonal}
 
     def result(self, found: Mapping[str, Tensor], samples: int) -> Tensor:
         return found["diagonal"]
 
 
-def vectors(fisher: Fisher, samples: int, generator: torch.Generator | None) -> Vectors:
+def columns(fisher: Fisher, samples: int, generator: torch.Generator | None) -> Vectors:
     """The columns that a kind of Fisher needs; equal ones are propagated once.
 
     Raises:
