@@ -251,7 +251,9 @@ def _shifted(term: TensorNetwork, name: str, dim: int, start: int, stop: int) ->
         return View(shape, (*view.axes[:at], part, *view.axes[at + 1 :]))
 
     return term.with_(
-        Tensor(name, moved(node.view)) if isinstance(node, Tensor) and node.name == name else node
+        node.read_through(moved(node.view))
+        if isinstance(node, Tensor) and node.name == name
+        else node
         for node in term.nodes
     )
 

@@ -76,7 +76,7 @@ class Match:
             tuple(leg for leg in first if leg not in shared),
             tuple(leg for leg in second if leg not in shared),
         )
-        return Cover(cover.network, cover.arrays, writer, cover.routes), dense[0], dense[1], roles
+        return replace(cover, writer=writer), dense[0], dense[1], roles
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from tnconv.codegen import cost
-from tnconv.codegen.arrays import Array, Writer
+from tnconv.codegen.arrays import Array, Writer, contiguous
 from tnconv.codegen.views import Value, overlaps, read
-from tnconv.diagrams.affine import Leg, Pattern, Tensor, View
+from tnconv.diagrams.affine import Leg, Pattern, Selection, Tensor, View
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify.rules import implied
 from tnconv.simplify.views import solve_for
@@ -20,12 +20,38 @@ class Cover:
     """A network part of which is done: what is left, what was written, and by which routes.
 
     The tensors of ``network`` are read from ``arrays``: operands, or results of earlier steps.
+    ``indices`` are the operands of its selections.
     """
 
     network: TensorNetwork
     arrays: Mapping[str, Array]
     writer: Writer = field(default_factory=Writer)
     routes: tuple[str, ...] = ()
+    indices: Mapping[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, network: TensorNetwork, arguments: Mapping[str, str]) -> "Cover":
+        """Nothing is done yet; ``arguments`` names the variable of each operand."""
+        arrays, indices = (
+            {
+                name: Array(arguments[name], shape, contiguous(shape))
+                for name, shape in network.operands.items()
+                if (name in network.indices) == which
+            }
+            for which in (False, True)
+        )
+        return cls(network, arrays, indices=indices)
+
+    @property
+    def like(self) -> str:
+        """A tensor of the program's dtype and device."""
+        return next((x.code for x in self.arrays.values() if x.code.isidentifier()), "one")
+
+    @property
+    def selection(self) -> int | None:
+        """The position of the first selection: they are lowered before patterns are covered."""
+        nodes = enumerate(self.network.nodes)
+        return next((at for at, node in nodes if isinstance(node, Selection)), None)
 
     @property
     def pattern(self) -> int | None:
@@ -56,7 +82,8 @@ class Cover:
         node = Tensor(value.array.code, View.of(sizes, *value.legs))
         nodes = (node, *(n for at, n in enumerate(tn.nodes) if at not in covered))
         arrays = {**self.arrays, value.array.code: value.array}
-        return Cover(tn.with_(nodes, sizes=sizes), arrays, writer, (*self.routes, route))
+        network, routes = tn.with_(nodes, sizes=sizes), (*self.routes, route)
+        return replace(self, network=network, arrays=arrays, writer=writer, routes=routes)
 
 
 Route = Callable[[Cover], Iterator[Cover]]
@@ -126,7 +153,7 @@ def _without_implied_masks(tn: TensorNetwork) -> TensorNetwork:
 
 def dense(cover: Cover) -> Iterator[Cover]:
     """Every pattern becomes a dense 0/1 array: always possible, the others have to match it."""
-    like = next((x.code for x in cover.arrays.values() if x.code.isidentifier()), "one")
+    like = cover.like
     while (at := cover.pattern) is not None:
         node = cover.network.nodes[at]
         assert isinstance(node, Pattern)

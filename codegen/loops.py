@@ -82,6 +82,8 @@ def loops(cover: Cover) -> Iterator[Loop]:
     """
     network = cover.network
     tensors = list(network.tensors)
+    if cover.selection is not None:
+        return
     for leg, at in network.holders.items():
         open_ = leg in network.open_legs
         if len(tensors) < 2 or network.sizes[leg] < 2 or not (open_ or len(tensors) > 2):

@@ -1,13 +1,13 @@
 """The planner: enumerate covers of a network's forms, price them, take the cheapest."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from math import prod, sqrt
 
 from tnconv.codegen import cost
-from tnconv.codegen.arrays import Array, Step, Writer, contiguous
+from tnconv.codegen.arrays import Array, Step, Writer
 from tnconv.codegen.contraction import contract, sum_out
 from tnconv.codegen.convolution import native
 from tnconv.codegen.covers import Cover, Route, dense, window
@@ -15,6 +15,7 @@ from tnconv.codegen.displacement import displacement
 from tnconv.codegen.loops import loops
 from tnconv.codegen.pixel_gram import pixel_gram
 from tnconv.codegen.schedule import Schedule
+from tnconv.codegen.selections import opened, scatter, selected
 from tnconv.codegen.taps import taps
 from tnconv.codegen.views import Value, write
 from tnconv.diagrams.affine import Leg, Sizes
@@ -108,12 +109,8 @@ def plans(
     """
     found: list[Plan] = []
     for form, network in forms.items():
-        arrays = {
-            name: Array(arguments[name], shape, contiguous(shape))
-            for name, shape in network.operands.items()
-        }
         tried = [ROUTES[name] for name in routes if name != "loop"]
-        start = Cover(network, arrays)
+        start = Cover.of(network, arguments)
         again = form == "as given" and "in form N" in forms
         for cover in (start, *(looped(start, tried) if "loop" in routes and not again else ())):
             _search(cover, form, tried, (optimize, contiguous_result), found, fits)
@@ -146,11 +143,27 @@ def _search(
     best = min((plan.seconds for plan in found if fits(plan)), default=float("inf"))
     if cover.writer.seconds > HOPELESS * best:
         return
+    if cover.selection is not None:
+        for after in (*selected(cover), *_scattered(cover, routes)):
+            _search(after, form, routes, finish, found, fits)
+        return
     if cover.pattern is None:
         found.append(_finish(cover, form, *finish))
         return
     for after in _covered(cover, routes):
         _search(after, form, routes, finish, found, fits)
+
+
+def _scattered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
+    """The slices of an open leg that a selection lists are computed alone, then put in place."""
+    if (found := opened(cover)) is None:
+        return
+    one, body = found
+    slices: list[Plan] = []
+    _search(body, "body", routes, ("auto", False), slices, lambda plan: True)
+    best = min(slices, key=lambda plan: plan.risk * plan.seconds)
+    writer = replace(cover.writer, steps=best.steps)
+    yield scatter(one, writer, Value(best.output, body.network.result.legs))
 
 
 def _covered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:

@@ -1,7 +1,7 @@
 """Programs: the schedule of the chosen plans, its source, and running it."""
 
 import linecache
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import count
@@ -58,6 +58,11 @@ class Program(Generic[Result]):
         return {name: shape for net in self.networks for name, shape in net.operands.items()}
 
     @cached_property
+    def indices(self) -> frozenset[str]:
+        """The operands that list positions of legs: int64 tensors."""
+        return frozenset[str]().union(*(net.indices for net in self.networks))
+
+    @cached_property
     def schedule(self) -> Schedule:
         """The steps of the chosen plans, equal ones once, and the results."""
         chosen = iter(plans[0] for plans in self.terms)
@@ -85,7 +90,8 @@ class Program(Generic[Result]):
         several = isinstance(self.network, tuple)
         if not self.chunks:
             names, spare = list(arguments.values()), self.spare_memory
-            return [source.definition(name, names, self.schedule, several, spare)]
+            indices = [arguments[index] for index in self.indices]
+            return [source.definition(name, names, indices, self.schedule, several, spare)]
         from tnconv.codegen.chunks import functions
 
         return functions(name, self.chunks, arguments, several)
@@ -114,7 +120,7 @@ class Program(Generic[Result]):
         return path
 
     def __call__(self, **operands: Array) -> Result:
-        """Run on tensors of the operands' shapes, one dtype and one device.
+        """Run on tensors of the operands' shapes, one dtype (but `indices`) and one device.
 
         Under autocast operands are cast to its dtype as by torch's own convolutions, which leave
         float64 and complex tensors alone.
@@ -123,35 +129,48 @@ class Program(Generic[Result]):
             ValueError: an operand is missing, unknown, or of another shape, dtype or device.
             TypeError: an operand is not a tensor.
         """
-        if operands.keys() != self._shapes.keys():
-            check(self.operands, operands)
-        return self.run(*[operands[name] for name in self._shapes])
+        if operands.keys() != self.operands.keys():
+            self._check(operands.values(), operands)
+        return self.run(*[operands[name] for name in self.operands])
 
     def run(self, *given: Array) -> Result:
         """As calling, with the operands by position, in the order of `operands`."""
         if not given:
             return self.function()
-        first = given[0]
+        first = given[self._first]
         try:  # quick, without saying what does not fit
             dtype, device = first.dtype, first.device
-            for array, shape in zip(given, self._shapes.values(), strict=True):
+            for array, (shape, own) in zip(given, self._expected, strict=True):
                 if not isinstance(array, Array) or array.shape != shape or array.device != device:
-                    check(self.operands, dict(zip(self.operands, given, strict=True)))
-                if array.dtype != dtype:
-                    check(self.operands, dict(zip(self.operands, given, strict=True)))
+                    self._check(given)
+                if array.dtype != (own or dtype):
+                    self._check(given)
         except AttributeError:
-            check(self.operands, dict(zip(self.operands, given, strict=True)))
+            self._check(given)
             raise
         if _autocasts(device):
             given = tuple(array.to(_after_autocast(array)) for array in given)
-            dtype = given[0].dtype
+            dtype = given[self._first].dtype
         if dtype.is_complex and self.has_native_kernels:
             return self.for_complex.function(*given)
         return self.function(*given)
 
+    def _check(self, given: Iterable[Array], names: Iterable[str] = ()) -> None:
+        operands = dict(zip(names or self.operands, given, strict=True))
+        check(self.operands, operands, self.indices)
+
     @cached_property
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: torch.Size(shape) for name, shape in self.operands.items()}
+    def _expected(self) -> tuple[tuple[torch.Size, torch.dtype | None], ...]:
+        """Shapes, and the dtypes of indices."""
+        return tuple(
+            (torch.Size(shape), torch.int64 if name in self.indices else None)
+            for name, shape in self.operands.items()
+        )
+
+    @cached_property
+    def _first(self) -> int:
+        """The position of the operand that gives the dtype."""
+        return next((at for at, (_, own) in enumerate(self._expected) if own is None), 0)
 
     @cached_property
     def has_native_kernels(self) -> bool:
@@ -185,8 +204,14 @@ def together(peaks: list[tuple[int, int]]) -> int:
     return most
 
 
-def check(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Array]) -> None:
+def check(
+    expected: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, Array],
+    indices: Collection[str] = (),
+) -> None:
     """Raise unless ``given`` are tensors of the expected names and shapes, one dtype and device.
+
+    Those that ``indices`` names are int64.
 
     Raises:
         ValueError: an operand is missing, unknown, or of another shape, dtype or device.
@@ -194,16 +219,17 @@ def check(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Array]) -
     """
     from tnconv.diagrams.reference import check_operands
 
-    check_operands(expected, given)
-    first: tuple[str, Array] | None = None
+    check_operands(expected, given, indices)
+    values = [(name, array) for name, array in given.items() if name not in indices]
+    first = values[0] if values else next(iter(given.items()), None)
     for name, array in given.items():
-        first = first or (name, array)
+        assert first is not None
         if array.device != first[1].device:
             raise ValueError(
                 f"operand {name!r} is on {array.device} and {first[0]!r} on {first[1].device}; "
                 "expected one device"
             )
-        if _after_autocast(array) != _after_autocast(first[1]):
+        if name not in indices and _after_autocast(array) != _after_autocast(first[1]):
             raise ValueError(
                 f"operand {name!r} has dtype {array.dtype} and {first[0]!r} {first[1].dtype}; "
                 "expected one dtype"

@@ -2,7 +2,7 @@
 
 import keyword
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from tnconv.codegen.schedule import Schedule
 
@@ -37,13 +37,19 @@ def module(functions: Sequence[str]) -> str:
 
 
 def definition(
-    name: str, arguments: Sequence[str], schedule: Schedule, several: bool, spare: int
+    name: str,
+    arguments: Sequence[str],
+    indices: Collection[str],
+    schedule: Schedule,
+    several: bool,
+    spare: int,
 ) -> str:
-    """A function of the arguments that runs the steps and returns the outputs.
+    """A function of the arguments, some of them integers, that runs the steps for the outputs.
 
     Results are deleted as soon as more than ``spare`` bytes would be held for nothing.
     """
-    body = one(arguments) if _needs_one(schedule) else []
+    values = [name for name in arguments if name not in indices]
+    body = one(values) if _needs_one(schedule) else []
     releases = schedule.releases(spare)
     for at, step in enumerate(schedule.steps):
         if at in releases:

@@ -4,6 +4,7 @@ A *leg* is a named index. Linear forms ``Σ a·leg`` over legs describe two thin
 read (`Axis`, `View`) and which leg values meet (`Pattern`).
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd, prod
@@ -145,12 +146,40 @@ class Tensor:
     view: View
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the operand."""
+        return self.view.shape
+
+    @property
     def legs(self) -> tuple[Leg, ...]:
         return self.view.legs
 
     def substitute(self, leg: Leg, offset: int, by: Terms) -> "Tensor":
-        view = self.view.substitute(leg, offset, by)
-        return self if view is self.view else Tensor(self.name, view)
+        return self.read_through(self.view.substitute(leg, offset, by))
+
+    def read_through(self, view: View) -> "Tensor":
+        """The same operand, read through another view."""
+        return self if view is self.view else dataclasses.replace(self, view=view)
+
+
+@dataclass(frozen=True)
+class Selection(Tensor):
+    """A node ``S[r, i] = [index[r] = i]``: the positions of a leg that the operand ``name`` lists.
+
+    The operand has shape ``(R,)`` and holds integers in ``[0, I)``. ``view`` reads the 0/1 matrix S
+    of shape ``(R, I)`` that it stands for.
+
+    >>> Selection.of("index", {"r": 2, "i": 5}, "r", "i").shape
+    (2,)
+    """
+
+    @classmethod
+    def of(cls, name: str, sizes: Sizes, r: Leg, i: Leg) -> "Selection":
+        return cls(name, View.of(sizes, r, i))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.view.shape[:1]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tnconv.diagrams.affine import Leg, Sizes, Tensor, View
+from tnconv.diagrams.affine import Leg, Selection, Sizes, Tensor, View
 
 if TYPE_CHECKING:
     from tnconv.diagrams.network import TensorNetwork
@@ -36,7 +36,13 @@ class Expression:
     @cached_property
     def operands(self) -> dict[str, tuple[int, ...]]:
         """The shape of each operand, in order of first appearance."""
-        return {t.name: t.view.shape for term in self.terms for t in term.tensors}
+        return {t.name: t.shape for term in self.terms for t in term.tensors}
+
+    @cached_property
+    def indices(self) -> frozenset[str]:
+        """The operands that are integers: they list positions of legs."""
+        tensors = (t for term in self.terms for t in term.tensors)
+        return frozenset(t.name for t in tensors if isinstance(t, Selection))
 
     def vjp(
         self,
@@ -118,6 +124,8 @@ class Expression:
         """The product rule: the sum of a change at each occurrence of the operand."""
         if operand not in self.operands:
             raise ValueError(f"no operand {operand!r}; the operands are {sorted(self.operands)}")
+        if operand in self.indices:
+            raise ValueError(f"operand {operand!r} lists positions; there is no derivative in it")
         places = list(self._occurrences(operand))
         left = {t.name for term, at, _ in places for t in term.without(at).tensors}
         if given in left:
@@ -184,6 +192,22 @@ class Sum(Expression):
                     f"operand {name!r} appears with shapes {shape_of[name]} and {shape}; "
                     "expected one shape"
                 )
+
+    def sampled(self, leg: Leg, length: int, index: str | None = None) -> "Sum":
+        """Every term `sampled <TensorNetwork.sampled>`, those without the leg excepted.
+
+        Raises:
+            ValueError: no term has the leg, a negative length, or the operand's name is in use.
+        """
+        if not any(leg in term.sizes for term in self.terms):
+            legs = sorted({leg for term in self.terms for leg in term.sizes})
+            raise ValueError(f"no leg {leg!r} to sample; the legs are {legs}")
+        return Sum(
+            tuple(
+                term.sampled(leg, length, index) if leg in term.sizes else term
+                for term in self.terms
+            )
+        )
 
     def scaled(self, factor: Fraction | int) -> "Sum":
         """This sum times an exact number."""

@@ -15,6 +15,7 @@ from tnconv.diagrams.affine import (
     Leg,
     Node,
     Pattern,
+    Selection,
     Sizes,
     Tensor,
     Terms,
@@ -57,11 +58,14 @@ class TensorNetwork(Expression):
                 raise ValueError(f"leg {leg!r} has size {size}; expected at least 0")
         shapes: dict[str, tuple[int, ...]] = {}
         for node in self.tensors:
-            if shapes.setdefault(node.name, node.view.shape) != node.view.shape:
+            if shapes.setdefault(node.name, node.shape) != node.shape:
                 raise ValueError(
                     f"operand {node.name!r} appears with shapes {shapes[node.name]} and "
-                    f"{node.view.shape}; expected one shape"
+                    f"{node.shape}; expected one shape"
                 )
+        for node in self.tensors:
+            if node.name in self.indices and not isinstance(node, Selection):
+                raise ValueError(f"operand {node.name!r} is a tensor and an index; name another")
 
     @property
     def terms(self) -> tuple["TensorNetwork"]:  # type: ignore[override]  # it never changes
@@ -211,7 +215,7 @@ class TensorNetwork(Expression):
             return View(of.shape, tuple(Axis(x.size, x.offset, form(x.terms)) for x in of.axes))
 
         nodes = tuple(
-            Tensor(node.name, view(node.view))
+            node.read_through(view(node.view))
             if isinstance(node, Tensor)
             else Pattern(tuple((names.get(leg, leg), a) for leg, a in node.terms), node.values)
             for node in self.nodes
@@ -330,6 +334,30 @@ class TensorNetwork(Expression):
         shape, dim = list(self.shape), _dimension(self.result, plain.index(leg))
         shape[dim] = shape[dim] * length // size
         return part.with_(result=View(tuple(shape), tuple(axes)))
+
+    def sampled(self, leg: Leg, length: int, index: str | None = None) -> "TensorNetwork":
+        """Only the positions of ``leg`` that an operand of ``length`` integers lists count.
+
+        ``Σ_r [index[r] = leg]`` times all nodes: a position counts as often as it is listed. Drawn
+        uniformly, with or without replacement, and `scaled` by ``size / length``, the value is
+        right on average (Bernoulli-CRS of Adelman et al., 2021). The operand is named
+        ``index_<leg>``; its positions are in ``[0, size)``.
+
+        >>> from tnconv.diagrams import conv
+        >>> gradient = conv((8, 4, 32), (6, 4, 3)).vjp("weight")
+        >>> gradient.sampled("n", 2).scaled(4).operands
+        {'x': (8, 4, 32), 'grad_output': (8, 6, 30), 'index_n': (2,)}
+
+        Raises:
+            ValueError: no such leg, a negative length, or the operand's name is in use.
+        """
+        if leg not in self.sizes:
+            raise ValueError(f"no leg {leg!r} to sample; the legs are {sorted(self.sizes)}")
+        if (name := index or f"index_{leg}") in self.operands:
+            raise ValueError(f"operand {name!r} exists already; name another")
+        r = fresh("r", self.sizes)
+        sizes = dict(self.sizes) | {r: length}
+        return self.with_((*self.nodes, Selection.of(name, sizes, r, leg)), sizes=sizes)
 
     def reshape(self, *shape: int) -> "TensorNetwork":
         """The same values in a result of another shape.

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import prod
 
-from tnconv.diagrams.affine import Axis, Node, Pattern, Tensor, Terms, View
+from tnconv.diagrams.affine import Axis, Node, Pattern, Selection, Tensor, Terms, View
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 
@@ -66,7 +66,12 @@ def node(n: Node) -> str:
     'x[n, (g c)]'
     >>> node(Pattern((("i", 1), ("j", -1)), range(1)))
     'δ[i = j]'
+    >>> node(Selection.of("index", {"r": 2, "i": 5}, "r", "i"))
+    '[index[r] = i]'
     """
+    if isinstance(n, Selection) and len(n.view.axes) == 2:
+        r, i = (form(axis.terms, axis.offset) for axis in n.view.axes)
+        return f"[{n.name}[{r}] = {i}]"
     if isinstance(n, Tensor):
         return n.name + _view(n.view)
     return f"{symbol(n)}[{condition(n)}]"

@@ -1,12 +1,12 @@
 """The dense oracle: nodes and views become 0/1 and operand arrays, one einsum gives the value."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import opt_einsum
 import torch
 from torch import Tensor as Array
 
-from tnconv.diagrams.affine import Leg, Pattern, Sizes, Terms, View
+from tnconv.diagrams.affine import Leg, Pattern, Selection, Sizes, Terms, View
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 
@@ -23,7 +23,7 @@ def reference(network: Expression, operands: Mapping[str, Array]) -> Array:
         ValueError: an operand is missing, unknown, or of another shape.
         TypeError: an operand is not a tensor.
     """
-    check_operands(network.operands, operands)
+    check_operands(network.operands, operands, network.indices)
     values = [_reference(term, operands) for term in network.terms]
     return sum(values[1:], start=values[0])
 
@@ -36,7 +36,10 @@ def _reference(network: TensorNetwork, operands: Mapping[str, Array]) -> Array:
         if isinstance(node, Pattern):
             factors.append((_indicator(node.terms, node.values, network.sizes), list(node.legs)))
         else:
-            array = operands[node.name].to(dtype).reshape([axis.size for axis in node.view.axes])
+            array = operands[node.name]
+            if isinstance(node, Selection):
+                array = torch.nn.functional.one_hot(array, node.view.shape[1])
+            array = array.to(dtype).reshape([axis.size for axis in node.view.axes])
             factors.append((array, [(f"node {at}", p) for p in range(array.ndim)]))
             factors += _axis_maps(node.view, f"node {at}", network.sizes)
     factors += _axis_maps(network.result, "result", network.sizes)
@@ -55,11 +58,17 @@ def _reference(network: TensorNetwork, operands: Mapping[str, Array]) -> Array:
     return (value * float(network.scale)).reshape(network.shape)
 
 
-def check_operands(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Array]) -> None:
+def check_operands(
+    expected: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, Array],
+    indices: Collection[str] = (),
+) -> None:
     """Raise unless ``given`` has exactly the expected names, as tensors of the expected shapes.
 
+    Those that ``indices`` names hold integers.
+
     Raises:
-        ValueError: an operand is missing, unknown, or of another shape.
+        ValueError: an operand is missing, unknown, or of another shape, or an index is not int64.
         TypeError: an operand is not a tensor.
     """
     if given.keys() != expected.keys():
@@ -71,6 +80,8 @@ def check_operands(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, 
             raise ValueError(
                 f"operand {name!r} has shape {tuple(array.shape)}; expected {expected[name]}"
             )
+        if name in indices and array.dtype != torch.int64:
+            raise ValueError(f"operand {name!r} has dtype {array.dtype}; expected torch.int64")
 
 
 def _indicator(terms: Terms, values: range, sizes: Sizes) -> Array:

@@ -191,7 +191,7 @@ def _fused(tn: TensorNetwork, a: Leg, b: Leg) -> TensorNetwork | None:
             view = _fused_view(tn, node.view, a, b, ab)
             if view is None:
                 return None
-            nodes.append(Tensor(node.name, view))
+            nodes.append(node.read_through(view))
         else:
             terms = _fused_terms(tn, node.terms, a, b, ab)
             if terms is None:

@@ -25,6 +25,15 @@ settings.load_profile(os.environ.get("TNCONV_HYPOTHESIS", "fast"))
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
+@pytest.fixture(scope="module")
+def double_precision() -> Iterator[None]:
+    """Networks without operands have torch's default dtype; here it is that of the oracle."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """Modules and random tensors in float64, from one seed; ask for it with ``usefixtures``."""

@@ -17,6 +17,7 @@ from tnconv import diagrams
 from tnconv.diagrams import (
     Axis,
     Pattern,
+    Selection,
     Sum,
     Tensor,
     TensorNetwork,
@@ -276,10 +277,12 @@ def networks(
     max_points: int = 3000,
     plain_result: bool = False,
     min_tensors: int = 0,
+    selections: bool = False,
 ) -> TensorNetwork:
     """Any network that a user may write; ``max_points`` bounds the product of all leg sizes.
 
-    With ``plain_result`` the result's axes are legs, each once. Operands are named x, weight, v.
+    With ``plain_result`` the result's axes are legs, each once. Operands are named x, weight, v,
+    and, with ``selections``, index where it lists positions.
     """
     legs = list("abcdef"[: draw(st.integers(1, max_legs))])
     sizes: dict[str, int] = {}
@@ -294,11 +297,17 @@ def networks(
     count = draw(st.sampled_from([n for n in counts if min_tensors <= n <= max_nodes]))
     for at in range(count):
         kinds = ("tensor", "tensor", "again", "pattern", "pattern", "pattern", "copy")
+        kinds += ("selection", "selection") if selections else ()
         kind = "tensor" if at < min_tensors else draw(st.sampled_from(kinds))
         if kind == "copy" and nodes:
             nodes.append(draw(st.sampled_from(nodes)))
         elif kind == "pattern":
             nodes.append(draw(_patterns(legs, sizes)))
+        elif kind == "selection":
+            rows, axis = draw(_axes(legs, sizes)), draw(_axes(legs, sizes))
+            shapes = {node.shape for node in nodes if isinstance(node, Selection)}
+            if axis.size and shapes <= {(rows.size,)}:
+                nodes.append(Selection("index", View((rows.size, axis.size), (rows, axis))))
         elif kind == "again" and known:  # the same operand, read through other axes
             name = draw(st.sampled_from(sorted(known)))
             shape, axes = known[name]
@@ -451,10 +460,16 @@ def shipped(draw: Any, max_dims: int = 2, **options: Any) -> TensorNetwork:
 
 
 def operands_for(network: TensorNetwork | Sum, seed: int = 0) -> dict[str, Array]:
-    """A random float64 tensor for every operand."""
+    """A random float64 tensor for every operand; for an index, positions that all can have."""
     generator = torch.Generator().manual_seed(seed)
+    most: dict[str, int] = {}
+    for node in (node for term in network.terms for node in term.tensors):
+        if isinstance(node, Selection):
+            most[node.name] = min(most.get(node.name, node.view.shape[1]), node.view.shape[1])
     return {
-        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        name: torch.randint(most[name], shape, generator=generator)
+        if name in most
+        else torch.randn(shape, generator=generator, dtype=torch.float64)
         for name, shape in sorted(network.operands.items())
     }
 
@@ -464,7 +479,7 @@ def brute_force(network: TensorNetwork | Sum, operands: Mapping[str, Array]) -> 
     if isinstance(network, Sum):
         return sum(brute_force(term, operands) for term in network.terms)  # type: ignore[return-value]
     arrays = [
-        operands[node.name].numpy().reshape([axis.size for axis in node.view.axes])
+        _dense(node, operands[node.name]).reshape([axis.size for axis in node.view.axes])
         if isinstance(node, Tensor)
         else None
         for node in network.nodes
@@ -483,6 +498,15 @@ def brute_force(network: TensorNetwork | Sum, operands: Mapping[str, Array]) -> 
                 term *= 0.0 if place is None else array[place]
         total[target] += term
     return torch.from_numpy(total.reshape(network.shape))
+
+
+def _dense(node: Tensor, array: Array) -> Any:
+    if not isinstance(node, Selection):
+        return array.numpy()
+    rows, size = node.view.shape
+    listed = numpy.zeros((rows, size))
+    listed[numpy.arange(rows), array.numpy()] = 1
+    return listed
 
 
 def _position(view: View, at: Mapping[str, int]) -> tuple[int, ...] | None:

@@ -1,10 +1,13 @@
 """Every shipped diagram in more dimensions than torch has, as its program and as its definition."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from tests.strategies import SUMS, ZOO, Case, assert_close, operands_for
 from tnconv.codegen import compile
+from tnconv.diagrams import Sum
 
 CASES = {
     4: Case(
@@ -18,10 +21,17 @@ CASES = {
 }  # fmt: skip
 
 
+SAMPLED: dict[str, Callable[[Case], Sum]] = {
+    "sampled_weight_vjp": lambda c: ZOO["conv"](c).vjp("weight").sampled("c", 2).sampled("o3", 1),
+    "sampled_input_vjp": lambda c: ZOO["conv"](c).vjp("x").sampled("n", 1).sampled("d", 2),
+}
+DIAGRAMS = ZOO | SUMS | SAMPLED
+
+
 @pytest.mark.parametrize("dims", CASES)
-@pytest.mark.parametrize("name", sorted(ZOO | SUMS))
+@pytest.mark.parametrize("name", sorted(DIAGRAMS))
 def test_program_equals_reference(name: str, dims: int) -> None:
-    network = (ZOO | SUMS)[name](CASES[dims])
+    network = DIAGRAMS[name](CASES[dims])
     operands = operands_for(network)
     expected = network.reference(**operands)
     value = compile(network)(**operands)

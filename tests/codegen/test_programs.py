@@ -1,6 +1,5 @@
 import copy
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,14 +29,7 @@ from tnconv.diagrams import (
     with_bias,
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def double_precision() -> Iterator[None]:
-    """Networks without operands have torch's default dtype; here it is that of the oracle."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def check(network: TensorNetwork | Sum, **options: Any) -> None:
@@ -47,7 +39,7 @@ def check(network: TensorNetwork | Sum, **options: Any) -> None:
     assert_close(program(**operands), network.reference(**operands), 1e-10)
 
 
-@given(network=networks(max_nodes=5))
+@given(network=networks(selections=True, max_nodes=5))
 def test_any_network_of_a_user(network: TensorNetwork) -> None:
     check(network)
     check(network, simplify=False)
@@ -65,7 +57,9 @@ def test_every_shipped_diagram_in_three_dimensions(network: TensorNetwork) -> No
     check(network, simplify=False)
 
 
-@given(network=shipped(max_dims=2) | networks(), route=st.sampled_from(sorted(ROUTES)))
+@given(
+    network=shipped(max_dims=2) | networks(selections=True), route=st.sampled_from(sorted(ROUTES))
+)
 def test_every_route_alone_gives_the_value(network: TensorNetwork, route: str) -> None:
     check(network, routes=[route])
 

@@ -110,14 +110,14 @@ def test_derivatives_of_the_zoo(name, derivative):
         check_picture(term)
 
 
-@given(network=networks())
+@given(network=networks(selections=True))
 def test_any_network(network):
     check_picture(network)
 
 
 @needs_dot
 @settings(max_examples=10)
-@given(network=networks())
+@given(network=networks(selections=True))
 def test_graphviz_reads_any_network(network):
     assert dot(network).pipe(format="plain").startswith(b"graph")
 

@@ -64,7 +64,7 @@ def test_pattern(pattern, text):
     assert node(pattern) == text
 
 
-@given(network=networks())
+@given(network=networks(selections=True))
 def test_condition_says_when_a_pattern_is_one(network):
     for _, pattern in network.patterns:
         at = {leg: 3 + 5 * position for position, leg in enumerate(network.sizes)}

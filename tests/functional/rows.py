@@ -19,6 +19,8 @@ from torch.func import jacrev, jvp, vjp
 
 from tests.strategies import Case, geometries, transposed
 from tnconv import functional as T
+from tnconv.diagrams import TensorNetwork
+from tnconv.functional import expressions
 
 VECTORS = 2
 Value = Callable[..., Tensor]
@@ -74,6 +76,13 @@ class Layer:
     def operand(self, name: str, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(self.shapes[name], generator=generator, dtype=torch.float64)
+
+    @property
+    def diagram(self) -> TensorNetwork:
+        """Whose legs have names."""
+        names = ("stride", "padding", "dilation", "groups", "transposed", "output_padding")
+        settings = {name: self.kwargs[name] for name in names if name in self.kwargs}
+        return expressions.layer(self.shapes["x"], self.shapes["weight"], **settings)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """What torch computes, with a batch."""
@@ -312,6 +321,59 @@ def unfolded_kernel(layer: Layer, weight: Tensor) -> Tensor:
     return j.reshape(-1, x.numel())
 
 
+def listed(layer: Layer, legs: str) -> dict[str, Tensor]:
+    """Positions of legs of a layer, about half as many as there are."""
+    generator = torch.Generator().manual_seed(5)
+    sizes = layer.diagram.sizes
+    draws = {leg: (max(1, sizes[leg] // 2),) for leg in legs.split() if sizes.get(leg)}
+    return {leg: torch.randint(sizes[leg], n, generator=generator) for leg, n in draws.items()}
+
+
+def our_sampled(name: str, legs: str, **options: object) -> Callable[[Layer], Value]:
+    def of(layer: Layer) -> Value:
+        index = listed(layer, legs)
+
+        def function(*operands: Tensor) -> Tensor:
+            moved = {leg: positions.to(operands[0].device) for leg, positions in index.items()}
+            return ours(name, index=moved, **options)(layer)(*operands)
+
+        return function
+
+    return of
+
+
+def sampled(at: int, legs: str, scale: float | None = None) -> Value:
+    """Torch's product with the listed positions of each leg counted where torch has that leg."""
+
+    def value(layer: Layer, given: Tensor, v: Tensor) -> Tensor:
+        both = [layer.inputs(v), layer.weights(v)]
+        both[1 - at] = given
+        index = listed(layer, legs)
+        net, factor = layer.diagram, 1.0
+        counted = {"x": both[0], "weight": both[1], "y": v}
+        after = []  # legs of the result
+        for leg, positions in index.items():
+            size = net.sizes[leg]
+            counts = torch.bincount(positions, minlength=size).to(v.dtype)
+            factor *= size / len(positions) if scale is None else 1.0
+            views = {n.name: n.view for n in net.tensors} | {"y": net.result}
+            holder = next(name for name in ("y", "x", "weight") if leg in views[name].legs)
+            sizes = [axis.size for axis in views[holder].axes]
+            place = [axis.plain(net.sizes) for axis in views[holder].axes].index(leg)
+            mask = counts.reshape([-1 if p == place else 1 for p in range(len(sizes))])
+            mask = mask.expand(sizes).reshape(views[holder].shape)
+            if holder == ("x", "weight")[at]:
+                after.append(mask)
+            else:
+                counted[holder] = counted[holder] * mask
+        pulled = layer.pulled(counted["x"], counted["weight"], counted["y"])[at]
+        for mask in after:
+            pulled = pulled * mask
+        return (factor if scale is None else scale) * pulled
+
+    return value
+
+
 SHAPES = {"input_shape": "x", "weight_shape": "weight", "output_shape": "y"}
 
 
@@ -356,6 +418,23 @@ ROWS: dict[str, Row] = {
     "input_vjp": Row("weight y", ours("input_vjp"), input_vjp),
     "input_vjp several": Row("weight y_m", ours("input_vjp"), each(input_vjp)),
     "input_vjp mixed": Row("weight y", ours("input_vjp"), mixed),
+    "sampled_weight_vjp": Row("x y", our_sampled("sampled_weight_vjp", "n c"), sampled(1, "n c")),
+    "sampled_weight_vjp positions": Row(
+        "x y", our_sampled("sampled_weight_vjp", "i1 o1 d"), sampled(1, "i1 o1 d")
+    ),
+    "sampled_weight_vjp several": Row(
+        "x y_m",
+        our_sampled("sampled_weight_vjp", "g o1 k1", scale=0.3),
+        each(sampled(1, "g o1 k1", 0.3)),
+    ),
+    "sampled_input_vjp": Row(
+        "weight y", our_sampled("sampled_input_vjp", "d o1"), sampled(0, "d o1")
+    ),
+    "sampled_input_vjp several": Row(
+        "weight y_m",
+        our_sampled("sampled_input_vjp", "n i1 c", scale=Fraction(1, 3)),
+        each(sampled(0, "n i1 c", 1 / 3)),
+    ),
     "bias_vjp": Row("y", ours("bias_vjp"), bias_vjp, SPATIAL),
     "bias_vjp several": Row("y_m", ours("bias_vjp"), each(bias_vjp), SPATIAL),
     "per_sample_bias_grad": Row("y", ours("per_sample_bias_grad"), per_sample_bias_grad, SPATIAL),

@@ -6,7 +6,7 @@ from tnconv.diagrams import TensorNetwork, conv, kfac_expand, kfac_reduce, unfol
 from tnconv.simplify import NORMAL_RULES, VIEW_RULES, simplify
 
 
-@given(network=networks(max_nodes=6) | shipped())
+@given(network=networks(selections=True, max_nodes=6) | shipped())
 def test_both_forms_have_the_value_and_are_normal(network: TensorNetwork) -> None:
     result = simplify(network)
     assert isinstance(result.normal, TensorNetwork) and isinstance(result.views, TensorNetwork)
@@ -16,7 +16,7 @@ def test_both_forms_have_the_value_and_are_normal(network: TensorNetwork) -> Non
     assert all(rule(result.views) is None for rule in VIEW_RULES)
 
 
-@given(network=networks() | shipped(max_dims=1))
+@given(network=networks(selections=True) | shipped(max_dims=1))
 def test_the_trace_leads_from_the_network_to_its_forms(network: TensorNetwork) -> None:
     result = simplify(network)
     chain = [network, *(firing.after for firing in result.trace)]

@@ -33,7 +33,7 @@ def test_other_networks_have_none(name: str) -> None:
     assert mirrored(ZOO[name](CASE)) is None
 
 
-@given(network=networks(max_nodes=6))
+@given(network=networks(selections=True, max_nodes=6))
 def test_an_exchange_maps_nodes_to_equal_ones(network: TensorNetwork) -> None:
     if (exchange := mirrored(network)) is not None:
         order = [exchange[at] for at in range(len(network.nodes))]
@@ -42,7 +42,7 @@ def test_an_exchange_maps_nodes_to_equal_ones(network: TensorNetwork) -> None:
         assert [kinds[at] for at in order] == kinds
 
 
-@given(network=networks(max_nodes=6))
+@given(network=networks(selections=True, max_nodes=6))
 def test_constants_are_all_patterns_once(network: TensorNetwork) -> None:
     parts = constants(network)
     assert sorted(at for part in parts for at in part) == [at for at, _ in network.patterns]

@@ -112,7 +112,7 @@ def test_rule_fires_on_its_examples_and_keeps_their_value(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", VIEW_RULES, ids=lambda rule: rule.__name__)
-@given(network=networks() | shipped(max_dims=1))
+@given(network=networks(selections=True) | shipped(max_dims=1))
 def test_rule_keeps_the_value_and_lowers_the_measure(rule: Rule, network: TensorNetwork) -> None:
     if (after := rule(network)) is not None:
         assert measure(after) < measure(network)
@@ -129,7 +129,7 @@ def test_rule_fires_where_it_must_and_keeps_the_value(rule: Rule, data: st.DataO
     assert_same(network, after)
 
 
-@given(network=networks(max_nodes=6), order=st.permutations(VIEW_RULES))
+@given(network=networks(selections=True, max_nodes=6), order=st.permutations(VIEW_RULES))
 def test_any_order_of_rules_ends_in_a_normal_form(
     network: TensorNetwork, order: list[Rule]
 ) -> None:

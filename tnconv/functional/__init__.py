@@ -43,6 +43,7 @@ from tnconv.functional.layers import (
     unfold,
     unfolded_kernel,
 )
+from tnconv.functional.sampling import sampled_input_vjp, sampled_weight_vjp
 from tnconv.functional.tangents import (
     bias_jvp,
     input_jacobian,
@@ -80,6 +81,8 @@ __all__ = [
     "per_sample_ggn_diagonal",
     "per_sample_weight_grad",
     "per_sample_weight_jvp",
+    "sampled_input_vjp",
+    "sampled_weight_vjp",
     "unfold",
     "unfolded_kernel",
     "weight_diagonal_vjp",

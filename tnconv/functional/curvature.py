@@ -6,13 +6,11 @@ an entry 1, ``group_average=True`` replaces the factors of all groups by their m
 replaces the factor before the sum.
 """
 
-from fractions import Fraction
-
 import torch
 
 from tnconv.diagrams.geometry import IntOrTuple, Padding
 from tnconv.functional.expressions import Scale
-from tnconv.functional.programs import run
+from tnconv.functional.programs import ratio, run
 
 
 def kfac_expand(
@@ -41,7 +39,7 @@ def kfac_expand(
     x, kernel_size = _channels_first(x, kernel_size)
     settings = (stride, padding, dilation, groups, transposed, output_padding)
     return run(
-        "kfac_expand", (bias, group_average, _ratio(scale), x.shape, kernel_size, *settings), x
+        "kfac_expand", (bias, group_average, ratio(scale), x.shape, kernel_size, *settings), x
     )
 
 
@@ -69,7 +67,7 @@ def kfac_reduce(
     x, kernel_size = _channels_first(x, kernel_size)
     settings = (stride, padding, dilation, groups, transposed, output_padding)
     return run(
-        "kfac_reduce", (bias, group_average, _ratio(scale), x.shape, kernel_size, *settings), x
+        "kfac_reduce", (bias, group_average, ratio(scale), x.shape, kernel_size, *settings), x
     )
 
 
@@ -87,9 +85,7 @@ def grad_expand(
     Raises:
         ValueError: a tensor without batch and channels, or groups that do not divide them.
     """
-    return run(
-        "grad_expand", (grad_output.shape, groups, group_average, _ratio(scale)), grad_output
-    )
+    return run("grad_expand", (grad_output.shape, groups, group_average, ratio(scale)), grad_output)
 
 
 def grad_reduce(
@@ -106,9 +102,7 @@ def grad_reduce(
     Raises:
         ValueError: a tensor without batch and channels, or groups that do not divide them.
     """
-    return run(
-        "grad_reduce", (grad_output.shape, groups, group_average, _ratio(scale)), grad_output
-    )
+    return run("grad_reduce", (grad_output.shape, groups, group_average, ratio(scale)), grad_output)
 
 
 def mean_patches(
@@ -139,8 +133,3 @@ def _channels_first(x: torch.Tensor, kernel_size: IntOrTuple) -> tuple[torch.Ten
     if isinstance(kernel_size, int) or len(kernel_size) or x.dim() <= 2:
         return x, kernel_size
     return x.movedim(-1, 1), (1,) * (x.dim() - 2)
-
-
-def _ratio(scale: Scale | None) -> float | tuple[int, int] | None:
-    """A fraction as two ints, which a graph of ``torch.compile`` can hold."""
-    return (scale.numerator, scale.denominator) if isinstance(scale, Fraction) else scale

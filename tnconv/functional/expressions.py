@@ -5,7 +5,7 @@ from fractions import Fraction
 from functools import partial
 
 from tnconv import diagrams
-from tnconv.diagrams import Expression, Sum, TensorNetwork
+from tnconv.diagrams import Expression, Leg, Sum, TensorNetwork
 from tnconv.diagrams.geometry import IntOrTuple, Padding
 
 Setting = int | float | str | None | tuple["Setting", ...]
@@ -67,6 +67,28 @@ def _jvp(operand: str, per_sample: bool = False) -> Callable[..., Expression]:
     return lambda vectors, *settings: layer(*settings).jvp(
         operand, extra=_legs(vectors), per_sample=per_sample
     )
+
+
+def _sampled_vjp(operand: str) -> Callable[..., Expression]:
+    return lambda vectors, samples, scale, *settings: _sampled(
+        layer(*settings), operand, vectors, samples, scale
+    )
+
+
+def _sampled(
+    network: TensorNetwork,
+    operand: str,
+    vectors: int | None,
+    samples: tuple[tuple[Leg, int], ...],
+    scale: Ratio | None,
+) -> Sum:
+    """A product with the Jacobian of which each leg in ``samples`` has so many positions."""
+    product = network.vjp(operand, extra=_legs(vectors))
+    unbiased = Fraction(1)
+    for leg, length in samples:
+        product = product.sampled(leg, length)
+        unbiased *= Fraction(network.sizes[leg], length) if scale is None else 1
+    return product.scaled(unbiased if scale is None else _fraction(scale))
 
 
 def _of_gradients(
@@ -161,6 +183,8 @@ EXPRESSIONS: dict[str, Callable[..., Expression]] = {
     "weight_vjp": _vjp("weight"),
     "per_sample_weight_grad": _vjp("weight", per_sample=True),
     "input_vjp": _vjp("x"),
+    "sampled_weight_vjp": _sampled_vjp("weight"),
+    "sampled_input_vjp": _sampled_vjp("x"),
     "bias_vjp": lambda m, shape: _biased(shape).vjp("bias", extra=_legs(m)),
     "per_sample_bias_grad": lambda m, shape: _biased(shape).vjp("bias", ("n",), _legs(m)),
     "input_jvp": _jvp("x"),

@@ -1,13 +1,14 @@
 """From an operation's name, shapes and hyper-parameters to its compiled program, looked up."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from tnconv.codegen import Program, compile
-from tnconv.functional.expressions import EXPRESSIONS, Setting
+from tnconv.functional.expressions import EXPRESSIONS, Scale, Setting
 
 
 @lru_cache(maxsize=4096)
@@ -40,3 +41,8 @@ def _hashable(setting: object) -> Setting:
     if isinstance(setting, Sequence):
         return tuple(map(_hashable, setting))
     return int(setting) if isinstance(setting, torch.SymInt) else setting  # type: ignore[return-value]
+
+
+def ratio(scale: Scale | None) -> float | tuple[int, int] | None:
+    """A fraction as two ints, which a graph of ``torch.compile`` can hold."""
+    return (scale.numerator, scale.denominator) if isinstance(scale, Fraction) else scale
