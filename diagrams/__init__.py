@@ -39,6 +39,13 @@ from tnconv.diagrams.gradients import (
     ntk_block,
     per_sample_gradients,
 )
+from tnconv.diagrams.kronecker import (
+    Roles,
+    input_factor,
+    input_half,
+    output_factor,
+    output_half,
+)
 from tnconv.diagrams.layers import (
     conv,
     conv_transpose,
@@ -60,6 +67,7 @@ __all__ = [
     "Leg",
     "Node",
     "Pattern",
+    "Roles",
     "Selection",
     "Sum",
     "Tensor",
@@ -85,6 +93,8 @@ __all__ = [
     "group_average",
     "hessian_vjp",
     "index_pattern",
+    "input_factor",
+    "input_half",
     "kfac_expand",
     "kfac_expand_transpose",
     "kfac_reduce",
@@ -95,6 +105,8 @@ __all__ = [
     "mean_patches",
     "mean_patches_transpose",
     "ntk_block",
+    "output_factor",
+    "output_half",
     "pad",
     "per_sample_gradients",
     "pool_counts",

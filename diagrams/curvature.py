@@ -205,11 +205,12 @@ def group_average(factor: TensorNetwork) -> TensorNetwork:
     return factor.marginal("g").reshape(1, *shape).scaled(Fraction(1, groups))
 
 
-def with_ones(factor: TensorNetwork) -> Sum:
+def with_ones(factor: TensorNetwork, groups: int = 1) -> Sum:
     """A Kronecker factor of patches with a last entry 1: weight and bias as one block.
 
     From ``A[g, a, a'] = s Σ_q U[q, g, a] U[q, g, a']`` to ``(g, a + 1, a + 1)``, with
-    ``s Σ_q U[q, g, a]`` in the last row and column and ``s Σ_q 1`` in the corner.
+    ``s Σ_q U[q, g, a]`` in the last row and column and ``s Σ_q 1`` in the corner. So many axes in
+    front are ``groups``, each a leg of its own.
 
     >>> with_ones(kfac_expand((8, 4, 32, 32), 3, groups=2)).shape
     (2, 19, 19)
@@ -218,14 +219,16 @@ def with_ones(factor: TensorNetwork) -> Sum:
         ValueError: a network that is no Kronecker factor with one block per group.
     """
     axes, half = factor.result.axes, len(factor.nodes) // 2
-    if len(factor.nodes) % 2 or not axes or axes[0].plain(factor.sizes) != "g":
+    entries = (len(axes) - groups) // 2
+    sides = (axes[groups : groups + entries], axes[groups + entries :])
+    blocks = all(axis.plain(factor.sizes) for axis in axes[:groups])
+    square = [axis.size for axis in sides[0]] == [axis.size for axis in sides[1]]
+    if len(factor.nodes) % 2 or not blocks or not square or not factor.nodes:
         raise ValueError(f"not a Kronecker factor with one block per group: {factor}")
-    entries = (len(axes) - 1) // 2
-    sides = (axes[1 : 1 + entries], axes[1 + entries :])
     halves = (factor.nodes[:half], factor.nodes[half:])
     return Sum(
         tuple(
-            _with_ones_for(factor, axes[0], sides, halves, kept)
+            _with_ones_for(factor, axes[:groups], sides, halves, kept)
             for kept in product((True, False), repeat=2)
         )
     )
@@ -233,7 +236,7 @@ def with_ones(factor: TensorNetwork) -> Sum:
 
 def _with_ones_for(
     factor: TensorNetwork,
-    group: Axis,
+    groups: Sequence[Axis],
     sides: Sequence[tuple[Axis, ...]],
     halves: Sequence[tuple[Node, ...]],
     kept: tuple[bool, ...],
@@ -241,7 +244,7 @@ def _with_ones_for(
     """One block of `with_ones`: halves that are not kept are the entry 1 of every patch."""
     width = prod(axis.size for axis in sides[0])
     nodes: list[Node] = []
-    axes, gone = [group], set[Leg]()
+    axes, gone = list(groups), set[Leg]()
     for side, half, keep in zip(sides, halves, kept, strict=True):
         axes.append(Axis(width + 1, 0, _flattened(side)) if keep else Axis(width + 1, width))
         if keep:
@@ -251,7 +254,8 @@ def _with_ones_for(
             met = {leg for node in half if isinstance(node, Pattern) for leg in node.legs}
             gone |= (read & met) | {leg for axis in side for leg, _ in axis.terms}
     sizes = {leg: size for leg, size in factor.sizes.items() if leg not in gone}
-    return factor.with_(nodes, View((group.size, width + 1, width + 1), tuple(axes)), sizes)
+    shape = (prod(axis.size for axis in groups), width + 1, width + 1)
+    return factor.with_(nodes, View(shape, tuple(axes)), sizes)
 
 
 def _flattened(side: tuple[Axis, ...]) -> tuple[tuple[Leg, int], ...]:

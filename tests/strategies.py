@@ -393,6 +393,10 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
     "ggn_diagonal": lambda c: diagrams.ggn_diagonal(ZOO["conv"](c), vectors=2),
     "ggn_block": lambda c: diagrams.ggn_block(ZOO["conv"](c)),
     "ggn_vector_product": lambda c: diagrams.ggn_vector_product(ZOO["conv"](c), vectors=2),
+    "input_half": lambda c: diagrams.input_half(ZOO["conv"](c)),
+    "output_half": lambda c: diagrams.output_half(ZOO["conv"](c), vectors=2),
+    "input_factor": lambda c: diagrams.input_factor(ZOO["conv"](c)).terms[0],
+    "output_factor": lambda c: diagrams.output_factor(ZOO["conv"](c), vectors=2).terms[0],
     "diagonal_vjp": lambda c: diagrams.diagonal_vjp(ZOO["conv"](c)),
     "hessian_vjp": lambda c: diagrams.hessian_vjp(
         diagrams.conv(c.input_shape[-c.dims - 1 :], c.weight_shape, **c.kwargs)

@@ -194,6 +194,11 @@ def hessian(case):
     return value
 
 
+def split_outputs(case):
+    shape = (case.groups, case.weight_shape[0] // case.groups)
+    return lambda grad_output: grad_output.unflatten(2, shape)
+
+
 NATIVE = {
     "conv": lambda case: case.conv,
     "conv_transpose": lambda case: case.conv_transpose,
@@ -229,6 +234,8 @@ NATIVE = {
             shape
         ),
     ),
+    "input_half": lambda case: case.patches,
+    "output_half": split_outputs,
     "diagonal_vjp": diagonal,
     "hessian_vjp": hessian,
     "linear": lambda case: lambda x, weight: F.linear(x, weight),

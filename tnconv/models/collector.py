@@ -17,6 +17,7 @@ from tnconv.models import samplewise
 from tnconv.models.capture import Call, Pass
 from tnconv.models.layers import Operation, describe, explicit, repeated
 from tnconv.models.programs import values
+from tnconv.models.unfolding import joined
 from tnconv.quantities.base import LOSS_GRADIENT, Statistic, Vectors
 
 EACH = Statistic(per_sample_gradients, samples=0)
@@ -74,12 +75,17 @@ class Term:
         return cls(operation, "parameter", gradients, None, vectors)
 
     @classmethod
-    def of(cls, terms: Sequence["Term"]) -> "Term":
-        """Several calls as one operation: repeated, or from explicit gradients if they differ."""
+    def of(cls, terms: Sequence["Term"], factored: bool = False) -> "Term":
+        """Several calls as one operation: repeated, or if they differ from explicit gradients.
+
+        For statistics that are ``factored``, calls that differ are unfolded, if that is possible.
+        """
         first, *others = terms
         if not others:
             return first
         if any(other.operation != first.operation or other.v is None for other in others):
+            if factored and (found := cls._unfolded(terms)) is not None:
+                return found
             each = torch.stack([term.gradients for term in terms])
             return cls.known(each.sum(0), first.vectors)
         settings = (len(terms), first.operation.recipe, *first.operation.arguments)
@@ -87,6 +93,15 @@ class Term:
         given = [term.v for term in terms if term.v is not None]
         v = torch.stack(given, 0 if first.vectors is None else 1) if given else None
         return cls(Operation(repeated, settings), first.operand, x, v, first.vectors)
+
+    @classmethod
+    def _unfolded(cls, terms: Sequence["Term"]) -> "Term | None":
+        operand, vectors = terms[0].operand, terms[0].vectors
+        given = [(term.x, term.v) for term in terms if term.v is not None]
+        if len(given) < len(terms) or any(term.operand != operand for term in terms):
+            return None
+        found = joined([term.operation for term in terms], operand, given, vectors)
+        return None if found is None else cls(found[0], operand, *found[1:], vectors)
 
     @classmethod
     def joined(cls, terms: Sequence["Term"]) -> "Term":
@@ -184,7 +199,8 @@ class Collector:
         self._done.add(key)
         with torch.autocast(parameter.device.type, enabled=False):
             terms = [each.term(name, parameter, here.samples) for name, each in arrivals]
-            term = Term.of(terms)
+            needed = [each.factored for each in self.statistics if each.vectors == source]
+            term = Term.of(terms, any(needed))
             if all(each.call.described for _, each in arrivals):
                 self.add(parameter, term, source)
             else:

@@ -125,11 +125,13 @@ class Observation:
             if not isinstance(output, Tensor):
                 raise TypeError(f"the model gives a {type(output).__name__}; expected a tensor")
             columns = source.columns(loss_fn, output.detach(), targets)
-            self._columns = defaultdict(list)
+            nothing = {} if len(columns) else {call: list[Tensor]() for call in here.calls}
+            self._columns = defaultdict(list, nothing)
             for column in columns:
                 _backward(output, sources(here.calls), column)
             for call, found in self._columns.items():
-                vectors = torch.stack(found)
+                empty = output.new_empty(0, *call.output_shape)
+                vectors = torch.stack(found) if found else empty
                 found.clear()
                 self.collector.receive(here, call, vectors, source, len(columns))
             self._columns = None

@@ -10,15 +10,20 @@ from tnconv.quantities.first_order import (
     SumOfSquares,
     Variance,
 )
+from tnconv.quantities.kronecker import KFAC, KFLR, KroneckerFactors
 from tnconv.quantities.second_order import GGNDiagonal
-from tnconv.quantities.vectors import ExactColumns, SampledColumns
+from tnconv.quantities.vectors import ExactColumns, NoColumns, SampledColumns
 
 __all__ = [
+    "KFAC",
+    "KFLR",
     "DotProducts",
     "ExactColumns",
     "GGNDiagonal",
     "Gradient",
+    "KroneckerFactors",
     "LossGradient",
+    "NoColumns",
     "PerSampleGradients",
     "Quantity",
     "SampledColumns",

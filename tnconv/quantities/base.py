@@ -58,13 +58,15 @@ class Statistic:
 
     ``samples`` is the dimension of the result that leg n has: micro-batches line up along it; where
     it is None they add up. ``joint`` statistics relate samples to each other: they wait for the
-    last micro-batch, and are made of the per-sample gradients of all.
+    last micro-batch, and are made of the per-sample gradients of all. ``factored`` ones read x and
+    v apart, so that calls of one parameter on several sizes are unfolded, not differentiated.
     """
 
     diagram: Diagram
     arguments: tuple[Any, ...] = ()
     samples: int | None = None
     joint: bool = False
+    factored: bool = False
     vectors: Vectors = field(default=LOSS_GRADIENT)
 
 

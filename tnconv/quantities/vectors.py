@@ -47,3 +47,13 @@ class SampledColumns(Vectors):
         self, loss_fn: Callable[[Any, Any], Tensor], output: Tensor, targets: Any
     ) -> Tensor:
         return curvature(loss_fn, output, targets).samples(self.samples, self.generator)
+
+
+@dataclass(frozen=True)
+class NoColumns(Vectors):
+    """No vectors at all, for what layers read going forward: nothing is sent backwards."""
+
+    def columns(
+        self, loss_fn: Callable[[Any, Any], Tensor], output: Tensor, targets: Any
+    ) -> Tensor:
+        return output.new_zeros(0, *output.shape)

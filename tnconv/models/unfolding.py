@@ -1,0 +1,72 @@
+"""Calls of one parameter by several layers, or on several sizes, as one layer of patches.
+
+Per-sample gradients of different operations can be added, but then they no longer show inputs and
+output gradients apart, which Kronecker factors need. Unfolded, all calls are the one operation
+``y[n, q, g, d] = Σ_a x[n, q, g, a] w[g, d, a]``, with the positions q of all calls in a row.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tnconv import diagrams
+from tnconv.codegen import Program, compile
+from tnconv.diagrams import Roles, TensorNetwork, View
+from tnconv.models.layers import Networks, Operation
+
+Sizes = tuple[tuple[str, int], ...]
+
+
+def of_patches(operand: str, view: View, roles: Roles, sizes: Sizes) -> Networks:
+    """The layer of patches for a parameter that is read through a view."""
+    size = dict(sizes)
+    nodes = (
+        diagrams.Tensor("x", View.of(size, "n", "q", *roles.groups, *roles.patch)),
+        diagrams.Tensor(operand, view),
+    )
+    result = View.of(size, "n", "q", *roles.groups, *roles.outputs)
+    return {operand: TensorNetwork(nodes, result, size)}
+
+
+def joined(
+    operations: Sequence[Operation],
+    operand: str,
+    given: Sequence[tuple[Tensor, Tensor]],  # x and v of each call
+    vectors: int | None = None,
+) -> tuple[Operation, Tensor, Tensor] | None:
+    """Calls as one operation with its x and v; None if they read the parameter differently."""
+    layers = [operation.networks[operand] for operation in operations]
+    keys = {_parameter(layer, operand) for layer in layers}
+    if len(keys) != 1:
+        return None
+    x, v = [], []
+    for operation, (read, after) in zip(operations, given, strict=True):
+        patches, outputs = _programs(operation, operand, vectors)
+        x.append(patches.run(*[read for _ in patches.operands]).to(after))  # a bias reads no x
+        v.append(outputs.run(after))
+    view, roles, own = keys.pop()
+    rows, columns = torch.cat(x, 1), torch.cat(v, 1 if vectors is None else 2)
+    sizes = (("n", rows.shape[0]), ("q", rows.shape[1]), *own)
+    return Operation(of_patches, (operand, view, roles, sizes)), rows, columns
+
+
+def _parameter(layer: TensorNetwork, operand: str) -> tuple[View, Roles, Sizes]:
+    """How a layer reads its parameter: the view, what its legs do, and their sizes."""
+    view = next(node.view for node in layer.tensors if node.name == operand)
+    roles = Roles.of(layer, operand)
+    sizes = tuple((leg, layer.sizes[leg]) for leg in dict.fromkeys(view.legs))
+    return view, Roles(roles.groups, roles.outputs, roles.patch, ()), sizes
+
+
+@lru_cache(maxsize=4096)
+def _programs(operation: Operation, operand: str, vectors: int | None) -> tuple[Program, Program]:
+    """From x to patches ``(n, q, *g, *a)``, and from v to ``(m, n, q, *g, *d)``."""
+    layer = operation.networks[operand]
+    roles, m = Roles.of(layer, operand), () if vectors is None else ("m",)
+    patches = diagrams.input_half(layer, operand)
+    outputs = diagrams.output_half(layer, operand, vectors)
+    rows = View.of(patches.sizes, "n", roles.positions, *roles.groups, *roles.patch)
+    columns = View.of(outputs.sizes, *m, "n", roles.positions, *roles.groups, *roles.outputs)
+    return compile(patches.with_(result=rows)), compile(outputs.with_(result=columns))
