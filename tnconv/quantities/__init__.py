@@ -11,6 +11,7 @@ from tnconv.quantities.first_order import (
     Variance,
 )
 from tnconv.quantities.kronecker import KFAC, KFLR, KroneckerFactors
+from tnconv.quantities.recursive import kfra
 from tnconv.quantities.second_order import GGNDiagonal
 from tnconv.quantities.vectors import ExactColumns, NoColumns, SampledColumns
 
@@ -33,4 +34,5 @@ __all__ = [
     "SumOfSquares",
     "Variance",
     "Vectors",
+    "kfra",
 ]
