@@ -39,6 +39,10 @@ QUANTITIES: dict[str, tuple[quantities.Quantity[object], ...]] = {
         quantities.GGNDiagonal("mc", per_sample_diagonals=True),
     ),
     "GGN diagonal, exact": (quantities.GGNDiagonal(),),
+    "KFAC, one sample": (quantities.KFAC("hybrid", "mc"),),
+    "KFAC-expand, one sample": (quantities.KFAC("expand", "mc"),),
+    "KFAC-reduce, one sample": (quantities.KFAC("reduce", "mc"),),
+    "KFLR": (quantities.KFLR(),),
 }
 BACKPACK = {
     "per-sample gradients": ("BatchGrad",),
@@ -48,6 +52,8 @@ BACKPACK = {
     "GGN diagonal, one sample": ("DiagGGNMC",),
     "GGN diagonals by sample, one sample": ("BatchDiagGGNMC",),
     "GGN diagonal, exact": ("DiagGGNExact",),
+    "KFAC, one sample": ("KFAC",),
+    "KFLR": ("KFLR",),
 }
 
 
