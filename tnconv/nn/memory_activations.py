@@ -81,7 +81,7 @@ class _Activation(Pointwise):
         return type(self)._mask is not _Activation._mask
 
     def forward(self, input: Tensor) -> Tensor:
-        plan = self.plan if input.requires_grad else "torch"
+        plan = self.plan if input.requires_grad and torch.is_grad_enabled() else "torch"
         if plan == "torch":
             return super().forward(input)  # type: ignore[no-any-return]
         x = input.detach()
@@ -232,7 +232,7 @@ class Dropout(Pointwise, nn.Dropout):
     """``torch.nn.Dropout`` that stores a bit per entry, with torch's own draws."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self._drops and input.requires_grad):
+        if not (self._drops and input.requires_grad and torch.is_grad_enabled()):
             return super().forward(input)
         y, mask = torch.native_dropout(input.detach(), self.p, True)
         y = Gate.run(input, y, packed(mask), 1 / (1 - self.p), 0.0)

@@ -13,8 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from tnconv.nn import memory_functions as functions
 from tnconv.nn.convolution import output_padding
+from tnconv.nn.memory_convolution import convolution
+from tnconv.nn.memory_linear import linear
+from tnconv.nn.memory_normalization import normalization
 
 
 class _Convolution(_ConvNd):
@@ -23,7 +25,7 @@ class _Convolution(_ConvNd):
         if any(map(any, pads)):
             input = padded(input, pads, self.padding_mode)
         settings = (self.stride, padding, self.dilation, self.groups)
-        return functions.convolution(input, weight, bias, *settings)
+        return convolution(input, weight, bias, *settings)
 
     @property
     def _pads(self) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
@@ -65,7 +67,7 @@ class _Transposed(_ConvTransposeNd):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         extra = output_padding(self, input, output_size)
         numbers: Any = (self.stride, self.padding, self.dilation, self.groups, extra)
-        return functions.convolution(input, self.weight, self.bias, *numbers)
+        return convolution(input, self.weight, self.bias, *numbers)
 
     def stores_input(self) -> bool:
         return self.weight.requires_grad
@@ -107,7 +109,7 @@ class Linear(nn.Linear):
     """``torch.nn.Linear`` that stores, under autocast too, what the call's operands need."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return functions.linear(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)
 
     def stores_input(self) -> bool:
         return self.weight.requires_grad
@@ -131,7 +133,7 @@ class _Batch(_BatchNorm):
         if not (self.training or self.running_mean is None or self.running_var is None):
             self._check_input_dim(input)  # type: ignore[no-untyped-call]
             statistics = (self.running_mean, self.running_var)
-            return functions.normalization(input, *statistics, self.weight, self.bias, self.eps)
+            return normalization(input, *statistics, self.weight, self.bias, self.eps)
         if not _only_bias(input, self.weight, self.bias):
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
@@ -170,7 +172,7 @@ class _Instance(_InstanceNorm):
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
         if not self.training and self.running_mean is not None and self.running_var is not None:
             statistics = (self.running_mean, self.running_var)
-            return functions.normalization(input, *statistics, self.weight, self.bias, self.eps)
+            return normalization(input, *statistics, self.weight, self.bias, self.eps)
         y: Tensor = super()._apply_instance_norm(input)  # type: ignore[no-untyped-call]
         return y
 

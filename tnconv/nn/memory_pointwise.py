@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tnconv.nn.memory_functions import Maybe, Saving, aten
+from tnconv.nn.memory_functions import Maybe, Saving, aten, keep
 
 
 def packed(mask: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Gate(Saving):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, bits, ctx.on, ctx.off = inputs
         ctx.shape = x.shape
-        ctx.save_for_backward(bits)
+        keep(ctx, bits)
 
     @staticmethod
     def backward(ctx: Any, v: Maybe) -> tuple[Maybe, ...]:
@@ -50,7 +50,7 @@ class Gate(Saving):
 
     @staticmethod
     def tangent(ctx: Any, tx: Maybe, *_: Maybe) -> Maybe:
-        _, _, bits = ctx.saved_tensors
+        (bits,) = ctx.saved_tensors
         return None if tx is None else _gated(tx, bits, ctx.on, ctx.off)
 
 
@@ -73,7 +73,7 @@ class FromOutput(Saving):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, _, ctx.name, *ctx.settings = inputs
-        ctx.save_for_backward(output)
+        keep(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, v: Maybe) -> tuple[Maybe, ...]:
@@ -83,7 +83,7 @@ class FromOutput(Saving):
 
     @staticmethod
     def tangent(ctx: Any, tx: Maybe, *_: Maybe) -> Maybe:
-        _, y = ctx.saved_tensors
+        (y,) = ctx.saved_tensors
         return None if tx is None else _DERIVATIVES[ctx.name](tx, y, *ctx.settings)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.utils import _list_with_default, _ntuple
 
-from tnconv.nn.memory_functions import Maybe, Saving, aten
+from tnconv.nn.memory_functions import Maybe, Saving, aten, keep
 
 
 class Pooled(Saving):
@@ -22,7 +22,7 @@ class Pooled(Saving):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, chosen, ctx.kernel, ctx.settings = inputs
         ctx.shape, ctx.out = x.shape, output.shape
-        ctx.save_for_backward(chosen)
+        keep(ctx, chosen)
 
     @staticmethod
     def backward(ctx: Any, v: Maybe) -> tuple[Maybe, ...]:
@@ -39,7 +39,7 @@ class Pooled(Saving):
     def tangent(ctx: Any, tx: Maybe, *_: object) -> Maybe:
         if tx is None:
             return None
-        _, _, chosen = ctx.saved_tensors
+        (chosen,) = ctx.saved_tensors
         if chosen is None:
             y: Tensor = getattr(aten, ctx.kernel)(tx, *ctx.settings)
             return y
