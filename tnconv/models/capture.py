@@ -23,7 +23,10 @@ from tnconv.models.layers import describes
 
 @dataclass(eq=False)
 class Call:
-    """One call of a module: what it read, and where the gradient after its output arrives."""
+    """One call of a module: what it read, and where the gradient after its output arrives.
+
+    ``parameters`` are the module's own that learn, by their names in it.
+    """
 
     name: str
     module: nn.Module
@@ -32,6 +35,7 @@ class Call:
     output_shape: tuple[int, ...]
     edge: GradientEdge | None
     described: bool
+    parameters: tuple[tuple[str, nn.Parameter], ...] = ()
     versions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -55,12 +59,6 @@ class Call:
                 "it; expected it to stay until the backward pass"
             )
         return self.inputs[0].detach()
-
-    @property
-    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The module's own parameters that learn, by their names in it."""
-        own = self.module.named_parameters(recurse=False)
-        return ((name, parameter) for name, parameter in own if parameter.requires_grad)
 
     def release(self) -> None:
         """Free what the call read: nothing needs it any more."""
@@ -97,6 +95,7 @@ class Pass:
 
 Receiver = Callable[[Pass, Call, Tensor], None]
 Ready = Callable[[Pass], None]
+Wanted = Callable[[nn.Module, nn.Parameter], bool]
 
 
 @dataclass(eq=False)
@@ -104,13 +103,15 @@ class Watch:
     """The passes through a model that were seen.
 
     ``ready`` is told of each pass when the model returns, ``receive`` of the gradients after its
-    layers. Nothing is seen while the watch is ``paused``.
+    layers. Nothing is seen while the watch is ``paused``, nor calls of modules none of whose
+    parameters are ``wanted``. Copies and pickles of the model carry hooks that do nothing.
     """
 
     model: nn.Module
     ready: Ready
     receive: Receiver
     per_sample: bool = False
+    wanted: Wanted = lambda module, parameter: True
     passes: list[Pass] = field(default_factory=list)
     paused: bool = False
     _hooks: list[RemovableHandle] = field(default_factory=list)
@@ -118,16 +119,17 @@ class Watch:
 
     def start(self) -> None:
         """Register the forward hooks."""
-        self._hooks.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        begin, end = Inert(self._begin), Inert(self._end)
+        self._hooks.append(self.model.register_forward_pre_hook(begin, with_kwargs=True))
         for name, module in self.model.named_modules():
             hook = _Hook(self, name)
             if self.per_sample and isinstance(module, _BatchNorm):
-                self._hooks.append(module.register_forward_pre_hook(hook.check))
+                self._hooks.append(module.register_forward_pre_hook(Inert(hook.check)))
             if next(module.named_parameters(recurse=False), None) is not None:
                 self._hooks.append(
-                    module.register_forward_hook(hook.seen, prepend=True, with_kwargs=True)
+                    module.register_forward_hook(Inert(hook.seen), prepend=True, with_kwargs=True)
                 )
-        self._hooks.append(self.model.register_forward_hook(self._end))
+        self._hooks.append(self.model.register_forward_hook(end))
 
     def stop(self) -> None:
         """Remove all hooks, those on the graph's tensors, too."""
@@ -153,6 +155,21 @@ class Watch:
         if self.passes and not self.paused:
             self.passes[-1].outputs = tensors(output)
             self.ready(self.passes[-1])
+
+
+class Inert:
+    """A hook that does nothing in copies and pickles, and that no compiled region contains."""
+
+    def __init__(self, hook: Callable[..., None] | None = None) -> None:
+        self.hook = hook
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        if self.hook is not None:
+            self.hook(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Inert, ()
 
 
 class _Hook:
@@ -183,9 +200,13 @@ class _Hook:
             return
         if not self.watch.passes or is_functorch_wrapped_tensor(watched):
             return
-        here, edge = self.watch.passes[-1], get_gradient_edge(watched)
-        call = Call(self.name, module, args, kwargs, tuple(output.shape), edge, describes(module))
-        if call.inputs and next(call.parameters, None) is not None:
+        own = module.named_parameters(recurse=False)
+        learns = tuple((n, p) for n, p in own if p.requires_grad and self.watch.wanted(module, p))
+        if not learns:
+            return
+        here, edge, shape = self.watch.passes[-1], get_gradient_edge(watched), tuple(output.shape)
+        call = Call(self.name, module, args, kwargs, shape, edge, describes(module), learns)
+        if call.inputs:
             if self.watch.per_sample and call.inputs[0].shape[:1] != (here.samples,):
                 call.described = False
             here.add(call)

@@ -36,14 +36,16 @@ class Arrival:
         """The call's operation and its operand x."""
         return describe(self.call.module, self.call.x, self.call.output_shape)
 
-    def term(self, operand: str, parameter: nn.Parameter, samples: int) -> "Term":
-        """The call as an operation on operands in the parameter's dtype."""
+    def term(
+        self, operand: str, parameter: nn.Parameter, samples: int, dtype: torch.dtype
+    ) -> "Term":
+        """The call as an operation on operands in a dtype."""
         if not self.call.described:
             return self._explicit(operand, parameter, samples)
         operation, x = self.described
         shape = operation.networks[operand].shape
-        v = self.grad_output.reshape(*self._lead, *shape).to(parameter.dtype)
-        return Term(operation, operand, x.to(parameter.dtype), v, self.vectors)
+        v = self.grad_output.reshape(*self._lead, *shape).to(dtype)
+        return Term(operation, operand, x.to(dtype), v, self.vectors)
 
     def _explicit(self, operand: str, parameter: nn.Parameter, samples: int) -> "Term":
         call, own = self.call, {operand: parameter}
@@ -126,11 +128,16 @@ class Term:
 class Collector:
     """Values of statistics per parameter; ``found`` grows while gradients arrive.
 
+    Statistics have the parameter's dtype, or ``least_dtype`` if that is wider. Unless calls are
+    ``kept``, what they read is freed as soon as nothing here needs it.
+
     ``passes`` are those that a gradient reached; ``skipped`` parameters come from elsewhere, and
     ``sums`` has the sum of the per-sample gradients that no diagram gave.
     """
 
     statistics: Sequence[Statistic]
+    least_dtype: torch.dtype | None = None
+    kept: bool = False
     passes: set[Pass] = field(default_factory=set)
     skipped: set[nn.Parameter] = field(default_factory=set)
     found: dict[nn.Parameter, dict[Statistic, list[Tensor]]] = field(
@@ -198,7 +205,10 @@ class Collector:
         arrivals = self._waiting.pop(key)
         self._done.add(key)
         with torch.autocast(parameter.device.type, enabled=False):
-            terms = [each.term(name, parameter, here.samples) for name, each in arrivals]
+            dtype = parameter.dtype
+            if self.least_dtype is not None:
+                dtype = torch.promote_types(dtype, self.least_dtype)
+            terms = [each.term(name, parameter, here.samples, dtype) for name, each in arrivals]
             needed = [each.factored for each in self.statistics if each.vectors == source]
             term = Term.of(terms, any(needed))
             if all(each.call.described for _, each in arrivals):
@@ -214,7 +224,8 @@ class Collector:
         self._left[call] = left - 1
         if left == 1:
             self._left.pop(call)
-            call.release()
+            if not self.kept:
+                call.release()
 
     def add(self, parameter: nn.Parameter, term: Term, source: Vectors = LOSS_GRADIENT) -> None:
         """Add what the statistics of one source are for a parameter in one pass."""

@@ -163,7 +163,7 @@ def curvature(loss_fn: Callable[..., Tensor], outputs: Tensor, targets: Tensor) 
         NotImplementedError: another loss.
         ValueError: a reduction that gives no number, or outputs without a batch.
     """
-    function, settings = _recognised(loss_fn)
+    function, settings = recognised(loss_fn)
     reduction = settings.pop("reduction", "mean")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"the loss has reduction {reduction!r}; expected 'mean' or 'sum'")
@@ -266,7 +266,7 @@ _MODULES: Mapping[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]
 }
 
 
-def _recognised(loss_fn: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+def recognised(loss_fn: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], dict[str, Any]]:
     """The function of ``torch.nn.functional``, and its settings."""
     for kind, (function, names) in _MODULES.items():
         if isinstance(loss_fn, kind) and type(loss_fn).forward is kind.forward:

@@ -1,59 +1,73 @@
 """KFAC: gradient descent preconditioned by Kronecker-factored curvature."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from math import inf
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from itertools import chain
 from typing import Any, overload
-from weakref import WeakMethod
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 
-from tnconv.optim.factors import (
-    Flavour,
-    Layer,
-    Statistics,
-    damped_inverses,
-    has_factors,
-    inverse,
-    statistics,
+from tnconv.diagrams.kronecker import Flavour
+from tnconv.optim.blocks import Block, blocks
+from tnconv.optim.collection import FactorWatch, LossFunction, LossScale
+from tnconv.optim.damping import adapted
+from tnconv.optim.preconditioner import (
+    FACTORS,
+    INVERSES,
+    Inverse,
+    State,
+    move,
+    update_factors,
+    update_inverses,
 )
+from tnconv.optim.settings import GROUPED, Schedule, check, due
+from tnconv.optim.steps import descend, natural_gradients, predicted_change
+from tnconv.optim.workers import Workers
+from tnconv.quantities import kronecker
+from tnconv.quantities.kronecker import Fisher, Reduction
 
-State = dict[str, Any]
-Watcher = Callable[[Layer, Tensor, Tensor], None]
+Fallback = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
 
 class KFAC(torch.optim.Optimizer):
-    """``P(G) = (B + √λ/π I)⁻¹ G (A + π√λ I)⁻¹``,  ``v <- μ v + ν P(G) + γ W``,  ``W <- W - η v``.
+    """``V <- μ V + ν P(G) + γ W``,  ``W <- W - η V``  with ``P(G) ≈ (B ⊗ A + λ I)⁻¹ G``.
 
-    G is the gradient of the weight W as a matrix ``(d, c·K)``, one per group; A and B are running
-    averages (decay β) of the Kronecker factors of the *empirical* Fisher, in the ``flavour``
-    ``"expand"`` or ``"reduce"``, computed by compiled diagrams: see `tnconv.optim.factors`, also
-    for their scale, which takes the loss to be a *mean* over the batch. The trust region
-    ``ν = min(1, √(κ / (η² Σ ⟨G, P(G)⟩)))`` bounds the step in the curvature's own norm. η is
-    ``lr``, μ ``momentum``, λ ``damping``, β ``decay``, γ ``weight_decay``, κ ``kl_clip``
-    (``math.inf``: no bound).
+    G is the gradient of a layer's weight W, with its bias as one more column (``joint``), for every
+    group a matrix; A and B are running averages (decay β) of the layer's Kronecker factors, as in
+    `tnconv.quantities.KFAC` with the same ``flavour``, ``fisher``, ``samples``, ``generator``,
+    ``per_group`` and ``reduction``. The trust region ``ν = min(1, √(κ / (η² Σ ⟨G, P(G)⟩)))`` bounds
+    the step in the curvature's own norm. η is ``lr``, μ ``momentum``, λ ``damping``, γ
+    ``weight_decay`` (``decoupled``: ``W <- (1 - η γ) W`` instead), κ ``kl_clip`` (``math.inf``: no
+    bound). Groups of parameters, given as ``params``, can have their own.
 
-    * ``nn.Linear`` and ``nn.Conv1d/2d/3d`` (any groups, dilation, padding and padding mode) are
-      preconditioned. Their biases are blocks of their own, with ``A = 1``: ``(B + λ I)⁻¹ G``.
-    * All other parameters, also those of subclasses of these layers, are trained by SGD with the
-      same lr, momentum and weight decay; so is a layer whose factors were never seen.
-    * Factors are collected while gradients flow through layers in training mode, at every
-      ``update_factors_every``-th step; passes in evaluation mode never touch them. Inverses are
-      refreshed at every ``update_inverses_every``-th step, and at each of the first so many.
-      Passes under ``torch.func`` are not watched, and ``torch.compile`` breaks at watched layers.
-    * Micro-batches between two steps count as one batch, exactly so for losses divided by their
-      number. So do several uses of one layer in one pass. ``zero_grad`` drops what was collected.
+    * Linear and (transposed) convolutional layers are preconditioned. All other parameters, and
+      those of layers whose factors were never seen, are trained by SGD with the same settings, or
+      the others by the optimizer that ``fallback`` makes of them: `fallback` then holds it.
+    * ``fisher="empirical"`` and ``"forward-only"`` need nothing but ``loss.backward()``. For "mc"
+      and "type-2" give the ``loss_fn`` that the loop calls, a module; for a function, call
+      `propagate` before ``loss.backward()``. Losses must not change scale afterwards, but for
+      "empirical", which can be told a ``loss_scale`` such as ``GradScaler.get_scale``.
+    * ``inverse="cholesky"`` damps the factors apart (`damping.factored`), ``"eigen"`` their product
+      exactly. After `adapt` the damping follows how well the model predicts the loss.
+    * Factors are collected in steps that ``update_factors_every`` names, from layers in training
+      mode; inverses are refreshed at ``update_inverses_every``-th steps, and at each of the first
+      so many. Both are a number of steps, or a function of the step that says whether.
+    * Passes between two steps count as micro-batches of one batch; their losses are to be divided
+      by their number. Under ``torch.distributed``, factors are averages over all workers, and
+      inverses are shared out among them.
     * ``state_dict`` holds plain tensors and numbers. Copies and pickles of the model carry inert
-      hooks, `remove_hooks` removes them; do not copy the optimizer: make another, load its state.
+      hooks; `remove_hooks` removes them. A deep copy of the optimizer has a model of its own.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
-    >>> optimizer = KFAC(model, lr=0.05, damping=1e-2, flavour="reduce")
-    >>> model(torch.rand(8, 1, 8, 8)).square().mean().backward()
+    >>> loss_fn, labels = nn.CrossEntropyLoss(), torch.randint(10, (8,))
+    >>> optimizer = KFAC(model, lr=0.05, damping=1e-2, fisher="mc", loss_fn=loss_fn)
+    >>> loss_fn(model(torch.rand(8, 1, 8, 8)), labels).backward()
     >>> optimizer.step()
     >>> {name: tuple(a.shape) for name, a in optimizer.state[model[0].weight].items() if name < "a"}
-    {'A': (1, 9, 9), 'B': (1, 4, 4), 'A_inverse': (1, 9, 9), 'B_inverse': (1, 4, 4)}
+    {'A': (1, 10, 10), 'B': (1, 4, 4), 'A_inverse': (1, 10, 10), 'B_inverse': (1, 4, 4)}
 
     Raises:
         ValueError: a hyper-parameter out of its range, or a model without parameters.
@@ -70,26 +84,63 @@ class KFAC(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         flavour: Flavour = "reduce",
         kl_clip: float = 1e-4,
-        update_factors_every: int = 1,
-        update_inverses_every: int = 10,
+        update_factors_every: Schedule = 1,
+        update_inverses_every: Schedule = 10,
+        *,
+        params: Parameters | None = None,
+        fisher: Fisher = "empirical",
+        samples: int = 1,
+        generator: torch.Generator | None = None,
+        loss_fn: LossFunction | None = None,
+        reduction: Reduction = "mean",
+        loss_scale: LossScale | None = None,
+        joint: bool = True,
+        per_group: bool = True,
+        inverse: Inverse = "cholesky",
+        decoupled: bool = False,
+        adapt_damping: float | None = None,
+        factor_dtype: torch.dtype | None = None,
+        fallback: Fallback | None = None,
+        process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
-        settings = {name: value for name, value in locals().items() if name in _ALLOWED}
-        _check(model, settings)
-        super().__init__(model.parameters(), settings | {"steps": 0})
-        layers = [module for module in model.modules() if has_factors(module)]
-        self._layers = {layer.weight: layer for layer in layers}
-        self._statistics: dict[Tensor, Statistics] = {}
-        hook = Hook(WeakMethod(self._watch))
-        self._hooks = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]
+        settings = {k: v for k, v in locals().items() if k not in ("self", "model", "__class__")}
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        check(settings)
+        kfac = kronecker.KFAC(flavour, fisher, samples, generator, joint, per_group, reduction)
+        if loss_fn is None and fisher in ("type-2", "mc"):
+            raise ValueError(f"fisher is {fisher!r}; expected a loss_fn with it")
+        self.model, self.settings = model, settings | {"params": None}
+        self.fallback: torch.optim.Optimizer | None = None
+        self._blocks: list[Block] = []
+        self._watch = FactorWatch(model, kfac, loss_fn, loss_scale)
+        self._workers = Workers(process_group)
+        self.predicted: Tensor | None = None
+        chosen = model.parameters() if params is None else params
+        super().__init__(chosen, {name: settings[name] for name in GROUPED} | {"steps": 0})
+        self._arrange()
+        held = {p for block in self._blocks for p in block.parameters}
+        others = [p for group in self.param_groups for p in group["params"] if p not in held]
+        if fallback is not None and others:
+            self.fallback = fallback(others)
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return int(self.param_groups[0]["steps"])
 
     def remove_hooks(self) -> None:
         """Stop watching the model; later steps use the factors collected so far."""
-        while self._hooks:
-            self._hooks.pop().remove()
+        self._watch.stop()
+
+    def propagate(self, output: Tensor, targets: Any) -> None:
+        """Collect factors for a loss ``loss_fn(output, targets)`` that is no module's call."""
+        self._watch.propagate(output, targets)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop gradients, and what was collected for the factors since the last step."""
-        self._statistics.clear()
+        """Drop gradients, and the factors that were collected from them since the last step."""
+        if self._watch.kfac.fisher == "empirical":
+            self._watch.clear()
         super().zero_grad(set_to_none)
 
     @overload
@@ -98,131 +149,160 @@ class KFAC(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update factors and inverses where they are due, then all parameters with a gradient."""
+        """Update factors and inverses where they are due, then all parameters with a gradient.
+
+        Raises:
+            RuntimeError: factors are due whose loss was not seen.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for weight, layer in self._layers.items():
-            self._update_factors(weight)
-            self._update_inverses(layer)
-        for group in self.param_groups:
-            for parameter, direction in self._directions(group).items():
-                _descend(parameter, direction, self.state[parameter], group)
+        self._update_factors()
+        self._update_inverses()
+        self.predicted = None
+        for group, own in zip(self.param_groups, self._by_group(), strict=True):
+            self._update(group, own)
             group["steps"] += 1
+        if self.fallback is not None:
+            self.fallback.step()
+        self._watch.forget()
+        self._schedule()
         return loss
 
-    def _directions(self, group: Mapping[str, Any]) -> dict[Tensor, Tensor]:
-        """``ν P(G)`` where there are factors, else G, for the parameters with a gradient."""
-        grads = {p: p.grad for p in group["params"] if p.grad is not None}
-        factored = [p for p in grads if "B_inverse" in self.state[p]]
-        natural = {p: _preconditioned(grads[p], self.state[p]) for p in factored}
-        slopes = sum((grads[p] * natural[p]).float().sum() for p in factored)
-        change = torch.as_tensor(group["lr"] ** 2 * slopes).clamp(min=0)
-        trust = (group["kl_clip"] / change).sqrt().clamp(max=1)
-        return grads | {p: trust.to(direction) * direction for p, direction in natural.items()}
+    def adapt(self, before: float | Tensor, after: float | Tensor) -> None:
+        """Adapt the damping of all groups to how a step changed the loss of its batch.
 
-    def _due(self, setting: str) -> bool:
-        """Whether this step is one of every so many; the model's parameters are the first group."""
-        group = self.param_groups[0]
-        return bool(group["steps"] % group[setting] == 0)
+        It falls by the factor ``adapt_damping`` where the change is near what the quadratic model
+        of the step predicted, and grows by it where the loss fell by far less.
 
-    def _watch(self, layer: Layer, x: Tensor, output: Tensor) -> None:
-        """Ask for the gradient after the output, if the layer learns and factors are due."""
-        own = layer.weight in self._layers and not is_functorch_wrapped_tensor(output)
-        learns = any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
-        active = layer.training and output.requires_grad and self._due("update_factors_every")
-        if own and learns and active:
-            output.register_hook(partial(self._collect, layer, x.detach()))  # type: ignore[no-untyped-call]
+        Raises:
+            RuntimeError: no step was taken since the last call, or without ``adapt_damping``.
+        """
+        factor = self.settings["adapt_damping"]
+        if factor is None or self.predicted is None:
+            raise RuntimeError("adapt needs adapt_damping, and a step before each call")
+        ratio = float((after - before) / self.predicted)
+        for group in self.param_groups:
+            group["damping"] = adapted(group["damping"], ratio, factor)
+        self.predicted = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Train more of the model's parameters."""
+        super().add_param_group(param_group)
+        check({name: self.param_groups[-1][name] for name in GROUPED})
+        self._arrange()
+
+    def state_dict(self) -> State:
+        """Everything that a later run needs to go on exactly."""
+        found: State = super().state_dict()
+        if self.fallback is not None:
+            found["fallback"] = self.fallback.state_dict()
+        if (generator := self.settings["generator"]) is not None:
+            found["generator"] = generator.get_state()
+        return found
 
     @torch.no_grad()
-    def _collect(self, layer: Layer, x: Tensor, grad_output: Tensor) -> None:
-        found = statistics(layer, x, grad_output.detach(), self.param_groups[0]["flavour"])
-        seen = self._statistics.get(layer.weight)
-        self._statistics[layer.weight] = found if seen is None else seen + found
+    def load_state_dict(self, state_dict: State) -> None:
+        """Go on from another run's `state_dict`; factors keep their own dtype."""
+        given = dict(state_dict)
+        fallback, generator = given.pop("fallback", None), given.pop("generator", None)
+        super().load_state_dict(given)
+        keys = chain.from_iterable(group["params"] for group in given["param_groups"])
+        own = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, parameter in zip(keys, own, strict=True):
+            saved = given["state"].get(key, {})
+            for name in FACTORS & saved.keys():
+                self.state[parameter][name] = saved[name].to(parameter.device, copy=True)
+        if self.fallback is not None and fallback is not None:
+            self.fallback.load_state_dict(fallback)
+        if generator is not None and self.settings["generator"] is not None:
+            self.settings["generator"].set_state(generator.cpu())
+        self._schedule()
 
-    def _update_factors(self, weight: Tensor) -> None:
-        """``A <- A + (1 - β)/(1 - βᵗ) (A_t - A)``: weights βᵗ⁻ʲ for update j, normalised."""
-        found = self._statistics.pop(weight, None)
-        if found is None or not found.samples:
-            return
-        state, decay = self.state[weight], self.param_groups[0]["decay"]
-        state["updates"] = state.get("updates", 0) + 1
-        share = (1 - decay) / (1 - decay ** state["updates"])
-        for name, new in zip("AB", found.factors, strict=True):
-            old = state.setdefault(name, new)
-            state[name] = old.lerp(new.to(old.dtype), share)
+    def __deepcopy__(self, memo: dict[int, Any]) -> "KFAC":
+        model = deepcopy(self.model, memo)
+        groups = [
+            group | {"params": [deepcopy(p, memo) for p in group["params"]]}
+            for group in self.param_groups
+        ]
+        generator = self.settings["generator"]
+        own = {"params": groups, "generator": generator and generator.clone_state()}
+        twin = type(self)(model, **self.settings | own)
+        twin.load_state_dict(deepcopy(self.state_dict()))
+        return twin
 
-    def _update_inverses(self, layer: Layer) -> None:
-        state, damping = self.state.get(layer.weight, {}), self.param_groups[0]["damping"]
-        group = self.param_groups[0]
-        early = group["steps"] < group["update_inverses_every"] or "A_inverse" not in state
-        if "A" not in state or not (early or self._due("update_inverses_every")):
-            return
-        inverses = damped_inverses(state["A"], state["B"], damping)
-        state["A_inverse"], state["B_inverse"] = inverses
-        if layer.bias is not None:
-            self.state[layer.bias]["B_inverse"] = inverse(state["B"], damping)
+    def __getstate__(self) -> State:
+        raise TypeError("KFAC cannot be pickled with its hooks; save its state_dict instead")
 
+    def _arrange(self) -> None:
+        """Find the blocks of the parameters in all groups.
 
-class Hook:
-    """Shows a layer's input and output to a watcher that still lives; copies show it to nobody."""
+        Raises:
+            ValueError: a weight and its bias in different groups.
+        """
+        group_of = {p: at for at, group in enumerate(self.param_groups) for p in group["params"]}
+        self._blocks = blocks(self.model, group_of, self.settings["joint"])
+        for block in self._blocks:
+            if len({group_of[p] for p in block.parameters}) > 1:
+                raise ValueError(
+                    f"weight and bias of layer {block.name!r} are in different groups; expected "
+                    "one group, or joint=False"
+                )
+        self._watch.parameters = {block.key for block in self._blocks}
+        self._group_of = group_of
+        self._schedule()
 
-    def __init__(self, watcher: Callable[[], Watcher | None]) -> None:
-        self._watcher = watcher
+    def _by_group(self) -> list[list[Block]]:
+        found: list[list[Block]] = [[] for _ in self.param_groups]
+        for block in self._blocks:
+            found[self._group_of[block.key]].append(block)
+        return found
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would recompile every step
-    def __call__(
-        self, layer: Layer, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], output: Tensor
-    ) -> None:
-        if (watch := self._watcher()) is not None:
-            watch(layer, args[0] if args else kwargs["input"], output)
+    def _schedule(self) -> None:
+        """Watch the model where the next step updates factors."""
+        self._watch.watch.paused = not due(self.settings["update_factors_every"], self.steps)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return Hook, (_nobody,)
+    def _with(self, setting: str) -> list[tuple[Block, State, float]]:
+        """The blocks with their state and a setting of their group."""
+        groups = self.param_groups
+        found = [
+            (block, self.state[block.key], groups[self._group_of[block.key]][setting])
+            for block in self._blocks
+        ]
+        for block, state, _ in found:
+            move(state, block.key.device)
+        return found
 
+    def _update_factors(self) -> None:
+        if not self._watch.watch.paused:
+            dtype = self.settings["factor_dtype"]
+            update_factors(self._with("decay"), self._watch, self._workers, dtype)
 
-def _nobody() -> None:
-    return None
+    def _update_inverses(self) -> None:
+        schedule, inverse = self.settings["update_inverses_every"], self.settings["inverse"]
+        wanted = self._with("damping")
+        early = not callable(schedule) and self.steps < schedule
+        if not (early or due(schedule, self.steps)):
+            wanted = [each for each in wanted if INVERSES[inverse][0] not in each[1]]
+        update_inverses(wanted, inverse, self._workers)
 
+    def _update(self, group: Mapping[str, Any], own: list[Block]) -> None:
+        others = () if self.fallback is None else self.fallback.param_groups
+        elsewhere = {p for each in others for p in each["params"]}
+        grads: dict[Tensor, Tensor] = {
+            p: p.grad for p in group["params"] if p.grad is not None and p not in elsewhere
+        }
+        ready = [block for block in own if INVERSES[self.settings["inverse"]][0] in self._of(block)]
+        natural = natural_gradients(ready, self.state, grads, group)
+        taken = {
+            parameter: descend(parameter, natural.get(parameter, grad), self.state, group)
+            for parameter, grad in grads.items()
+        }
+        if self.settings["adapt_damping"] is not None:
+            change = predicted_change(ready, self.state, grads, taken, group)
+            self.predicted = change if self.predicted is None else self.predicted + change
 
-def _descend(parameter: Tensor, direction: Tensor, state: State, group: Mapping[str, Any]) -> None:
-    """``v <- μ v + direction + γ W``,  ``W <- W - η v``."""
-    if group["weight_decay"]:
-        direction = direction.add(parameter, alpha=group["weight_decay"])
-    if group["momentum"]:
-        buffer = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
-        direction = buffer.mul_(group["momentum"]).add_(direction)
-    parameter.add_(direction, alpha=-group["lr"])
-
-
-def _preconditioned(grad: Tensor, state: State) -> Tensor:
-    """``P(G) = B⁻¹ G A⁻¹`` per group of a weight, ``B⁻¹ G`` for a bias."""
-    left: Tensor = state["B_inverse"]
-    matrix = left @ grad.to(left.dtype).reshape(*left.shape[:2], -1)
-    if "A_inverse" in state:
-        matrix = matrix @ state["A_inverse"]
-    return matrix.reshape(grad.shape).to(grad.dtype)
-
-
-_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "lr": (lambda value: 0 <= value < inf, "a number, at least 0"),
-    "momentum": (lambda value: 0 <= value < 1, "a number in [0, 1)"),
-    "damping": (lambda value: 0 < value < inf, "a positive number"),
-    "decay": (lambda value: 0 <= value < 1, "a number in [0, 1)"),
-    "weight_decay": (lambda value: 0 <= value < inf, "a number, at least 0"),
-    "flavour": (lambda value: value in ("expand", "reduce"), "'expand' or 'reduce'"),
-    "kl_clip": (lambda value: value > 0, "a positive number"),
-    "update_factors_every": (lambda value: value >= 1 and value % 1 == 0, "an int, at least 1"),
-    "update_inverses_every": (lambda value: value >= 1 and value % 1 == 0, "an int, at least 1"),
-}
-"""What each hyper-parameter may be, as a test and in words."""
-
-
-def _check(model: object, settings: Mapping[str, Any]) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    for name, value in settings.items():
-        allowed, words = _ALLOWED[name]
-        if not allowed(value):
-            raise ValueError(f"{name} is {value!r}; expected {words}")
+    def _of(self, block: Block) -> State:
+        state: State = self.state[block.key]
+        return state

@@ -90,16 +90,19 @@ class KFAC(Quantity[KroneckerFactors]):
             if getattr(self, name) not in get_args(kind):
                 words = ", ".join(map(repr, get_args(kind)))
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {words}")
-        self._source()
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; expected at least 1")
 
-    def _source(self) -> Vectors:
+    @property
+    def vectors(self) -> Vectors:
+        """Where the vectors v come from."""
         if self.fisher == "mc":
             return SampledColumns(self.samples, self.generator)
         every = {"type-2": ExactColumns(), "empirical": LOSS_GRADIENT}
         return every.get(self.fisher, NoColumns())
 
     def statistics(self) -> Mapping[str, Statistic]:
-        v = self._source()
+        v = self.vectors
         settings = self.flavour, self.joint, self.per_group
         return {
             "count": Statistic(sample_count, vectors=v),

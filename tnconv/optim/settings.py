@@ -1,0 +1,52 @@
+"""What the hyper-parameters of KFAC may be, and when something is due."""
+
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Any
+
+Schedule = int | Callable[[int], bool]
+"""Every so many steps, or whether a step, counted from 0, is one at which something is due."""
+
+GROUPED = ("lr", "momentum", "damping", "decay", "weight_decay", "decoupled", "kl_clip")
+"""Hyper-parameters that groups of parameters can have for themselves."""
+
+SCHEDULE = "an int, at least 1, or a callable"
+ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "lr": (lambda value: 0 <= value < inf, "a number, at least 0"),
+    "momentum": (lambda value: 0 <= value < 1, "a number in [0, 1)"),
+    "damping": (lambda value: 0 < value < inf, "a positive number"),
+    "decay": (lambda value: 0 <= value < 1, "a number in [0, 1)"),
+    "weight_decay": (lambda value: 0 <= value < inf, "a number, at least 0"),
+    "decoupled": (lambda value: isinstance(value, bool), "a bool"),
+    "kl_clip": (lambda value: value > 0, "a positive number"),
+    "inverse": (lambda value: value in ("cholesky", "eigen"), "'cholesky' or 'eigen'"),
+    "update_factors_every": (lambda value: _is_schedule(value), SCHEDULE),
+    "update_inverses_every": (lambda value: _is_schedule(value), SCHEDULE),
+    "adapt_damping": (lambda value: value is None or 0 < value < 1, "None or a number in (0, 1)"),
+}
+"""Each hyper-parameter's test, and the test in words."""
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raise unless all settings are allowed.
+
+    Raises:
+        ValueError: one that is not.
+    """
+    for name, value in settings.items():
+        allowed, words = ALLOWED.get(name, (lambda value: True, ""))
+        if not allowed(value):
+            raise ValueError(f"{name} is {value!r}; expected {words}")
+
+
+def due(schedule: Schedule, step: int) -> bool:
+    """Whether something is due at a step.
+
+    >>> [due(3, step) for step in range(4)], due(lambda step: step > 1, 1)
+    ([True, False, False, True], False)
+    """
+    return bool(schedule(step)) if callable(schedule) else step % schedule == 0
+
+
+def _is_schedule(value: Any) -> bool:
+    return callable(value) or (value >= 1 and value % 1 == 0)
