@@ -7,11 +7,21 @@ from torch import Tensor
 from tnconv import codegen, diagrams, functional, models, nn, optim, quantities
 from tnconv.codegen import Program, compile
 from tnconv.diagrams import Expression, Sum, TensorNetwork
-from tnconv.models import Result, compute, observe
+from tnconv.models import (
+    FisherOperator,
+    GGNOperator,
+    HessianOperator,
+    Result,
+    compute,
+    observe,
+)
 
 __version__ = "0.1.0"
 __all__ = [
     "Expression",
+    "FisherOperator",
+    "GGNOperator",
+    "HessianOperator",
     "Program",
     "Result",
     "Sum",

@@ -1,7 +1,20 @@
 """Whole networks: watching a model, and quantities of every parameter."""
 
 from tnconv.models.driver import Observation, compute, observe
+from tnconv.models.fisher import FisherOperator
 from tnconv.models.layers import Operation, register_layer
+from tnconv.models.operators import CurvatureOperator, GGNOperator, HessianOperator
 from tnconv.models.result import Result
 
-__all__ = ["Observation", "Operation", "Result", "compute", "observe", "register_layer"]
+__all__ = [
+    "CurvatureOperator",
+    "FisherOperator",
+    "GGNOperator",
+    "HessianOperator",
+    "Observation",
+    "Operation",
+    "Result",
+    "compute",
+    "observe",
+    "register_layer",
+]

@@ -241,12 +241,19 @@ def watching(
     Compiled code runs no hooks, so compiled parts run as they were written meanwhile.
     """
     watch = Watch(unwrapped(model), ready, receive, per_sample)
-    with ExitStack() as stack:
-        if any(_is_compiled(module) for module in model.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+    with uncompiled(model), ExitStack() as stack:
         stack.callback(watch.stop)
         watch.start()
         yield watch
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Compiled parts of a model run as they were written, as long as the context is open."""
+    with ExitStack() as stack:
+        if any(_is_compiled(module) for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

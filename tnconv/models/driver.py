@@ -47,7 +47,7 @@ def compute(
     """
     observation = Observation(model, quantities)
     with observation.watched(ready=_nothing) as watch, torch.enable_grad():
-        args, kwargs = _arguments(inputs)
+        args, kwargs = arguments(inputs)
         output = watch.model(*args, **kwargs)
         loss = loss_fn(output, targets)
         if loss.dim():
@@ -197,7 +197,8 @@ def _nothing(here: Pass) -> None:
     """The loss, not the model's output, shows what a pass used."""
 
 
-def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the model is called with."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}

@@ -267,7 +267,11 @@ _MODULES: Mapping[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]
 
 
 def recognised(loss_fn: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-    """The function of ``torch.nn.functional``, and its settings."""
+    """The function of ``torch.nn.functional`` that a known loss is, and its settings.
+
+    Raises:
+        NotImplementedError: another loss.
+    """
     for kind, (function, names) in _MODULES.items():
         if isinstance(loss_fn, kind) and type(loss_fn).forward is kind.forward:
             return function, {name: getattr(loss_fn, name) for name in ("reduction", *names)}
