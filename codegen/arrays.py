@@ -134,6 +134,8 @@ class Writer:
 
     steps: tuple[Step, ...] = ()
     letter: str = "t"  # of the names of results
+    seen: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
+    """Where a writer of this family has a step with this code: shared, and checked when used."""
 
     @property
     def seconds(self) -> float:
@@ -143,12 +145,20 @@ class Writer:
         self, code: str, shape: Sequence[int], kernel: Kernel, comment: str = ""
     ) -> tuple["Writer", Array]:
         """Record ``code``, whose value is a contiguous tensor of ``shape``."""
-        for step in self.steps:
-            if step.code == code:
-                return self, Array(step.name, step.shape, contiguous(step.shape))
+        if (same := self._written(code)) is not None:
+            return self, Array(same.name, same.shape, contiguous(same.shape))
+        self.seen[code] = len(self.steps)
         name = f"{self.letter}{len(self.steps) + 1}"
         step = Step(name, code, tuple(shape), kernel, comment)
         return replace(self, steps=(*self.steps, step)), Array(name, step.shape, contiguous(shape))
+
+    def _written(self, code: str) -> Step | None:
+        """The step with this code; steps are searched only if another writer has it elsewhere."""
+        if (at := self.seen.get(code)) is None:
+            return None
+        if at < len(self.steps) and self.steps[at].code == code:
+            return self.steps[at]
+        return next((step for step in self.steps if step.code == code), None)
 
     def reshape(self, array: Array, shape: Sequence[int]) -> tuple["Writer", Array]:
         """Reshape as a view where strides allow, else by a copy."""

@@ -18,6 +18,7 @@ from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import Firing
 from tnconv.simplify import simplify as simplified
+from tnconv.simplify.offered import polyphase
 
 MOST_CHOICES = 64  # ways to combine plans that are tried for a memory limit
 
@@ -200,4 +201,14 @@ def _forms(network: TensorNetwork, simplify: bool) -> tuple[dict[str, TensorNetw
     for name, form in (("in form N", result.normal), ("in form V", result.views)):
         if form not in forms.values():
             forms[name] = form
+    if not empty:
+        forms |= _by_polyphase(result.normal)
     return forms, list(result.trace)
+
+
+def _by_polyphase(normal: TensorNetwork) -> dict[str, TensorNetwork]:
+    """The one offered rewrite that pays beyond the routes, taken for every pattern that it fits."""
+    after = normal
+    for _ in normal.patterns:
+        after = next(polyphase(after), after)
+    return {} if after is normal else {"by polyphase": after}

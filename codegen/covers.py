@@ -6,6 +6,7 @@ from math import prod
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer, contiguous
+from tnconv.codegen.constants import LIKE
 from tnconv.codegen.views import Value, overlaps, read
 from tnconv.diagrams.affine import Leg, Pattern, Selection, Tensor, View
 from tnconv.diagrams.network import TensorNetwork
@@ -43,11 +44,6 @@ class Cover:
         return cls(network, arrays, indices=indices)
 
     @property
-    def like(self) -> str:
-        """A tensor of the program's dtype and device."""
-        return next((x.code for x in self.arrays.values() if x.code.isidentifier()), "one")
-
-    @property
     def selection(self) -> int | None:
         """The position of the first selection: they are lowered before patterns are covered."""
         nodes = enumerate(self.network.nodes)
@@ -57,6 +53,12 @@ class Cover:
     def pattern(self) -> int | None:
         """The position of the first pattern: the one that the next route has to cover."""
         return next((at for at, _ in self.network.patterns), None)
+
+    def turned_to(self, at: int) -> "Cover":
+        """With the node at a position first, so that the next route has to cover it."""
+        nodes = self.network.nodes
+        order = (nodes[at], *nodes[:at], *nodes[at + 1 :])
+        return replace(self, network=self.network.with_(order))
 
     def value(self, at: int) -> tuple["Cover", Value]:
         """The tensor node at a position as a dense value."""
@@ -153,13 +155,12 @@ def _without_implied_masks(tn: TensorNetwork) -> TensorNetwork:
 
 def dense(cover: Cover) -> Iterator[Cover]:
     """Every pattern becomes a dense 0/1 array: always possible, the others have to match it."""
-    like = cover.like
     while (at := cover.pattern) is not None:
         node = cover.network.nodes[at]
         assert isinstance(node, Pattern)
         sizes = tuple(cover.network.sizes[leg] for leg in node.legs)
         steps, v = tuple(a for _, a in node.terms), node.values
-        code = f"pattern({steps}, {sizes}, {v.start}, {v.stop}, {v.step}, {like})"
+        code = f"pattern({steps}, {sizes}, {v.start}, {v.stop}, {v.step}, {LIKE})"
         kernel = cost.copy(prod(sizes), 1)
         comment = f"pattern over {', '.join(node.legs)}"
         writer, array = cover.writer.run(code, sizes, kernel, comment)

@@ -1,15 +1,19 @@
 """Loops: a network that falls apart along one leg, computed one position at a time."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Step, Writer
+from tnconv.codegen.constants import constant_steps
 from tnconv.codegen.covers import Cover
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Sizes, Tensor, View
 from tnconv.diagrams.network import TensorNetwork
+
+NAME = re.compile(r"\bu\d+\b")  # results of steps of a body
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Loop:
 
     def around(self, steps: tuple[Step, ...], output: Array, routes: tuple[str, ...] = ()) -> Cover:
         """The loop over steps for one position that end in ``output``, found by ``routes``."""
+        writer, steps, output = self._hoisted(steps, output)
         network, tab = self.cover.network, "\n        "
         count = network.sizes[self.leg]
         wholes = [self.cover.arrays[name].code for name in self.dims]
@@ -67,11 +72,28 @@ class Loop:
         shape = (count, *sizes) if self.joined else tuple(sizes)
         kernel = _kernel(steps, count, prod(sizes), self.joined)
         comment = f"one {self.leg} at a time"
-        writer, array = self.cover.writer.run(code, shape, kernel, comment)
+        writer, array = writer.run(code, shape, kernel, comment)
         legs = (self.leg, *self._legs) if self.joined else self._legs
         every = tuple(range(len(network.nodes)))
         cover = self.cover.put(writer, every, Value(array, legs), "loop")
         return replace(cover, routes=(*cover.routes, *routes))
+
+    def _hoisted(
+        self, steps: tuple[Step, ...], output: Array
+    ) -> tuple[Writer, tuple[Step, ...], Array]:
+        """Steps that are the same for all positions come before the loop."""
+        writer, names = self.cover.writer, dict[str, str]()
+
+        def renamed(code: str) -> str:
+            return NAME.sub(lambda found: names.get(found[0], found[0]), code)
+
+        parts = [f"part_{at + 1}" for at in range(len(self.dims))]
+        for step in (constants := constant_steps(steps, parts)):
+            code = renamed(step.code)
+            writer, array = writer.run(code, step.shape, step.kernel, step.comment)
+            names[step.name] = array.code
+        left = (replace(s, code=renamed(s.code)) for s in steps if s not in constants)
+        return writer, tuple(left), replace(output, code=renamed(output.code), unshaped=None)
 
 
 def loops(cover: Cover) -> Iterator[Loop]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from itertools import islice
 from math import prod, sqrt
 
 from tnconv.codegen import cost
@@ -167,7 +168,19 @@ def _scattered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
 
 
 def _covered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
+    """Covers of the first pattern; where only dense ones exist, also of the first that has others.
+
+    In a chain of layers the pattern of the last one joins no two tensors before the others are
+    covered.
+    """
     found = [after for route in routes for after in route(cover)]
+    if all(after.routes[-1:] == ("dense",) for after in found):
+        for at, _ in islice(cover.network.patterns, 1, None):
+            turned = cover.turned_to(at)
+            others = [after for route in routes if route is not dense for after in route(turned)]
+            if others:
+                found += others
+                break
     yield from [after for after in found if _repeats(cover, after)] or found
 
 

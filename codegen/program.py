@@ -91,7 +91,7 @@ class Program(Generic[Result]):
         if not self.chunks:
             names, spare = list(arguments.values()), self.spare_memory
             indices = [arguments[index] for index in self.indices]
-            return [source.definition(name, names, indices, self.schedule, several, spare)]
+            return source.definition(name, names, indices, self.schedule, several, spare)
         from tnconv.codegen.chunks import functions
 
         return functions(name, self.chunks, arguments, several)

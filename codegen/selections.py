@@ -6,6 +6,7 @@ from math import prod
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Writer
+from tnconv.codegen.constants import LIKE
 from tnconv.codegen.contraction import pair
 from tnconv.codegen.covers import Cover
 from tnconv.codegen.views import Value, read
@@ -149,9 +150,9 @@ def _masked(one: Selected) -> Cover | None:
     """
     if not one.alone:
         return None
-    cover, tn, like = one.cover, one.cover.network, one.cover.like
-    ones = f"{like}.new_ones({tn.sizes[one.r]})"
-    code = f"{like}.new_zeros({one.axis.size}).index_add(0, {one.index}, {ones})"
+    cover, tn = one.cover, one.cover.network
+    ones = f"{LIKE}.new_ones({tn.sizes[one.r]})"
+    code = f"{LIKE}.new_zeros({one.axis.size}).index_add(0, {one.index}, {ones})"
     kernel = cost.copy(one.axis.size + tn.sizes[one.r], 1)
     writer, array = cover.writer.run(code, (one.axis.size,), kernel, f"counts of {one.index}")
     writer, counts = read(writer, array, View(array.shape, (one.axis,)), tn.sizes)
@@ -169,7 +170,7 @@ def _one_hot(cover: Cover, at: int) -> Cover:
     node = cover.network.nodes[at]
     assert isinstance(node, Selection)
     index, shape = cover.indices[node.name].code, node.view.shape
-    code = f"{cover.like}.new_zeros({shape}).scatter(1, {index}.unsqueeze(1), 1.0)"
+    code = f"{LIKE}.new_zeros({shape}).scatter(1, {index}.unsqueeze(1), 1.0)"
     kernel = cost.copy(prod(shape), 1)
     writer, array = cover.writer.run(code, shape, kernel, f"{index} as a 0/1 matrix")
     writer, value = read(writer, array, node.view, cover.network.sizes)

@@ -4,18 +4,12 @@ import keyword
 import re
 from collections.abc import Collection, Iterable, Sequence
 
+from tnconv.codegen.arrays import Step
+from tnconv.codegen.constants import KEPT, LIKE, PATTERN, constant_steps, wanted, words
 from tnconv.codegen.schedule import Schedule
 
-PATTERN = '''def pattern(coefficients, sizes, start, stop, step, like):
-    """1 where the sum of coefficient * position is in range(start, stop, step), else 0."""
-    total = torch.zeros((), dtype=torch.int64, device=like.device)
-    for coefficient, size in zip(coefficients, sizes):
-        total = total.unsqueeze(-1) + coefficient * torch.arange(size, device=like.device)
-    inside = (total >= start) & (total < stop) & ((total - start) % step == 0)
-    return inside.to(like.dtype)
-'''
 _RESERVED = re.compile(
-    r"torch|F|pattern|one|contraction|(result|part|piece)(_\d+)?|[tu]\d+|operand_\d+"
+    r"torch|F|pattern|KEPT|kept|like|one|contraction|(contraction|piece_\d+)_constants|(result|part|piece)(_\d+)?|[tu]\d+|operand_\d+"
 )
 
 
@@ -32,7 +26,11 @@ def argument_names(operands: Iterable[str]) -> dict[str, str]:
 def module(functions: Sequence[str]) -> str:
     """The text of a module with these functions."""
     header = "import torch\nimport torch.nn.functional as F\n"
-    helpers = [PATTERN] if any("pattern(" in text for text in functions) else []
+    helpers = [
+        text
+        for name, text in (("pattern(", PATTERN), ("kept(", KEPT))
+        if any(name in function for function in functions)
+    ]
     return "\n\n".join([header, *helpers, *functions])
 
 
@@ -43,22 +41,48 @@ def definition(
     schedule: Schedule,
     several: bool,
     spare: int,
-) -> str:
-    """A function of the arguments, some of them integers, that runs the steps for the outputs.
+) -> list[str]:
+    """A function of the arguments, some of them integers, and one of its constants.
 
-    Results are deleted as soon as more than ``spare`` bytes would be held for nothing.
+    Results are deleted as soon as more than ``spare`` bytes would be held for nothing. Without any
+    bytes to spare nothing is kept for the next call.
     """
-    values = [name for name in arguments if name not in indices]
-    body = one(values) if _needs_one(schedule) else []
+    constants = constant_steps(schedule.steps, arguments) if spare else []
+    steps = [step for step in schedule.steps if step not in constants]
+    codes = [*(step.code for step in steps), *(output.code for output in schedule.outputs)]
+    names = wanted(constants, codes)
+    values = [argument for argument in arguments if argument not in indices]
+    body = _beginning(values, [*codes, *(LIKE for _ in names[:1])])
+    texts = []
+    if names:
+        lines = [*map(_line, constants), f"return {_tuple(names)}"]
+        texts.append(function(f"{name}_constants", [LIKE], lines))
+        body.append(f"{_tuple(names)} = kept({name}_constants, {LIKE})")
     releases = schedule.releases(spare)
     for at, step in enumerate(schedule.steps):
-        if at in releases:
-            body.append(f"del {', '.join(releases[at])}")
-        line = f"{step.name} = {step.code}"
-        body.append(f"{line}  # {step.comment}" if step.comment else line)
+        if dead := [old for old in releases.get(at, ()) if old in {s.name for s in steps}]:
+            body.append(f"del {', '.join(dead)}")
+        if step in steps:
+            body.append(_line(step))
     results = ", ".join(output.code for output in schedule.outputs)
     body.append(f"return ({results},)" if several else f"return {results}")
-    return function(name, arguments, body)
+    return [*texts, function(name, arguments, body)]
+
+
+def _line(step: Step) -> str:
+    line = f"{step.name} = {step.code}"
+    return f"{line}  # {step.comment}" if step.comment else line
+
+
+def _tuple(names: Sequence[str]) -> str:
+    return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
+
+
+def _beginning(values: Sequence[str], codes: Sequence[str]) -> list[str]:
+    """The constant 1 and the tensor that constants are like, if they are asked for."""
+    used = {word for code in codes for word in words(code)}
+    like = [f"{LIKE} = {values[0] if values else 'one'}"] if LIKE in used else []
+    return [*(one(values) if "one" in used or (like and not values) else ()), *like]
 
 
 def function(name: str, arguments: Sequence[str], body: Sequence[str]) -> str:
@@ -72,9 +96,3 @@ def one(arguments: Sequence[str]) -> list[str]:
     if not arguments:
         return ["one = torch.ones(())"]
     return [f"one = 1 + {' + '.join(f'{name}.reshape(-1)[:0].sum()' for name in arguments)}"]
-
-
-def _needs_one(schedule: Schedule) -> bool:
-    """Whether a plan has no nodes, so that its value comes from the constant 1."""
-    codes = [*(step.code for step in schedule.steps), *(o.code for o in schedule.outputs)]
-    return any(re.search(r"\bone\b", code) for code in codes)

@@ -21,6 +21,7 @@ from tnconv.codegen import ROUTES, Program
 from tnconv.diagrams import (
     Sum,
     TensorNetwork,
+    compose,
     conv,
     kfac_expand,
     kfac_reduce,
@@ -204,3 +205,39 @@ def test_bad_options() -> None:
         compile(LAYER, routes=["fastest"])
     with pytest.raises(ValueError, match="optimize is 'greedy'"):
         compile(kfac_expand((4, 3, 8, 8), 3, padding=1), optimize="greedy")
+
+
+CHAIN = compose(
+    conv((2, 8, 14, 14), (8, 8, 3, 3)).rename_operands({"weight": "outer"}),
+    "x",
+    conv((2, 8, 16, 16), (8, 8, 3, 3)),
+)
+
+
+@pytest.mark.parametrize("operand", [None, "x", "weight", "outer"])
+def test_layers_in_a_chain_are_native_kernels_each(operand: str | None) -> None:
+    """Whichever of their patterns comes first."""
+    network = CHAIN if operand is None else CHAIN.vjp(operand)
+    assert compile(network).terms[0][0].routes == ("native", "native")
+    check(network)
+
+
+@given(
+    inner=geometries(max_dims=1, unbatched=False, empty=False),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    operand=st.sampled_from((None, "x", "weight", "outer")),
+)
+def test_chains_of_layers(inner: Case, kernel: int, stride: int, operand: str | None) -> None:
+    first = conv(inner.input_shape, inner.weight_shape, **inner.kwargs)
+    outer = (2, first.shape[1], min(kernel, first.shape[2]))
+    second = conv(first.shape, outer, stride).rename_operands({"weight": "outer"})
+    chain = compose(second, "x", first)
+    check(chain if operand is None else chain.vjp(operand))
+
+
+def test_strided_input_gradients_of_few_channels_go_by_polyphase() -> None:
+    """Torch's kernel meets few channels there; as stride 1 it meets s² times as many."""
+    network = conv((8, 3, 64, 64), (64, 3, 11, 11), stride=4, padding=2).vjp("x")
+    assert compile(network).terms[0][0].label == "by polyphase: native"
+    check(network)
