@@ -96,6 +96,23 @@ def resnet18(classes: int) -> nn.Sequential:
     return nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *blocks, *pool, nn.Linear(512, classes))
 
 
+def cifar_resnet20(classes: int) -> nn.Sequential:
+    """ResNet-20 for images of 32 pixels (He et al. 2016), with 16, 32 and 64 channels."""
+    stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    blocks, channels = [], 16
+    for width, stride in ((16, 1), (32, 2), (64, 2)):
+        blocks += [Block(channels, width, stride), Block(width, width, 1), Block(width, width, 1)]
+        channels = width
+    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*stem, *blocks, *pool, nn.Linear(64, classes))
+
+
+def cifar_resnet18(classes: int) -> nn.Sequential:
+    """ResNet-18 with a stem of 3x3 for images of 32 pixels."""
+    stem = (nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+    return nn.Sequential(*stem, *resnet18(classes)[4:])
+
+
 PROBLEMS = {
     "3c3d": Problem(three_c_three_d, (3, 32, 32), 10, 64),
     "allcnnc": Problem(all_cnn_c, (3, 32, 32), 100, 8),

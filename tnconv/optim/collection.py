@@ -112,7 +112,7 @@ class FactorWatch:
             for column in columns:
                 vector = (scale * column).to(output.dtype)
                 torch.autograd.grad(output, ends, vector, retain_graph=True, allow_unused=True)
-            found = {call: torch.stack(each) for call, each in self._columns.items()}
+            found = {call: _stacked(each) for call, each in self._columns.items()}
         finally:
             self._columns = None
         for here in passes:
@@ -176,6 +176,11 @@ class FactorWatch:
             for name, value in new.items():
                 value = value.to(new["grad_output"])
                 old[name] = old[name] + value if name in old else value
+
+
+def _stacked(columns: list[Tensor]) -> Tensor:
+    """All columns, without a copy of a single one."""
+    return columns[0].unsqueeze(0) if len(columns) == 1 else torch.stack(columns)
 
 
 def _weak(method: Callable[..., None]) -> Callable[..., None]:

@@ -35,7 +35,7 @@ def update_factors(
     for (block, state, decay), (a, b) in zip(
         blocks, _measured([block for block, _, _ in blocks], watch, workers), strict=True
     ):
-        if a is None or b is None or not (a.isfinite().all() and b.isfinite().all()):
+        if a is None or b is None or not (_is_finite(a) and _is_finite(b)):
             continue
         state["updates"] = state.get("updates", 0) + 1
         share = (1 - decay) / (1 - decay ** state["updates"])
@@ -66,6 +66,11 @@ def _measured(
         a, count, b = flat[at[block] : at[block] + 3]
         result.append((_own(a / count, block, watch), _output(b / total, watch)))
     return result
+
+
+def _is_finite(factor: Tensor) -> bool:
+    """By its diagonal, which bounds all other entries."""
+    return bool(factor.diagonal(dim1=-2, dim2=-1).sum().isfinite())
 
 
 def _own(a: Tensor, block: Block, watch: FactorWatch) -> Tensor:
