@@ -1,8 +1,6 @@
 """KFAC: gradient descent preconditioned by Kronecker-factored curvature."""
 
 from collections.abc import Callable, Iterable, Mapping
-from copy import deepcopy
-from itertools import chain
 from typing import Any, overload
 
 import torch
@@ -14,7 +12,6 @@ from tnconv.optim.blocks import Block, blocks
 from tnconv.optim.collection import FactorWatch, LossFunction, LossScale
 from tnconv.optim.damping import adapted
 from tnconv.optim.preconditioner import (
-    FACTORS,
     INVERSES,
     Inverse,
     State,
@@ -22,6 +19,7 @@ from tnconv.optim.preconditioner import (
     update_factors,
     update_inverses,
 )
+from tnconv.optim.saving import Resumable
 from tnconv.optim.settings import GROUPED, Schedule, check, due
 from tnconv.optim.steps import descend, natural_gradients, predicted_change
 from tnconv.optim.workers import Workers
@@ -32,7 +30,7 @@ Fallback = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
 
-class KFAC(torch.optim.Optimizer):
+class KFAC(Resumable):
     """``V <- μ V + ν P(G) + γ W``,  ``W <- W - η V``  with ``P(G) ≈ (B ⊗ A + λ I)⁻¹ G``.
 
     G is the gradient of a layer's weight W, with its bias as one more column (``joint``), for every
@@ -53,8 +51,8 @@ class KFAC(torch.optim.Optimizer):
     * ``inverse="cholesky"`` damps the factors apart (`damping.factored`), ``"eigen"`` their product
       exactly. After `adapt` the damping follows how well the model predicts the loss.
     * Factors are collected in steps that ``update_factors_every`` names, from layers in training
-      mode; inverses are refreshed at ``update_inverses_every``-th steps, and at each of the first
-      so many. Both are a number of steps, or a function of the step that says whether.
+      mode; inverses are refreshed at ``update_inverses_every``-th steps, and at those of the first
+      so many that collect factors. Both are a number, or a function of the step that says whether.
     * Passes between two steps count as micro-batches of one batch; their losses are to be divided
       by their number. Under ``torch.distributed``, factors are averages over all workers, and
       inverses are shared out among them.
@@ -110,8 +108,7 @@ class KFAC(torch.optim.Optimizer):
         kfac = kronecker.KFAC(flavour, fisher, samples, generator, joint, per_group, reduction)
         if loss_fn is None and fisher in ("type-2", "mc"):
             raise ValueError(f"fisher is {fisher!r}; expected a loss_fn with it")
-        self.model, self.settings = model, settings | {"params": None}
-        self.fallback: torch.optim.Optimizer | None = None
+        self.model, self.settings, self.fallback = model, settings | {"params": None}, None
         self._blocks: list[Block] = []
         self._watch = FactorWatch(model, kfac, loss_fn, loss_scale)
         self._workers = Workers(process_group)
@@ -161,20 +158,21 @@ class KFAC(torch.optim.Optimizer):
         self._update_factors()
         self._update_inverses()
         self.predicted = None
-        for group, own in zip(self.param_groups, self._by_group(), strict=True):
-            self._update(group, own)
+        for at, group in enumerate(self.param_groups):
+            self._update(group, [b for b in self._blocks if self._group_of[b.key] == at])
             group["steps"] += 1
         if self.fallback is not None:
             self.fallback.step()
         self._watch.forget()
-        self._schedule()
+        self._resume()
         return loss
 
     def adapt(self, before: float | Tensor, after: float | Tensor) -> None:
         """Adapt the damping of all groups to how a step changed the loss of its batch.
 
         It falls by the factor ``adapt_damping`` where the change is near what the quadratic model
-        of the step predicted, and grows by it where the loss fell by far less.
+        of the step predicted, and grows by it where the loss fell by far less. "eigen" uses the new
+        value at once, "cholesky" when it inverts again.
 
         Raises:
             RuntimeError: no step was taken since the last call, or without ``adapt_damping``.
@@ -193,48 +191,6 @@ class KFAC(torch.optim.Optimizer):
         check({name: self.param_groups[-1][name] for name in GROUPED})
         self._arrange()
 
-    def state_dict(self) -> State:
-        """Everything that a later run needs to go on exactly."""
-        found: State = super().state_dict()
-        if self.fallback is not None:
-            found["fallback"] = self.fallback.state_dict()
-        if (generator := self.settings["generator"]) is not None:
-            found["generator"] = generator.get_state()
-        return found
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: State) -> None:
-        """Go on from another run's `state_dict`; factors keep their own dtype."""
-        given = dict(state_dict)
-        fallback, generator = given.pop("fallback", None), given.pop("generator", None)
-        super().load_state_dict(given)
-        keys = chain.from_iterable(group["params"] for group in given["param_groups"])
-        own = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, parameter in zip(keys, own, strict=True):
-            saved = given["state"].get(key, {})
-            for name in FACTORS & saved.keys():
-                self.state[parameter][name] = saved[name].to(parameter.device, copy=True)
-        if self.fallback is not None and fallback is not None:
-            self.fallback.load_state_dict(fallback)
-        if generator is not None and self.settings["generator"] is not None:
-            self.settings["generator"].set_state(generator.cpu())
-        self._schedule()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "KFAC":
-        model = deepcopy(self.model, memo)
-        groups = [
-            group | {"params": [deepcopy(p, memo) for p in group["params"]]}
-            for group in self.param_groups
-        ]
-        generator = self.settings["generator"]
-        own = {"params": groups, "generator": generator and generator.clone_state()}
-        twin = type(self)(model, **self.settings | own)
-        twin.load_state_dict(deepcopy(self.state_dict()))
-        return twin
-
-    def __getstate__(self) -> State:
-        raise TypeError("KFAC cannot be pickled with its hooks; save its state_dict instead")
-
     def _arrange(self) -> None:
         """Find the blocks of the parameters in all groups.
 
@@ -251,15 +207,9 @@ class KFAC(torch.optim.Optimizer):
                 )
         self._watch.parameters = {block.key for block in self._blocks}
         self._group_of = group_of
-        self._schedule()
+        self._resume()
 
-    def _by_group(self) -> list[list[Block]]:
-        found: list[list[Block]] = [[] for _ in self.param_groups]
-        for block in self._blocks:
-            found[self._group_of[block.key]].append(block)
-        return found
-
-    def _schedule(self) -> None:
+    def _resume(self) -> None:
         """Watch the model where the next step updates factors."""
         self._watch.watch.paused = not due(self.settings["update_factors_every"], self.steps)
 
@@ -282,7 +232,7 @@ class KFAC(torch.optim.Optimizer):
     def _update_inverses(self) -> None:
         schedule, inverse = self.settings["update_inverses_every"], self.settings["inverse"]
         wanted = self._with("damping")
-        early = not callable(schedule) and self.steps < schedule
+        early = not callable(schedule) and self.steps < schedule and not self._watch.watch.paused
         if not (early or due(schedule, self.steps)):
             wanted = [each for each in wanted if INVERSES[inverse][0] not in each[1]]
         update_inverses(wanted, inverse, self._workers)
@@ -293,7 +243,8 @@ class KFAC(torch.optim.Optimizer):
         grads: dict[Tensor, Tensor] = {
             p: p.grad for p in group["params"] if p.grad is not None and p not in elsewhere
         }
-        ready = [block for block in own if INVERSES[self.settings["inverse"]][0] in self._of(block)]
+        needed = INVERSES[self.settings["inverse"]][0]
+        ready = [block for block in own if needed in self.state[block.key]]
         natural = natural_gradients(ready, self.state, grads, group)
         taken = {
             parameter: descend(parameter, natural.get(parameter, grad), self.state, group)
@@ -302,7 +253,3 @@ class KFAC(torch.optim.Optimizer):
         if self.settings["adapt_damping"] is not None:
             change = predicted_change(ready, self.state, grads, taken, group)
             self.predicted = change if self.predicted is None else self.predicted + change
-
-    def _of(self, block: Block) -> State:
-        state: State = self.state[block.key]
-        return state
