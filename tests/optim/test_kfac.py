@@ -12,6 +12,7 @@ from tests.models.test_kronecker import FACTORED, by_group, explicit, patches, w
 from tests.models.test_layers import LAYERS
 from tests.optim.nets import batch, small_net, train
 from tests.strategies import assert_close
+from tnconv.models.losses import curvature
 from tnconv.optim import KFAC
 from tnconv.optim.damping import exact, factored, spectrum
 from tnconv.optim.inverses import eigenbasis, inverse
@@ -139,6 +140,57 @@ def test_eigenbasis_retries_in_float64(monkeypatch) -> None:
     values, vectors = eigenbasis(torch.diag(torch.tensor([-1e-9, 2.0]))[None].float())
     assert values.dtype == vectors.dtype == torch.float32
     assert values.tolist() == [[0.0, 2.0]]
+
+
+@pytest.mark.parametrize("fisher", ["type-2", "mc", "empirical"])
+@pytest.mark.parametrize("case", ["linear", "linear, 3-d", "groups", "transposed, 1-d", "conv3d"])
+def test_ekfac_has_the_second_moments_in_the_eigenbasis(case: str, fisher: str) -> None:
+    make, shape = LAYERS[case]
+    layer, x, loss_fn = make(), torch.randn(shape), nn.MSELoss()
+    y, generator = torch.randn_like(layer(x)), torch.Generator().manual_seed(1)
+    optimizer = KFAC(
+        layer, 0.5, 0.0, fisher=fisher, samples=2, generator=generator, loss_fn=loss_fn,
+        inverse="ekfac", kl_clip=inf, update_inverses_every=lambda step: step == 0,
+    )  # fmt: skip
+    optimizer.zero_grad()
+    loss_fn(layer(x), y).backward()
+    optimizer.step()
+    state = optimizer.state[layer.weight]
+    q, r = state["A_vectors"], state["B_vectors"]
+    assert "moments" not in state
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    optimizer.zero_grad()
+    loss_fn(layer(x), y).backward()
+    s = {
+        "empirical": lambda: 2 * (layer(x) - y).detach()[None] / y.numel() * len(x) ** 0.5,
+        "type-2": lambda: curvature(loss_fn, layer(x), y).vectors(),
+        "mc": lambda: curvature(loss_fn, layer(x), y).samples(2, resumed(1, layer, x, y)),
+    }[fisher]()
+    optimizer.step()
+    u = patches(layer, x)
+    u = torch.cat([u, torch.ones_like(u[:, :, :1])], 2)
+    j = torch.einsum("mngdo,ngao->mngda", by_group(layer, s), u)
+    moments = torch.einsum("gde,mngda,gab->mngeb", r, j, q).square().sum((0, 1))
+    assert_close(state["moments"], moments, 1e-10)
+    rows = torch.cat(
+        [weight_rows(layer, layer.weight.grad), layer.bias.grad.reshape(len(q), -1, 1)], 2
+    )
+    for g, (basis, row) in enumerate(zip(map(torch.kron, r, q), rows, strict=True)):
+        block = basis @ torch.diag(moments[g].flatten()) @ basis.T
+        whole = torch.einsum("mnp,mnq->pq", *2 * (j[:, :, g].flatten(2),))
+        kfac = torch.kron(state["B"][g], state["A"][g])
+        assert (block - whole).norm() <= (kfac - whole).norm() + 1e-12
+        damped = block + 0.01 * torch.eye(len(block))
+        step = torch.linalg.solve(damped, row.flatten()).reshape(row.shape)
+        taken = weight_rows(layer, before["weight"] - layer.weight.detach())[g] / 0.5
+        assert_close(taken, step[:, :-1], 1e-10)
+
+
+def resumed(seed: int, layer: nn.Module, x: Tensor, y: Tensor) -> torch.Generator:
+    """A generator after the draws of one step."""
+    generator = torch.Generator().manual_seed(seed)
+    curvature(nn.MSELoss(), layer(x), y).samples(2, generator)
+    return generator
 
 
 def test_trust_region_bounds_the_step() -> None:
@@ -322,8 +374,10 @@ def test_learning_rate_schedulers_and_closures_work() -> None:
 
 
 @pytest.mark.parametrize("fisher", ["type-2", "mc", "empirical", "forward-only"])
-@pytest.mark.parametrize("inverse", DENSE)
+@pytest.mark.parametrize("inverse", [*DENSE, "ekfac"])
 def test_training_reduces_the_loss(fisher: str, inverse: str) -> None:
+    if fisher == "forward-only" and inverse == "ekfac":
+        pytest.skip("refused")
     model, (x, y), loss_fn = small_net(), batch(24), nn.CrossEntropyLoss()
     optimizer = KFAC(
         model, flavour="expand", kl_clip=1e-3, fisher=fisher, inverse=inverse, loss_fn=loss_fn
@@ -349,7 +403,7 @@ def test_training_reduces_the_loss(fisher: str, inverse: str) -> None:
         ("weight_decay", -1, "weight_decay is -1; expected a number, at least 0"),
         ("flavour", "both", "flavour is 'both'; expected one of 'expand', 'reduce'"),
         ("fisher", "both", "fisher is 'both'; expected one of 'type-2', 'mc'"),
-        ("inverse", "lu", "inverse is 'lu'; expected 'cholesky' or 'eigen'"),
+        ("inverse", "lu", "inverse is 'lu'; expected 'cholesky', 'eigen' or 'ekfac'"),
         ("kl_clip", 0, "kl_clip is 0; expected a positive number"),
         ("adapt_damping", 2.0, r"adapt_damping is 2.0; expected None or a number in \(0, 1\)"),
         ("update_factors_every", 0, "update_factors_every is 0; expected an int, at least 1"),
@@ -359,6 +413,12 @@ def test_training_reduces_the_loss(fisher: str, inverse: str) -> None:
 def test_hyper_parameters_are_checked(name, value, words) -> None:
     with pytest.raises(ValueError, match=words):
         KFAC(nn.Linear(2, 2), **{name: value})
+
+
+@pytest.mark.parametrize("setting", [{"per_group": False}, {"fisher": "forward-only"}])
+def test_ekfac_needs_gradients_of_each_group(setting) -> None:
+    with pytest.raises(ValueError, match="inverse is 'ekfac'; expected factors per group"):
+        KFAC(nn.Linear(2, 2), inverse="ekfac", **setting)
 
 
 def test_parameters_instead_of_a_model_are_refused() -> None:

@@ -31,7 +31,7 @@ def make(seed: int, **settings) -> tuple[nn.Module, KFAC, nn.Module]:
 
 
 @pytest.mark.parametrize("fallback", [None, partial(torch.optim.AdamW, lr=0.01)])
-@pytest.mark.parametrize("inverse", ["cholesky", "eigen"])
+@pytest.mark.parametrize("inverse", ["cholesky", "eigen", "ekfac"])
 @pytest.mark.parametrize("fisher", ["mc", "empirical"])
 def test_state_dict_resumes_exactly(fisher, inverse, fallback) -> None:
     settings = {"fisher": fisher, "inverse": inverse, "fallback": fallback}

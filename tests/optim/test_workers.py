@@ -9,7 +9,6 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.optim.nets import small_net
 from tests.strategies import assert_close
 from tnconv.optim import KFAC
 from tnconv.optim.workers import Workers
@@ -19,7 +18,10 @@ FISHERS = ("type-2", "mc", "empirical", "forward-only")
 SETTINGS = [
     {"fisher": fisher, "inverse": inverse, "flavour": flavour}
     for fisher, inverse, flavour in zip(
-        FISHERS, ("cholesky", "eigen") * 2, ("expand", "reduce", "reduce", "expand"), strict=True
+        FISHERS,
+        ("cholesky", "ekfac", "eigen", "cholesky"),
+        ("expand", "reduce", "reduce", "expand"),
+        strict=True,
     )
 ]
 
@@ -31,15 +33,24 @@ def own_columns(source, loss_fn, output: Tensor, targets: Tensor) -> Tensor:
     return torch.sin(7 * output + targets[:, None])[None] / len(output) ** 0.5
 
 
+def pooled_net() -> nn.Sequential:
+    """With factors of full rank: eigenbases, and what depends on them, are unique."""
+    conv, pool = nn.Conv2d(2, 4, 3, groups=2), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(conv, nn.ReLU(), pool, nn.Flatten(), nn.Linear(4, 3))
+
+
+def even(step: int) -> bool:
+    return step % 2 == 0
+
+
 def trained(settings: dict[str, str], rank: int = 0, workers: int = 1) -> dict[str, Tensor]:
     """Parameters and factors after some steps, on this worker's share of each batch."""
     torch.manual_seed(0)
-    model, loss_fn = small_net(), nn.CrossEntropyLoss()
-    model[1].eval()
+    model, loss_fn = pooled_net(), nn.CrossEntropyLoss()
     run = DistributedDataParallel(model) if workers > 1 else model
-    optimizer = KFAC(run, loss_fn=loss_fn, update_inverses_every=2, **settings)
+    optimizer = KFAC(run, loss_fn=loss_fn, update_inverses_every=even, **settings)
     for _ in range(4):
-        x, y = torch.rand(8, 2, 5, 5), torch.randint(3, (8,))
+        x, y = torch.randn(64, 2, 5, 5), torch.randint(3, (64,))
         optimizer.zero_grad()
         loss_fn(run(x[rank::workers]), y[rank::workers]).backward()
         optimizer.step()

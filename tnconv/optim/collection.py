@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tnconv.models.capture import Call, Inert, Pass, Watch, unwrapped
-from tnconv.models.collector import Collector
 from tnconv.models.graph import sources
 from tnconv.models.losses import recognised
+from tnconv.optim.ekfac import Basis, MomentCollector
 from tnconv.optim.inverses import wide
 from tnconv.quantities.kronecker import KFAC
 
@@ -38,6 +38,7 @@ class FactorWatch:
         self.parameters: Collection[nn.Parameter] = ()
         self.sums: dict[Tensor, dict[str, Tensor]] = {}
         self.passes = set[Pass]()
+        self.bases: Mapping[Tensor, Basis] = {}
         self._columns: dict[Call, list[Tensor]] | None = None
         self._open()
         self.watch = Watch(unwrapped(model), _weak(self._ready), _weak(self._receive))
@@ -94,7 +95,8 @@ class FactorWatch:
             )
         if self.kfac.fisher == "empirical" and self.averages:
             for sums in self.sums.values():
-                sums["grad_output"] = sums["grad_output"] * self.samples**2
+                for name in {"grad_output", "moments"} & sums.keys():
+                    sums[name] = sums[name] * self.samples**2
         return self.sums
 
     def propagate(self, output: Tensor, targets: Any) -> None:
@@ -160,18 +162,20 @@ class FactorWatch:
         self._add(self._collector, 1)
         self._open()
 
-    def _collector_for_one(self) -> Collector:
+    def _collector_for_one(self) -> MomentCollector:
         statistics = tuple(self.kfac.statistics().values())
-        return Collector(statistics, least_dtype=torch.float32, kept=True)
+        return MomentCollector(statistics, torch.float32, kept=True, bases=self.bases)
 
     @torch.no_grad()
-    def _add(self, collector: Collector, weight: float) -> None:
+    def _add(self, collector: MomentCollector, weight: float) -> None:
         collector.finish()
         self.passes |= collector.passes
         for parameter in collector.found:
             totals = collector.totals(parameter)
             new = {name: totals[each] for name, each in self.kfac.statistics().items()}
             new["grad_output"] = weight * new["grad_output"]
+            if parameter in collector.moments:
+                new["moments"] = weight * collector.moments[parameter]
             old = self.sums.setdefault(parameter, {})
             for name, value in new.items():
                 value = value.to(new["grad_output"])

@@ -48,8 +48,9 @@ class KFAC(Resumable):
       and "type-2" give the ``loss_fn`` that the loop calls, a module; for a function, call
       `propagate` before ``loss.backward()``. Losses must not change scale afterwards, but for
       "empirical", which can be told a ``loss_scale`` such as ``GradScaler.get_scale``.
-    * ``inverse="cholesky"`` damps the factors apart (`damping.factored`), ``"eigen"`` their product
-      exactly. After `adapt` the damping follows how well the model predicts the loss.
+    * ``inverse="cholesky"`` damps the factors apart (`damping.factored`), "eigen" their product
+      exactly, and "ekfac" corrects its eigenvalues whenever it collects factors (`ekfac`). After
+      `adapt` the damping follows how well the model of a step predicts the loss.
     * Factors are collected in steps that ``update_factors_every`` names, from layers in training
       mode; inverses are refreshed at ``update_inverses_every``-th steps, and at those of the first
       so many that collect factors. Both are a number, or a function of the step that says whether.
@@ -108,6 +109,8 @@ class KFAC(Resumable):
         kfac = kronecker.KFAC(flavour, fisher, samples, generator, joint, per_group, reduction)
         if loss_fn is None and fisher in ("type-2", "mc"):
             raise ValueError(f"fisher is {fisher!r}; expected a loss_fn with it")
+        if inverse == "ekfac" and (not per_group or fisher == "forward-only"):
+            raise ValueError("inverse is 'ekfac'; expected factors per group, of gradients")
         self.model, self.settings, self.fallback = model, settings | {"params": None}, None
         self._blocks: list[Block] = []
         self._watch = FactorWatch(model, kfac, loss_fn, loss_scale)
@@ -211,6 +214,14 @@ class KFAC(Resumable):
 
     def _resume(self) -> None:
         """Watch the model where the next step updates factors."""
+        if self.settings["inverse"] == "ekfac":
+            states = {block.key: self.state[block.key] for block in self._blocks}
+            self._watch.bases = {
+                key: (state["A_vectors"], state["B_vectors"])
+                for key, state in states.items()
+                if "A_vectors" in state
+            }
+            self._watch.clear()
         self._watch.watch.paused = not due(self.settings["update_factors_every"], self.steps)
 
     def _with(self, setting: str) -> list[tuple[Block, State, float]]:

@@ -13,12 +13,13 @@ from tnconv.optim.inverses import wide
 from tnconv.optim.workers import Workers
 
 State = dict[str, Any]
-Inverse = Literal["cholesky", "eigen"]
+Inverse = Literal["cholesky", "eigen", "ekfac"]
 INVERSES: Mapping[Inverse, tuple[str, ...]] = {
     "cholesky": ("A_inverse", "B_inverse"),
     "eigen": ("A_vectors", "B_vectors", "eigenvalues"),
+    "ekfac": ("A_vectors", "B_vectors", "eigenvalues"),
 }
-FACTORS = {"A", "B"}.union(*INVERSES.values())
+FACTORS = {"A", "B", "moments"}.union(*INVERSES.values())
 """Entries of a parameter's state with a dtype of their own."""
 
 
@@ -32,39 +33,41 @@ def update_factors(
 
     Factors that were not seen, or that are not finite, leave a block as it is.
     """
-    for (block, state, decay), (a, b) in zip(
-        blocks, _measured([block for block, _, _ in blocks], watch, workers), strict=True
-    ):
-        if a is None or b is None or not (_is_finite(a) and _is_finite(b)):
+    measured = _measured([block for block, _, _ in blocks], watch, workers)
+    for block, state, decay in blocks:
+        new = measured.get(block)
+        if new is None or not all(_is_finite(new[name]) for name in "AB"):
             continue
-        state["updates"] = state.get("updates", 0) + 1
-        share = (1 - decay) / (1 - decay ** state["updates"])
-        for name, new in (("A", a), ("B", b)):
-            old = state.setdefault(name, new.to(dtype or new.dtype)).to(block.key.device)
-            state[name] = old.lerp(new.to(old.dtype), share)
+        for counter, names in (("updates", "AB"), ("moment_updates", ("moments",))):
+            if not all(name in new for name in names):
+                continue
+            state[counter] = state.get(counter, 0) + 1
+            share = (1 - decay) / (1 - decay ** state[counter])
+            for name in names:
+                old = state.setdefault(name, new[name].to(dtype or new[name].dtype))
+                state[name] = old.lerp(new[name].to(old), share)
 
 
 def _measured(
     blocks: Sequence[Block], watch: FactorWatch, workers: Workers
-) -> list[tuple[Tensor | None, Tensor | None]]:
-    """A and B of each block over all workers; nothing where none saw a sample."""
+) -> dict[Block, dict[str, Tensor]]:
+    """A, B and moments over all workers, of the blocks of which one saw a sample."""
     found, many = watch.found(), workers.count > 1
-    samples = torch.tensor(float(watch.samples), dtype=torch.float64)
-    flat, at = [samples], dict[Block, int]()
-    for block in blocks:
-        sums = found.get(block.key) or (_zeros(block, watch) if many else None)
-        if sums is not None:
-            at[block] = len(flat)
-            flat += [sums[name] for name in ("input", "count", "grad_output")]
-    flat = workers.sums(flat)
-    total = max(float(flat[0]), 1.0) if watch.averages else float(workers.count)
-    result: list[tuple[Tensor | None, Tensor | None]] = []
-    for block in blocks:
-        if block not in at or (many and not flat[at[block] + 1]):
-            result.append((None, None))
-            continue
-        a, count, b = flat[at[block] : at[block] + 3]
-        result.append((_own(a / count, block, watch), _output(b / total, watch)))
+    seen = [block for block in blocks if many or block.key in found]
+    sums = [found.get(block.key) or _zeros(block, watch) for block in seen]
+    device = blocks[0].key.device if blocks else None
+    samples = torch.tensor(float(watch.samples), device=device)
+    flat = iter(workers.sums([samples, *(value for each in sums for value in each.values())]))
+    whole = max(float(next(flat)), 1.0)
+    total = whole if watch.averages else float(workers.count)
+    result = dict[Block, dict[str, Tensor]]()
+    for block, each in zip(seen, sums, strict=True):
+        values = {name: next(flat) for name in each}
+        count = values.pop("count")
+        if not many or count:
+            new = {"A": _own(values.pop("input") / count, block, watch)}
+            new["B"] = _output(values.pop("grad_output") / total, watch)
+            result[block] = new | {name: value / total for name, value in values.items()}
     return result
 
 
@@ -86,12 +89,13 @@ def _output(b: Tensor, watch: FactorWatch) -> Tensor:
 
 
 def _zeros(block: Block, watch: FactorWatch) -> dict[str, Tensor]:
-    """What a worker adds that did not see a block."""
+    """What a worker adds that did not see a block, in the order of what others do."""
     groups, d, a = block.shape
+    moments = {"moments": block.shape} if block.key in watch.bases else {}
     groups = groups if watch.kfac.per_group else 1
     a += watch.kfac.joint and block.weight is not None and block.bias is None
     new = block.key.new_zeros((), dtype=torch.promote_types(block.key.dtype, torch.float32))
-    shapes = {"input": (groups, a, a), "count": (), "grad_output": (groups, d, d)}
+    shapes = {"count": (), "input": (groups, a, a), "grad_output": (groups, d, d)} | moments
     return {name: new.new_zeros(shape) for name, shape in shapes.items()}
 
 
@@ -113,6 +117,8 @@ def update_inverses(
     values = iter(workers.sums(flat))
     for _, state, _ in ready:
         state.update((name, next(values)) for name in INVERSES[inverse])
+        for name in ("moments", "moment_updates"):  # they belong to the basis before
+            state.pop(name, None)
 
 
 def _nothing(a: Tensor, b: Tensor, inverse: Inverse) -> list[Tensor]:
@@ -129,7 +135,8 @@ def preconditioned(rows: Tensor, state: State, damping: float) -> Tensor:  # (g,
         found: Tensor = left @ rows.to(left.dtype) @ state["A_inverse"]
         return found.to(rows.dtype)
     q, r, eigenvalues = (state[name] for name in INVERSES["eigen"])
-    return exact(rows.to(q.dtype), q, r, eigenvalues, damping).to(rows.dtype)
+    diagonal = state.get("moments", eigenvalues).to(q.dtype)
+    return exact(rows.to(q.dtype), q, r, diagonal, damping).to(rows.dtype)
 
 
 def move(state: State, device: torch.device) -> None:

@@ -19,7 +19,10 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weight_decay": (lambda value: 0 <= value < inf, "a number, at least 0"),
     "decoupled": (lambda value: isinstance(value, bool), "a bool"),
     "kl_clip": (lambda value: value > 0, "a positive number"),
-    "inverse": (lambda value: value in ("cholesky", "eigen"), "'cholesky' or 'eigen'"),
+    "inverse": (
+        lambda value: value in ("cholesky", "eigen", "ekfac"),
+        "'cholesky', 'eigen' or 'ekfac'",
+    ),
     "update_factors_every": (lambda value: _is_schedule(value), SCHEDULE),
     "update_inverses_every": (lambda value: _is_schedule(value), SCHEDULE),
     "adapt_damping": (lambda value: value is None or 0 < value < 1, "None or a number in (0, 1)"),
