@@ -13,6 +13,7 @@ from tnconv.models import (
     HessianOperator,
     Result,
     compute,
+    hessian_diagonal,
     observe,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "contract",
     "diagrams",
     "functional",
+    "hessian_diagonal",
     "models",
     "nn",
     "observe",

@@ -2,6 +2,7 @@
 
 from tnconv.models.driver import Observation, compute, observe
 from tnconv.models.fisher import FisherOperator
+from tnconv.models.hessian_diagonal import hessian_diagonal
 from tnconv.models.layers import Operation, register_layer
 from tnconv.models.operators import CurvatureOperator, GGNOperator, HessianOperator
 from tnconv.models.result import Result
@@ -15,6 +16,7 @@ __all__ = [
     "Operation",
     "Result",
     "compute",
+    "hessian_diagonal",
     "observe",
     "register_layer",
 ]
