@@ -311,6 +311,33 @@ def test_equal_to_backpack_given_its_samples(samples: int, monkeypatch: pytest.M
         assert_close(result[name].input[0], a[0] if a else torch.ones(1, 1), 1e-10)
 
 
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("flavour", ["expand", "reduce"])
+@pytest.mark.parametrize("fisher", ["type-2", "empirical", "forward-only"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_equal_to_curvlinops(fisher: str, flavour: str, joint: bool, reduction: str) -> None:
+    curvlinops = pytest.importorskip("curvlinops")
+    model, x, labels = small(), torch.randn(5, 2, 6, 6), torch.randint(4, (5,))
+    loss_fn = nn.CrossEntropyLoss(reduction=reduction)
+    kfac = KFAC(flavour, fisher, joint=joint, reduction=reduction)
+    found = tnconv.compute(model, loss_fn, x, labels, [kfac])[kfac]
+    operator = curvlinops.KFACLinearOperator(
+        model, loss_fn, list(model.parameters()), [(x, labels)], fisher_type=fisher,
+        kfac_approx=flavour, separate_weight_and_bias=not joint, check_deterministic=False,
+    )  # fmt: skip
+    blocks = []
+    for name, parameter in model.named_parameters():
+        block = found[name].blocks[0]
+        if joint and parameter.dim() > 1:  # a bias's column comes last in each of our rows
+            rows = torch.arange(len(block)).reshape(len(parameter), -1)
+            order = torch.cat([rows[:, :-1].flatten(), rows[:, -1]])
+            block = block[order][:, order]
+        if not joint or parameter.dim() > 1:
+            blocks.append(block)
+    entries = sum(p.numel() for p in model.parameters())
+    assert_close(torch.block_diag(*blocks), operator @ torch.eye(entries), 1e-10)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="flavour is 'both'; expected one of 'expand', 'reduce'"):
         KFAC("both")  # type: ignore[arg-type]

@@ -225,15 +225,21 @@ def test_evaluation_and_no_grad_never_touch_factors(fisher: str) -> None:
         assert_close(p.detach(), old - 0.1 * p.grad)
 
 
-def test_frozen_and_unused_layers_are_left_alone() -> None:
+@pytest.mark.parametrize("fisher", FISHERS)
+def test_frozen_and_unused_layers_and_a_model_that_is_never_called(fisher: str) -> None:
     model = nn.ModuleDict({name: nn.Linear(3, 3) for name in ("used", "frozen", "unused")})
     model["frozen"].requires_grad_(False)
-    before = copy.deepcopy(model.state_dict())
-    optimizer = KFAC(model)
+    before, loss_fn = copy.deepcopy(model.state_dict()), nn.MSELoss()
+    optimizer = KFAC(model, fisher=fisher, loss_fn=loss_fn, joint=False, decay=0.0)
     for _ in range(3):
         optimizer.zero_grad()
-        model["frozen"](model["used"](torch.rand(4, 3))).square().mean().backward()
+        parts = torch.rand(4, 3), torch.rand(2, 3)
+        for x in parts:
+            y = model["frozen"](model["used"](x))
+            loss_fn(y, torch.zeros_like(y)).backward()
         optimizer.step()
+        read = torch.cat(parts)
+        assert_close(optimizer.state[model["used"].weight]["A"][0], read.T @ read / 6, 1e-10)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {"used.weight", "used.bias"}
     assert not optimizer.state.get(model["frozen"].weight)

@@ -58,6 +58,21 @@ def trained(settings: dict[str, str], rank: int = 0, workers: int = 1) -> dict[s
     return states | {name: p.detach() for name, p in model.named_parameters()}
 
 
+def lonely(rank: int) -> None:
+    """A layer that only one worker uses has the factors of that worker's samples."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)])
+    optimizer, x = KFAC(model, lr=0.0), torch.randn(5, 3)
+    for layer in list(model)[: 1 + rank]:
+        layer(x).square().mean().backward()
+    optimizer.step()
+    for layer in model:
+        assert_close(optimizer.state[layer.weight]["A"][0], x.T @ x / 5, 1e-10)
+    unused = KFAC(nn.ModuleList([nn.Linear(3, 2)]))
+    unused.step()
+    assert not any(unused.state.values())
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -65,6 +80,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
         found = [trained(settings, rank, 2) for settings in SETTINGS]
+        lonely(rank)
         costs = [3.0, 1.0, 2.0, 5.0]
         assert Workers().owners(costs) == [1, 0, 1, 0]
         torch.save(found, Path(folder) / f"{rank}.pt")

@@ -104,7 +104,8 @@ class Watch:
 
     ``ready`` is told of each pass when the model returns, ``receive`` of the gradients after its
     layers. Nothing is seen while the watch is ``paused``, nor calls of modules none of whose
-    parameters are ``wanted``. Copies and pickles of the model carry hooks that do nothing.
+    parameters are ``wanted``. If ``loose``, layers that run without the model count as well: those
+    up to where one runs again are a pass. Copies and pickles of the model carry inert hooks.
     """
 
     model: nn.Module
@@ -112,8 +113,10 @@ class Watch:
     receive: Receiver
     per_sample: bool = False
     wanted: Wanted = lambda module, parameter: True
+    loose: bool = False
     passes: list[Pass] = field(default_factory=list)
     paused: bool = False
+    _inside: bool = False
     _hooks: list[RemovableHandle] = field(default_factory=list)
     _gradient_hooks: list[RemovableHandle] = field(default_factory=list)
 
@@ -147,11 +150,20 @@ class Watch:
         """Show the gradient after a tensor, until the watch forgets it."""
         self._gradient_hooks.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
 
+    def pass_of(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
+        """The pass that a module's call belongs to."""
+        again = not self.passes or any(call.module is module for call in self.passes[-1].calls)
+        if again and self.loose and not (self._inside and self.passes):
+            self.passes.append(Pass(args, kwargs))
+        return self.passes[-1]
+
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.paused:
+            self._inside = True
             self.passes.append(Pass(args, kwargs))
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._inside = False
         if self.passes and not self.paused:
             self.passes[-1].outputs = tensors(output)
             self.ready(self.passes[-1])
@@ -198,13 +210,14 @@ class _Hook:
         watched = _before_views(output) if isinstance(output, Tensor) else None
         if watched is None or not watched.requires_grad or self.watch.paused:
             return
-        if not self.watch.passes or is_functorch_wrapped_tensor(watched):
+        if not (self.watch.passes or self.watch.loose) or is_functorch_wrapped_tensor(watched):
             return
         own = module.named_parameters(recurse=False)
         learns = tuple((n, p) for n, p in own if p.requires_grad and self.watch.wanted(module, p))
         if not learns:
             return
-        here, edge, shape = self.watch.passes[-1], get_gradient_edge(watched), tuple(output.shape)
+        here = self.watch.pass_of(module, args, kwargs)
+        edge, shape = get_gradient_edge(watched), tuple(output.shape)
         call = Call(self.name, module, args, kwargs, shape, edge, describes(module), learns)
         if call.inputs:
             if self.watch.per_sample and call.inputs[0].shape[:1] != (here.samples,):

@@ -5,7 +5,7 @@ bias is one more column of it, or a matrix with a single column by itself.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -100,11 +100,14 @@ class Block:
         return bias.reshape(groups, -1, 1)
 
 
-def blocks(model: nn.Module, trained: Collection[nn.Parameter], joint: bool) -> list[Block]:
-    """The blocks of a model's linear and convolutional layers, for parameters that are trained.
+def blocks(model: nn.Module, groups: Mapping[Tensor, int], joint: bool) -> list[Block]:
+    """The blocks of a model's linear and convolutional layers, for parameters in groups.
 
     A parameter that is also held by a module of another kind, or by layers of several layouts, has
     none. A bias is ``joint`` with the weight where neither has another holder.
+
+    Raises:
+        ValueError: a weight and its bias in different groups.
     """
     holders: dict[Tensor, list[tuple[nn.Module, str]]] = defaultdict(list)
     for module in model.modules():
@@ -112,12 +115,19 @@ def blocks(model: nn.Module, trained: Collection[nn.Parameter], joint: bool) -> 
             holders[parameter].append((module, key))
 
     def known(parameter: nn.Parameter | None) -> bool:
-        if parameter is None or parameter not in trained or not parameter.requires_grad:
+        if parameter is None or parameter not in groups or not parameter.requires_grad:
             return False
         layouts = {_layout(module, key) for module, key in holders[parameter]}
         return len(layouts) == 1 and None not in layouts
 
-    return list(_found(model, known, lambda p: joint and len(holders[p]) == 1))
+    found = list(_found(model, known, lambda p: joint and len(holders[p]) == 1))
+    for block in found:
+        if len({groups[p] for p in block.parameters}) > 1:
+            raise ValueError(
+                f"weight and bias of layer {block.name!r} are in different groups; expected one "
+                "group, or joint=False"
+            )
+    return found
 
 
 def _found(

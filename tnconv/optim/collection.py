@@ -41,7 +41,7 @@ class FactorWatch:
         self.bases: Mapping[Tensor, Basis] = {}
         self._columns: dict[Call, list[Tensor]] | None = None
         self._open()
-        self.watch = Watch(unwrapped(model), _weak(self._ready), _weak(self._receive))
+        self.watch = Watch(unwrapped(model), _nothing, _weak(self._receive), loose=True)
         chosen = WeakMethod(self._wants)
         self.watch.wanted = lambda module, p: (wants := chosen()) is not None and wants(module, p)
         self.watch.start()
@@ -86,6 +86,10 @@ class FactorWatch:
             RuntimeError: passes whose loss was not seen.
         """
         self._close()
+        if self.kfac.fisher == "forward-only":
+            for here in self.watch.passes:
+                nothing = {call: call.x.new_zeros(0, *call.output_shape) for call in here.calls}
+                self._merge(here, nothing, 0, 1)
         needs_loss = self.kfac.fisher in ("type-2", "mc")
         if needs_loss and not self.passes and any(here.calls for here in self.watch.passes):
             raise RuntimeError(
@@ -129,12 +133,6 @@ class FactorWatch:
 
     def _wants(self, module: nn.Module, parameter: nn.Parameter) -> bool:
         return module.training and parameter in self.parameters
-
-    def _ready(self, here: Pass) -> None:
-        """What goes forward is enough where no gradients are asked for."""
-        if self.kfac.fisher == "forward-only":
-            nothing = {call: call.x.new_zeros(0, *call.output_shape) for call in here.calls}
-            self._merge(here, nothing, 0, 1)
 
     def _receive(self, here: Pass, call: Call, grad_output: Tensor) -> None:
         if self._columns is not None:
@@ -180,6 +178,10 @@ class FactorWatch:
             for name, value in new.items():
                 value = value.to(new["grad_output"])
                 old[name] = old[name] + value if name in old else value
+
+
+def _nothing(here: Pass) -> None:
+    """A pass is complete: its loss is still to come."""
 
 
 def _stacked(columns: list[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from tnconv.optim.preconditioner import (
     INVERSES,
     Inverse,
     State,
+    bases,
     move,
     update_factors,
     update_inverses,
@@ -57,6 +58,7 @@ class KFAC(Resumable):
     * Passes between two steps count as micro-batches of one batch; their losses are to be divided
       by their number. Under ``torch.distributed``, factors are averages over all workers, and
       inverses are shared out among them.
+    * Passes under ``torch.func`` are not watched, and ``torch.compile`` breaks at watched layers.
     * ``state_dict`` holds plain tensors and numbers. Copies and pickles of the model carry inert
       hooks; `remove_hooks` removes them. A deep copy of the optimizer has a model of its own.
 
@@ -195,19 +197,9 @@ class KFAC(Resumable):
         self._arrange()
 
     def _arrange(self) -> None:
-        """Find the blocks of the parameters in all groups.
-
-        Raises:
-            ValueError: a weight and its bias in different groups.
-        """
+        """Find the blocks of the parameters in all groups."""
         group_of = {p: at for at, group in enumerate(self.param_groups) for p in group["params"]}
         self._blocks = blocks(self.model, group_of, self.settings["joint"])
-        for block in self._blocks:
-            if len({group_of[p] for p in block.parameters}) > 1:
-                raise ValueError(
-                    f"weight and bias of layer {block.name!r} are in different groups; expected "
-                    "one group, or joint=False"
-                )
         self._watch.parameters = {block.key for block in self._blocks}
         self._group_of = group_of
         self._resume()
@@ -215,12 +207,7 @@ class KFAC(Resumable):
     def _resume(self) -> None:
         """Watch the model where the next step updates factors."""
         if self.settings["inverse"] == "ekfac":
-            states = {block.key: self.state[block.key] for block in self._blocks}
-            self._watch.bases = {
-                key: (state["A_vectors"], state["B_vectors"])
-                for key, state in states.items()
-                if "A_vectors" in state
-            }
+            self._watch.bases = bases(self._blocks, self.state)
             self._watch.clear()
         self._watch.watch.paused = not due(self.settings["update_factors_every"], self.steps)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from tnconv.optim.blocks import Block
 from tnconv.optim.collection import FactorWatch
 from tnconv.optim.damping import exact, factored, spectrum
+from tnconv.optim.ekfac import Basis
 from tnconv.optim.inverses import wide
 from tnconv.optim.workers import Workers
 
@@ -137,6 +138,16 @@ def preconditioned(rows: Tensor, state: State, damping: float) -> Tensor:  # (g,
     q, r, eigenvalues = (state[name] for name in INVERSES["eigen"])
     diagonal = state.get("moments", eigenvalues).to(q.dtype)
     return exact(rows.to(q.dtype), q, r, diagonal, damping).to(rows.dtype)
+
+
+def bases(blocks: Sequence[Block], states: Mapping[Tensor, State]) -> dict[Tensor, Basis]:
+    """The eigenbases of all blocks that have one."""
+    found = {block.key: states[block.key] for block in blocks}
+    return {
+        key: (state["A_vectors"], state["B_vectors"])
+        for key, state in found.items()
+        if "A_vectors" in state
+    }
 
 
 def move(state: State, device: torch.device) -> None:

@@ -60,7 +60,8 @@ class KFAC(Quantity[KroneckerFactors]):
     ``fisher`` says which vectors v are: all columns of a root of the loss's Hessian ("type-2"), so
     many ``samples`` of them from ``generator`` ("mc"), the gradients of each sample's own loss
     ("empirical"), or none, with B the identity ("forward-only"). Only "empirical" needs to know the
-    loss's ``reduction``, and only it is possible in a loop of the user's own.
+    loss's ``reduction``, and only it is possible in a loop of the user's own; where a sample's loss
+    is a mean over positions or outputs itself, it is smaller than the others by their number.
 
     ``joint`` ends the patches of weights with an entry 1: the factors of weight and bias as one
     block. ``per_group=False`` takes the mean over groups, as other libraries do (inexact).
