@@ -14,6 +14,13 @@ from tnconv.nn.convolution import (
 )
 from tnconv.nn.folding import FoldNd, UnfoldNd
 from tnconv.nn.memory import save_memory
+from tnconv.nn.tensor_dropout import (
+    TensorDropoutConv1d,
+    TensorDropoutConv2d,
+    TensorDropoutConv3d,
+    TensorDropoutLinear,
+    tensor_dropout,
+)
 
 __all__ = [
     "Conv1d",
@@ -25,11 +32,16 @@ __all__ = [
     "ConvTranspose3d",
     "ConvTransposeNd",
     "FoldNd",
+    "TensorDropoutConv1d",
+    "TensorDropoutConv2d",
+    "TensorDropoutConv3d",
+    "TensorDropoutLinear",
     "UnfoldNd",
     "convert",
     "from_torch",
     "memory",
     "revert",
     "save_memory",
+    "tensor_dropout",
     "to_torch",
 ]

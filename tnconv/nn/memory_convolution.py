@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class Convolution:
     groups: int
     dtype: torch.dtype | None = None
     channel: int = 1
+    reads_input: ClassVar[bool] = True
 
     def __call__(self, x: Tensor, w: Maybe, b: Maybe = None) -> Tensor:
         settings = (self.stride, self.padding, self.dilation, self.transposed)

@@ -57,6 +57,10 @@ class Operation(Protocol):
         """The dimension of y that b adds to."""
 
     @property
+    def reads_input(self) -> bool:
+        """Whether the weight's gradient needs x itself, not constants alone."""
+
+    @property
     def dtype(self) -> torch.dtype | None:
         """What the weight and the bias are cast to, at every use."""
 
@@ -82,7 +86,7 @@ class Shapes:
 
 
 class Bilinear(Saving):
-    """Stores x if w is differentiable, w if x is, and for b nothing."""
+    """Stores x if w is differentiable and needs it, w if x is, and for b nothing."""
 
     @staticmethod
     def forward(op: Operation, x: Tensor, w: Maybe, b: Maybe, *constants: Tensor) -> Tensor:
@@ -95,7 +99,7 @@ class Bilinear(Saving):
         w_shape = None if w is None else w.shape
         ctx.op, ctx.shapes = op, Shapes(x.shape, w_shape, output.shape, (dx, dw))
         needed = constants if dx or dw else [None] * len(constants)
-        operands = (x if dw else None, w if dx else None)
+        operands = (x if dw and op.reads_input else None, w if dx else None)
         keep(ctx, *operands, *needed, with_tangents=(x, w, *constants))
 
     @staticmethod

@@ -1,6 +1,7 @@
 """Linear layers that store for backward the weight, the input, both or nothing."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ class Linear:
 
     dtype: torch.dtype | None = None
     channel: int = -1
+    reads_input: ClassVar[bool] = True
 
     def __call__(self, x: Tensor, w: Maybe, b: Maybe = None) -> Tensor:
         assert w is not None

@@ -1,6 +1,7 @@
 """Normalization by running statistics, which is linear in the input and in the weight."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ class Normalization:
     eps: float
     dtype: torch.dtype | None = None
     channel: int = 1
+    reads_input: ClassVar[bool] = True
 
     def __call__(self, x: Tensor, w: Maybe, b: Maybe, mean: Tensor, var: Tensor) -> Tensor:
         return F.batch_norm(x, mean, var, w, b, False, 0.0, self.eps)

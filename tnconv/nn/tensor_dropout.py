@@ -1,0 +1,249 @@
+"""Tensor dropout: exact layers whose weight gradient is a sample, from a part of the input.
+
+The weight gradient ``dw[d, c, k] = Σ_{n,o,i} x[n, c, i] Π[k, o, i] v[n, d, o]`` sums over, or is
+made for, every position of the indices of x. With few positions of an index drawn at random, and
+what they give scaled up, it is right on average (Bernoulli-CRS, Adelman et al. 2021; of any index
+of a convolution, Dangel 2023), and only these slices of x are stored for the backward pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tnconv.nn import memory
+from tnconv.nn.conversion import Kind, patched, swapped_with_warning
+from tnconv.nn.draws import Draws, Sampling, checked
+from tnconv.nn.memory_convolution import Convolution
+from tnconv.nn.memory_functions import Bilinear, autocast_dtype, cast
+from tnconv.nn.memory_layers import padded
+from tnconv.nn.memory_linear import Linear
+from tnconv.nn.sampled_gradients import Layer, Sampled, Slices
+
+Index = Literal["batch", "in_channels", "planes", "rows", "columns"]
+Keep = float | Mapping[str, float]
+SPATIAL = ("planes", "rows", "columns")
+DEFAULT: Mapping[str, float] = {"in_channels": 0.5}
+
+
+class _TensorDropout(nn.Module):
+    """What the layers share: which slices of an input are kept.
+
+    ``keep`` is the probability for slices of each index; ``sampling`` is "bernoulli", or "fixed"
+    for ``max(1, ⌊keep · size⌋)`` slices, drawn without replacement.
+    """
+
+    keep: Mapping[str, float] = DEFAULT
+    draws = Draws("bernoulli", None)
+
+    def _sample(self, keep: Keep, sampling: Sampling, generator: torch.Generator | None) -> None:
+        self.keep = checked(keep, self._indices)
+        self.draws = Draws(sampling, generator)
+
+    @property
+    def _indices(self) -> tuple[str, ...]:
+        """The names of the input's indices."""
+        raise NotImplementedError
+
+    def _exact(self, weight: Tensor) -> bool:
+        sampled = self.training and self.keep and weight.requires_grad
+        return not (sampled and torch.is_grad_enabled())
+
+    def _sampled(
+        self,
+        layer: Layer,
+        slices: Slices,
+        places: Mapping[str, int],
+        sizes: Sequence[int],
+        x: Tensor,  # (n, g·c, *i), what is sampled
+        image: Tensor,  # what the layer reads
+    ) -> Tensor:
+        """The layer's output; its weight gradient is that of a sample."""
+        self_: Any = self
+        positions, scale = self.draws.positions(self.keep, places, sizes, x)
+        kept = slices.of(x, positions)
+        operation = Sampled(layer, slices, scale, tuple(positions))
+        operands = (image, self_.weight, self_.bias, kept, *positions.values())
+        y: Tensor = Bilinear.run(operation, *operands)
+        return y
+
+    def stores_input(self) -> bool:
+        """Whether the whole input is stored: then an activation before need not store it too."""
+        self_: Any = self
+        return self_.weight.requires_grad and not (self.training and self.keep)
+
+    def extra_repr(self) -> str:
+        parts = ", ".join(f"{name}={p}" for name, p in self.keep.items())
+        return f"{super().extra_repr()}, keep=({parts}), sampling={self.draws.sampling!r}"
+
+
+class _Convolution(_TensorDropout):
+    """A convolution; ``in_channels`` are those of a group, or the groups where they have one."""
+
+    @property
+    def _indices(self) -> tuple[str, ...]:
+        self_: Any = self
+        return ("batch", "in_channels", *SPATIAL[-len(self_.kernel_size) :])
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        self_: Any = self
+        if self._exact(weight):
+            exact: Tensor = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+            return exact
+        if input.ndim == weight.ndim - 1:
+            return self._conv_forward(input.unsqueeze(0), weight, bias).squeeze(0)
+        dtype = autocast_dtype(input)
+        pads, padding = self_._pads
+        dims, none = len(self_.kernel_size), (0,) * len(self_.kernel_size)
+        layer = Convolution(self_.stride, padding, self_.dilation, False, none, self_.groups, dtype)
+        groups = self_.groups if weight.shape[1] > 1 else 1
+        sizes = (len(input), input.shape[1] // groups, *input.shape[2:])
+        places = dict(zip(self._indices, range(dims + 2), strict=True))
+        slices = Slices(input.shape, groups, tuple(pads), self_.padding_mode)
+        x = cast(input, dtype)
+        image = padded(x, pads, self_.padding_mode) if any(map(any, pads)) else x
+        return self._sampled(layer, slices, places, sizes, x, image)
+
+
+class TensorDropoutConv1d(_Convolution, memory.Conv1d):
+    """``torch.nn.Conv1d`` with a sampled weight gradient; see `TensorDropoutConv2d`."""
+
+    def __init__(
+        self,
+        *args: Any,
+        keep: Keep = 0.5,
+        sampling: Sampling = "bernoulli",
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._sample(keep, sampling, generator)
+
+
+class TensorDropoutConv2d(_Convolution, memory.Conv2d):
+    """``torch.nn.Conv2d`` with a sampled weight gradient; everything else is exact.
+
+    ``keep`` is the part of the input that is stored: of its channels, or for each index named, of
+    "batch", "in_channels", "rows" and "columns" (also "planes" in three dimensions), jointly.
+    Slices are kept with that probability each, or with ``sampling="fixed"`` in that number, drawn
+    without replacement. In-channels are those of a group, or the groups themselves where they have
+    one each. In evaluation mode, and where the weight does not learn, nothing is sampled.
+
+    Draws follow ``torch.manual_seed``, or the ``generator``; recomputations under checkpointing
+    repeat them. ``torch.compile(fullgraph=True)`` takes fixed samples without a generator.
+
+    >>> layer = TensorDropoutConv2d(4, 8, 3, keep={"rows": 0.5, "columns": 0.5}, sampling="fixed")
+    >>> stored = []
+    >>> with torch.autograd.graph.saved_tensors_hooks(stored.append, lambda _: None):
+    ...     y = layer(torch.rand(2, 4, 10, 10))
+    >>> [tuple(t.shape) for t in stored if t.is_floating_point()]
+    [(2, 4, 5, 5)]
+
+    Raises:
+        ValueError: a probability outside of (0, 1], or an index that the input does not have.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        keep: Keep = 0.5,
+        sampling: Sampling = "bernoulli",
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._sample(keep, sampling, generator)
+
+
+class TensorDropoutConv3d(_Convolution, memory.Conv3d):
+    """``torch.nn.Conv3d`` with a sampled weight gradient; see `TensorDropoutConv2d`."""
+
+    def __init__(
+        self,
+        *args: Any,
+        keep: Keep = 0.5,
+        sampling: Sampling = "bernoulli",
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._sample(keep, sampling, generator)
+
+
+class TensorDropoutLinear(_TensorDropout, memory.Linear):
+    """``torch.nn.Linear`` with a sampled weight gradient; see `TensorDropoutConv2d`.
+
+    Its input's indices are "batch", the first dimension, and "in_channels", the features.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        keep: Keep = 0.5,
+        sampling: Sampling = "bernoulli",
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._sample(keep, sampling, generator)
+
+    @property
+    def _indices(self) -> tuple[str, ...]:
+        return "batch", "in_channels"
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self._exact(self.weight):
+            return super().forward(input)
+        if input.ndim == 1:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
+        layer, x = Linear(dtype := autocast_dtype(input)), cast(input, dtype)
+        rows = x.flatten(1, -2) if x.ndim > 2 else x[:, None]
+        rows = rows.movedim(-1, 1)  # (n, c, o): where convolutions have their channels
+        places = {"batch": 0, "in_channels": 1}
+        return self._sampled(layer, Slices(rows.shape), places, rows.shape, rows, x)
+
+
+_KINDS: dict[Kind, Kind] = {
+    nn.Conv1d: TensorDropoutConv1d,
+    nn.Conv2d: TensorDropoutConv2d,
+    nn.Conv3d: TensorDropoutConv3d,
+    nn.Linear: TensorDropoutLinear,
+    memory.Conv1d: TensorDropoutConv1d,
+    memory.Conv2d: TensorDropoutConv2d,
+    memory.Conv3d: TensorDropoutConv3d,
+    memory.Linear: TensorDropoutLinear,
+}
+
+
+def tensor_dropout(
+    model: nn.Module,
+    keep: Keep = 0.5,
+    sampling: Sampling = "bernoulli",
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """A new model whose convolutional and linear layers have sampled weight gradients.
+
+    It shares all but the modules with the given one, which stays as it is, like
+    `tnconv.nn.convert`'s. ``keep`` is as in `TensorDropoutConv2d`; layers whose input has none of
+    the named indices are exact.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    >>> print(tensor_dropout(model, {"rows": 0.25})[0])
+    TensorDropoutConv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), keep=(rows=0.25), \
+sampling='bernoulli')
+
+    Raises:
+        ValueError: a probability outside of (0, 1], or an index that no layer's input has.
+    """
+    every = checked(keep, ("batch", "in_channels", *SPATIAL))
+    new = swapped_with_warning(model, _kind, tuple(_KINDS), tuple(set(_KINDS.values())))
+    for module in new.modules():
+        if isinstance(module, _TensorDropout):
+            own = {name: p for name, p in every.items() if name in module._indices}
+            module.keep, module.draws = own, Draws(sampling, generator)
+    return new
+
+
+def _kind(module: nn.Module) -> Kind | None:
+    return None if patched(module) else _KINDS.get(type(module))
