@@ -4,7 +4,7 @@ An `Array` is a torch expression with the shape and strides that it will have, s
 knows which reshapes are free before any tensor exists.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -118,14 +118,38 @@ class Array:
 
 
 @dataclass(frozen=True)
+class Turns:
+    """What a loop adds up: ``output``, after ``steps``, for each of ``count`` parts ``over``."""
+
+    over: str
+    count: int
+    steps: tuple["Step", ...]
+    output: str
+
+    @property
+    def body(self) -> list[str]:
+        """The clauses of the loop's generator."""
+        return [self.over, *(f"for {step.name} in [{step.code}]" for step in self.steps)]
+
+    def renamed(self, rename: Callable[[str], str]) -> "Turns":
+        """With other names in all of its code."""
+        steps = tuple(replace(step, code=rename(step.code)) for step in self.steps)
+        return Turns(rename(self.over), self.count, steps, rename(self.output))
+
+
+@dataclass(frozen=True)
 class Step:
-    """One line of a program: ``name = code``, what it costs, and what it is."""
+    """One line of a program: ``name = code``, what it costs, and what it is.
+
+    Sums of loops say what their ``turns`` do, so that loops over the same parts can be one.
+    """
 
     name: str
     code: str
     shape: tuple[int, ...]
     kernel: Kernel
     comment: str = ""
+    turns: Turns | None = None
 
 
 @dataclass(frozen=True)
@@ -142,14 +166,19 @@ class Writer:
         return sum(step.kernel.seconds for step in self.steps)
 
     def run(
-        self, code: str, shape: Sequence[int], kernel: Kernel, comment: str = ""
+        self,
+        code: str,
+        shape: Sequence[int],
+        kernel: Kernel,
+        comment: str = "",
+        turns: Turns | None = None,
     ) -> tuple["Writer", Array]:
         """Record ``code``, whose value is a contiguous tensor of ``shape``."""
         if (same := self._written(code)) is not None:
             return self, Array(same.name, same.shape, contiguous(same.shape))
         self.seen[code] = len(self.steps)
         name = f"{self.letter}{len(self.steps) + 1}"
-        step = Step(name, code, tuple(shape), kernel, comment)
+        step = Step(name, code, tuple(shape), kernel, comment, turns)
         return replace(self, steps=(*self.steps, step)), Array(name, step.shape, contiguous(shape))
 
     def _written(self, code: str) -> Step | None:

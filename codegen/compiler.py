@@ -129,7 +129,8 @@ def _planned(network: Expression | tuple[Expression, ...], options: Options) -> 
         for term in net.terms:
             forms, fired = _forms(term, options.simplify)
             plain = len(net.terms) == 1  # the sum of several is contiguous anyway
-            lists.append(plans(forms, arguments, options.routes, options.optimize, plain, fits))
+            how = arguments, options.routes, options.optimize, plain, fits
+            lists.append(plans(forms, *how, several=len(program.networks) > 1))
             firings += fired
     program = replace(program, firings=tuple(firings))
     best = _chosen(program, lists, chosen_together(lists))

@@ -1,10 +1,11 @@
 """Several plans in one program: equal steps are one, and plans are chosen with that in mind."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Step, contiguous
+from tnconv.codegen.fusion import fused, shares
 from tnconv.codegen.planner import CLEARLY, Plan
 from tnconv.codegen.schedule import NAME, Schedule
 
@@ -23,7 +24,7 @@ def scheduled(sums: Sequence[Sequence[Plan]]) -> Schedule:
             name = _step(Step("", code, total.shape, kernel, "sum of terms"), code, steps)
             total = Array(name, total.shape, contiguous(total.shape))
         outputs.append(total)
-    return Schedule(tuple(steps.values()), tuple(outputs))
+    return Schedule(fused(list(steps.values())), tuple(outputs))
 
 
 def _written(plan: Plan, steps: dict[str, Step]) -> tuple[Array, frozenset[str]]:
@@ -34,61 +35,75 @@ def _written(plan: Plan, steps: dict[str, Step]) -> tuple[Array, frozenset[str]]
         return NAME.sub(lambda found: names[found[0]], code)
 
     for step in plan.steps:
-        names[step.name] = _step(step, rename(step.code), steps)
+        turns = None if step.turns is None else step.turns.renamed(rename)
+        names[step.name] = _step(replace(step, turns=turns), rename(step.code), steps)
     output = Array(rename(plan.output.code), plan.output.shape, plan.output.strides)
     return output, frozenset(names.values())
 
 
 def _step(step: Step, code: str, steps: dict[str, Step]) -> str:
-    named = Step(f"t{len(steps) + 1}", code, step.shape, step.kernel, step.comment)
+    named = replace(step, name=f"t{len(steps) + 1}", code=code)
     return steps.setdefault(code, named).name
 
 
 @dataclass(frozen=True)
 class _Candidate:
     plan: Plan
-    names: frozenset[str]
+    units: frozenset[str]
     weight: float
 
 
 def chosen_together(lists: Sequence[Sequence[Plan]]) -> list[Plan]:
     """One plan of each list (ranked, the best first) such that together they take least time.
 
-    Steps that plans have in common count once. Beside the first of a list, only plans that have a
+    Steps that plans have in common count once, and so do those of loops over the same parts.
+    Beside the first of a list, only plans that have a
     step in common with plans of other lists are considered. A step counts with the least weight of
     the plans that want it: what torch does natively stays unless others are clearly faster.
     """
     if len(lists) < 2:
         return [plans[0] for plans in lists]
     steps: dict[str, Step] = {}
+    seconds: dict[str, float] = {}
     tables = [
         [
-            _Candidate(plan, _written(plan, steps)[1], _weight(plan, plans[0]))
+            _Candidate(plan, _units_of(plan, steps, seconds), _weight(plan, plans[0]))
             for plan in plans[:MOST_PLANS]
         ]
         for plans in lists
     ]
     shared = [
-        {name for other in tables if other is not rows for row in other for name in row.names}
+        {unit for other in tables if other is not rows for row in other for unit in row.units}
         for rows in tables
     ]
     tables = [
-        [rows[0], *(row for row in rows[1:] if row.names & names)]
-        for rows, names in zip(tables, shared, strict=True)
+        [rows[0], *(row for row in rows[1:] if row.units & units)]
+        for rows, units in zip(tables, shared, strict=True)
     ]
-    seconds = {step.name: step.kernel.seconds for step in steps.values()}
 
     def price(choice: Sequence[_Candidate]) -> float:
         weights: dict[str, float] = {}
         for row in choice:
-            for name in row.names:
-                weights[name] = min(row.weight, weights.get(name, row.weight))
-        return sum(seconds[name] * weight for name, weight in weights.items())
+            for unit in row.units:
+                weights[unit] = min(row.weight, weights.get(unit, row.weight))
+        return sum(seconds[unit] * weight for unit, weight in weights.items())
 
     first = [rows[0] for rows in tables]
     starts = [_put(first, at, row) for at, rows in enumerate(tables) for row in rows]
     best = min((_descend(start, tables, price) for start in starts), key=price)
     return [row.plan for row in best]
+
+
+def _units_of(plan: Plan, steps: dict[str, Step], seconds: dict[str, float]) -> frozenset[str]:
+    """What is paid once by all who need it: steps, and those inside of loops."""
+    names = _written(plan, steps)[1]
+    units: dict[str, float] = {}
+    for step in steps.values():
+        if step.name in names:
+            inside = {} if step.turns is None else shares(step.turns)
+            units |= inside | {step.name: step.kernel.seconds - sum(inside.values())}
+    seconds |= units
+    return frozenset(units)
 
 
 def _weight(plan: Plan, first: Plan) -> float:

@@ -1,12 +1,12 @@
 """Loops: a network that falls apart along one leg, computed one position at a time."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 from tnconv.codegen import cost
-from tnconv.codegen.arrays import Array, Step, Writer
+from tnconv.codegen.arrays import Array, Step, Turns, Writer
 from tnconv.codegen.constants import constant_steps
 from tnconv.codegen.covers import Cover
 from tnconv.codegen.views import Value
@@ -56,7 +56,7 @@ class Loop:
     def around(self, steps: tuple[Step, ...], output: Array, routes: tuple[str, ...] = ()) -> Cover:
         """The loop over steps for one position that end in ``output``, found by ``routes``."""
         writer, steps, output = self._hoisted(steps, output)
-        network, tab = self.cover.network, "\n        "
+        network = self.cover.network
         count = network.sizes[self.leg]
         wholes = [self.cover.arrays[name].code for name in self.dims]
         parts = [
@@ -64,15 +64,16 @@ class Loop:
             for code, dim in zip(wholes, self.dims.values(), strict=True)
         ]
         over = f"zip({', '.join(parts)})" if len(parts) > 1 else parts[0]
-        lines = [f"for {', '.join(f'part_{at + 1}' for at in range(len(parts)))} in {over}"]
-        lines += [f"for {step.name} in [{step.code}]" for step in steps]
-        body = tab.join([output.code, *lines])
-        code = f"torch.cat([{tab}{body}\n    ])" if self.joined else f"sum({tab}{body}\n    )"
+        names = ", ".join(f"part_{at + 1}" for at in range(len(parts)))
+        turns = Turns(f"for {names} in {over}", count, steps, output.code)
+        body = indented([output.code, *turns.body])
+        code = f"torch.cat([{body}])" if self.joined else f"sum({body})"
         sizes = [network.sizes[leg] for leg in self._legs]
         shape = (count, *sizes) if self.joined else tuple(sizes)
         kernel = _kernel(steps, count, prod(sizes), self.joined)
         comment = f"one {self.leg} at a time"
-        writer, array = writer.run(code, shape, kernel, comment)
+        added = None if self.joined else turns
+        writer, array = writer.run(code, shape, kernel, comment, added)
         legs = (self.leg, *self._legs) if self.joined else self._legs
         every = tuple(range(len(network.nodes)))
         cover = self.cover.put(writer, every, Value(array, legs), "loop")
@@ -96,11 +97,17 @@ class Loop:
         return writer, tuple(left), replace(output, code=renamed(output.code), unshaped=None)
 
 
-def loops(cover: Cover) -> Iterator[Loop]:
+def indented(lines: Sequence[str]) -> str:
+    """Lines inside parentheses, deeper than a function's."""
+    return "".join(f"\n        {line}" for line in lines) + "\n    "
+
+
+def loops(cover: Cover, pairs: bool = False) -> Iterator[Loop]:
     """The leg that all tensors hold as a dimension and no pattern holds: samples, mostly.
 
     Per-sample gradients become one native call for each sample; norms, diagonals and sums of
-    squares never hold them all. Sums of products of two tensors have better routes.
+    squares never hold them all. Sums of products of two tensors have better routes, unless another
+    network needs the same products: then ``pairs`` are looped, too.
     """
     network = cover.network
     tensors = list(network.tensors)
@@ -108,7 +115,9 @@ def loops(cover: Cover) -> Iterator[Loop]:
         return
     for leg, at in network.holders.items():
         open_ = leg in network.open_legs
-        if len(tensors) < 2 or network.sizes[leg] < 2 or not (open_ or len(tensors) > 2):
+        if len(tensors) < 2 or network.sizes[leg] < 2:
+            continue
+        if not (open_ or pairs or len(tensors) > 2):
             continue
         if len(at) == len(tensors) and all(isinstance(network.nodes[p], Tensor) for p in at):
             places = {(t.name, _dimension(t.view, leg, network.sizes)) for t in tensors}

@@ -24,10 +24,12 @@ from tnconv.diagrams.network import TensorNetwork
 
 
 def looped(
-    cover: Cover, routes: Sequence[Route] = (native, window, pixel_gram, taps, dense)
+    cover: Cover,
+    routes: Sequence[Route] = (native, window, pixel_gram, taps, dense),
+    pairs: bool = False,
 ) -> Iterator[Cover]:
     """A network that falls apart along a leg, one position at a time, each by these routes."""
-    for loop in loops(cover):
+    for loop in loops(cover, pairs):
         bodies: list[Plan] = []
         _search(loop.body, "body", routes, ("auto", True), bodies, lambda plan: True)
         body = min(bodies, key=lambda plan: plan.risk * plan.seconds)
@@ -101,19 +103,22 @@ def plans(
     optimize: str = "auto",
     contiguous_result: bool = True,
     fits: Callable[[Plan], bool] = lambda plan: True,
+    several: bool = False,
 ) -> list[Plan]:
     """Every complete plan that was not pruned, the chosen one first.
 
     ``arguments`` names the variable of each operand. One native kernel for the whole network stays
     unless another plan is clearly faster: its time is known better than any prediction. Plans that
-    do not fit come last, and prune no others.
+    do not fit come last, and prune no others. For one of ``several`` networks loops are planned
+    for that pay if others need the same ones.
     """
     found: list[Plan] = []
     for form, network in forms.items():
         tried = [ROUTES[name] for name in routes if name != "loop"]
         start = Cover.of(network, arguments)
         again = form == "as given" and "in form N" in forms
-        for cover in (start, *(looped(start, tried) if "loop" in routes and not again else ())):
+        turns = looped(start, tried, several) if "loop" in routes and not again else ()
+        for cover in (start, *turns):
             _search(cover, form, tried, (optimize, contiguous_result), found, fits)
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))

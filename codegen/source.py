@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable, Sequence
 
 from tnconv.codegen.arrays import Step
 from tnconv.codegen.constants import KEPT, LIKE, PATTERN, constant_steps, wanted, words
+from tnconv.codegen.fusion import TOTALS
 from tnconv.codegen.schedule import Schedule
 
 _RESERVED = re.compile(
-    r"torch|F|pattern|KEPT|kept|like|one|contraction|(contraction|piece_\d+)_constants|(result|part|piece)(_\d+)?|[tu]\d+|operand_\d+"
+    r"torch|F|pattern|KEPT|kept|totals|like|one|contraction|(contraction|piece_\d+)_constants|(result|part|piece)(_\d+)?|[tu]\d+|operand_\d+"
 )
 
 
@@ -28,7 +29,7 @@ def module(functions: Sequence[str]) -> str:
     header = "import torch\nimport torch.nn.functional as F\n"
     helpers = [
         text
-        for name, text in (("pattern(", PATTERN), ("kept(", KEPT))
+        for name, text in (("pattern(", PATTERN), ("kept(", KEPT), ("totals(", TOTALS))
         if any(name in function for function in functions)
     ]
     return "\n\n".join([header, *helpers, *functions])

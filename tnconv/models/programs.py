@@ -17,15 +17,20 @@ def values(
     operands: Mapping[str, Tensor],
     vectors: int | None = None,
 ) -> list[Tensor]:
-    """The value of each statistic, for one parameter of one layer; ``operands`` can be too many."""
-    programs = [_program(each, operation, operand, vectors) for each in statistics]
-    return [program.run(*[operands[name] for name in program.operands]) for program in programs]
+    """The value of each statistic, for one parameter of one layer; ``operands`` can be too many.
+
+    What the statistics have in common is contracted once.
+    """
+    if not statistics:
+        return []
+    program = _program(tuple(statistics), operation, operand, vectors)
+    return list(program.run(*[operands[name] for name in program.operands]))
 
 
 @lru_cache(maxsize=4096)
 def _program(
-    statistic: Statistic, operation: Operation, operand: str, vectors: int | None
-) -> Program:
+    statistics: tuple[Statistic, ...], operation: Operation, operand: str, vectors: int | None
+) -> Program[tuple[Tensor, ...]]:
     layer = operation.networks[operand]
-    network = statistic.diagram(layer, operand, vectors, *statistic.arguments)
-    return compile(known(network) if operation.recipe is explicit else network)
+    networks = [each.diagram(layer, operand, vectors, *each.arguments) for each in statistics]
+    return compile([known(net) if operation.recipe is explicit else net for net in networks])
