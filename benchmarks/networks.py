@@ -43,6 +43,12 @@ QUANTITIES: dict[str, tuple[quantities.Quantity[object], ...]] = {
     "KFAC-expand, one sample": (quantities.KFAC("expand", "mc"),),
     "KFAC-reduce, one sample": (quantities.KFAC("reduce", "mc"),),
     "KFLR": (quantities.KFLR(),),
+    "norms, variance, GGN diagonal and KFAC": (
+        quantities.SquaredNorms(),
+        quantities.Variance(),
+        quantities.GGNDiagonal("mc"),
+        quantities.KFAC("hybrid", "mc"),
+    ),
 }
 BACKPACK = {
     "per-sample gradients": ("BatchGrad",),
@@ -54,6 +60,7 @@ BACKPACK = {
     "GGN diagonal, exact": ("DiagGGNExact",),
     "KFAC, one sample": ("KFAC",),
     "KFLR": ("KFLR",),
+    "norms, variance, GGN diagonal and KFAC": ("BatchL2Grad", "Variance", "DiagGGNMC", "KFAC"),
 }
 
 

@@ -14,7 +14,7 @@ from tnconv.models.collector import Collector
 from tnconv.models.fallback import Fallback
 from tnconv.models.graph import sources
 from tnconv.models.result import Result
-from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic
+from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 
 LossFunction = Callable[[Any, Any], Tensor]
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -94,6 +94,7 @@ class Observation:
         each = [statistic for q in self.quantities for statistic in q.statistics().values()]
         self.statistics = tuple(dict.fromkeys(each))
         self._columns: dict[Call, list[Tensor]] | None = None
+        self._source: Vectors = LOSS_GRADIENT  # of the backward pass that is going on
         self._reset()
 
     def _reset(self) -> None:
@@ -108,10 +109,12 @@ class Observation:
             yield self._watch
 
     def _receive(self, here: Pass, call: Call, grad_output: Tensor) -> None:
-        if self._columns is None:
+        if self._columns is not None:
+            self._columns[call].append(grad_output)
+        elif self._source == LOSS_GRADIENT:
             self.collector.receive(here, call, grad_output)
         else:
-            self._columns[call].append(grad_output)
+            self.collector.receive(here, call, grad_output.unsqueeze(0), self._source, 1)
 
     def propagate(self, here: Pass, loss_fn: LossFunction, output: Any, targets: Any) -> None:
         """Send all vectors but the loss's gradient backwards, column by column.
@@ -125,16 +128,24 @@ class Observation:
             if not isinstance(output, Tensor):
                 raise TypeError(f"the model gives a {type(output).__name__}; expected a tensor")
             columns = source.columns(loss_fn, output.detach(), targets)
-            nothing = {} if len(columns) else {call: list[Tensor]() for call in here.calls}
-            self._columns = defaultdict(list, nothing)
-            for column in columns:
-                _backward(output, sources(here.calls), column)
-            for call, found in self._columns.items():
-                empty = output.new_empty(0, *call.output_shape)
-                vectors = torch.stack(found) if found else empty
-                found.clear()
-                self.collector.receive(here, call, vectors, source, len(columns))
-            self._columns = None
+            self._source = source
+            if len(columns) == 1:  # work layer by layer, on what is in the cache
+                _backward(output, sources(here.calls), columns[0])
+            else:
+                self._propagate_several(here, output, columns)
+            self._source = LOSS_GRADIENT
+
+    def _propagate_several(self, here: Pass, output: Tensor, columns: Tensor) -> None:
+        nothing = {} if len(columns) else {call: list[Tensor]() for call in here.calls}
+        self._columns = defaultdict(list, nothing)
+        for column in columns:
+            _backward(output, sources(here.calls), column)
+        for call, found in self._columns.items():
+            empty = output.new_empty(0, *call.output_shape)
+            vectors = torch.stack(found) if found else empty
+            found.clear()
+            self.collector.receive(here, call, vectors, self._source, len(columns))
+        self._columns = None
 
     def explain(self, here: Pass, roots: Sequence[Tensor]) -> None:
         """Find the parameters that need the fallback in a pass, with a warning for each."""
