@@ -139,6 +139,25 @@ def test_gradient_scaling(fisher: str, monkeypatch) -> None:
         assert_close(one, other, 1e-10)
 
 
+@pytest.mark.parametrize("fisher", FISHERS)
+def test_steps_that_a_scaler_skips(fisher: str) -> None:
+    """A gradient that overflows changes nothing, and the next step has finite factors."""
+    model, (x, y), loss_fn = small_net(), batch(), nn.CrossEntropyLoss()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    optimizer = KFAC(model, fisher=fisher, loss_fn=loss_fn, loss_scale=scaler.get_scale)
+    before = [p.detach().clone() for p in model.parameters()]
+    for factor in (float("inf"), 1.0):
+        optimizer.zero_grad()
+        scaler.scale(loss_fn(model(x), y) * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        same = [torch.equal(old, p) for old, p in zip(before, model.parameters(), strict=True)]
+        assert all(same) == (factor > 1)
+    assert optimizer.steps == 1
+    for factor in factors(optimizer, model[0].weight, model[4].weight):
+        assert factor.isfinite().all()
+
+
 def test_factors_that_are_not_finite_are_left_out() -> None:
     layer = nn.Linear(3, 2)
     optimizer = KFAC(layer)

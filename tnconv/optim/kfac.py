@@ -56,11 +56,10 @@ class KFAC(Resumable):
       mode; inverses are refreshed at ``update_inverses_every``-th steps, and at those of the first
       so many that collect factors. Both are a number, or a function of the step that says whether.
     * Passes between two steps count as micro-batches of one batch; their losses are to be divided
-      by their number. Under ``torch.distributed``, factors are averages over all workers, and
-      inverses are shared out among them.
-    * Passes under ``torch.func`` are not watched, and ``torch.compile`` breaks at watched layers.
-    * ``state_dict`` holds plain tensors and numbers. Copies and pickles of the model carry inert
-      hooks; `remove_hooks` removes them. A deep copy of the optimizer has a model of its own.
+      by their number. Passes under ``torch.func`` are not watched; compiled graphs break at layers.
+      Under ``torch.distributed`` factors are averages over workers, who share the inversions.
+    * ``state_dict`` holds plain tensors and numbers. Copies of the model carry hooks that do
+      nothing (`remove_hooks`); a deep copy of the optimizer has a model of its own.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     >>> loss_fn, labels = nn.CrossEntropyLoss(), torch.randint(10, (8,))
@@ -118,8 +117,8 @@ class KFAC(Resumable):
         self._watch = FactorWatch(model, kfac, loss_fn, loss_scale)
         self._workers = Workers(process_group)
         self.predicted: Tensor | None = None
-        chosen = model.parameters() if params is None else params
-        super().__init__(chosen, {name: settings[name] for name in GROUPED} | {"steps": 0})
+        defaults = {name: settings[name] for name in GROUPED} | {"steps": 0}
+        super().__init__(model.parameters() if params is None else params, defaults)
         self._arrange()
         held = {p for block in self._blocks for p in block.parameters}
         others = [p for group in self.param_groups for p in group["params"] if p not in held]
