@@ -2,14 +2,16 @@
 
 The Hessian of a loss L in parameters θ is the Gauss-Newton matrix plus, for every node f of the
 graph with inputs u, ``Σ_f (∂u/∂θ)ᵀ ∂²f (∂u/∂θ)``, where ``∂²f = ∂²(g · f) / ∂u ∂u'`` for the
-gradient g after f. Nothing is known here of any operation: f's backward formula gives ``g ∂f/∂u``,
-and its derivative in u is asked of autograd. It is zero for all that is (piecewise) linear; it
-couples an input with a weight where f is a layer, which is no concern of single entries of
-parameters; only of the operations in `ENTRYWISE` it has to be known that it is diagonal.
+gradient g after f. Little is known here of operations: f's backward formula gives ``g ∂f/∂u``, and
+its derivative in u is asked of autograd. It is zero for all that is (piecewise) linear; it couples
+an input with a weight where f is a layer, which is no concern of single entries of parameters
+unless the input depends on the same weight. That it is diagonal, for `ENTRYWISE` ones, is known.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -25,8 +27,14 @@ ENTRYWISE = frozenset(
 )
 """Operations on every entry of one tensor by itself, by autograd's names without "Backward"."""
 
-PIECEWISE_LINEAR = frozenset({"Hardsigmoid"})
-"""Those whose backward formula autograd cannot differentiate."""
+PIECEWISE_LINEAR = frozenset(
+    "Relu LeakyRelu Threshold Hardtanh Hardsigmoid"
+    " MaxPool2DWithIndices MaxPool3DWithIndices".split()
+)
+"""Some operations whose second derivative is zero, which need not be asked."""
+
+MULTILINEAR = frozenset({"Convolution", "Addmm", "Mm", "Bmm"})
+"""Some whose second derivative is zero but for one input and another, which is costly to ask."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +87,18 @@ def _of_node(
         if below is not None
     }
     masks = {at: reached[edge.node] for at, edge in edges.items()}
-    if operation(node) in PIECEWISE_LINEAR:
+    apart = sum(masks.values()) == reduce(or_, masks.values(), 0)
+    if operation(node) in PIECEWISE_LINEAR or (operation(node) in MULTILINEAR and apart):
         return
+    entrywise = len(edges) == 1 and operation(node) in ENTRYWISE
     for at, pulled in enumerate(_pulled(node, given)):
-        if pulled is None or not pulled.requires_grad or not masks.get(at):
+        ends = [edge for other, edge in edges.items() if masks.get(at, 0) & masks[other]]
+        if pulled is None or not pulled.requires_grad or not ends:
             continue
-        entrywise = len(edges) == 1 and operation(node) in ENTRYWISE
         weights = torch.ones_like(pulled) if entrywise else _random(pulled)
-        changes = torch.autograd.grad(
-            pulled, list(edges.values()), weights, retain_graph=True, allow_unused=True
-        )
-        for (other, edge), change in zip(edges.items(), changes, strict=True):
-            if change is None or not change.any() or not masks[at] & masks[other]:
+        changes = torch.autograd.grad(pulled, ends, weights, retain_graph=True, allow_unused=True)
+        for edge, change in zip(ends, changes, strict=True):
+            if change is None or not change.any():
                 continue
             if not entrywise:
                 raise NotImplementedError(node.name())
@@ -105,7 +113,7 @@ def operation(node: Node) -> str:
 def _random(like: Tensor) -> Tensor:
     """Entries of any size: a matrix times them is zero if and only if the matrix is."""
     generator = torch.Generator(like.device).manual_seed(0)
-    return torch.empty_like(like).normal_(generator=generator)
+    return torch.empty_like(like).uniform_(1, 2, generator=generator)
 
 
 def _pulled(node: Node, given: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
