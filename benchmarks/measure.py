@@ -3,6 +3,7 @@
 import gc
 import os
 import platform
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,6 +127,17 @@ def peak_memory(call: Call, device: str = "cpu") -> int:
         held += change
         peak = max(peak, held)
     return peak
+
+
+def high_water() -> float:
+    """The most memory that this process held at a time, in MiB.
+
+    Not ``ru_maxrss`` where that can be avoided: a process inherits it from the one that started it.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return (found or [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])[0] / 1024
 
 
 def environment(device: str) -> dict[str, object]:

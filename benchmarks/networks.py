@@ -6,7 +6,6 @@ a number the time of a gradient step with it over that of the step alone.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -233,7 +232,7 @@ def main(arguments: Sequence[str]) -> None:
         taken = step(*options.step, options)
         for _ in range(3):
             taken()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(measure.high_water())
         return
     if not options.default_allocator:
         measure.with_allocator("benchmarks.networks", arguments)
