@@ -119,9 +119,12 @@ class Term:
         """``J[m, n, θ]``, all of it."""
         return self.values([EACH])[0]
 
-    def values(self, statistics: Sequence[Statistic]) -> list[Tensor]:
+    def values(
+        self, statistics: Sequence[Statistic], memory_limit: int | None = None
+    ) -> list[Tensor]:
         operands = {"x": self.x} | ({} if self.v is None else {"grad_output": self.v})
-        return values(statistics, self.operation, self.operand, operands, self.vectors)
+        how = self.operation, self.operand, operands, self.vectors, memory_limit
+        return values(statistics, *how)
 
 
 @dataclass(eq=False)
@@ -129,7 +132,8 @@ class Collector:
     """Values of statistics per parameter; ``found`` grows while gradients arrive.
 
     Statistics have the parameter's dtype, or ``least_dtype`` if that is wider. Unless calls are
-    ``kept``, what they read is freed as soon as nothing here needs it.
+    ``kept``, what they read is freed as soon as nothing here needs it. ``memory_limit`` is how many
+    bytes the statistics of one parameter may hold at a time, beside what its layer saw.
 
     ``passes`` are those that a gradient reached; ``skipped`` parameters come from elsewhere, and
     ``sums`` has the sum of the per-sample gradients that no diagram gave.
@@ -138,6 +142,7 @@ class Collector:
     statistics: Sequence[Statistic]
     least_dtype: torch.dtype | None = None
     kept: bool = False
+    memory_limit: int | None = None
     passes: set[Pass] = field(default_factory=set)
     skipped: set[nn.Parameter] = field(default_factory=set)
     found: dict[nn.Parameter, dict[Statistic, list[Tensor]]] = field(
@@ -196,7 +201,8 @@ class Collector:
         self._left.clear()
         for (parameter, source), terms in self._terms.items():
             joint = [each for each in self.statistics if each.joint and each.vectors == source]
-            for statistic, value in zip(joint, Term.joined(terms).values(joint), strict=True):
+            values = Term.joined(terms).values(joint, self.memory_limit)
+            for statistic, value in zip(joint, values, strict=True):
                 self.found[parameter][statistic].append(value)
         self._terms.clear()
 
@@ -233,7 +239,7 @@ class Collector:
         if any(each.joint for each in of_source):
             self._terms[parameter, source].append(term)
         wanted = [each for each in of_source if not each.joint]
-        for statistic, value in zip(wanted, term.values(wanted), strict=True):
+        for statistic, value in zip(wanted, term.values(wanted, self.memory_limit), strict=True):
             held = self.found[parameter][statistic]
             if statistic.samples is None and held:
                 held[0] = held[0] + value

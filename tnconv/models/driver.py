@@ -26,12 +26,15 @@ def compute(
     inputs: Inputs,
     targets: Any,
     quantities: Sequence[Quantity[Any]],
+    memory_limit: int | None = None,
 ) -> Result:
     """Quantities of ``loss_fn(model(inputs), targets)``, by parameter name.
 
     ``inputs`` is a tensor, or a sequence or mapping of the model's arguments; dimension 0 of every
     layer's input is the batch. Nothing is written onto the model. Weight gradients that no quantity
-    asks for are not computed.
+    asks for are not computed. ``memory_limit`` is how many bytes the quantities of one parameter
+    may take at a time, results included, beside what autograd holds: where they need more, they are
+    computed in chunks of samples or channels.
 
     >>> from tnconv.quantities import SquaredNorms, Variance
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
@@ -43,9 +46,9 @@ def compute(
 
     Raises:
         NotImplementedError: a layer that mixes samples, where a quantity needs them apart.
-        ValueError: a loss that is no scalar.
+        ValueError: a loss that is no scalar, or a memory limit below what a layer needs.
     """
-    observation = Observation(model, quantities)
+    observation = Observation(model, quantities, memory_limit)
     with observation.watched(ready=_nothing) as watch, torch.enable_grad():
         args, kwargs = arguments(inputs)
         output = watch.model(*args, **kwargs)
@@ -61,10 +64,13 @@ def compute(
 
 
 @contextmanager
-def observe(model: nn.Module, quantities: Sequence[Quantity[Any]]) -> Iterator["Observation"]:
+def observe(
+    model: nn.Module, quantities: Sequence[Quantity[Any]], memory_limit: int | None = None
+) -> Iterator["Observation"]:
     """Collect quantities while the user's own code runs the model and ``loss.backward()``.
 
     Every call of the model is a micro-batch of its own; ``result()`` is for all since the last one.
+    ``memory_limit`` is as in `compute`.
 
     >>> from tnconv.quantities import SquaredNorms
     >>> model = nn.Linear(3, 2)
@@ -76,10 +82,11 @@ def observe(model: nn.Module, quantities: Sequence[Quantity[Any]]) -> Iterator["
 
     Raises:
         NotImplementedError: a layer that mixes samples, where a quantity needs them apart.
-        ValueError: a quantity of other vectors than the loss's gradient.
+        ValueError: a quantity of other vectors than the loss's gradient, or a memory limit below
+            what a layer needs.
     """
     _expect_loss_gradient_alone(quantities)
-    observation = Observation(model, quantities)
+    observation = Observation(model, quantities, memory_limit)
     with observation.watched():
         yield observation
         observation.finish()
@@ -88,8 +95,15 @@ def observe(model: nn.Module, quantities: Sequence[Quantity[Any]]) -> Iterator["
 class Observation:
     """What was seen of a model since the last result."""
 
-    def __init__(self, model: nn.Module, quantities: Sequence[Quantity[Any]]) -> None:
-        self.model, self.quantities = model, tuple(quantities)
+    def __init__(
+        self,
+        model: nn.Module,
+        quantities: Sequence[Quantity[Any]],
+        memory_limit: int | None = None,
+    ) -> None:
+        if memory_limit is not None and memory_limit <= 0:
+            raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
+        self.model, self.quantities, self.memory_limit = model, tuple(quantities), memory_limit
         self.per_sample = any(quantity.per_sample for quantity in quantities)
         each = [statistic for q in self.quantities for statistic in q.statistics().values()]
         self.statistics = tuple(dict.fromkeys(each))
@@ -98,7 +112,7 @@ class Observation:
         self._reset()
 
     def _reset(self) -> None:
-        self.collector = Collector(self.statistics)
+        self.collector = Collector(self.statistics, memory_limit=self.memory_limit)
         self.fallback = Fallback(self.collector)
 
     @contextmanager
