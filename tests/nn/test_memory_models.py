@@ -55,3 +55,22 @@ def test_bits_where_nobody_stores_the_output():
     saving = save_memory(model)
     assert stored(lambda: saving(x), saving, nn.ParameterList([nn.Parameter(x)]))[1] == 32 * 64 // 8
     assert save_memory(nn.Hardtanh()).plan == "torch"  # its caller may hold the input
+
+
+@pytest.mark.parametrize("last", [nn.LeakyReLU(0.1, inplace=True), nn.Dropout(0.3, inplace=True)])
+@pytest.mark.parametrize("first", [nn.ELU(), nn.Softplus()])
+def test_no_output_is_stored_that_a_reader_overwrites(first, last):
+    saving = save_memory(nn.Sequential(first, last, nn.Linear(4, 4)).double())
+    x = torch.randn(3, 4, **D, requires_grad=True)
+    assert saving[0].plan == "torch"
+    torch.manual_seed(1)
+    expected = torch.autograd.grad(saving[2](last(first(x))).sum(), x)
+    torch.manual_seed(1)
+    close(torch.autograd.grad(saving(x).sum(), x), expected, 1e-12)
+
+
+def test_linear_output_can_be_changed_in_place():
+    layer = nn.Linear(3, 5, **D)
+    x = torch.randn(2, 4, 6, 3, **D, requires_grad=True)
+    y, z = (module(x).relu_() for module in (layer, save_memory(layer)))
+    close(torch.autograd.grad(z.sum(), x), torch.autograd.grad(y.sum(), x), 1e-12)

@@ -32,6 +32,19 @@ def stores_input(module: nn.Module) -> bool | None:
     return None if ask is None else ask()
 
 
+def overwritten(readers: "Iterable[nn.Module] | None") -> bool:
+    """Whether one of the modules may change the input that it reads in place."""
+    return readers is None or any(map(_overwrites, readers))
+
+
+def _overwrites(module: nn.Module) -> bool:
+    if stores_input(module) is None or getattr(module, "inplace", False):
+        return True
+    if isinstance(module, Dropout) and not module._drops:
+        return overwritten(module.readers)  # it gives back its input
+    return False
+
+
 class Pointwise(nn.Module):
     """Holds the modules that read the output, and whether others hold the input."""
 
@@ -67,12 +80,12 @@ class _Activation(Pointwise):
         """What to store: never more than torch, as far as is known.
 
         Bits, if otherwise the output or the input would be stored for this module alone. The
-        output, if a reader stores it anyway. Else what torch stores.
+        output, if a reader stores it anyway and none changes it. Else what torch stores.
         """
         held = stored(self.readers)
         if self.keeps_output or self.inplace:
             return "bits" if held is False and self._gated else "torch"
-        if held and self._output_rule() is not None:
+        if held and self._output_rule() is not None and not overwritten(self.readers):
             return "output"
         return "torch" if self.input_held or not self._gated else "bits"
 

@@ -90,7 +90,8 @@ class Bilinear(Saving):
 
     @staticmethod
     def forward(op: Operation, x: Tensor, w: Maybe, b: Maybe, *constants: Tensor) -> Tensor:
-        return op(x, cast(w, op.dtype), cast(b, op.dtype), *constants)
+        y = op(x, cast(w, op.dtype), cast(b, op.dtype), *constants)
+        return y.detach()  # no view: it may be changed in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

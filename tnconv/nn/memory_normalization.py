@@ -29,12 +29,18 @@ class Normalization:
         self, v: Tensor, x: Maybe, w: Maybe, shapes: Shapes, mean: Tensor, var: Tensor
     ) -> tuple[Maybe, Maybe]:
         dx = dw = None
+        mean, var = _wide(mean), _wide(var)
         scale = torch.rsqrt(var + self.eps)
         if shapes.needs[0]:
             dx = (v * _per_channel(scale if w is None else scale * w, v)).to(v.dtype)
         if x is not None:
-            dw = sum_but(v * (x - _per_channel(mean, x)), 1) * scale
+            dw = sum_but(v * (x - _per_channel(mean, x)), self.channel) * scale
         return dx, dw
+
+
+def _wide(t: Tensor) -> Tensor:
+    """What torch's kernels compute in, where they are given half of it."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def _per_channel(t: Tensor, like: Tensor) -> Tensor:

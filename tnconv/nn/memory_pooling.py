@@ -3,10 +3,11 @@
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _list_with_default, _ntuple
 
-from tnconv.nn.memory_functions import Maybe, Saving, aten, keep
+from tnconv.nn.memory_functions import Maybe, Saving, aten, autocast_dtype, keep
 
 
 class Pooled(Saving):
@@ -21,7 +22,7 @@ class Pooled(Saving):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, chosen, ctx.kernel, ctx.settings = inputs
-        ctx.shape, ctx.out = x.shape, output.shape
+        ctx.shape, ctx.out, ctx.channels_last = x.shape, output.shape, _channels_last(x)
         keep(ctx, chosen)
 
     @staticmethod
@@ -29,7 +30,7 @@ class Pooled(Saving):
         (chosen,) = ctx.saved_tensors
         dx = None
         if v is not None:
-            like = v.new_empty(()).expand(ctx.shape)
+            like = _like(v, ctx.shape, ctx.channels_last)
             settings = () if "adaptive" in ctx.kernel else ctx.settings
             indices = () if chosen is None else (chosen.long(),)
             dx = getattr(aten, ctx.kernel + "_backward")(v, like, *settings, *indices)
@@ -45,6 +46,19 @@ class Pooled(Saving):
             return y
         first = -_dims(ctx.kernel)
         return tx.flatten(first).gather(-1, chosen.long().flatten(first)).view(ctx.out)
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether torch would give back the gradient with its channels last."""
+    return x.ndim > 3 and x.stride(1) == 1 < x.shape[1]
+
+
+def _like(v: Tensor, shape: torch.Size, channels_last: bool) -> Tensor:
+    """What has no entries of its own, unless the kernel should see where its channels are."""
+    if not channels_last:
+        return v.new_empty(()).expand(shape)
+    channels, *others = shape[1:]
+    return v.new_empty((shape[0], *others, channels)).movedim(-1, 1)
 
 
 def _dims(kernel: str) -> int:
@@ -93,6 +107,11 @@ class _Pool(nn.Module):
         return False
 
 
+def _cast_by_autocast(x: Tensor) -> bool:
+    """Autocast on a CPU pools volumes in single precision, unless indices are wanted."""
+    return x.device.type == "cpu" and autocast_dtype(x) is not None and x.dtype != torch.float64
+
+
 class _MaxPool(_Pool, nn.modules.pooling._MaxPoolNd):
     def forward(self, input: Tensor) -> Any:
         if not input.requires_grad:
@@ -106,7 +125,9 @@ class _MaxPool(_Pool, nn.modules.pooling._MaxPoolNd):
         )
         kernel = f"max_pool{self._kernel}_with_indices"
         y, chosen = map(self._lowered, _max_pool(self._lifted(input), kernel, *settings))
-        return (y, chosen) if self.return_indices else y
+        if self.return_indices:
+            return y, chosen
+        return y.float() if self.dims == 3 and _cast_by_autocast(input) else y
 
 
 class _AvgPool(_Pool):
@@ -147,6 +168,7 @@ class _AdaptiveAvgPool(_Pool, nn.modules.pooling._AdaptiveAvgPoolNd):
         if not input.requires_grad or set(sizes) == {1}:  # a mean, which torch stores nothing for
             return super().forward(input)  # type: ignore[no-any-return]
         kernel = f"_adaptive_avg_pool{self._kernel}"
+        input = input.float() if self.dims == 3 and _cast_by_autocast(input) else input
         return self._lowered(_avg_pool(self._lifted(input), kernel, sizes))
 
 

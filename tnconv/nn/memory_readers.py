@@ -122,6 +122,8 @@ class _Flow:
         for user in node.users:
             first = bool(user.args) and user.args[0] is node
             module = self._module(user)
+            if first and _among(user.target, IN_PLACE):
+                yield None  # what it overwrites must not be stored
             if first and (isinstance(module, VIEWS) or _among(user.target, ALIASES)):
                 yield from self._users(user)
             elif module is not None:
