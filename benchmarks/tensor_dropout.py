@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure
+from benchmarks.images import patches
 from benchmarks.models import PROBLEMS
 from tnconv.nn import save_memory, tensor_dropout
 
@@ -28,22 +29,6 @@ INDICES: Mapping[str, tuple[str, ...]] = {
     "channels": ("in_channels",),
     "space": ("rows", "columns"),
 }
-
-
-def patches(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Patches ``(count, 3, size, size)`` of two photographs, standardised."""
-    from sklearn.datasets import load_sample_images
-
-    images = [torch.tensor(image) for image in load_sample_images().images]
-    found = []
-    for _ in range(count):
-        image = images[int(torch.randint(len(images), (), generator=generator))]
-        top, left = (
-            int(torch.randint(side - size, (), generator=generator)) for side in image.shape[:2]
-        )
-        found.append(image[top : top + size, left : left + size].permute(2, 0, 1))
-    stacked = torch.stack(found).float() / 255
-    return (stacked - stacked.mean((0, 2, 3), True)) / stacked.std((0, 2, 3), keepdim=True)
 
 
 def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

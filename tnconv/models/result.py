@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tnconv.models.capture import unwrapped
 from tnconv.quantities.base import Quantity
 
 R = TypeVar("R")
@@ -48,6 +49,29 @@ class Result:
     def of(self, name: str) -> dict[Quantity[Any], Any]:
         """All quantities of one parameter."""
         return {quantity: found[name] for quantity, found in self.values.items() if name in found}
+
+    def write(self, model: nn.Module, names: Mapping[Any, str]) -> None:
+        """Set attributes of the model's parameters: the name given to each quantity, or its class.
+
+        >>> from tnconv import compute
+        >>> from tnconv.quantities import Variance
+        >>> model = nn.Linear(3, 2)
+        >>> result = compute(model, nn.MSELoss(), torch.rand(8, 3), torch.rand(8, 2), [Variance()])
+        >>> result.write(model, {Variance: "variance"})
+        >>> model.weight.variance.shape
+        torch.Size([2, 3])
+
+        Raises:
+            KeyError: as ``result[quantity]``.
+            ValueError: a name that parameters use already, for something else than a result.
+        """
+        for name in names.values():
+            if hasattr(nn.Parameter, name):
+                raise ValueError(f"{name!r} is an attribute of all parameters; name another")
+        parameters = dict(unwrapped(model).named_parameters())
+        for quantity, attribute in names.items():
+            for name, value in self[quantity].items():
+                setattr(parameters[name], attribute, value)
 
     def total(self, quantity: Quantity[Tensor] | type[Quantity[Tensor]]) -> Tensor:
         """The sum over all parameters of a quantity with one shape, such as squared norms.
