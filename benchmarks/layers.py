@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import exp, log
@@ -120,13 +120,16 @@ def _agreeing(
     return calls
 
 
-def rows(options: argparse.Namespace) -> Iterator[Row]:
-    """All cases that the command line asks for, layer by layer."""
+def rows(options: argparse.Namespace, done: Collection[tuple[str, str]] = ()) -> Iterator[Row]:
+    """All cases that the command line asks for, layer by layer, but (operation, layer) done."""
     chosen = cases.quick() if options.quick else cases.layers()
     for layer in chosen:
         if options.network in (None, layer.network):
-            case = contestants.case(layer, options.batch, options.device)
-            for operation in options.operation or OPERATIONS:
+            wanted = options.operation or OPERATIONS
+            left = [operation for operation in wanted if (operation, layer.name) not in done]
+            case = contestants.case(layer, options.batch, options.device) if left else None
+            for operation in left:
+                assert case is not None
                 yield row(operation, case, options)
 
 
@@ -216,7 +219,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--memory", action="store_true", help="also peak memory")
     result.add_argument("--plans", type=int, default=0, help="also so many of tnconv's other plans")
-    result.add_argument("--json", type=Path, help="write results to this file")
+    result.add_argument("--json", type=Path, help="write results to this file, and go on with it")
     result.add_argument(
         "--default-allocator", action="store_true", help="leave malloc's settings as they are"
     )
@@ -239,13 +242,44 @@ def main(arguments: Sequence[str]) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if "einconv" not in PEERS:
         print("einconv is not installed (pip install 'tnconv[peers]'): left out", file=sys.stderr)
-    started, found = time.perf_counter(), []
-    for result in rich.progress.track(rows(options), "measuring", total=None):
+    started, found = time.perf_counter(), resumed(options)
+    done = {(row.operation, row.layer) for row in found}
+    for result in rich.progress.track(rows(options, done), "measuring", total=None):
         found.append(result)
         if options.json:
             _write(options, found)
     show(found)
     print(f"{len(found)} cases in {time.perf_counter() - started:.0f} s")
+
+
+def resumed(options: argparse.Namespace) -> list[Row]:
+    """The rows of an interrupted run that ``--json`` names, if it had the same settings.
+
+    Raises:
+        SystemExit: it had others.
+    """
+    if not options.json or not options.json.exists():
+        return []
+    saved = json.loads(options.json.read_text())
+    for name, value in _settings(options).items():
+        if saved.get(name) != value:
+            sys.exit(
+                f"{options.json} has {name} = {saved.get(name)!r}, this run {value!r}; "
+                "expected equal settings to go on with it, or another file"
+            )
+    return [Row(**values) for values in saved["rows"]]
+
+
+def _settings(options: argparse.Namespace) -> dict[str, object]:
+    """What all rows of one file have in common."""
+    environment = measure.environment(options.device)
+    kept = ("torch", "threads", "device", "allocator")
+    return {
+        "settings": {name: environment[name] for name in kept},
+        "clock": "one thread's CPU time" if options.cpu_time else "wall time",
+        "seconds_per_case": options.seconds,
+        "batch": options.batch,
+    }
 
 
 def _write(options: argparse.Namespace, found: Sequence[Row]) -> None:
@@ -260,8 +294,7 @@ def _write(options: argparse.Namespace, found: Sequence[Row]) -> None:
     }
     results = {
         "environment": measure.environment(options.device),
-        "clock": "one thread's CPU time" if options.cpu_time else "wall time",
-        "seconds_per_case": options.seconds,
+        **_settings(options),
         "summary": summaries,
         "rows": [asdict(row) for row in found],
     }

@@ -107,7 +107,15 @@ def pair(
     if len(shared) == len(a.legs) == len(b.legs):
         return _dot(writer, a, b, needed)
     trials = [_matmul(writer, plan) for plan in _arrangements(a, b, needed, hint)]
-    return min(trials, key=lambda trial: trial[0].seconds)
+    return min(trials, key=lambda trial: trial[0].seconds + _reordering(trial[1], hint))
+
+
+def _reordering(value: Value, order: Sequence[Leg]) -> float:
+    """The seconds of the copy that a last product takes if its legs are in another order."""
+    if set(value.legs) != set(order):
+        return 0.0
+    array = value.arranged(order)
+    return cost.copy(array.size, array.run).seconds if array.run < array.size else 0.0
 
 
 def _product(writer: Writer, a: Value, b: Value, hint: Sequence[Leg] = ()) -> tuple[Writer, Value]:

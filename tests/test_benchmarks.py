@@ -1,9 +1,11 @@
 """The benchmarks' cases and contestants, never their times."""
 
+import json
+
 import pytest
 import torch
 
-from benchmarks import cases, contestants
+from benchmarks import cases, contestants, layers, report
 from benchmarks.cases import Layer
 from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE
 
@@ -90,3 +92,22 @@ def test_the_table_of_simplification_has_a_row_for_every_layer():
     assert "free 4" in reduced and float(reduced.split("|")[4]) > 1
     deep = simplification.three_dimensional(layers[0])
     assert simplification.OPERATIONS["forward"](deep, 2).shape == (2, *deep.output_shape)
+
+
+def test_an_interrupted_run_goes_on_with_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(cases, "layers", lambda: (TINY["general"], TINY["patch"]))
+    file = tmp_path / "run.json"
+    options = layers.parser().parse_args(["--json", str(file), "--seconds", "0", "--batch", "2"])
+    options.operation = ["forward"]
+    first = next(layers.rows(options))
+    layers._write(options, [first])
+    found = layers.resumed(options)
+    assert found == [first]
+    rest = list(layers.rows(options, {(row.operation, row.layer) for row in found}))
+    assert [row.layer for row in rest] == [TINY["patch"].name]
+    report.main([str(file)])
+    assert "| forward | torch | 1 |" in file.with_suffix(".md").read_text()
+    options.batch = 4
+    with pytest.raises(SystemExit, match="batch = 2, this run 4"):
+        layers.resumed(options)
+    assert len(json.loads(file.read_text())["rows"]) == 1

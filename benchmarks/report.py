@@ -1,0 +1,72 @@
+"""Results of `benchmarks.layers` as a table and a plot, beside the JSON file.
+
+Run as ``python -m benchmarks.report results.json``; it writes ``results.md`` and ``results.png``.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.layers import OURS, Row, summary
+
+
+def rows(file: Path) -> list[Row]:
+    """The rows that a run has written."""
+    return [Row(**values) for values in json.loads(file.read_text())["rows"]]
+
+
+def peers(found: Sequence[Row]) -> list[tuple[str, str]]:
+    """(operation, contestant) of all that were timed beside tnconv."""
+    pairs = ((row.operation, name) for row in found for name in row.median if name != OURS)
+    return sorted(dict.fromkeys(pairs))
+
+
+def table(found: Sequence[Row]) -> str:
+    """Ratios to tnconv, one line per operation and contestant, in Markdown."""
+    lines = [
+        "| operation | against | layers | geometric mean | median | worst | at |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for operation, name in peers(found):
+        timed = [r for r in found if r.operation == operation and r.ratio(name) is not None]
+        if not timed:
+            continue
+        cases, *numbers = summary(timed, name).values()
+        worst = min(timed, key=lambda row: row.ratio(name) or 0.0)
+        cells = " | ".join(f"{number:.2f}" for number in numbers)
+        lines.append(f"| {operation} | {name} | {cases} | {cells} | {worst.shapes} |")
+    return "\n".join(lines)
+
+
+def plot(found: Sequence[Row], file: Path) -> None:
+    """The ratios to each contestant on all layers, sorted, on a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    operations = list(dict.fromkeys(row.operation for row in found))
+    figure = Figure(figsize=(4 * len(operations), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(operations), sharey=True, squeeze=False)[0]
+    for axis, operation in zip(axes, operations, strict=True):
+        for name in (peer for where, peer in peers(found) if where == operation):
+            ratios = [row.ratio(name) for row in found if row.operation == operation]
+            axis.plot(sorted(ratio for ratio in ratios if ratio is not None), label=name)
+        axis.axhline(1, color="black", linewidth=0.5)
+        axis.set(title=operation, xlabel="layers, sorted", yscale="log")
+        axis.legend(fontsize=7)
+    axes[0].set_ylabel("time / time of tnconv")
+    figure.savefig(file)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Render every file that is named."""
+    for file in map(Path, arguments):
+        saved, found = json.loads(file.read_text()), rows(file)
+        given = saved["environment"]
+        about = f"torch {given['torch']}, {given['device']}, {given['threads']} thread(s)"
+        text = f"# {file.stem}\n\n{about}, {saved['clock']}. Above 1, tnconv is faster.\n\n"
+        file.with_suffix(".md").write_text(f"{text}{table(found)}\n")
+        plot(found, file.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
