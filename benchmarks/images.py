@@ -14,16 +14,21 @@ def digits() -> tuple[Tensor, Tensor]:
     return torch.tensor(found.images / 16, dtype=torch.float32)[:, None], torch.tensor(found.target)
 
 
-def patches(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Random patches ``(count, 3, size, size)`` of two photographs, standardised."""
+def patches(count: int, size: int, generator: torch.Generator, zoom: int = 1) -> Tensor:
+    """Random patches ``(count, 3, size, size)`` of two photographs, standardised.
+
+    Each is the mean of ``zoom`` times as many pixels in both directions.
+    """
     images, found = photographs(), []
     for _ in range(count):
         image = images[int(torch.randint(len(images), (), generator=generator))]
         top, left = (
-            int(torch.randint(side - size, (), generator=generator)) for side in image.shape[:2]
+            int(torch.randint(side - zoom * size, (), generator=generator))
+            for side in image.shape[:2]
         )
-        found.append(image[top : top + size, left : left + size].permute(2, 0, 1))
-    stacked = torch.stack(found).float() / 255
+        part = image[top : top + zoom * size, left : left + zoom * size].permute(2, 0, 1)
+        found.append(torch.nn.functional.avg_pool2d(part.float(), zoom))
+    stacked = torch.stack(found) / 255
     return (stacked - stacked.mean((0, 2, 3), True)) / stacked.std((0, 2, 3), keepdim=True)
 
 
@@ -37,7 +42,7 @@ def photographs() -> list[Tensor]:
 
 def rotated(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Patches, each turned by a random multiple of 90 degrees, and which: labels without people."""
-    images = patches(count, size, generator)
+    images = patches(count, size, generator, zoom=4)
     turns = torch.randint(4, (count,), generator=generator)
     pairs = zip(images, turns.tolist(), strict=True)
     return torch.stack([torch.rot90(image, turn, (1, 2)) for image, turn in pairs]), turns
