@@ -208,7 +208,7 @@ def _forms(network: TensorNetwork, simplify: bool) -> tuple[dict[str, TensorNetw
 
 
 def _by_polyphase(normal: TensorNetwork) -> dict[str, TensorNetwork]:
-    """The one offered rewrite that pays beyond the routes, taken for every pattern that it fits."""
+    """The one offered rewrite whose gains are predicted well, for every pattern that it fits."""
     after = normal
     for _ in normal.patterns:
         after = next(polyphase(after), after)
