@@ -7,7 +7,6 @@ a training run that collects every 10 and inverts every 100 steps costs the weig
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -113,8 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found.append(row(network, flavour, options))
             print(found[-1], flush=True)
             if options.json:
-                results = {"environment": measure.environment(options.device), "rows": found}
-                options.json.write_text(json.dumps(results, indent=1) + "\n")
+                measure.write_results(options.json, options.device, found)
 
 
 if __name__ == "__main__":

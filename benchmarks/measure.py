@@ -1,6 +1,7 @@
 """Measuring: interleaved times, peak memory, and the environment they were taken in."""
 
 import gc
+import json
 import os
 import platform
 import resource
@@ -161,6 +162,13 @@ def device_name(device: str) -> str:
     lines = information.read_text().splitlines() if information.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{models[0] if models else platform.processor()} ({os.cpu_count()} cores)"
+
+
+def write_results(path: Path, device: str, rows: Sequence[object], **more: object) -> None:
+    """Rows of a benchmark as JSON, with the environment that they were taken in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = {"environment": environment(device), **more, "rows": rows}
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def with_allocator(module: str, arguments: Sequence[str]) -> None:

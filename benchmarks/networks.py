@@ -5,7 +5,6 @@ a number the time of a gradient step with it over that of the step alone.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -244,9 +243,7 @@ def main(arguments: Sequence[str]) -> None:
             found.append(row(problem, quantity, options))
             print(found[-1], flush=True)
             if options.json:
-                results = {"environment": measure.environment(options.device), "rows": found}
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                options.json.write_text(json.dumps(results, indent=1) + "\n")
+                measure.write_results(options.json, options.device, found)
 
 
 if __name__ == "__main__":

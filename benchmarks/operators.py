@@ -5,7 +5,6 @@ product over that of a gradient step, the median over interleaved rounds of CPU 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -116,9 +115,7 @@ def main(arguments: Sequence[str]) -> None:
             found.append(row(problem, kind, options))
             print(found[-1], flush=True)
     if options.json:
-        results = {"environment": measure.environment(options.device), "rows": found}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        measure.write_results(options.json, options.device, found)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ each storage once and without parameters, over that of the same network without 
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -126,12 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(words.format(**rows[-1]), flush=True)
     if options.json:
         names = ("batch", "draws", "steps", "sampling")
-        report = {
-            "environment": measure.environment("cpu"),
-            "settings": {name: getattr(options, name) for name in names},
-            "rows": rows,
-        }
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        settings = {name: getattr(options, name) for name in names}
+        measure.write_results(options.json, "cpu", rows, settings=settings)
     if options.plot:
         plot(rows, options.plot)
 

@@ -10,7 +10,6 @@ settings, the losses of every seed, seconds per step, and the bytes of the optim
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
@@ -217,13 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     if options.json:
         names = ("steps", "tune_steps", "seeds", "batch")
-        report = {
-            "environment": measure.environment("cpu"),
-            "settings": {name: getattr(options, name) for name in names},
-            "grids": GRIDS,
-            "rows": rows,
-        }
-        options.json.write_text(json.dumps(report) + "\n")
+        settings = {name: getattr(options, name) for name in names}
+        measure.write_results(options.json, "cpu", rows, settings=settings, grids=GRIDS)
     if options.plot:
         plot(rows, options.plot)
 
