@@ -130,7 +130,7 @@ class Program(Generic[Result]):
             TypeError: an operand is not a tensor.
         """
         if operands.keys() != self.operands.keys():
-            self._check(operands.values(), operands)
+            check(self.operands, operands, self.indices)
         return self.run(*[operands[name] for name in self.operands])
 
     def run(self, *given: Array) -> Result:
@@ -155,9 +155,8 @@ class Program(Generic[Result]):
             return self.for_complex.function(*given)
         return self.function(*given)
 
-    def _check(self, given: Iterable[Array], names: Iterable[str] = ()) -> None:
-        operands = dict(zip(names or self.operands, given, strict=True))
-        check(self.operands, operands, self.indices)
+    def _check(self, given: Iterable[Array]) -> None:
+        check(self.operands, dict(zip(self.operands, given, strict=True)), self.indices)
 
     @cached_property
     def _expected(self) -> tuple[tuple[torch.Size, torch.dtype | None], ...]:

@@ -196,8 +196,7 @@ class _Hook:
         Raises:
             NotImplementedError: batch normalisation by the batch's statistics.
         """
-        assert isinstance(module, _BatchNorm)
-        if module.training or module.running_mean is None:
+        if mixes_samples(module):
             raise NotImplementedError(
                 f"layer {self.name!r} normalises by the batch's statistics, so no sample has a "
                 "gradient of its own; expected evaluation mode and running statistics"
@@ -267,6 +266,12 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
         if any(_is_compiled(module) for module in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+def mixes_samples(module: nn.Module) -> bool:
+    """Whether a module normalises by the batch's own statistics."""
+    own = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+    return bool(own)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

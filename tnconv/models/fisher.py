@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from tnconv.models.capture import mixes_samples
 from tnconv.models.driver import Inputs, LossFunction
 from tnconv.models.linearization import Graph
 from tnconv.models.losses import curvature, recognised
@@ -103,7 +103,7 @@ def _outer(vectors: Tensor, tangent: Tensor) -> Tensor:
 
 def _refuse_batch_statistics(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+        if mixes_samples(module):
             raise NotImplementedError(
                 f"layer {name!r} normalises by the batch's statistics, so samples have no "
                 "distributions of their own; expected evaluation mode and running statistics"

@@ -38,16 +38,18 @@ class Draws:
             raise ValueError(f"sampling is {self.sampling!r}; expected one of {words}")
 
     def positions(
-        self, keep: Mapping[str, float], places: Mapping[str, int], sizes: Sequence[int], x: Tensor
+        self, shares: Mapping[int, float], sizes: Sequence[int], x: Tensor
     ) -> tuple[Positions, float]:
-        """Positions of the dimensions of some indices, and what makes a sum over them unbiased."""
-        dims = {places[name]: p for name, p in keep.items()}
+        """Positions of some dimensions, and what makes a sum over them unbiased.
+
+        ``shares`` are the parts of the dimensions to keep; on x's device.
+        """
         if self.sampling == "bernoulli":
-            return self._drawn(dims, sizes, x), prod([1 / p for p in dims.values()])
-        counts = {dim: min(sizes[dim], max(1, floor(p * sizes[dim]))) for dim, p in dims.items()}
+            return self._drawn(shares, sizes, x), prod([1 / p for p in shares.values()])
+        counts = {dim: min(sizes[dim], max(1, floor(p * sizes[dim]))) for dim, p in shares.items()}
         scale = prod([sizes[dim] / max(1, count) for dim, count in counts.items()])
         if torch.compiler.is_compiling() and self.generator is None:
-            u = {dim: torch.rand(sizes[dim], device=x.device) for dim in dims}
+            u = {dim: torch.rand(sizes[dim], device=x.device) for dim in shares}
             return {dim: u[dim].topk(count).indices for dim, count in counts.items()}, scale
         return self._drawn(counts, sizes, x), scale
 

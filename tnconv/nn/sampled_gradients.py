@@ -30,6 +30,12 @@ class Slices:
     pads: tuple[tuple[int, int], ...] = ()
     mode: str = "zeros"
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many n, c and i there are to choose from."""
+        samples, channels, *image = self.shape
+        return samples, channels // self.groups, *image
+
     def of(self, x: Tensor, positions: Positions) -> Tensor:
         """``x[r]``, for the positions r of every dimension."""
         n, channels, *image = x.shape

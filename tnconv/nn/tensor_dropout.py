@@ -6,13 +6,13 @@ what they give scaled up, it is right on average (Bernoulli-CRS, Adelman et al. 
 of a convolution, Dangel 2023), and only these slices of x are stored for the backward pass.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from tnconv.nn import memory
+from tnconv.nn import memory, memory_layers
 from tnconv.nn.conversion import Kind, patched, swapped_with_warning
 from tnconv.nn.draws import Draws, Sampling, checked
 from tnconv.nn.memory_convolution import Convolution
@@ -37,7 +37,15 @@ class _TensorDropout(nn.Module):
     keep: Mapping[str, float] = DEFAULT
     draws = Draws("bernoulli", None)
 
-    def _sample(self, keep: Keep, sampling: Sampling, generator: torch.Generator | None) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        keep: Keep = 0.5,
+        sampling: Sampling = "bernoulli",
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
         self.keep = checked(keep, self._indices)
         self.draws = Draws(sampling, generator)
 
@@ -54,71 +62,53 @@ class _TensorDropout(nn.Module):
         self,
         layer: Layer,
         slices: Slices,
-        places: Mapping[str, int],
-        sizes: Sequence[int],
         x: Tensor,  # (n, g·c, *i), what is sampled
         image: Tensor,  # what the layer reads
+        weight: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
         """The layer's output; its weight gradient is that of a sample."""
-        self_: Any = self
-        positions, scale = self.draws.positions(self.keep, places, sizes, x)
-        kept = slices.of(x, positions)
+        shares = {self._indices.index(name): p for name, p in self.keep.items()}
+        positions, scale = self.draws.positions(shares, slices.sizes, x)
         operation = Sampled(layer, slices, scale, tuple(positions))
-        operands = (image, self_.weight, self_.bias, kept, *positions.values())
+        operands = (image, weight, bias, slices.of(x, positions), *positions.values())
         y: Tensor = Bilinear.run(operation, *operands)
         return y
 
     def stores_input(self) -> bool:
         """Whether the whole input is stored: then an activation before need not store it too."""
-        self_: Any = self
-        return self_.weight.requires_grad and not (self.training and self.keep)
+        sampled = self.training and self.keep
+        return not sampled and super().stores_input()  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         parts = ", ".join(f"{name}={p}" for name, p in self.keep.items())
         return f"{super().extra_repr()}, keep=({parts}), sampling={self.draws.sampling!r}"
 
 
-class _Convolution(_TensorDropout):
+class _Convolution(_TensorDropout, memory_layers._Convolution):
     """A convolution; ``in_channels`` are those of a group, or the groups where they have one."""
 
     @property
     def _indices(self) -> tuple[str, ...]:
-        self_: Any = self
-        return ("batch", "in_channels", *SPATIAL[-len(self_.kernel_size) :])
+        return ("batch", "in_channels", *SPATIAL[-len(self.kernel_size) :])
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        self_: Any = self
         if self._exact(weight):
-            exact: Tensor = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
-            return exact
+            return super()._conv_forward(input, weight, bias)
         if input.ndim == weight.ndim - 1:
             return self._conv_forward(input.unsqueeze(0), weight, bias).squeeze(0)
-        dtype = autocast_dtype(input)
-        pads, padding = self_._pads
-        dims, none = len(self_.kernel_size), (0,) * len(self_.kernel_size)
-        layer = Convolution(self_.stride, padding, self_.dilation, False, none, self_.groups, dtype)
-        groups = self_.groups if weight.shape[1] > 1 else 1
-        sizes = (len(input), input.shape[1] // groups, *input.shape[2:])
-        places = dict(zip(self._indices, range(dims + 2), strict=True))
-        slices = Slices(input.shape, groups, tuple(pads), self_.padding_mode)
+        dtype, (pads, padding) = autocast_dtype(input), self._pads
+        none = (0,) * len(padding)
+        layer = Convolution(self.stride, padding, self.dilation, False, none, self.groups, dtype)
+        groups = self.groups if weight.shape[1] > 1 else 1
+        slices = Slices(input.shape, groups, tuple(pads), self.padding_mode)
         x = cast(input, dtype)
-        image = padded(x, pads, self_.padding_mode) if any(map(any, pads)) else x
-        return self._sampled(layer, slices, places, sizes, x, image)
+        image = padded(x, pads, self.padding_mode) if any(map(any, pads)) else x
+        return self._sampled(layer, slices, x, image, weight, bias)
 
 
 class TensorDropoutConv1d(_Convolution, memory.Conv1d):
     """``torch.nn.Conv1d`` with a sampled weight gradient; see `TensorDropoutConv2d`."""
-
-    def __init__(
-        self,
-        *args: Any,
-        keep: Keep = 0.5,
-        sampling: Sampling = "bernoulli",
-        generator: torch.Generator | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._sample(keep, sampling, generator)
 
 
 class TensorDropoutConv2d(_Convolution, memory.Conv2d):
@@ -144,31 +134,9 @@ class TensorDropoutConv2d(_Convolution, memory.Conv2d):
         ValueError: a probability outside of (0, 1], or an index that the input does not have.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        keep: Keep = 0.5,
-        sampling: Sampling = "bernoulli",
-        generator: torch.Generator | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._sample(keep, sampling, generator)
-
 
 class TensorDropoutConv3d(_Convolution, memory.Conv3d):
     """``torch.nn.Conv3d`` with a sampled weight gradient; see `TensorDropoutConv2d`."""
-
-    def __init__(
-        self,
-        *args: Any,
-        keep: Keep = 0.5,
-        sampling: Sampling = "bernoulli",
-        generator: torch.Generator | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._sample(keep, sampling, generator)
 
 
 class TensorDropoutLinear(_TensorDropout, memory.Linear):
@@ -176,17 +144,6 @@ class TensorDropoutLinear(_TensorDropout, memory.Linear):
 
     Its input's indices are "batch", the first dimension, and "in_channels", the features.
     """
-
-    def __init__(
-        self,
-        *args: Any,
-        keep: Keep = 0.5,
-        sampling: Sampling = "bernoulli",
-        generator: torch.Generator | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._sample(keep, sampling, generator)
 
     @property
     def _indices(self) -> tuple[str, ...]:
@@ -200,8 +157,7 @@ class TensorDropoutLinear(_TensorDropout, memory.Linear):
         layer, x = Linear(dtype := autocast_dtype(input)), cast(input, dtype)
         rows = x.flatten(1, -2) if x.ndim > 2 else x[:, None]
         rows = rows.movedim(-1, 1)  # (n, c, o): where convolutions have their channels
-        places = {"batch": 0, "in_channels": 1}
-        return self._sampled(layer, Slices(rows.shape), places, rows.shape, rows, x)
+        return self._sampled(layer, Slices(rows.shape), rows, x, self.weight, self.bias)
 
 
 _KINDS: dict[Kind, Kind] = {

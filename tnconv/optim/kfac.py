@@ -108,10 +108,6 @@ class KFAC(Resumable):
             raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         check(settings)
         kfac = kronecker.KFAC(flavour, fisher, samples, generator, joint, per_group, reduction)
-        if loss_fn is None and fisher in ("type-2", "mc"):
-            raise ValueError(f"fisher is {fisher!r}; expected a loss_fn with it")
-        if inverse == "ekfac" and (not per_group or fisher == "forward-only"):
-            raise ValueError("inverse is 'ekfac'; expected factors per group, of gradients")
         self.model, self.settings, self.fallback = model, settings | {"params": None}, None
         self._blocks: list[Block] = []
         self._watch = FactorWatch(model, kfac, loss_fn, loss_scale)

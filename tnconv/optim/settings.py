@@ -31,7 +31,7 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """Raise unless all settings are allowed.
+    """Raise unless all settings are allowed, by themselves and together.
 
     Raises:
         ValueError: one that is not.
@@ -40,6 +40,12 @@ def check(settings: Mapping[str, Any]) -> None:
         allowed, words = ALLOWED.get(name, (lambda value: True, ""))
         if not allowed(value):
             raise ValueError(f"{name} is {value!r}; expected {words}")
+    fisher = settings.get("fisher")
+    if fisher in ("type-2", "mc") and settings["loss_fn"] is None:
+        raise ValueError(f"fisher is {fisher!r}; expected a loss_fn with it")
+    if settings.get("inverse") == "ekfac":
+        if not settings["per_group"] or fisher == "forward-only":
+            raise ValueError("inverse is 'ekfac'; expected factors per group, of gradients")
 
 
 def due(schedule: Schedule, step: int) -> bool:
