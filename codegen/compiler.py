@@ -1,7 +1,7 @@
 """The compiler: forms of networks, the plans for them, and the program of the best ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, product
 from typing import overload
 
@@ -14,6 +14,8 @@ from tnconv.codegen.joint import chosen_together
 from tnconv.codegen.planner import ROUTES, Plan, plans
 from tnconv.codegen.program import SPARE, Program, together
 from tnconv.codegen.source import argument_names
+from tnconv.codegen.store import Json
+from tnconv.codegen.tuning import tuned
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import Firing
@@ -42,6 +44,8 @@ def compile(
     routes: Sequence[str] = tuple(ROUTES),
     memory_limit: int | None = None,
     dtype: torch.dtype = torch.float32,
+    tune: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Program: ...
 @overload
 def compile(
@@ -51,6 +55,8 @@ def compile(
     routes: Sequence[str] = tuple(ROUTES),
     memory_limit: int | None = None,
     dtype: torch.dtype = torch.float32,
+    tune: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Program[tuple[Array, ...]]: ...
 def compile(
     network: Expression | Sequence[Expression],
@@ -59,6 +65,8 @@ def compile(
     routes: Sequence[str] = tuple(ROUTES),
     memory_limit: int | None = None,
     dtype: torch.dtype = torch.float32,
+    tune: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Program | Program[tuple[Array, ...]]:
     """Find the cheapest program for a network, or one for several that shares what they can.
 
@@ -67,6 +75,9 @@ def compile(
     `ROUTES`; ``"dense"`` always exists. ``memory_limit`` is how many bytes a call on operands of
     ``dtype`` may hold beside them, without autograd: leaner plans are taken, or the network is
     computed in chunks. The program runs on any device and dtype.
+
+    ``tune=True`` measures the best few programs on ``device``, with operands of ``dtype``, and
+    remembers their times on disk for later calls; a network in chunks is not measured.
 
     >>> from tnconv.diagrams import conv
     >>> print(compile(conv((8, 3, 32, 32), (16, 3, 3, 3), padding=1)).source)
@@ -98,7 +109,14 @@ def compile(
         program = _planned(networks if not one else networks[0], options)
         if memory_limit is not None and program.peak_memory(dtype) > memory_limit:
             return _in_turn(program, options, memory_limit)
+        if tune:
+            return tuned(program, torch.device(device), dtype, _named(options), memory_limit)
     return program
+
+
+def _named(options: Options) -> dict[str, Json]:
+    """Options as a key on disk."""
+    return {**asdict(options), "routes": list(options.routes)}
 
 
 def _check_operands(networks: Sequence[Expression]) -> None:

@@ -4,11 +4,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-import cotengra
-import opt_einsum
-
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
+from tnconv.codegen.paths import searched
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
@@ -31,18 +29,15 @@ def contraction_path(
         raise ValueError(f"optimize is {optimize!r}; expected 'auto', 'optimal' or 'dp'")
     if len(inputs) < 3:
         return (tuple(range(len(inputs))),)
-    legs = dict.fromkeys(leg for legs in (*inputs, output) for leg in legs)
-    sized = {leg: sizes[leg] for leg in legs}
-    if optimize == "dp" or (optimize == "auto" and len(inputs) > EXHAUSTIVE):
-        sets = [frozenset(legs) for legs in inputs]
-        path = opt_einsum.DynamicProgramming(minimize="flops")(sets, frozenset(output), sized, None)
-    else:
-        search = cotengra.OptimalOptimizer(minimize="flops")
-        tree = cotengra.array_contract_tree(
-            [tuple(legs) for legs in inputs], tuple(output), sized, optimize=search
-        )
-        path = tree.get_path()
-    return tuple(tuple(pair) for pair in path)
+    number: dict[Leg, int] = {}
+    for leg in (leg for legs in (*inputs, output) for leg in legs):
+        number.setdefault(leg, len(number))
+    return searched(
+        tuple(tuple(number[leg] for leg in legs) for legs in inputs),
+        tuple(number[leg] for leg in output),
+        tuple(sizes[leg] for leg in number),
+        "dp" if optimize == "auto" and len(inputs) > EXHAUSTIVE else optimize,
+    )
 
 
 def path_flops(network: TensorNetwork) -> int:

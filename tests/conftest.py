@@ -4,6 +4,7 @@ Choose with ``--hypothesis-profile=deep`` or ``TNCONV_HYPOTHESIS=deep``.
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,7 @@ settings.register_profile(
     "deep", settings.get_profile("fast"), max_examples=2000, derandomize=False
 )
 settings.load_profile(os.environ.get("TNCONV_HYPOTHESIS", "fast"))
+os.environ.setdefault("TNCONV_CACHE_DIR", tempfile.mkdtemp(prefix="tnconv-tests-"))
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 

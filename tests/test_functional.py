@@ -9,9 +9,8 @@ from torch import Tensor
 
 from tests.functional.rows import ROWS, Layer
 from tests.strategies import Case, assert_close, geometries
-from tnconv import functional
+from tnconv import cache_clear, functional
 from tnconv import functional as T
-from tnconv.functional.programs import program
 
 CASE = Case((3, 4, 7, 6), (6, 2, 3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2), 2)
 
@@ -121,7 +120,7 @@ def test_forward_and_reverse_jacobians_agree(case: Any) -> None:
 
 def test_torch_compile_in_one_graph_with_nothing_compiled_before(case: Any) -> None:
     function, arguments = case
-    program.cache_clear()
+    cache_clear()
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     tracked = [a.detach().clone().requires_grad_() for a in arguments]

@@ -1,11 +1,10 @@
 """A tensor-network compiler for convolutions and everything computed around them."""
 
-from functools import lru_cache
-
 from torch import Tensor
 
 from tnconv import codegen, diagrams, functional, models, nn, optim, quantities
 from tnconv.codegen import Program, compile
+from tnconv.codegen.cache import cache_clear, cache_info, cached
 from tnconv.diagrams import Expression, Sum, TensorNetwork
 from tnconv.models import (
     FisherOperator,
@@ -27,6 +26,8 @@ __all__ = [
     "Result",
     "Sum",
     "TensorNetwork",
+    "cache_clear",
+    "cache_info",
     "codegen",
     "compile",
     "compute",
@@ -42,11 +43,6 @@ __all__ = [
 ]
 
 
-@lru_cache(maxsize=1024)
-def _compiled(network: Expression) -> Program:
-    return compile(network)
-
-
 def contract(network: Expression, **operands: Tensor) -> Tensor:
     """Compile a network and run it; equal networks (up to leg names) are compiled once.
 
@@ -59,4 +55,4 @@ def contract(network: Expression, **operands: Tensor) -> Tensor:
         ValueError: an operand is missing, unknown, or of another shape, dtype or device.
         TypeError: an operand is not a tensor.
     """
-    return _compiled(network)(**operands)
+    return cached(compile, network)(**operands)

@@ -16,7 +16,7 @@ from tests.strategies import (
     operands_for,
     shipped,
 )
-from tnconv import compile, contract
+from tnconv import cache_info, compile, contract
 from tnconv.codegen import ROUTES, Program
 from tnconv.diagrams import (
     Sum,
@@ -158,13 +158,11 @@ def test_compilation_is_deterministic() -> None:
 
 
 def test_contract_compiles_networks_equal_up_to_names_once() -> None:
-    from tnconv import _compiled
-
     operands = operands_for(LAYER)
     contract(LAYER, **operands)
-    misses = _compiled.cache_info().misses
+    misses = cache_info().misses
     contract(LAYER.rename({leg: f"my_{leg}" for leg in LAYER.sizes}), **operands)
-    assert _compiled.cache_info().misses == misses
+    assert cache_info().misses == misses
 
 
 def test_operand_names_that_python_or_the_program_needs() -> None:

@@ -6,7 +6,6 @@ from torch import nn
 
 import tnconv
 from tnconv import quantities as q
-from tnconv.models.programs import _program
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -35,7 +34,7 @@ def problem() -> tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor]:
 def test_results_are_the_same(quantity: q.Quantity[object]) -> None:
     args = problem()
     free = tnconv.compute(*args, [quantity])
-    _program.cache_clear()
+    tnconv.cache_clear()
     tight = tnconv.compute(*args, [quantity], memory_limit=LIMIT)
     for name, value in free[quantity].items():
         torch.testing.assert_close(tight[quantity][name], value, rtol=1e-10, atol=1e-12)
@@ -44,9 +43,9 @@ def test_results_are_the_same(quantity: q.Quantity[object]) -> None:
 def test_programs_are_made_for_the_limit() -> None:
     """Per-sample gradients of all samples do not fit, so their norms are made in another way."""
     model, loss_fn, x, y = problem()
-    _program.cache_clear()
+    tnconv.cache_clear()
     result = tnconv.compute(model, loss_fn, x, y, [q.SquaredNorms()], memory_limit=LIMIT)
-    assert _program.cache_info().misses == len(list(model.parameters()))
+    assert tnconv.cache_info().misses == len(list(model.parameters()))
     assert result.total(q.SquaredNorms).shape == (12,)
 
 

@@ -2,26 +2,26 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from tnconv.codegen import Program, compile
+from tnconv.codegen.cache import cached
 from tnconv.functional.expressions import EXPRESSIONS, Scale, Setting
 
 
-@lru_cache(maxsize=4096)
 def program(name: str, *settings: Setting) -> Program:
+    """The expression ``name``, compiled."""
     return compile(EXPRESSIONS[name](*settings))
 
 
 def run(name: str, settings: tuple[object, ...], *operands: Tensor) -> Tensor:
     """The expression ``name``, compiled, on its operands in the order in which it holds them."""
     try:
-        found = program(name, *settings)
+        found = cached(program, name, *settings)
     except TypeError:  # sizes can be symbols or in lists, which do not hash
-        found = program(name, *map(_hashable, settings))
+        found = cached(program, name, *map(_hashable, settings))
     return found.run(*operands)
 
 

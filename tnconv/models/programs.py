@@ -1,12 +1,12 @@
 """Statistics of one layer, compiled once and looked up by what the layer's operation is."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from tnconv.codegen import Program, compile
+from tnconv.codegen.cache import cached
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.quantities.base import Statistic
 
@@ -31,7 +31,7 @@ def values(
         return []
     limit = None if memory_limit is None else (memory_limit, operands["x"].dtype)
     try:
-        program = _program(tuple(statistics), operation, operand, vectors, limit)
+        program = cached(_program, tuple(statistics), operation, operand, vectors, limit)
     except ValueError as error:
         if limit is None:
             raise
@@ -40,7 +40,6 @@ def values(
     return list(program.run(*[operands[name] for name in program.operands]))
 
 
-@lru_cache(maxsize=4096)
 def _program(
     statistics: tuple[Statistic, ...],
     operation: Operation,

@@ -1,0 +1,116 @@
+"""What was measured or searched for once, kept on disk: JSON, one file for each key."""
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
+VARIABLE = "TNCONV_CACHE_DIR"
+
+
+def directory() -> Path:
+    """``TNCONV_CACHE_DIR``, else ``tnconv`` in ``XDG_CACHE_HOME`` or in ``~/.cache``."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen)
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "tnconv"
+
+
+def load(kind: str, key: Mapping[str, Json]) -> Json:
+    """The value stored for a key, or None. A file of something else is ignored with a warning."""
+    path = _path(kind, key)
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # also what is no JSON, or no text
+        _warn(f"{path} is ignored: {type(error).__name__}")
+        return None
+    if not isinstance(entry, dict) or entry.get("key") != key or "value" not in entry:
+        _warn(f"{path} is ignored: it holds no entry of its key")
+        return None
+    value: Json = entry["value"]
+    return value
+
+
+def save(kind: str, key: Mapping[str, Json], value: Json) -> None:
+    """Store a value: written beside and renamed, so that other processes see all of it or nothing.
+
+    Where that fails (a full disk, no permission) there is a warning, and nothing is stored.
+    """
+    path = _path(kind, key)
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
+        ) as file:
+            temporary = file.name
+            json.dump({"key": key, "value": value}, file, indent=1, sort_keys=True)
+        os.replace(temporary, path)
+    except OSError as error:
+        _warn(f"{path.parent} cannot be written: {type(error).__name__}")
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def ignored(kind: str, key: Mapping[str, Json]) -> None:
+    """Warn of a value that is not what its reader stores: it counts as missing."""
+    _warn(f"{_path(kind, key)} is ignored: its value has an unexpected form")
+
+
+def circumstances(device: torch.device) -> dict[str, Json]:
+    """What measured times depend on: versions, the device, and how many threads torch uses."""
+    return {
+        "tnconv": _own_version(),
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@cache
+def device_name(device: torch.device) -> str:
+    """The accelerator's name, or the processor's."""
+    if device.type != "cpu":
+        named = getattr(torch.get_device_module(device), "get_device_name", lambda _: "")
+        return f"{device.type} {named(device)}".strip()
+    return f"cpu {torch.backends.cpu.get_cpu_capability()} {_processor()}"
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    if models:
+        return models[0]
+    return platform.processor() or platform.machine()
+
+
+@cache
+def _own_version() -> str:
+    try:
+        return version("tnconv")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "not installed"
+
+
+def _path(kind: str, key: Mapping[str, Json]) -> Path:
+    text = json.dumps(key, sort_keys=True)
+    return directory() / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+@cache
+def _warn(message: str) -> None:
+    """Warn, of each thing once."""
+    warnings.warn(f"tnconv's cache: {message}", RuntimeWarning, stacklevel=3)
