@@ -12,6 +12,21 @@ from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 
 EXHAUSTIVE = 12  # up to so many values the search for the best order is exhaustive
+BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product
+LEAST_ROWS = 64  # of a block
+
+GRAM = '''def gram(x, blocks):
+    """x @ x.mT, which is symmetric: of every two mirrored blocks one is computed."""
+    size = x.shape[-2]
+    ends = [size * at // blocks for at in range(blocks + 1)]
+    for start, stop in zip(ends, ends[1:]):
+        rows = x[..., start:stop, :] @ x[..., start:, :].mT
+        if start == 0:
+            full = rows.new_empty(*rows.shape[:-2], size, size)
+        full[..., start:stop, start:] = rows
+        full[..., stop:, start:stop] = rows[..., stop - start :].mT
+    return full
+'''
 
 
 def contraction_path(
@@ -204,13 +219,18 @@ def _matmul(writer: Writer, plan: Arrangement) -> tuple[Writer, Value]:
     m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
     front = max(left.shape[:-2], right.shape[:-2], key=lambda shape: (len(shape), prod(shape)))
     legs = (*plan.lead, *plan.batch, *plan.rows, *plan.columns)
-    kernel = cost.matmul(prod(front), m, n, k)
+    kernel, code = cost.matmul(prod(front), m, n, k), f"{left.code} @ {right.code}"
+    if _transpose(left) == right or left == _transpose(right):
+        half = left if _transpose(left) == right else _transpose(right)
+        for blocks in (b for b in BLOCKS if m >= b * LEAST_ROWS):
+            if (gram := cost.gram(prod(front), m, k, blocks)).seconds < kernel.seconds:
+                kernel, code = gram, f"gram({half.code}, {blocks})"
     held = [_copied(array, front) for array in (left, right)]
     seconds = kernel.seconds + sum(cost.copy(entries, 1).seconds for entries in held if entries)
-    kernel = replace(kernel, seconds=seconds, scratch=cost.item() * sum(held))
+    kernel = replace(kernel, seconds=seconds, scratch=kernel.scratch + cost.item() * sum(held))
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
     shape = (*front, m, n)
-    writer, array = writer.run(f"{left.code} @ {right.code}", shape, kernel, comment)
+    writer, array = writer.run(code, shape, kernel, comment)
     size = dict(zip(plan.left.legs, plan.left.array.shape, strict=True))
     size |= dict(zip(plan.right.legs, plan.right.array.shape, strict=True))
     split = array.free_reshape([size[leg] for leg in legs])

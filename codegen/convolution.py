@@ -52,8 +52,11 @@ class Match:
         """The sizes of all joints' legs of one name: i, o or k."""
         return [self.size(getattr(joint, name)) for joint in self.joints]
 
-    def values(self) -> tuple[Cover, Value, Value, "Roles"]:
-        """Both tensors as dense values without legs that only they hold, and the legs' roles."""
+    def values(self, apart: bool = False) -> tuple[Cover, Value, Value, "Roles"]:
+        """Both tensors as dense values without legs that only they hold, and the legs' roles.
+
+        If ``apart``, all shared legs are kept, those that are to be summed as well.
+        """
         cover, a = self.cover.value(self.a)
         cover, b = cover.value(self.b)
         spatial = {leg for joint in self.joints for leg in (joint.i, joint.o, joint.k)}
@@ -69,7 +72,7 @@ class Match:
             dense.append(Value(array, legs))
         first, second = ([leg for leg in v.legs if leg not in spatial] for v in dense)
         shared = [leg for leg in first if leg in second]
-        needed = [leg for leg in shared if cover.needed(leg, *self.covered)]
+        needed = [leg for leg in shared if apart or cover.needed(leg, *self.covered)]
         roles = Roles(
             tuple(needed),
             tuple(leg for leg in shared if leg not in needed),
@@ -96,6 +99,7 @@ def native(cover: Cover) -> Iterator[Cover]:
         if joints := _joints(cover, a, b, "i of a"):
             match = Match(cover, a, b, joints)
             yield _forward(match)
+            yield from _depthwise(match)
             swapped = tuple(joint.swapped() for joint in joints)
             yield _weight_gradient(Match(cover, a, b, swapped))
         if joints := _joints(cover, a, b, "i open"):
@@ -142,9 +146,19 @@ def _joint(cover: Cover, at: int, a: int, b: int, role: str) -> Joint | None:
     return Joint(at, i, o, k, steps[o], steps[k], value)
 
 
-def _forward(match: Match) -> Cover:
+def _depthwise(match: Match) -> Iterator[Cover]:
+    """Without channels to sum, one group for each sample as well, which are then added.
+
+    Torch's weight gradient of a depthwise kernel of more than 3x3 taps takes many times longer.
+    """
+    *_, roles = match.values()
+    if roles.group and match.size(*roles.summed) > 1 == match.size(*roles.a, *roles.b):
+        yield _forward(match, apart=True)
+
+
+def _forward(match: Match, apart: bool = False) -> Cover:
     """``y[a, group·b, o] = Σ_{summed,k} x[a, group·summed, i(o,k)] w[group·b, summed, k]``."""
-    cover, x, w, roles = match.values()
+    cover, x, w, roles = match.values(apart)
     i, o, k = (tuple(getattr(joint, name) for joint in match.joints) for name in "iok")
     writer, image = _arrange(cover.writer, x, roles.a, roles.group + roles.summed, *_each(i))
     writer, image, padding = _padded(writer, image, match)
@@ -197,6 +211,9 @@ def _input_gradient(match: Match) -> Cover:
 
 def _put(match: Match, cover: Cover, writer: Writer, array: Array, legs: tuple[Leg, ...]) -> Cover:
     writer, split = writer.reshape(array, [match.size(leg) for leg in legs])
+    loose = [dim for dim, leg in enumerate(legs) if not cover.needed(leg, *match.covered)]
+    writer, split = writer.sum(split, loose)
+    legs = tuple(leg for dim, leg in enumerate(legs) if dim not in loose)
     return cover.put(writer, match.covered, Value(split, legs), "native")
 
 
@@ -309,13 +326,22 @@ def _work(
     outputs, taps = prod(match.sizes("o")), prod(match.sizes("k"))
     dilated = any(joint.dilation > 1 for joint in match.joints)
     copies = [cost.copy(x.size, x.run).seconds for x in (first, second) if x.run < x.size]
-    slow = taps > outputs and (outputs > 1 or dilated or copies)
+    depthwise = match.size(*channels[0], *channels[1]) == 1
+    slow = taps > outputs and (outputs > 1 or dilated or copies) and not depthwise
     steps = [(joint.stride, match.size(joint.k)) for joint in match.joints]
     apart = all(stride >= size for stride, size in steps) and any(stride > 1 for stride, _ in steps)
     factor = 5.0 if slow else 1.5 if apart and kind != "convolution" else 1.0
     seconds = factor * kernel.seconds + sum(copies)
+    if not _unfolds(match, roles, kind, first):
+        seconds += cost.now().primitive
     scratch = cost.item() * _scratch(match, roles, kind, first, second, prod(shape))
     return replace(kernel, seconds=seconds, scratch=scratch)
+
+
+def _unfolds(match: Match, roles: Roles, kind: str, image: Array) -> bool:
+    """Whether torch unfolds the image and multiplies matrices."""
+    alone = match.size(*(roles.a if kind == "convolution" else roles.summed)) == 1
+    return alone and match.size(*roles.group) == 1 and image.size <= UNFOLDED_BELOW
 
 
 def _scratch(
@@ -332,8 +358,7 @@ def _scratch(
     held += sum(array.size for array in (first, second) if array.run < array.size)
     if kind == "input gradient":
         return held + (result if any(joint.stride > 1 for joint in match.joints) else 0)
-    samples = match.size(*(roles.a if kind == "convolution" else roles.summed))
-    if cost.item() > cost.ITEM or (samples == 1 and first.size <= UNFOLDED_BELOW):
+    if cost.item() > cost.ITEM or _unfolds(match, roles, kind, first):
         image = match.size(*roles.group, *roles.summed, *roles.a)
         held += image * prod(match.sizes("k")) * prod(match.sizes("o"))
     return held

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
 
 ITEM = 4  # bytes per entry; the choice of kernels hardly depends on it
 
@@ -17,12 +18,15 @@ class Coefficients:
     """What a device can do; the defaults were measured on x86 servers, torch 2.13, float32."""
 
     launch: float = 4e-6  # seconds per call
+    primitive: float = 4e-5  # seconds per call of a native convolution that is no matrix product
     gemm: float = 1.3e11  # flop/s of a large matrix product
     skinny: float = 1.4e9  # entries/s of a product with few rows or columns
     convolution: float = 1.5e11  # flop/s with many channels, also of the input gradient
     weight_gradient: float = 1.2e11
-    depthwise: float = 2.5e10
-    depthwise_weight_gradient: float = 8e9
+    grouped: float = 2.5e10  # at least, however few channels a group has
+    depthwise: float = 8e10
+    depthwise_entry: float = 5e-10  # seconds per entry that a depthwise kernel reads or writes
+    large_depthwise_weight_gradient: float = 2e9  # of more than 3x3 taps
     bandwidth: float = 3e10  # bytes/s, read plus written
     fresh: float = 6e9  # bytes/s into newly mapped pages, which large results need
     run: float = 1.4e-9  # seconds per contiguous run that a copy gathers
@@ -31,6 +35,7 @@ class Coefficients:
 
 
 FRESH_FROM = 2**25  # bytes
+LARGE = 9  # taps; larger depthwise kernels have slow weight gradients
 SHIPPED = Coefficients()
 _in_use: ContextVar[Coefficients] = ContextVar("coefficients", default=SHIPPED)
 _item: ContextVar[int] = ContextVar("item", default=ITEM)
@@ -86,16 +91,39 @@ def matmul(batch: int, m: int, n: int, k: int) -> Kernel:
     return Kernel("matmul", flops, moved, seconds)
 
 
+def gram(batch: int, m: int, k: int, blocks: int) -> Kernel:
+    """``(batch, m, k) @ (batch, k, m)`` of mirrored halves, in rows of blocks, half of them copied.
+
+    A block row is ``m / blocks`` rows of the result, without what the rows before have mirrored.
+    """
+    starts = [m * at // blocks for at in range(blocks + 1)]
+    kernels = [matmul(batch, stop - start, m - start, k) for start, stop in pairwise(starts)]
+    entries = batch * m * m // 2
+    kernels += [copy(entries, m // blocks), copy(entries, 1)]
+    return Kernel(
+        "symmetric matmul",
+        sum(kernel.flops for kernel in kernels),
+        sum(kernel.bytes for kernel in kernels),
+        sum(kernel.seconds for kernel in kernels) + 2 * blocks * now().launch,
+        2 * item() * batch * (starts[2] - starts[1]) * m,
+    )
+
+
 def convolution(
     kind: str, flops: int, channels: tuple[int, int], groups: int, taps: int, moved: int, new: int
 ) -> Kernel:
     """A native convolution or gradient kernel with (summed, kept) channels per group.
 
     One group is a matrix product over channels and ``taps``; forward and for the input, groups run
-    at half its speed, and depthwise kernels at the speed of memory.
+    at half its speed, and depthwise kernels take a time for each entry.
     """
     summed, kept = channels
     to_weight = kind == "weight gradient"
+    if groups > 1 and summed == kept == 1:
+        large = to_weight and taps > LARGE
+        speed = now().large_depthwise_weight_gradient if large else now().depthwise
+        seconds = now().launch + flops / speed + moved * now().depthwise_entry
+        return Kernel(kind, flops, ITEM * moved, seconds + _fresh(ITEM * new))
     speed = now().weight_gradient if to_weight else now().convolution
     speed *= _saturation(summed * taps, 48)
     speed *= _saturation(kept, 16 if kind == "input gradient" else 8)
@@ -103,9 +131,7 @@ def convolution(
         speed *= now().pointwise_input_gradient
     if groups > 1:
         speed *= (0.6 if 1 < min(summed, kept) < 8 else 1.0) if to_weight else 0.45
-        speed = max(speed, now().depthwise)
-    if to_weight and summed == kept == 1:
-        speed = now().depthwise_weight_gradient
+        speed = max(speed, now().grouped)
     seconds = now().launch + max(flops / speed, ITEM * moved / now().bandwidth)
     seconds += _fresh(ITEM * new) + (now().weight_entry * new if to_weight else 0.0)
     return Kernel(kind, flops, ITEM * moved, seconds)

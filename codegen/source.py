@@ -6,11 +6,13 @@ from collections.abc import Collection, Iterable, Sequence
 
 from tnconv.codegen.arrays import Step
 from tnconv.codegen.constants import KEPT, LIKE, PATTERN, constant_steps, wanted, words
+from tnconv.codegen.contraction import GRAM
 from tnconv.codegen.fusion import TOTALS
 from tnconv.codegen.schedule import Schedule
 
+HELPERS = {"pattern": PATTERN, "kept": KEPT, "totals": TOTALS, "gram": GRAM}
 _RESERVED = re.compile(
-    r"torch|F|pattern|KEPT|kept|totals|like|one|contraction|(contraction|piece_\d+)_constants|(result|part|piece)(_\d+)?|[tu]\d+|operand_\d+"
+    r"torch|F|pattern|KEPT|kept|totals|gram|like|one|contraction|(contraction|piece_\d+)_constants|(result|part|piece)(_\d+)?|[tu]\d+|operand_\d+"
 )
 
 
@@ -29,8 +31,8 @@ def module(functions: Sequence[str]) -> str:
     header = "import torch\nimport torch.nn.functional as F\n"
     helpers = [
         text
-        for name, text in (("pattern(", PATTERN), ("kept(", KEPT), ("totals(", TOTALS))
-        if any(name in function for function in functions)
+        for name, text in HELPERS.items()
+        if any(f"{name}(" in function for function in functions)
     ]
     return "\n\n".join([header, *helpers, *functions])
 

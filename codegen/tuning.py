@@ -66,8 +66,10 @@ def candidates(program: Program, limit: int | None = None, item: int = 4) -> lis
         (way for way in fitting if way.schedule.seconds <= bound),
         key=lambda way: way.schedule.seconds,
     )
-    different = {_digest(way): way for way in reversed([program, *others])}
-    return list(reversed(different.values()))[:MOST_MEASURED]
+    different: dict[str, Program] = {}
+    for way in (program, *others):
+        different.setdefault(_digest(way), way)
+    return list(different.values())[:MOST_MEASURED]
 
 
 def _distinct(plans: Sequence[Plan]) -> list[Plan]:

@@ -206,9 +206,9 @@ def test_bad_options() -> None:
 
 
 CHAIN = compose(
-    conv((2, 8, 14, 14), (8, 8, 3, 3)).rename_operands({"weight": "outer"}),
+    conv((4, 16, 30, 30), (16, 16, 3, 3)).rename_operands({"weight": "outer"}),
     "x",
-    conv((2, 8, 16, 16), (8, 8, 3, 3)),
+    conv((4, 16, 32, 32), (16, 16, 3, 3)),
 )
 
 
