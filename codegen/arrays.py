@@ -43,6 +43,19 @@ class Array:
             length *= size
         return length
 
+    @property
+    def innermost(self) -> tuple[int, int]:
+        """The length of the innermost loop of a copy of this array, and its step in memory."""
+        length, step = 1, 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1:
+                if length == 1:
+                    step = stride
+                elif stride != length * step:
+                    break
+                length *= size
+        return length, step
+
     def permute(self, dims: Sequence[int]) -> "Array":
         if list(dims) == list(range(len(self.shape))):
             return self
@@ -194,7 +207,7 @@ class Writer:
         if (view := array.free_reshape(shape)) is not None:
             return self, view
         code = f"{(array.unshaped or array).code}.reshape({_items(shape)})"
-        return self.run(code, shape, cost.copy(array.size, array.run), "copy in a new order")
+        return self.run(code, shape, cost.copy(array.size, *array.innermost), "copy in a new order")
 
     def pad(self, array: Array, pads: Sequence[tuple[int, int]]) -> tuple["Writer", Array]:
         """Zeros around each dimension (before, after); negative numbers crop."""
@@ -216,7 +229,8 @@ class Writer:
         flat = [side for pair in reversed(around) for side in pair]
         while flat[-2:] == [0, 0]:
             flat = flat[:-2]
-        kernel = cost.copy(prod(shape), min(array.run, array.shape[-1] if array.shape else 1))
+        row, step = array.innermost
+        kernel = cost.copy(prod(shape), min(row, array.shape[-1] if array.shape else 1), step)
         return self.run(f"F.pad({array.code}, ({_items(flat)}))", shape, kernel, "zero padding")
 
     def sum(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
@@ -229,7 +243,14 @@ class Writer:
         if len(dims) > 1 and min(array.strides[dim] for dim in dims) > 1:
             return self._sum_outermost(array, dims)
         shape = [size for dim, size in enumerate(array.shape) if dim not in dims]
-        kernel = cost.reduction(array.size, prod(shape), array.run)
+        row, step = array.innermost
+        trailing = (
+            size
+            for dim, size in enumerate(array.shape)
+            if {*dims}.issuperset(range(dim, len(array.shape)))
+        )
+        row = min(row, prod(trailing)) if len(array.shape) - 1 in dims else row
+        kernel = cost.reduction(array.size, prod(shape), row, step)
         where = dims[0] if len(dims) == 1 else tuple(dims)
         return self.run(f"{array.code}.sum({where})", shape, kernel, "sum")
 

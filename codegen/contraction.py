@@ -1,7 +1,9 @@
 """Contraction of dense values: the path, and each pair as a matrix product."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 
 from tnconv.codegen import cost
@@ -81,17 +83,58 @@ def contract(
     sizes: Sizes,
     optimize: str = "auto",
 ) -> tuple[Writer, Value]:
-    """``Σ Π values`` over all legs but ``output``, pair by pair along the best path."""
+    """``Σ Π values`` over all legs but ``output``, pair by pair along the best path.
+
+    Of mirrored halves, which are one value used twice, a path may also make each by itself.
+    """
+    along = _along_path(writer, values, output, sizes, optimize)
+    if len(values) < 4 or (halves := _halves(values)) is None:
+        return along
+    made = []
+    for half, other in (halves, halves[::-1]):
+        needed = {*output, *_legs(other)}
+        kept = [leg for leg in dict.fromkeys(_legs(half)) if leg in needed]
+        writer, value = _along_path(writer, half, kept, sizes, optimize)
+        made.append(value)
+    apart = pair(writer, made[0], made[1], output, output)
+    return min(along, apart, key=lambda found: found[0].seconds)
+
+
+def _legs(values: Sequence[Value]) -> Iterator[Leg]:
+    return (leg for value in values for leg in value.legs)
+
+
+def _halves(values: Sequence[Value]) -> tuple[list[Value], list[Value]] | None:
+    """Two halves, array by array the same, that an exchange of legs maps onto each other."""
+    twins: dict[Array, list[Value]] = defaultdict(list)
+    for value in values:
+        twins[value.array].append(value)
+    first, *others = twins.values()
+    if any(len(two) != 2 for two in (first, *others)):
+        return None
+    for turns in product((1, -1), repeat=len(others)):
+        pairs = [first, *(two[::turn] for two, turn in zip(others, turns, strict=True))]
+        one, other = [two[0] for two in pairs], [two[1] for two in pairs]
+        exchange = set(zip(_legs(one), _legs(other), strict=True))
+        shared = {*_legs(one)} & {*_legs(other)}
+        if len(exchange) == len({*_legs(one)}) and all((leg, leg) in exchange for leg in shared):
+            return one, other
+    return None
+
+
+def _along_path(
+    writer: Writer, values: Sequence[Value], output: Sequence[Leg], sizes: Sizes, optimize: str
+) -> tuple[Writer, Value]:
     left = list(values)
     for positions in contraction_path([v.legs for v in left], output, sizes, optimize):
         chosen = [left[at] for at in positions]
         left = [value for at, value in enumerate(left) if at not in positions]
         needed = {*output, *(leg for value in left for leg in value.legs)}
-        product = chosen[0]
+        made = chosen[0]
         for other in chosen[1:]:
-            writer, product = pair(writer, product, other, needed, output)
-        writer, product = sum_out(writer, product, needed)
-        left.append(product)
+            writer, made = pair(writer, made, other, needed, output)
+        writer, made = sum_out(writer, made, needed)
+        left.append(made)
     return writer, left[0]
 
 
@@ -125,7 +168,7 @@ def _reordering(value: Value, order: Sequence[Leg]) -> float:
     if set(value.legs) != set(order):
         return 0.0
     array = value.arranged(order)
-    return cost.copy(array.size, array.run).seconds if array.run < array.size else 0.0
+    return cost.copy(array.size, *array.innermost).seconds if array.run < array.size else 0.0
 
 
 def _product(writer: Writer, a: Value, b: Value, hint: Sequence[Leg] = ()) -> tuple[Writer, Value]:
@@ -136,6 +179,11 @@ def _product(writer: Writer, a: Value, b: Value, hint: Sequence[Leg] = ()) -> tu
     first, second = (_broadcast(value, legs) for value in (a, b))
     shape = [max(m, n) for m, n in zip(first.shape, second.shape, strict=True)]
     kernel = cost.elementwise(prod(shape), a.array.size + b.array.size)
+    rows = [
+        factor.innermost for factor in (first, second) if factor.shape[-1:] == tuple(shape[-1:])
+    ]
+    seconds = kernel.seconds + sum(cost.gathering(prod(shape), *row) for row in rows)
+    kernel = replace(kernel, seconds=seconds)
     writer, array = writer.run(
         f"{first.code} * {second.code}", shape, kernel, f"product [{', '.join(legs)}]"
     )
@@ -226,7 +274,7 @@ def _matmul(writer: Writer, plan: Arrangement) -> tuple[Writer, Value]:
             if (gram := cost.gram(prod(front), m, k, blocks)).seconds < kernel.seconds:
                 kernel, code = gram, f"gram({half.code}, {blocks})"
     held = [_copied(array, front) for array in (left, right)]
-    seconds = kernel.seconds + sum(cost.copy(entries, 1).seconds for entries in held if entries)
+    seconds = kernel.seconds + sum(cost.copy(entries, n).seconds for entries in held if entries)
     kernel = replace(kernel, seconds=seconds, scratch=kernel.scratch + cost.item() * sum(held))
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
     shape = (*front, m, n)

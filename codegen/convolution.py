@@ -325,7 +325,7 @@ def _work(
     )
     outputs, taps = prod(match.sizes("o")), prod(match.sizes("k"))
     dilated = any(joint.dilation > 1 for joint in match.joints)
-    copies = [cost.copy(x.size, x.run).seconds for x in (first, second) if x.run < x.size]
+    copies = [cost.copy(x.size, *x.innermost).seconds for x in (first, second) if x.run < x.size]
     depthwise = match.size(*channels[0], *channels[1]) == 1
     slow = taps > outputs and (outputs > 1 or dilated or copies) and not depthwise
     steps = [(joint.stride, match.size(joint.k)) for joint in match.joints]

@@ -4,6 +4,7 @@ Only ratios between kernels matter for a choice. The coefficients are a table of
 kernels below read the one in use.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,8 +20,8 @@ class Coefficients:
 
     launch: float = 4e-6  # seconds per call
     primitive: float = 4e-5  # seconds per call of a native convolution that is no matrix product
-    gemm: float = 1.3e11  # flop/s of a large matrix product
-    skinny: float = 1.4e9  # entries/s of a product with few rows or columns
+    gemm: float = 1.05e11  # flop/s of a large matrix product
+    skinny: float = 2.2e9  # entries/s of a product with few rows or columns
     convolution: float = 1.5e11  # flop/s with many channels, also of the input gradient
     weight_gradient: float = 1.2e11
     grouped: float = 2.5e10  # at least, however few channels a group has
@@ -29,12 +30,15 @@ class Coefficients:
     large_depthwise_weight_gradient: float = 2e9  # of more than 3x3 taps
     bandwidth: float = 3e10  # bytes/s, read plus written
     fresh: float = 6e9  # bytes/s into newly mapped pages, which large results need
-    run: float = 1.4e-9  # seconds per contiguous run that a copy gathers
+    loop: float = 7e-9  # seconds per innermost loop of a copy, or row of a sum
+    near: float = 3e-10  # seconds per entry that a copy reads in small steps ...
+    far: float = 7e-10  # ... and in steps beyond a cache line
     weight_entry: float = 2e-9  # seconds per entry that a weight gradient writes
     pointwise_input_gradient: float = 0.4  # of the convolution's speed, for kernels of one tap
 
 
-FRESH_FROM = 2**25  # bytes
+FRESH_FROM = int(os.environ.get("MALLOC_MMAP_THRESHOLD_", 2**25))  # bytes, as in glibc
+LINE = 64  # bytes of a cache line
 LARGE = 9  # taps; larger depthwise kernels have slow weight gradients
 SHIPPED = Coefficients()
 _in_use: ContextVar[Coefficients] = ContextVar("coefficients", default=SHIPPED)
@@ -99,7 +103,7 @@ def gram(batch: int, m: int, k: int, blocks: int) -> Kernel:
     starts = [m * at // blocks for at in range(blocks + 1)]
     kernels = [matmul(batch, stop - start, m - start, k) for start, stop in pairwise(starts)]
     entries = batch * m * m // 2
-    kernels += [copy(entries, m // blocks), copy(entries, 1)]
+    kernels += [copy(entries, m // blocks), copy(entries, m // blocks, m)]
     return Kernel(
         "symmetric matmul",
         sum(kernel.flops for kernel in kernels),
@@ -137,10 +141,10 @@ def convolution(
     return Kernel(kind, flops, ITEM * moved, seconds)
 
 
-def copy(entries: int, run: int, read: int | None = None) -> Kernel:
-    """Write ``entries`` gathered in contiguous runs of length ``run``."""
+def copy(entries: int, row: int, step: int = 1, read: int | None = None) -> Kernel:
+    """Write ``entries``, gathered by loops over ``row`` of them that are ``step`` apart."""
     moved = ITEM * (entries + (entries if read is None else read))
-    seconds = _moving(moved) + now().run * entries / max(1, run) + _fresh(ITEM * entries)
+    seconds = _moving(moved) + gathering(entries, row, step) + _fresh(ITEM * entries)
     return Kernel("copy", 0, moved, seconds)
 
 
@@ -151,14 +155,20 @@ def elementwise(entries: int, read: int) -> Kernel:
     return Kernel("elementwise", max(entries, read), moved, seconds)
 
 
-def reduction(read: int, written: int, run: int) -> Kernel:
+def reduction(read: int, written: int, row: int, step: int = 1) -> Kernel:
     """A sum; short rows cost a start each."""
     moved = ITEM * (read + written)
-    return Kernel("sum", read, moved, _moving(moved) + now().run * read / max(1, run))
+    return Kernel("sum", read, moved, _moving(moved) + gathering(read, row, step))
 
 
 def _moving(moved: int) -> float:
     return now().launch + moved / now().bandwidth
+
+
+def gathering(entries: int, row: int, step: int) -> float:
+    """What loops over ``row`` entries take longer than one loop over all."""
+    each = 0.0 if step <= 1 else now().near if step * ITEM < LINE else now().far
+    return entries * (each + now().loop / max(1, row))
 
 
 def _saturation(size: int, half: int) -> float:

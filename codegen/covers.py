@@ -161,7 +161,7 @@ def dense(cover: Cover) -> Iterator[Cover]:
         sizes = tuple(cover.network.sizes[leg] for leg in node.legs)
         steps, v = tuple(a for _, a in node.terms), node.values
         code = f"pattern({steps}, {sizes}, {v.start}, {v.stop}, {v.step}, {LIKE})"
-        kernel = cost.copy(prod(sizes), 1)
+        kernel = cost.copy(prod(sizes), prod(sizes[-1:]))
         comment = f"pattern over {', '.join(node.legs)}"
         writer, array = cover.writer.run(code, sizes, kernel, comment)
         cover = cover.put(writer, (at,), Value(array, node.legs), "dense")

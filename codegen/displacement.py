@@ -301,9 +301,10 @@ def _table(
 def _stack(writer: Writer, parts: Sequence[Array], dim: int, comment: str) -> tuple[Writer, Array]:
     like = parts[0]
     shape = (*like.shape[:dim], len(parts), *like.shape[dim:])
-    run = min(min(part.run for part in parts), prod(like.shape[dim:]))
+    row, step = min(part.innermost for part in parts)
+    kernel = cost.copy(prod(shape), min(row, prod(like.shape[dim:])), step)
     code = f"torch.stack([{', '.join(part.code for part in parts)}], {dim})"
-    return writer.run(code, shape, cost.copy(prod(shape), run), comment)
+    return writer.run(code, shape, kernel, comment)
 
 
 def _cat(writer: Writer, parts: Sequence[Array], dim: int) -> tuple[Writer, Array]:

@@ -115,7 +115,7 @@ def _shifted(
         if total is None:
             total = part
         else:
-            kernel = cost.copy(part.size, part.run, 2 * part.size)
+            kernel = cost.copy(part.size, *part.innermost, read=2 * part.size)
             code = f"{total.code} + {part.code}"
             writer, total = writer.run(code, part.shape, kernel, f"shifted by {windows[0].k}")
     assert total is not None

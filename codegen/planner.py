@@ -210,7 +210,7 @@ def _finish(cover: Cover, form: str, optimize: str, contiguous_result: bool) -> 
     writer, value = _contract_scaled(cover.writer, values, output, network.sizes, scale, optimize)
     writer, result = write(writer, value, network.result, network.sizes)
     if contiguous_result and result.run < result.size:
-        kernel = cost.copy(result.size, result.run)
+        kernel = cost.copy(result.size, *result.innermost)
         writer, result = writer.run(f"{result.code}.contiguous()", result.shape, kernel)
     return Plan(form, cover.routes, writer.steps, result)
 

@@ -153,7 +153,7 @@ def _masked(one: Selected) -> Cover | None:
     cover, tn = one.cover, one.cover.network
     ones = f"{LIKE}.new_ones({tn.sizes[one.r]})"
     code = f"{LIKE}.new_zeros({one.axis.size}).index_add(0, {one.index}, {ones})"
-    kernel = cost.copy(one.axis.size + tn.sizes[one.r], 1)
+    kernel = cost.copy(one.axis.size + tn.sizes[one.r], tn.sizes[one.r])
     writer, array = cover.writer.run(code, (one.axis.size,), kernel, f"counts of {one.index}")
     writer, counts = read(writer, array, View(array.shape, (one.axis,)), tn.sizes)
     cover = replace(cover, writer=writer)
@@ -171,7 +171,7 @@ def _one_hot(cover: Cover, at: int) -> Cover:
     assert isinstance(node, Selection)
     index, shape = cover.indices[node.name].code, node.view.shape
     code = f"{LIKE}.new_zeros({shape}).scatter(1, {index}.unsqueeze(1), 1.0)"
-    kernel = cost.copy(prod(shape), 1)
+    kernel = cost.copy(prod(shape), shape[-1])
     writer, array = cover.writer.run(code, shape, kernel, f"{index} as a 0/1 matrix")
     writer, value = read(writer, array, node.view, cover.network.sizes)
     return cover.put(writer, (at,), value, "one-hot")

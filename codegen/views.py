@@ -37,7 +37,7 @@ def read(writer: Writer, array: Array, view: View, sizes: Sizes) -> tuple[Writer
         array = _read_axis(array, dims, axis, before, sizes)
     terms = [dim for dim in dims if isinstance(dim, tuple)]
     if flips := [at for at, (_, a) in enumerate(terms) if a < 0]:
-        kernel = cost.copy(array.size, 1)
+        kernel = cost.copy(array.size, *array.innermost)
         writer, array = writer.run(f"{array.code}.flip({flips})", array.shape, kernel, "flip")
     names = [leg for leg, _ in terms]
     while repeated := [leg for leg in names if names.count(leg) > 1]:
@@ -99,7 +99,7 @@ def write(writer: Writer, value: Value, view: View, sizes: Sizes) -> tuple[Write
         for dim, (axis, term) in enumerate(_places(view))
         if dict(view.axes[axis].terms)[term] < 0
     ]:
-        kernel = cost.copy(array.size, 1)
+        kernel = cost.copy(array.size, *array.innermost)
         writer, array = writer.run(f"{array.code}.flip({flips})", array.shape, kernel, "flip")
     writer, array = _embed(writer, array, view.axes, sizes)
     return writer.reshape(array, shape)
@@ -144,7 +144,7 @@ def _spread_diagonals(
             names.append(names.pop(at))
             names.append(name)
             shape = (*array.shape, array.shape[-1])
-            kernel = cost.copy(prod(shape), 1, array.size)
+            kernel = cost.copy(prod(shape), array.shape[-1], array.shape[-1], read=array.size)
             writer, array = writer.run(
                 f"torch.diag_embed({array.code})", shape, kernel, f"diagonal in {leg}"
             )

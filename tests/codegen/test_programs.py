@@ -116,7 +116,7 @@ LAYER = conv((8, 6, 12, 12), (4, 3, 3, 3), stride=2, padding=1, groups=2)
         (LAYER.vjp("x"), "native", "convolution_backward"),
         (kfac_reduce((16, 64, 32, 32), 3, padding=1), "taps", ".sum("),
         (kfac_expand((16, 64, 32, 32), 3, padding=1), "displacement", ".mT @"),
-        (kfac_expand((16, 1, 28, 28), 5, padding=2), "window", ".unfold("),
+        (kfac_expand((8, 3, 128, 128), 3, stride=2), "window", ".unfold("),
         (unfold((8, 3, 32, 32), 3), "window", ".unfold("),
         (linear((8, 3), (4, 3)), "", "@"),
     ],

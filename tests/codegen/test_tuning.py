@@ -12,8 +12,8 @@ from tnconv import compile
 from tnconv.codegen import store, timing, tuning
 from tnconv.diagrams import Expression, TensorNetwork, conv, kfac_expand, with_bias
 
-FACTOR = kfac_expand((4, 8, 10, 10), 3, padding=1)
-LAYER = conv((4, 8, 10, 10), (6, 8, 3, 3), padding=1)
+FACTOR = kfac_expand((4, 32, 16, 16), 3, padding=1)
+LAYER = conv((4, 32, 16, 16), (6, 32, 3, 3), padding=1)
 CPU = torch.device("cpu")
 
 
