@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from math import exp, log
 from pathlib import Path
 from statistics import median
@@ -51,16 +51,26 @@ class Row:
     memory: dict[str, int] = field(default_factory=dict)
     not_timed: dict[str, str] = field(default_factory=dict)
 
-    def ratio(self, name: str, statistic: str = "median", ours: str = OURS) -> float | None:
+    def ratio(self, name: str, statistic: str = "median") -> float | None:
         """How many times longer than tnconv's a contestant's call takes."""
         times = getattr(self, statistic)
-        return times[name] / times[ours] if name in times and ours in times else None
+        return times[name] / times[OURS] if name in times and OURS in times else None
 
     @property
     def slower(self) -> bool:
         """Whether tnconv is slower than torch by more than 5%, by medians and by minima."""
         ratios = [self.ratio("torch", statistic) for statistic in ("median", "minimum")]
         return all(ratio is not None and ratio < SLOWER for ratio in ratios)
+
+
+@cache
+def _layers() -> dict[str, cases.Layer]:
+    return {layer.name: layer for layer in CASES["all"]()}
+
+
+def layer_of(row: Row) -> cases.Layer | None:
+    """The case of a row, if it is still one."""
+    return _layers().get(row.layer)
 
 
 def row(operation: str, case: Case, options: argparse.Namespace) -> Row:

@@ -63,9 +63,9 @@ def interleaved(
     Every round takes one sample of each call, in random order, and every second round in the order
     of the one before, reversed: a call that leaves caches and allocator as it used them would else
     harm the same follower again and again. A short call also runs untimed before its sample, as
-    often as in it. Whoever takes more than `SLOW` times as long as the first call, is timed by a
-    few rounds before the others, and one that takes half of the time by itself once. All calls have
-    run before.
+    often as in it. What takes more than `SLOW` times as long as the first call is timed by a few
+    rounds before the others, or once where it takes half of the time by itself. All calls have run
+    before.
     """
     with _no_garbage():
         once = {name: _seconds(call, 1, device, clock) for name, call in calls.items()}
@@ -74,11 +74,10 @@ def interleaved(
                 once[name] = min(_seconds(call, 1, device, clock) for _ in range(2))
         first = next(iter(once.values()), 0.0)
         timings = {name: Timing(ceil(SAMPLE / once[name])) for name in calls}
-        long = [name for name in calls if once[name] >= seconds / 2]
-        for name in long:
+        near = [name for name in calls if once[name] <= SLOW * first]
+        slow = [name for name in calls if name not in near and once[name] < seconds / 2]
+        for name in calls.keys() - {*near, *slow}:
             timings[name].samples.append(once[name])
-        slow = [n for n in calls if n not in long and once[n] > SLOW * first]
-        near = [n for n in calls if n not in long and n not in slow]
         for names, most in ((slow, FEW), (near, MOST)):
             started = clock()
             for turn in range(most if names else 0):

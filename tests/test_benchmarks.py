@@ -1,11 +1,12 @@
 """The benchmarks' cases and contestants, never their times."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import cases, contestants, layers, measure, report
+from benchmarks import bars, cases, contestants, layers, measure, report
 from benchmarks.cases import Layer
 from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE
 
@@ -137,6 +138,30 @@ def test_every_second_round_is_the_reverse_of_the_one_before():
 def test_what_disagrees_is_an_error():
     assert contestants.error(torch.ones(2), torch.ones(2, 1)) == float("inf")
     assert contestants.error(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.5
+
+
+def test_bars_pick_their_layers_and_contestants():
+    def row(operation, layer, **values):
+        found = layers.Row(operation, layer.name, layer.kind, "", 1, 8, "", "", 0.0, 0.0)
+        return replace(found, **values)
+
+    by_kind = {layer.kind: layer for layer in cases.layers()}
+    times = {"tnconv": 2.0, "tnconv tuned": 1.0, "vmap": 8.0, "grouped": 3.0, "torch again": 0.5}
+    gradients = row("per_sample_weight_grad", by_kind["general"], median=times)
+    found = {(bar.name, bar.peer): bar.ratio(gradients) for bar in bars.BARS}
+    assert found["per-sample gradients", "vmap"] == 4.0
+    assert found["per-sample gradients", "unfold"] is None
+    assert found["per-sample gradients", bars.BEST] == 1.5
+    assert found["per-sample gradients, tuned", bars.BEST] == 3.0
+    assert found["forward", "torch"] is None
+    memory = {"tnconv": 1, "torch": 4}
+    both = [
+        row("kfac_expand", by_kind["strided"], memory=memory, median=memory),
+        row("kfac_expand", by_kind["pointwise"], memory=memory, median=memory),
+    ]
+    text = "\n".join(bars.lines(both))
+    assert "| peak memory of both factors, larger than 1x1 | torch | 1 | ≤ 0.4 | 0.25 |" in text
+    assert "| KFAC-expand, 1x1 | torch | 1 | ≥ 1.5 | 4.00 |" in text and "ungrouped" not in text
 
 
 def test_the_table_of_simplification_has_a_row_for_every_layer():
