@@ -1,14 +1,15 @@
 """The benchmarks' cases and contestants, never their times."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from benchmarks import bars, cases, contestants, layers, measure, report
+from benchmarks import bars, cases, contestants, layers, measure, overhead, report
 from benchmarks.cases import Layer
 from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE
+from tnconv.codegen.cache import cache_info
 
 TINY = {
     "general": Layer("tiny", ("a",), 3, 4, (3, 2), (1, 1), (1, 0), (1, 1), 1, (3, 6, 5), (4, 6, 4)),
@@ -162,6 +163,19 @@ def test_bars_pick_their_layers_and_contestants():
     text = "\n".join(bars.lines(both))
     assert "| peak memory of both factors, larger than 1x1 | torch | 1 | ≤ 0.4 | 0.25 |" in text
     assert "| KFAC-expand, 1x1 | torch | 1 | ≥ 1.5 | 4.00 |" in text and "ungrouped" not in text
+
+
+def test_overhead_has_a_row_for_every_operation(tmp_path):
+    called = [overhead.calls(operation, 0.0) for operation in OPERATIONS]
+    compiled = list(overhead.compiles([TINY["patch"]], 1))
+    assert cache_info().currsize == 0
+    file = tmp_path / "overhead.json"
+    rows = [asdict(row) for row in compiled]
+    measure.write_results(file, "cpu", rows, clock="", calls=[asdict(row) for row in called])
+    report.main([str(file)])
+    text = file.with_suffix(".md").read_text().splitlines()
+    for operation in OPERATIONS:
+        assert sum(line.startswith(f"| {operation} |") for line in text) == 2
 
 
 def test_the_table_of_simplification_has_a_row_for_every_layer():
