@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
 from math import prod
@@ -14,12 +14,14 @@ from torch import Tensor
 
 import tnconv
 from benchmarks.cases import Layer
-from benchmarks.per_sample import PER_SAMPLE, TooLargeError, squared_norms
+from benchmarks.per_sample import PER_SAMPLE, TooLargeError, squared_norms, unfolded_input
 from tnconv import diagrams, functional
-from tnconv.diagrams import Sum, TensorNetwork
+from tnconv.diagrams import Expression
+from tnconv.functional import expressions
 
 TOLERANCE = 1e-4  # largest difference to torch's result, relative to its largest entry, in float32
 MOST_WORK = 2 * 10**11  # flops of an einconv expression's path; above, it is not run at all
+MOST_ENTRIES = 2**26  # of one of its index patterns
 MOST_MEMORY = 2**29  # entries of an einconv expression's largest intermediate tensor
 Call = Callable[[], Tensor]
 
@@ -33,16 +35,40 @@ class Case:
     weight: Tensor  # (g·d, c, *k)
     grad_output: Tensor  # (n, g·d, *o)
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """Torch's keywords."""
         h = self.layer
-        return {
-            "stride": h.stride,
-            "padding": h.padding,
-            "dilation": h.dilation,
-            "groups": h.groups,
-        }
+        extra = {"output_padding": h.output_padding} if h.transposed else {}
+        steps = {"stride": h.stride, "padding": h.padding, "dilation": h.dilation}
+        return {**steps, "groups": h.groups, **extra}
+
+    @cached_property
+    def own_settings(self) -> dict[str, Any]:
+        """Those of our functions of convolutions and transposed ones alike."""
+        return self.settings | ({"transposed": True} if self.layer.transposed else {})
+
+    @cached_property
+    def native(self) -> Callable[..., Tensor]:
+        """Torch's layer."""
+        function: Callable[..., Tensor] = getattr(
+            F, f"conv{'_transpose' * self.layer.transposed}{self.layer.dims}d"
+        )
+        return function
+
+    def padded(self) -> "Case":
+        """The case itself, or that of a padded input where torch's kernels cannot pad by side."""
+        if not self.layer.asymmetric:
+            return self
+        sides = [side for pair in reversed(self.layer.pads) for side in pair]
+        return Case(self.layer.unpadded, F.pad(self.x, sides), self.weight, self.grad_output)
+
+    def crop(self, grad_input: Tensor) -> Tensor:
+        """The part of a padded input's gradient that is the input's."""
+        for dim, (left, _) in enumerate(self.layer.pads, 2):
+            if grad_input.shape[dim] != self.x.shape[dim]:
+                grad_input = grad_input.narrow(dim, left, self.x.shape[dim])
+        return grad_input
 
 
 def case(layer: Layer, batch: int | None = None, device: str = "cpu") -> Case:
@@ -54,13 +80,14 @@ def case(layer: Layer, batch: int | None = None, device: str = "cpu") -> Case:
     return Case(layer, *arrays)
 
 
-def network(operation: str, case: Case) -> TensorNetwork | Sum:
+def network(operation: str, case: Case) -> Expression:
     """The diagram that `tnconv.functional` compiles for an operation."""
+    h = case.layer
     if operation in ("kfac_reduce", "kfac_expand"):
-        build = getattr(diagrams, operation)
-        factor: TensorNetwork = build(case.x.shape, case.layer.kernel_size, **case.settings)
+        build = getattr(diagrams, f"{operation}{'_transpose' * h.transposed}")
+        factor: Expression = build(case.x.shape, h.kernel_size, **case.settings)
         return factor
-    net = diagrams.conv(case.x.shape, case.weight.shape, **case.settings)
+    net = expressions.layer(case.x.shape, case.weight.shape, **case.own_settings)
     if operation == "gradient_norms":
         return diagrams.gradient_norms(net)
     if operation == "per_sample_weight_grad":
@@ -72,20 +99,25 @@ def network(operation: str, case: Case) -> TensorNetwork | Sum:
 def _tnconv(operation: str, case: Case) -> Call:
     """The user's call, its look-up by shapes included; compiling happens in the first one."""
     x, w, v = case.x, case.weight, case.grad_output
-    if operation == "gradient_norms":
-        return partial(tnconv.compile(network(operation, case)), x=x, grad_output=v)
+    if operation == "forward":
+        conv = functional.conv_transpose if case.layer.transposed else functional.conv
+        return partial(conv, x, w, **case.settings)
     arguments: dict[str, tuple[object, ...]] = {
-        "forward": (x, w),
         "weight_vjp": (x, w.shape, v),
         "input_vjp": (x.shape, w, v),
         "per_sample_weight_grad": (x, w.shape, v),
+        "gradient_norms": (x, w.shape, v),
         "kfac_reduce": (x, case.layer.kernel_size),
         "kfac_expand": (x, case.layer.kernel_size),
     }
-    function: Callable[..., Tensor] = getattr(
-        functional, "conv" if operation == "forward" else operation
-    )
-    return partial(function, *arguments[operation], **case.settings)
+    function: Callable[..., Tensor] = getattr(functional, operation)
+    return partial(function, *arguments[operation], **case.own_settings)
+
+
+def tuned(operation: str, case: Case) -> Call:
+    """A program that was chosen by measuring the best few."""
+    program = tnconv.compile(network(operation, case), tune=True, device=case.x.device)
+    return partial(program, **{name: getattr(case, name) for name in program.operands})
 
 
 def _torch(operation: str, case: Case) -> Call:
@@ -96,12 +128,19 @@ def _torch(operation: str, case: Case) -> Call:
     if operation in PER_SAMPLE_OPERATIONS:
         return _per_sample("loop", operation, case)
     if operation == "forward":
-        return partial(F.conv2d, case.x, case.weight, **case.settings)
+        if case.layer.asymmetric:
+            return lambda: _forward(case.padded())
+        return partial(case.native, case.x, case.weight, **case.settings)
     if operation == "weight_vjp":
         return partial(_backward, case, 1)
     if operation == "input_vjp":
-        return partial(_backward, case, 0)
+        padded = case.padded()  # of the input only the shape is read
+        return lambda: case.crop(_backward(padded, 0))
     return partial({"kfac_reduce": _unfold_reduce, "kfac_expand": _unfold_expand}[operation], case)
+
+
+def _forward(case: Case) -> Tensor:
+    return case.native(case.x, case.weight, **case.settings)
 
 
 def _per_sample(peer: str, operation: str, case: Case) -> Call:
@@ -111,30 +150,25 @@ def _per_sample(peer: str, operation: str, case: Case) -> Call:
 
 
 def _backward(case: Case, output: int) -> Tensor:
-    h, zeros = case.layer, [0] * len(case.layer.stride)
+    case = case.padded()
+    h = case.layer
     result: Tensor = torch.ops.aten.convolution_backward(
-        *(case.grad_output, case.x, case.weight, None),
-        *(h.stride, h.padding, h.dilation, False, zeros, h.groups),
+        *(case.grad_output, case.x, case.weight, None, h.stride, h.padding, h.dilation),
+        *(h.transposed, h.output_padding or [0] * h.dims, h.groups),
         [output == 0, output == 1, False],
     )[output]
     return result
 
 
-def _unfolded(case: Case) -> Tensor:
-    h = case.layer
-    unfolded = F.unfold(case.x, h.kernel_size, h.dilation, h.padding, h.stride)
-    return unfolded.reshape(len(case.x), h.groups, -1, unfolded.shape[-1])  # (n, g, ck, o)
-
-
 def _unfold_expand(case: Case) -> Tensor:
     """``1/N Σ_{n,o} U Uᵀ``."""
-    unfolded = _unfolded(case).permute(1, 2, 0, 3).flatten(2)
+    unfolded = unfolded_input(case).permute(1, 2, 0, 3).flatten(2)
     return unfolded @ unfolded.mT / len(case.x)
 
 
 def _unfold_reduce(case: Case) -> Tensor:
     """``1/N Σ_n Ū Ūᵀ`` with ``Ū`` the mean of ``U`` over output positions."""
-    averaged = _unfolded(case).mean(-1).transpose(0, 1)  # (g, n, ck)
+    averaged = unfolded_input(case).mean(-1).transpose(0, 1)  # (g, n, ck)
     return averaged.mT @ averaged / len(case.x)
 
 
@@ -142,9 +176,16 @@ def _einconv(operation: str, case: Case) -> Call:
     """Einconv's simplified einsum expression, built here, so outside what is timed.
 
     Raises:
-        TooLargeError: its contraction path needs more work or memory than the limits.
+        NotImplementedError: it has no transposed convolutions.
+        TooLargeError: its patterns or its contraction path need more than the limits.
     """
+    if case.layer.transposed:
+        raise NotImplementedError("no transposed convolutions")
+    given, case = case, case.padded()
     h, x, w, v = case.layer, case.x, case.weight, case.grad_output
+    sizes = zip(h.kernel_size, h.output_shape[1:], h.input_shape[1:], strict=True)
+    if (entries := max(map(prod, sizes))) > MOST_ENTRIES:
+        raise TooLargeError(f"{float(entries):.0e} entries of an index pattern")
     module, arguments = {
         "forward": ("convNd_forward", (x, w)),
         "weight_vjp": ("convNd_weight_vjp", (x, v, h.kernel_size)),
@@ -155,7 +196,8 @@ def _einconv(operation: str, case: Case) -> Call:
     build = import_module(f"einconv.expressions.{module}").einsum_expression
     equation, operands, shape = build(*arguments, **case.settings, simplify=True)
     _limit(equation, [operand.shape for operand in operands])
-    return lambda: torch.einsum(equation, *operands).reshape(shape)
+    call: Call = lambda: torch.einsum(equation, *operands).reshape(shape)  # noqa: E731
+    return (lambda: given.crop(call())) if operation == "input_vjp" else call
 
 
 def _limit(equation: str, shapes: list[torch.Size]) -> None:
@@ -169,6 +211,7 @@ def _limit(equation: str, shapes: list[torch.Size]) -> None:
 
 
 PER_SAMPLE_OPERATIONS = ("per_sample_weight_grad", "gradient_norms")
+TUNED = (*PER_SAMPLE_OPERATIONS, "kfac_expand")  # where the best few programs are measured, too
 OPERATIONS = (
     *("forward", "weight_vjp", "input_vjp", "kfac_reduce", "kfac_expand"),
     *PER_SAMPLE_OPERATIONS,

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from math import exp, log
 from pathlib import Path
 from statistics import median
@@ -20,9 +20,14 @@ from torch import Tensor
 
 import tnconv
 from benchmarks import cases, contestants, measure
-from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE, Case, TooLargeError
+from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE, TUNED, Case, TooLargeError
 
-OURS = "tnconv"
+OURS, OURS_TUNED, AGAIN = "tnconv", "tnconv tuned", " again"
+CASES: dict[str, Callable[[], tuple[cases.Layer, ...]]] = {
+    "all": lambda: cases.layers() + cases.own(),
+    "cnn": lambda: cases.layers(),
+    "own": lambda: cases.own(),
+}
 SLOWER = 0.95  # where both ratios are below, tnconv is reported as slower than torch
 
 
@@ -58,6 +63,16 @@ class Row:
         return all(ratio is not None and ratio < SLOWER for ratio in ratios)
 
 
+@cache
+def _layers() -> dict[str, cases.Layer]:
+    return {layer.name: layer for layer in CASES["all"]()}
+
+
+def layer_of(row: Row) -> cases.Layer | None:
+    """The case of a row, if it is still one."""
+    return _layers().get(row.layer)
+
+
 def row(operation: str, case: Case, options: argparse.Namespace) -> Row:
     """Check every contestant against torch's result, then time those that agree."""
     layer, device = case.layer, options.device
@@ -82,6 +97,10 @@ def row(operation: str, case: Case, options: argparse.Namespace) -> Row:
         name: partial(make, operation, case)
         for name, make in contestants.contestants(operation).items()
     }
+    if operation in TUNED or options.tune:
+        makers[OURS_TUNED] = partial(contestants.tuned, operation, case)
+    if options.self_check:
+        makers |= {f"{name}{AGAIN}": makers[name] for name in (OURS, "torch")}
     for plan in others[: options.plans]:
         other = replace(program, terms=((plan, best),))
         operands = {name: getattr(case, name) for name in program.operands}
@@ -103,8 +122,12 @@ def _agreeing(
 ) -> dict[str, Callable[[], Tensor]]:
     """The calls whose results equal torch's; why the others are left out goes to ``not_timed``."""
     calls: dict[str, Callable[[], Tensor]] = {}
-    expected = makers["torch"]()()
+    torch_call = makers["torch"]()
+    expected = torch_call()
     for name, make in makers.items():
+        if name == "torch":
+            calls[name] = torch_call
+            continue
         try:
             call = make()
             error = contestants.error(call(), expected)
@@ -122,7 +145,7 @@ def _agreeing(
 
 def rows(options: argparse.Namespace, done: Collection[tuple[str, str]] = ()) -> Iterator[Row]:
     """All cases that the command line asks for, layer by layer, but (operation, layer) done."""
-    chosen = cases.quick() if options.quick else cases.layers()
+    chosen = cases.quick() if options.quick else CASES[options.cases]()
     for layer in chosen:
         if options.network in (None, layer.network):
             wanted = options.operation or OPERATIONS
@@ -133,9 +156,20 @@ def rows(options: argparse.Namespace, done: Collection[tuple[str, str]] = ()) ->
                 yield row(operation, case, options)
 
 
+def others(found: Sequence[Row], operation: str) -> list[str]:
+    """All that were timed beside tnconv, but tnconv's other plans."""
+    known = [*contestants.contestants(operation), OURS_TUNED, OURS + AGAIN, "torch" + AGAIN]
+    timed = {name for row in found if row.operation == operation for name in row.median}
+    return [name for name in known if name != OURS and name in timed]
+
+
 def summary(found: Sequence[Row], name: str) -> dict[str, float]:
     """Geometric mean, median and worst of the ratios to one contestant."""
-    ratios = [ratio for row in found if (ratio := row.ratio(name)) is not None]
+    return summarised([ratio for row in found if (ratio := row.ratio(name)) is not None])
+
+
+def summarised(ratios: Sequence[float]) -> dict[str, float]:
+    """How many there are, their geometric mean, their median and the least."""
     if not ratios:
         return {"cases": 0}
     return {
@@ -153,7 +187,7 @@ def show(found: Sequence[Row]) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     for operation in dict.fromkeys(row.operation for row in found):
-        peers = [name for name in contestants.contestants(operation) if name != OURS]
+        peers = others(found, operation)
         memory = [name for name in (OURS, *PEERS) if any(name in row.memory for row in found)]
         table = Table(title=operation)
         for column in ("layer", "shapes", "n", "tnconv ms", *peers, "plan"):
@@ -175,7 +209,7 @@ def show(found: Sequence[Row]) -> None:
     for column in ("operation", "contestant", "cases", "geometric mean", "median", "worst"):
         table.add_column(column)
     for operation in dict.fromkeys(row.operation for row in found):
-        for name in (n for n in contestants.contestants(operation) if n != OURS):
+        for name in others(found, operation):
             values = summary([row for row in found if row.operation == operation], name)
             table.add_row(operation, name, *(f"{value:.3g}" for value in values.values()))
     console.print(table)
@@ -189,7 +223,7 @@ def show(found: Sequence[Row]) -> None:
             soft_wrap=True,
             highlight=False,
         )
-        for name in row.median.keys() - {OURS, *PEERS}:
+        for name in row.median.keys() - {OURS, *others(found, row.operation)}:
             console.print(f"      {row.ratio(name):.2f} {name}", soft_wrap=True, highlight=False)
     for row in found:
         for name, why in row.not_timed.items():
@@ -206,11 +240,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(prog="python -m benchmarks.layers", description=__doc__)
     result.add_argument("--quick", action="store_true", help="one layer per network and kind")
+    result.add_argument("--cases", choices=CASES, default="all", help="CNNs', our own, or all")
     result.add_argument("--operation", action="append", choices=OPERATIONS, help="repeatable")
-    result.add_argument("--network", choices=dict.fromkeys(h.network for h in cases.layers()))
+    networks = dict.fromkeys(h.network for h in CASES["all"]())
+    result.add_argument("--network", choices=networks)
     result.add_argument("--device", default="cpu")
     result.add_argument("--batch", type=int, help="one batch size for all layers")
-    result.add_argument("--seconds", type=float, help="time per case (quick: 0.2, else 0.8)")
+    result.add_argument("--seconds", type=float, help="time per case (quick: 0.2, else 0.5)")
     result.add_argument("--threads", type=int, help="torch's threads")
     result.add_argument(
         "--cpu-time",
@@ -218,6 +254,16 @@ def parser() -> argparse.ArgumentParser:
         help="one thread, and its own time: for a CPU that others use at the same time",
     )
     result.add_argument("--memory", action="store_true", help="also peak memory")
+    result.add_argument(
+        "--tune",
+        action="store_true",
+        help=f"tnconv also tuned in all operations, not only {', '.join(TUNED)}",
+    )
+    result.add_argument(
+        "--self-check",
+        action="store_true",
+        help="tnconv and torch each twice: what two equal calls differ by",
+    )
     result.add_argument("--plans", type=int, default=0, help="also so many of tnconv's other plans")
     result.add_argument("--json", type=Path, help="write results to this file, and go on with it")
     result.add_argument(
@@ -236,7 +282,7 @@ def main(arguments: Sequence[str]) -> None:
     except ImportError:
         sys.exit("benchmarks print with rich, which is missing: pip install 'tnconv[demo]'")
     if options.seconds is None:
-        options.seconds = 0.2 if options.quick else 0.8
+        options.seconds = 0.2 if options.quick else 0.5
     if options.cpu_time or options.threads:
         torch.set_num_threads(1 if options.cpu_time else options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -244,10 +290,11 @@ def main(arguments: Sequence[str]) -> None:
         print("einconv is not installed (pip install 'tnconv[peers]'): left out", file=sys.stderr)
     started, found = time.perf_counter(), resumed(options)
     done = {(row.operation, row.layer) for row in found}
-    for result in rich.progress.track(rows(options, done), "measuring", total=None):
-        found.append(result)
-        if options.json:
-            _write(options, found)
+    with measure.own_cache():
+        for result in rich.progress.track(rows(options, done), "measuring", total=None):
+            found.append(result)
+            if options.json:
+                _write(options, found)
     show(found)
     print(f"{len(found)} cases in {time.perf_counter() - started:.0f} s")
 
@@ -287,8 +334,7 @@ def _write(options: argparse.Namespace, found: Sequence[Row]) -> None:
     summaries = {
         operation: {
             name: summary([row for row in found if row.operation == operation], name)
-            for name in contestants.contestants(operation)
-            if name != OURS
+            for name in others(found, operation)
         }
         for operation in dict.fromkeys(row.operation for row in found)
     }

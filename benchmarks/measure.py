@@ -15,15 +15,20 @@ from math import ceil
 from pathlib import Path
 from random import Random
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from tnconv.codegen.store import VARIABLE
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
 SAMPLE = 2e-3  # seconds that one sample takes at least, by repeating the call
 SHORT = 2e-2  # seconds; a shorter call is run untimed before each sample
-FEWEST, MOST = 3, 200  # rounds
+FEW, FEWEST, MOST = 2, 6, 200  # rounds: of slow calls or long rounds, else at least, and at most
+SLOW = 4.0  # times the first call's time
+_RANDOM = Random(0)
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
@@ -55,28 +60,37 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time all calls in turns, for about ``seconds`` of the clock together.
 
-    Every round takes one sample of each call, in random order, so that what else the machine does
-    meets all alike. A short call runs once untimed before its sample: what the call before left in
-    the caches would favour or harm it. There are at least 3 rounds; a call that takes half of the
-    time by itself is timed once, before them. All calls have run before.
+    Every round takes one sample of each call, in random order, and every second round in the order
+    of the one before, reversed: a call that leaves caches and allocator as it used them would else
+    harm the same follower again and again. A short call also runs untimed before its sample, as
+    often as in it. What takes more than `SLOW` times as long as the first call is timed by a few
+    rounds before the others, or once where it takes half of the time by itself. All calls have run
+    before.
     """
-    shuffle = Random(0).shuffle
     with _no_garbage():
         once = {name: _seconds(call, 1, device, clock) for name, call in calls.items()}
+        for name, call in calls.items():
+            if once[name] < SHORT:  # what ran before counts less in the second of two calls
+                once[name] = min(_seconds(call, 1, device, clock) for _ in range(2))
+        first = next(iter(once.values()), 0.0)
         timings = {name: Timing(ceil(SAMPLE / once[name])) for name in calls}
-        names = [name for name in calls if once[name] < seconds / 2]
-        for name in calls.keys() - set(names):
+        near = [name for name in calls if once[name] <= SLOW * first]
+        slow = [name for name in calls if name not in near and once[name] < seconds / 2]
+        for name in calls.keys() - {*near, *slow}:
             timings[name].samples.append(once[name])
-        started = clock()
-        for turn in range(MOST if names else 0):
-            if turn >= FEWEST and clock() - started > seconds:
-                break
-            shuffle(names)
-            for name in names:
-                if once[name] < SHORT:
-                    calls[name]()
-                taken = _seconds(calls[name], timings[name].repetitions, device, clock)
-                timings[name].samples.append(taken)
+        for names, most in ((slow, FEW), (near, MOST)):
+            started = clock()
+            for turn in range(most if names else 0):
+                taken = clock() - started
+                if (turn >= FEWEST and taken > seconds) or (turn >= FEW and taken > 3 * seconds):
+                    break
+                names = names[::-1] if turn % 2 else _RANDOM.sample(names, len(names))
+                for name in names:
+                    repetitions = timings[name].repetitions
+                    if once[name] < SHORT:
+                        _seconds(calls[name], repetitions, device, clock)
+                    sample = _seconds(calls[name], repetitions, device, clock)
+                    timings[name].samples.append(sample)
     return timings
 
 
@@ -102,6 +116,20 @@ def _no_garbage() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def own_cache() -> Iterator[None]:
+    """An empty folder for what tnconv remembers on disk: no earlier run makes this one faster."""
+    before = os.environ.get(VARIABLE)
+    with TemporaryDirectory() as folder:
+        os.environ[VARIABLE] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(VARIABLE)
+            if before is not None:
+                os.environ[VARIABLE] = before
 
 
 def peak_memory(call: Call, device: str = "cpu") -> int:

@@ -1,4 +1,4 @@
-"""Results of `benchmarks.layers` as a table and a plot, beside the JSON file.
+"""Results of `benchmarks.layers` and `benchmarks.overhead` as tables and plots beside the JSON.
 
 Run as ``python -m benchmarks.report results.json``; it writes ``results.md`` and ``results.png``.
 """
@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.layers import OURS, Row, summary
+from benchmarks import bars, overhead
+from benchmarks.layers import Row, others, summary
 
 
 def rows(file: Path) -> list[Row]:
@@ -17,9 +18,9 @@ def rows(file: Path) -> list[Row]:
 
 
 def peers(found: Sequence[Row]) -> list[tuple[str, str]]:
-    """(operation, contestant) of all that were timed beside tnconv."""
-    pairs = ((row.operation, name) for row in found for name in row.median if name != OURS)
-    return sorted(dict.fromkeys(pairs))
+    """(operation, contestant) of all that were timed beside tnconv, other plans of it left out."""
+    operations = dict.fromkeys(row.operation for row in found)
+    return [(operation, name) for operation in operations for name in others(found, operation)]
 
 
 def table(found: Sequence[Row]) -> str:
@@ -60,12 +61,20 @@ def plot(found: Sequence[Row], file: Path) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Render every file that is named."""
     for file in map(Path, arguments):
-        saved, found = json.loads(file.read_text()), rows(file)
-        given = saved["environment"]
+        saved = json.loads(file.read_text())
+        given, picture = saved["environment"], file.with_suffix(".png")
         about = f"torch {given['torch']}, {given['device']}, {given['threads']} thread(s)"
-        text = f"# {file.stem}\n\n{about}, {saved['clock']}. Above 1, tnconv is faster.\n\n"
-        file.with_suffix(".md").write_text(f"{text}{table(found)}\n")
-        plot(found, file.with_suffix(".png"))
+        text = [f"# {file.stem}", "", f"{about}, {saved['clock']}. Bold: missed.", ""]
+        if "calls" in saved:
+            called, compiled = overhead.loaded(saved)
+            text += overhead.lines(called, compiled)
+            overhead.plot(compiled, picture)
+        else:
+            found = rows(file)
+            text += ["Above 1, tnconv is faster; of memory, below 1 it needs less.", ""]
+            text += [*bars.lines(found), "", "## Ratios", "", table(found)]
+            plot(found, picture)
+        file.with_suffix(".md").write_text("\n".join(text) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log
 from pathlib import Path
 from statistics import median
@@ -168,7 +168,7 @@ def three_dimensional(layer: Layer) -> Layer:
         for name in ("input_shape", "output_shape")
         if (value := getattr(layer, name))
     }
-    return Layer(**{**vars(layer), **shape, **deep})
+    return replace(layer, **shape, **deep)
 
 
 def times(layers: Sequence[Layer]) -> dict[str, dict[str, float]]:

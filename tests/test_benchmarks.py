@@ -1,13 +1,15 @@
 """The benchmarks' cases and contestants, never their times."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from benchmarks import cases, contestants, layers, report
+from benchmarks import bars, cases, contestants, layers, measure, overhead, report
 from benchmarks.cases import Layer
 from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE
+from tnconv.codegen.cache import cache_info
 
 TINY = {
     "general": Layer("tiny", ("a",), 3, 4, (3, 2), (1, 1), (1, 0), (1, 1), 1, (3, 6, 5), (4, 6, 4)),
@@ -22,6 +24,15 @@ TINY = {
     ),
 }
 
+FURTHER = {
+    "sides": cases._own("tiny", "g", (2, 7, 6), 3, (2, 3), 2, ((1, 0), (0, 2))),
+    "signal": cases._own("tiny", "h", (4, 20), 6, 3, 2, 1, 2, 2),
+    "video": cases._own("tiny", "i", (2, 4, 5, 5), 3, 3, (1, 2, 2), 1),
+    "transposed": cases._own("tiny", "j", (4, 5, 4), 6, 3, 2, 1, groups=2, output_padding=1),
+    "transposed signal": cases._own("tiny", "k", (4, 9), 2, 4, 2, 1, output_padding=0),
+}
+TINY_AND_FURTHER = TINY | FURTHER
+
 
 def test_layers_are_those_of_the_nine_networks():
     layers = cases.layers()
@@ -30,13 +41,20 @@ def test_layers_are_those_of_the_nine_networks():
     assert len({layer.network for layer in layers}) == 9
 
 
-@pytest.mark.parametrize("layer", [*cases.layers(), *TINY.values()], ids=lambda layer: layer.name)
+def test_every_case_has_a_name_of_its_own():
+    names = [layer.name for layer in cases.layers() + cases.own()]
+    assert len(set(names)) == len(names) == 150
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [*cases.layers(), *cases.own(), *TINY_AND_FURTHER.values()],
+    ids=lambda layer: layer.name,
+)
 def test_output_shape_is_torchs(layer):
-    x = torch.empty(1, *layer.input_shape, device="meta")
-    weight = torch.empty(layer.weight_shape, device="meta")
-    result = torch.nn.functional.conv2d(
-        x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
-    )
+    shapes = (1, *layer.input_shape), layer.weight_shape, (1, *layer.output_shape)
+    case = contestants.Case(layer, *(torch.empty(shape, device="meta") for shape in shapes))
+    result = contestants._forward(case.padded())
     assert result.shape == (1, *layer.output_shape)
     assert layer.batch in (1, 2, 4, 8, 16, 32)
 
@@ -54,30 +72,110 @@ def test_kinds(kind):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", TINY_AND_FURTHER)
 @pytest.mark.parametrize("name", ["tnconv", *PEERS])
 def test_contestants_agree(name, kind, operation):
     makers = contestants.contestants(operation)
     if name not in makers:
         pytest.skip(f"{name} does not take part")
-    case = contestants.case(TINY[kind], batch=2)
-    result = makers[name](operation, case)()
-    assert contestants.error(result, makers["torch"](operation, case)()) <= TOLERANCE
+    case = contestants.case(TINY_AND_FURTHER[kind], batch=2)
+    expected = makers["torch"](operation, case)()
+    try:
+        result = makers[name](operation, case)()
+    except NotImplementedError:
+        assert case.layer.transposed and name in ("einconv", "opacus")
+    else:
+        assert contestants.error(result, expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", TINY_AND_FURTHER)
 def test_torch_agrees_with_the_definition(kind, operation):
-    case = contestants.case(TINY[kind], batch=2)
+    case = contestants.case(TINY_AND_FURTHER[kind], batch=2)
     network = contestants.network(operation, case)
     expected = network.reference(**{name: getattr(case, name) for name in network.operands})
     result = contestants.contestants(operation)["torch"](operation, case)()
     assert contestants.error(result, expected) <= TOLERANCE
 
 
+def test_tuned_programs_agree(tmp_path, monkeypatch):
+    monkeypatch.setenv("TNCONV_CACHE_DIR", str(tmp_path))
+    case = contestants.case(TINY["general"], batch=2)
+    expected = contestants.contestants("kfac_expand")["torch"]("kfac_expand", case)()
+    assert contestants.error(contestants.tuned("kfac_expand", case)(), expected) <= TOLERANCE
+
+
+def test_what_cannot_take_part_is_reported():
+    case = contestants.case(FURTHER["transposed"], batch=2)
+    options = layers.parser().parse_args(["--seconds", "0", "--self-check"])
+    row = layers.row("forward", case, options)
+    assert row.median.keys() == {"tnconv", "torch", "tnconv again", "torch again"}
+    assert "no transposed" in row.not_timed["einconv"]
+    assert layers.others([row], "forward") == ["torch", "tnconv again", "torch again"]
+
+
+def test_every_second_round_is_the_reverse_of_the_one_before():
+    ticks, order = iter(range(10**6)), []
+
+    def call(name, ticks_taken=50):
+        def run():
+            order.append(name)
+            for _ in range(ticks_taken):
+                next(ticks)
+
+        return run
+
+    calls = {"a": call("a"), "b": call("b"), "c": call("c"), "slow": call("slow", 500)}
+    timings = measure.interleaved(calls, 2000, clock=lambda: float(next(ticks)))
+    assert len(timings["slow"].samples) == measure.FEW
+    rounds = len(timings["a"].samples)
+    assert rounds >= measure.FEWEST
+    near = order[-3 * rounds :]
+    turns = [near[at : at + 3] for at in range(0, len(near), 3)]
+    assert all(two == one[::-1] for one, two in zip(turns[::2], turns[1::2], strict=False))
+    assert len(set(map(tuple, turns))) > 2
+
+
 def test_what_disagrees_is_an_error():
     assert contestants.error(torch.ones(2), torch.ones(2, 1)) == float("inf")
     assert contestants.error(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.5
+
+
+def test_bars_pick_their_layers_and_contestants():
+    def row(operation, layer, **values):
+        found = layers.Row(operation, layer.name, layer.kind, "", 1, 8, "", "", 0.0, 0.0)
+        return replace(found, **values)
+
+    by_kind = {layer.kind: layer for layer in cases.layers()}
+    times = {"tnconv": 2.0, "tnconv tuned": 1.0, "vmap": 8.0, "grouped": 3.0, "torch again": 0.5}
+    gradients = row("per_sample_weight_grad", by_kind["general"], median=times)
+    found = {(bar.name, bar.peer): bar.ratio(gradients) for bar in bars.BARS}
+    assert found["per-sample gradients", "vmap"] == 4.0
+    assert found["per-sample gradients", "unfold"] is None
+    assert found["per-sample gradients", bars.BEST] == 1.5
+    assert found["per-sample gradients, tuned", bars.BEST] == 3.0
+    assert found["forward", "torch"] is None
+    memory = {"tnconv": 1, "torch": 4}
+    both = [
+        row("kfac_expand", by_kind["strided"], memory=memory, median=memory),
+        row("kfac_expand", by_kind["pointwise"], memory=memory, median=memory),
+    ]
+    text = "\n".join(bars.lines(both))
+    assert "| peak memory of both factors, larger than 1x1 | torch | 1 | ≤ 0.4 | 0.25 |" in text
+    assert "| KFAC-expand, 1x1 | torch | 1 | ≥ 1.5 | 4.00 |" in text and "ungrouped" not in text
+
+
+def test_overhead_has_a_row_for_every_operation(tmp_path):
+    called = [overhead.calls(operation, 0.0) for operation in OPERATIONS]
+    compiled = list(overhead.compiles([TINY["patch"]], 1))
+    assert cache_info().currsize == 0
+    file = tmp_path / "overhead.json"
+    rows = [asdict(row) for row in compiled]
+    measure.write_results(file, "cpu", rows, clock="", calls=[asdict(row) for row in called])
+    report.main([str(file)])
+    text = file.with_suffix(".md").read_text().splitlines()
+    for operation in OPERATIONS:
+        assert sum(line.startswith(f"| {operation} |") for line in text) == 2
 
 
 def test_the_table_of_simplification_has_a_row_for_every_layer():
@@ -97,7 +195,9 @@ def test_the_table_of_simplification_has_a_row_for_every_layer():
 def test_an_interrupted_run_goes_on_with_its_file(tmp_path, monkeypatch):
     monkeypatch.setattr(cases, "layers", lambda: (TINY["general"], TINY["patch"]))
     file = tmp_path / "run.json"
-    options = layers.parser().parse_args(["--json", str(file), "--seconds", "0", "--batch", "2"])
+    options = layers.parser().parse_args(
+        ["--json", str(file), "--seconds", "0", "--batch", "2", "--cases", "cnn"]
+    )
     options.operation = ["forward"]
     first = next(layers.rows(options))
     layers._write(options, [first])
