@@ -8,7 +8,7 @@ from math import prod
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Step, Turns
 from tnconv.codegen.constants import words
-from tnconv.codegen.loops import NAME, indented
+from tnconv.codegen.loops import NAME
 
 TOTALS = '''def totals(rows):
     """The sum of each column of rows."""
@@ -61,7 +61,7 @@ def _together(steps: list[Step], sums: Sequence[Step], name: str) -> list[Step]:
     first = sums[0].turns
     assert first is not None
     turns = Turns(first.over, first.count, tuple(inner.values()), f"({', '.join(outputs)})")
-    code = f"totals({indented([turns.output, *turns.body])})"
+    code = f"totals({' '.join([turns.output, *turns.body])})"
     loop = Step(name, code, (0,), _kernel(turns, sums), sums[0].comment)
     picked = {
         step.name: replace(step, code=f"{name}[{at}]", kernel=FREE, comment="", turns=None)

@@ -1,7 +1,7 @@
 """Loops: a network that falls apart along one leg, computed one position at a time."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -66,7 +66,7 @@ class Loop:
         over = f"zip({', '.join(parts)})" if len(parts) > 1 else parts[0]
         names = ", ".join(f"part_{at + 1}" for at in range(len(parts)))
         turns = Turns(f"for {names} in {over}", count, steps, output.code)
-        body = indented([output.code, *turns.body])
+        body = " ".join([output.code, *turns.body])
         code = f"torch.cat([{body}])" if self.joined else f"sum({body})"
         sizes = [network.sizes[leg] for leg in self._legs]
         shape = (count, *sizes) if self.joined else tuple(sizes)
@@ -95,11 +95,6 @@ class Loop:
             names[step.name] = array.code
         left = (replace(s, code=renamed(s.code)) for s in steps if s not in constants)
         return writer, tuple(left), replace(output, code=renamed(output.code), unshaped=None)
-
-
-def indented(lines: Sequence[str]) -> str:
-    """Lines inside parentheses, deeper than a function's."""
-    return "".join(f"\n        {line}" for line in lines) + "\n    "
 
 
 def loops(cover: Cover, pairs: bool = False) -> Iterator[Loop]:
