@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
-from tnconv.codegen.source import function
+from tnconv.codegen.source import function, returned
 from tnconv.diagrams.affine import Axis, Leg, Tensor, View, reach
 from tnconv.diagrams.expression import Expression, Sum
 from tnconv.diagrams.network import TensorNetwork
@@ -274,8 +274,7 @@ def functions(
         calls = [_call(chunk, piece, names[piece.part], arguments) for piece in chunk.pieces]
         body += _lines(chunk, calls, f"result{mark}")
         results.append(f"result{mark}")
-    value = ", ".join(results)
-    body.append(f"return ({value},)" if several else f"return {value}")
+    body.append(returned(results, several))
     return [*texts, function(name, list(arguments.values()), body)]
 
 

@@ -81,7 +81,6 @@ def compile(
 
     >>> from tnconv.diagrams import conv
     >>> print(compile(conv((8, 3, 32, 32), (16, 3, 3, 3), padding=1)).source)
-    import torch
     import torch.nn.functional as F
     <BLANKLINE>
     <BLANKLINE>

@@ -14,7 +14,8 @@ PATTERN = '''def pattern(coefficients, sizes, start, stop, step, like):
     """1 where the sum of coefficient * position is in range(start, stop, step), else 0."""
     total = torch.zeros((), dtype=torch.int64, device=like.device)
     for coefficient, size in zip(coefficients, sizes):
-        total = total.unsqueeze(-1) + coefficient * torch.arange(size, device=like.device)
+        positions = torch.arange(size, device=like.device)
+        total = total.unsqueeze(-1) + coefficient * positions
     inside = (total >= start) & (total < stop) & ((total - start) % step == 0)
     return inside.to(like.dtype)
 '''

@@ -8,7 +8,7 @@ from math import prod
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Step, Turns
 from tnconv.codegen.constants import words
-from tnconv.codegen.loops import NAME, indented
+from tnconv.codegen.loops import NAME, held
 
 TOTALS = '''def totals(rows):
     """The sum of each column of rows."""
@@ -61,7 +61,7 @@ def _together(steps: list[Step], sums: Sequence[Step], name: str) -> list[Step]:
     first = sums[0].turns
     assert first is not None
     turns = Turns(first.over, first.count, tuple(inner.values()), f"({', '.join(outputs)})")
-    code = f"totals({indented([turns.output, *turns.body])})"
+    code = f"totals({' '.join([turns.output, *turns.body])})"
     loop = Step(name, code, (0,), _kernel(turns, sums), sums[0].comment)
     picked = {
         step.name: replace(step, code=f"{name}[{at}]", kernel=FREE, comment="", turns=None)
@@ -83,11 +83,10 @@ def _kernel(turns: Turns, sums: Sequence[Step]) -> cost.Kernel:
     entries = [prod(step.shape) for step in sums]
     added = [cost.elementwise(size, 2 * size) for size in entries]
     kernels = [*(step.kernel for step in turns.steps), *added]
-    held = sum(prod(step.shape) for step in turns.steps) + 2 * sum(entries)
     return cost.Kernel(
         "loop",
         turns.count * sum(kernel.flops for kernel in kernels),
         turns.count * sum(kernel.bytes for kernel in kernels),
         turns.count * sum(kernel.seconds for kernel in kernels),
-        max((kernel.scratch for kernel in kernels), default=0) + cost.item() * held,
+        held(turns.steps, sum(entries)) + cost.item() * sum(entries),
     )

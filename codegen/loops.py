@@ -7,7 +7,7 @@ from math import prod
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Step, Turns, Writer
-from tnconv.codegen.constants import constant_steps
+from tnconv.codegen.constants import constant_steps, words
 from tnconv.codegen.covers import Cover
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Sizes, Tensor, View
@@ -66,11 +66,11 @@ class Loop:
         over = f"zip({', '.join(parts)})" if len(parts) > 1 else parts[0]
         names = ", ".join(f"part_{at + 1}" for at in range(len(parts)))
         turns = Turns(f"for {names} in {over}", count, steps, output.code)
-        body = indented([output.code, *turns.body])
+        body = " ".join([output.code, *turns.body])
         code = f"torch.cat([{body}])" if self.joined else f"sum({body})"
         sizes = [network.sizes[leg] for leg in self._legs]
         shape = (count, *sizes) if self.joined else tuple(sizes)
-        kernel = _kernel(steps, count, prod(sizes), self.joined)
+        kernel = _kernel(steps, output, count, prod(sizes), self.joined)
         comment = f"one {self.leg} at a time"
         added = None if self.joined else turns
         writer, array = writer.run(code, shape, kernel, comment, added)
@@ -95,11 +95,6 @@ class Loop:
             names[step.name] = array.code
         left = (replace(s, code=renamed(s.code)) for s in steps if s not in constants)
         return writer, tuple(left), replace(output, code=renamed(output.code), unshaped=None)
-
-
-def indented(lines: Sequence[str]) -> str:
-    """Lines inside parentheses, deeper than a function's."""
-    return "".join(f"\n        {line}" for line in lines) + "\n    "
 
 
 def loops(cover: Cover, pairs: bool = False) -> Iterator[Loop]:
@@ -144,15 +139,28 @@ def _single(shape: tuple[int, ...], dims: dict[str, int], node: Tensor) -> tuple
     return (*shape[: dims[node.name]], 1, *shape[dims[node.name] + 1 :])
 
 
-def _kernel(steps: tuple[Step, ...], count: int, entries: int, joined: bool) -> cost.Kernel:
+def held(steps: Sequence[Step], added: int) -> int:
+    """The most bytes in a loop: a turn's values replace those of the one before, one by one.
+
+    After the last of them ``added`` entries are made.
+    """
+    sizes = [cost.item() * prod(step.shape) for step in steps]
+    new = [size + step.kernel.scratch for size, step in zip(sizes, steps, strict=True)]
+    return sum(sizes) + max([*new, cost.item() * added])
+
+
+def _kernel(
+    steps: tuple[Step, ...], output: Array, count: int, entries: int, joined: bool
+) -> cost.Kernel:
     """The price of all turns, and of joining or adding what they give."""
     seconds = sum(step.kernel.seconds for step in steps)
     end = cost.copy(count * entries, entries) if joined else cost.elementwise(entries, 2 * entries)
-    held = sum(prod(step.shape) for step in steps) + (count * entries if joined else 0)
+    origin = [prod(step.shape) for step in steps if step.name in words(output.code)]
+    kept = count * max([entries, *origin]) if joined else 0  # a part keeps what it is a view of
     return cost.Kernel(
         "loop",
         count * sum(step.kernel.flops for step in steps),
         count * sum(step.kernel.bytes for step in steps) + end.bytes,
         count * seconds + end.seconds * (1 if joined else count),
-        max((step.kernel.scratch for step in steps), default=0) + cost.ITEM * held,
+        held(steps, 0 if joined else entries) + cost.item() * kept,
     )

@@ -115,8 +115,8 @@ class Program(Generic[Result]):
             raise ValueError(f"path is {str(path)!r}; expected the name of a Python file, *.py")
         equations: list[str] = [line for net in self.networks for line in str(net).splitlines()]
         shapes: list[str] = [f"{name}: {shape}" for name, shape in self.operands.items()]
-        lines = "\n".join([*equations, "", *(shapes or ["No operands."])])
-        path.write_text(f'"""A contraction.\n\n{lines}\n"""\n\n{self.source}', encoding="utf-8")
+        about = ["A contraction.", "", *equations, "", *(shapes or ["No operands."])]
+        path.write_text(source.documented(about, self.source), encoding="utf-8")
         return path
 
     def __call__(self, **operands: Array) -> Result:

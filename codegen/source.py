@@ -3,14 +3,19 @@
 import keyword
 import re
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
+from textwrap import wrap
 
 from tnconv.codegen.arrays import Step
 from tnconv.codegen.constants import KEPT, LIKE, PATTERN, constant_steps, wanted, words
 from tnconv.codegen.contraction import GRAM
 from tnconv.codegen.fusion import TOTALS
+from tnconv.codegen.layout import WIDTH, laid_out, signature
 from tnconv.codegen.schedule import Schedule
 
+IMPORTS = {"torch": "import torch", "F": "import torch.nn.functional as F"}
 HELPERS = {"pattern": PATTERN, "kept": KEPT, "totals": TOTALS, "gram": GRAM}
+_WITHIN_FACTORS = re.compile(r"(?<!·) ")
 _RESERVED = re.compile(
     r"torch|F|pattern|KEPT|kept|totals|gram|like|one|contraction|(contraction|piece_\d+)_constants|(result|part|piece)(_\d+)?|[tu]\d+|operand_\d+"
 )
@@ -28,13 +33,27 @@ def argument_names(operands: Iterable[str]) -> dict[str, str]:
 
 def module(functions: Sequence[str]) -> str:
     """The text of a module with these functions."""
-    header = "import torch\nimport torch.nn.functional as F\n"
-    helpers = [
-        text
-        for name, text in HELPERS.items()
-        if any(f"{name}(" in function for function in functions)
-    ]
-    return "\n\n".join([header, *helpers, *functions])
+    used = {word for function in functions for word in words(function)}
+    helpers = [text for name, text in HELPERS.items() if name in used]
+    used |= {word for helper in helpers for word in words(helper)}
+    imports = [f"{line}\n" for name, line in IMPORTS.items() if name in used]
+    return "\n\n".join([*filter(None, ["".join(imports)]), *helpers, *functions])
+
+
+def documented(about: Sequence[str], text: str) -> str:
+    """The text of a module, with a docstring of these lines."""
+    lines = [part for line in about for part in _wrapped(line)]
+    docstring = "\n".join(lines).replace("\\", r"\\").replace('"', r"\"")
+    gap = "\n\n" if text.startswith("def") else "\n"
+    return f'"""{docstring}\n"""\n{gap}{text}'
+
+
+def _wrapped(line: str) -> list[str]:
+    """Lines that end between factors; where factors are long, anywhere between words."""
+    broken = partial(wrap, width=WIDTH - 4, break_long_words=False, break_on_hyphens=False)
+    factors = broken(_WITHIN_FACTORS.sub("\0", line))
+    lines = [part for factor in factors for part in broken(factor.replace("\0", " "))]
+    return [" " * 4 * (at > 0) + part for at, part in enumerate(lines)] or [""]
 
 
 def definition(
@@ -64,12 +83,16 @@ def definition(
     releases = schedule.releases(spare)
     for at, step in enumerate(schedule.steps):
         if dead := [old for old in releases.get(at, ()) if old in {s.name for s in steps}]:
-            body.append(f"del {', '.join(dead)}")
+            body += [f"del {', '.join(dead[few : few + 12])}" for few in range(0, len(dead), 12)]
         if step in steps:
             body.append(_line(step))
-    results = ", ".join(output.code for output in schedule.outputs)
-    body.append(f"return ({results},)" if several else f"return {results}")
+    body.append(returned([output.code for output in schedule.outputs], several))
     return [*texts, function(name, arguments, body)]
+
+
+def returned(results: Sequence[str], several: bool) -> str:
+    """The last line of a function: one result, or a tuple of them."""
+    return f"return {_tuple(results)}" if several else f"return {results[0]}"
 
 
 def _line(step: Step) -> str:
@@ -90,8 +113,7 @@ def _beginning(values: Sequence[str], codes: Sequence[str]) -> list[str]:
 
 def function(name: str, arguments: Sequence[str], body: Sequence[str]) -> str:
     """The text of a function."""
-    lines = "".join(f"    {line}\n" for line in body)
-    return f"def {name}({', '.join(arguments)}):\n{lines}"
+    return "\n".join([signature(name, arguments), *map(laid_out, body), ""])
 
 
 def one(arguments: Sequence[str]) -> list[str]:

@@ -1,7 +1,5 @@
 import copy
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,29 +68,6 @@ def test_pickles_copies_and_threads() -> None:
     ]
     for results in threaded + others:
         torch.testing.assert_close(results, expected)
-
-
-@pytest.mark.parametrize("limit", [None, 1_500_000])
-def test_a_saved_module_needs_torch_alone(tmp_path: Path, limit: int | None) -> None:
-    network = kfac_expand((8, 16, 24, 24), 3, padding=1)
-    program = compile(network, memory_limit=limit)
-    x = torch.randn(8, 16, 24, 24)
-    torch.save((x, program(x=x)), tmp_path / "values.pt")
-    path = program.save(tmp_path / "saved.py")
-    code = (
-        "import sys; sys.modules['tnconv'] = None\n"
-        f"sys.path.insert(0, {str(tmp_path)!r})\nimport torch, saved\n"
-        f"x, y = torch.load({str(tmp_path / 'values.pt')!r})\n"
-        "torch.testing.assert_close(saved.contraction(x), y)\n"
-    )
-    assert path.read_text().startswith('"""') and "tnconv" not in path.read_text()
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-
-
-def test_explanation_tells_steps_and_alternatives() -> None:
-    text = compile(kfac_expand((8, 16, 24, 24), 3, padding=1)).explain()
-    for part in ("network", "operands", "rules that fired", "alternatives to", "peak memory"):
-        assert part in text
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 
+from benchmarks.measure import peak_memory
 from tests.strategies import Case, assert_close, geometries, operands_for, shipped
 from tnconv import Program
-from tnconv.codegen import planner
+from tnconv.codegen import ROUTES, cost, planner
 from tnconv.codegen.arrays import Array, contiguous
 from tnconv.codegen.covers import Cover
 from tnconv.codegen.planner import looped
@@ -34,11 +36,12 @@ ONE_BY_ONE = [
 ]
 
 
-def programs(network: TensorNetwork) -> Iterator[Program]:
-    """The programs that compute one position at a time, however slow."""
+def programs(network: TensorNetwork, *routes: str) -> Iterator[Program]:
+    """The programs that compute one position at a time, however slow, by all or these routes."""
     names = argument_names(network.operands)
     arrays = {k: Array(names[k], s, contiguous(s)) for k, s in network.operands.items()}
-    for cover in looped(Cover(network, arrays)):
+    tried = [ROUTES[route] for route in routes or ROUTES if route != "loop"]
+    for cover in looped(Cover(network, arrays), tried):
         yield Program(network, ((planner._finish(cover, "as given", "auto", True),),), ())
 
 
@@ -68,6 +71,31 @@ def test_per_sample_quantities_of_any_convolution(case: Case) -> None:
         for program in programs(network):
             operands = operands_for(network)
             assert_close(program(**operands), network.reference(**operands), 1e-10)
+
+
+WIDE = conv((6, 8, 14, 14), (12, 8, 3, 3), padding=1)
+
+
+@pytest.mark.parametrize("route", ["native", "window", "dense"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "network",
+    [
+        *WIDE.vjp("weight", per_sample=True).terms,
+        gradient_norms(WIDE),
+        ggn_diagonal(WIDE, vectors=2),
+        ggn_diagonal(WIDE, vectors=2, per_sample=True),
+    ],
+    ids=str,
+)
+def test_what_turns_hold_is_counted(network: TensorNetwork, dtype: torch.dtype, route: str) -> None:
+    """A turn's values are held until those of the next one replace them."""
+    with cost.using(cost.SHIPPED, dtype.itemsize):
+        (program,) = programs(network, route)
+    program = replace(program, spare_memory=0)
+    operands = {name: torch.randn(s, dtype=dtype) for name, s in program.operands.items()}
+    measured, predicted = peak_memory(lambda: program(**operands)), program.peak_memory(dtype)
+    assert 0.6 * predicted < measured <= predicted
 
 
 SMALL = conv((2, 2, 3, 2), (2, 1, 2, 2), padding=(0, 1), groups=2)

@@ -12,7 +12,16 @@ from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Step
 from tnconv.codegen.cost import Kernel
 from tnconv.codegen.schedule import Schedule
-from tnconv.diagrams import Expression, TensorNetwork, conv, kfac_expand, kfac_reduce, with_bias
+from tnconv.diagrams import (
+    Expression,
+    TensorNetwork,
+    conv,
+    ggn_diagonal,
+    gradient_sum,
+    kfac_expand,
+    kfac_reduce,
+    with_bias,
+)
 
 LAYER = conv((8, 16, 24, 24), (16, 16, 3, 3), padding=1)
 NETWORKS: dict[str, Expression] = {
@@ -27,10 +36,10 @@ NETWORKS: dict[str, Expression] = {
 }
 
 
-def least(network: Expression, dtype: torch.dtype) -> int:
+def least(network: Expression | list[Expression], dtype: torch.dtype) -> int:
     """What the error says that would do."""
     with pytest.raises(ValueError, match=r"memory_limit is 1 bytes; the least .* \d+") as caught:
-        compile(network, memory_limit=1, dtype=dtype)
+        compile(network, memory_limit=1, dtype=dtype)  # type: ignore[arg-type]
     return int(str(caught.value).split()[-2])
 
 
@@ -96,15 +105,38 @@ def test_chunks_can_be_transformed(name: str) -> None:
     assert_close(forward, torch.func.jacrev(free)(*arguments), 1e-10)
 
 
-def test_several_networks_within_a_limit() -> None:
-    networks = [LAYER, LAYER.vjp("weight"), kfac_expand((8, 16, 24, 24), 3, padding=1)]
+SMALL = conv((6, 8, 14, 14), (8, 8, 3, 3), padding=1)
+TOGETHER: dict[str, list[Expression]] = {
+    "layer": [SMALL, SMALL.vjp("weight"), kfac_expand((6, 8, 14, 14), 3, padding=1)],
+    "factors": [
+        kfac_reduce((6, 16, 60), 3, padding=1),
+        kfac_expand((6, 16, 60), 3, padding=1),
+    ],
+    "loops": [gradient_sum(SMALL), ggn_diagonal(SMALL)],
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_several_networks_within_a_limit(name: str) -> None:
+    networks = TOGETHER[name]
     free = compile(networks)
-    limit = free.peak_memory() // 2
-    program = compile(networks, memory_limit=limit)
     operands = {name: torch.randn(shape) for name, shape in free.operands.items()}
-    for result, expected in zip(program(**operands), free(**operands), strict=True):
-        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-3 * expected.abs().max())
-    assert peak_memory(lambda: program(**operands)) <= limit
+    smallest, largest = least(networks, torch.float32), free.peak_memory()
+    for share in (0.0, 0.6):
+        limit = smallest + int(share * (largest - smallest))
+        program = compile(networks, memory_limit=limit)
+        for result, expected in zip(program(**operands), free(**operands), strict=True):
+            error = 1e-3 * float(expected.abs().max())
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=error)
+        assert peak_memory(lambda program=program: program(**operands)) <= limit  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("networks", [SMALL, TOGETHER["factors"]])
+def test_nothing_below_the_least_would_do(networks: Expression | list[Expression]) -> None:
+    smallest = least(networks, torch.float32)
+    with pytest.raises(ValueError, match=f"is {smallest - 1} bytes; .* do is {smallest} bytes"):
+        compile(networks, memory_limit=smallest - 1)  # type: ignore[arg-type]
+    assert compile(networks, memory_limit=smallest).peak_memory() == smallest  # type: ignore[arg-type]
 
 
 def test_peak_counts_what_lives_together_and_scratch() -> None:
