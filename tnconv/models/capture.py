@@ -25,7 +25,8 @@ from tnconv.models.layers import describes
 class Call:
     """One call of a module: what it read, and where the gradient after its output arrives.
 
-    ``parameters`` are the module's own that learn, by their names in it.
+    ``parameters`` are the module's own that learn, by their names in it; ``reached`` is whether a
+    backward pass came to the output.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Call:
     described: bool
     parameters: tuple[tuple[str, nn.Parameter], ...] = ()
     versions: tuple[int, ...] = ()
+    reached: bool = False
 
     def __post_init__(self) -> None:
         self.versions = tuple(tensor._version for tensor in self.inputs)
@@ -147,7 +149,22 @@ class Watch:
         self.passes.clear()
 
     def on_gradient(self, tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
-        """Show the gradient after a tensor, until the watch forgets it."""
+        """Show the gradient after a tensor, if there is one, until the watch forgets it."""
+        self._on_backward(tensor, lambda grad: None if grad is None else hook(grad))
+
+    def follow(self, here: Pass, call: Call, output: Tensor) -> None:
+        """Note a call, and ask for the gradient after its output."""
+
+        def arrived(grad: Tensor | None) -> None:
+            call.reached = True
+            if grad is not None:
+                self.receive(here, call, grad)
+
+        here.add(call)
+        self._on_backward(output, arrived)
+
+    def _on_backward(self, tensor: Tensor, hook: Callable[[Tensor | None], None]) -> None:
+        """A function that passes no gradient on makes it None."""
         self._gradient_hooks.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
 
     def pass_of(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
@@ -221,8 +238,7 @@ class _Hook:
         if call.inputs:
             if self.watch.per_sample and call.inputs[0].shape[:1] != (here.samples,):
                 call.described = False
-            here.add(call)
-            self.watch.on_gradient(watched, lambda grad: self.watch.receive(here, call, grad))
+            self.watch.follow(here, call, watched)
 
 
 def _before_views(output: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Quantities of a whole model, in one call or in a loop of the user's own."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge
 
 from tnconv.models.capture import Call, Pass, Watch, watching
 from tnconv.models.collector import Collector
+from tnconv.models.evidence import Evidence, expect
 from tnconv.models.fallback import Fallback
 from tnconv.models.graph import sources
 from tnconv.models.result import Result
@@ -46,6 +47,7 @@ def compute(
 
     Raises:
         NotImplementedError: a layer that mixes samples, where a quantity needs them apart.
+        RuntimeError: a gradient that passed a layer unseen.
         ValueError: a loss that is no scalar, or a memory limit below what a layer needs.
     """
     observation = Observation(model, quantities, memory_limit)
@@ -60,6 +62,7 @@ def compute(
         observation.propagate(here, loss_fn, output, targets)
         if LOSS_GRADIENT in observation.collector.sources:
             _backward(loss, [*sources(here.calls), *observation.fallback.expected])
+            observation.expect((loss,), here, here.uses.keys())
         return observation.result(loss.detach())
 
 
@@ -82,6 +85,7 @@ def observe(
 
     Raises:
         NotImplementedError: a layer that mixes samples, where a quantity needs them apart.
+        RuntimeError: a gradient that passed a layer unseen.
         ValueError: a quantity of other vectors than the loss's gradient, or a memory limit below
             what a layer needs.
     """
@@ -114,13 +118,19 @@ class Observation:
     def _reset(self) -> None:
         self.collector = Collector(self.statistics, memory_limit=self.memory_limit)
         self.fallback = Fallback(self.collector)
+        self._evidence = Evidence(lambda: self._source == LOSS_GRADIENT)
 
     @contextmanager
     def watched(self, ready: Callable[[Pass], None] | None = None) -> Iterator[Watch]:
         """Hooks on the model for as long as the context is open."""
-        ready = ready or (lambda here: self.explain(here, here.outputs))
+        ready = ready or self._returned
         with watching(self.model, ready, self._receive, self.per_sample) as self._watch:
             yield self._watch
+
+    def _returned(self, here: Pass) -> None:
+        """The user's own code goes on with what the model gave."""
+        self.explain(here, here.outputs)
+        self._evidence.follow(self._watch, here)
 
     def _receive(self, here: Pass, call: Call, grad_output: Tensor) -> None:
         if self._columns is not None:
@@ -134,6 +144,7 @@ class Observation:
         """Send all vectors but the loss's gradient backwards, column by column.
 
         Raises:
+            RuntimeError: a vector that passed a layer unseen.
             TypeError: an output that is no tensor.
         """
         for source in self.collector.sources:
@@ -144,7 +155,7 @@ class Observation:
             columns = source.columns(loss_fn, output.detach(), targets)
             self._source = source
             if len(columns) == 1:  # work layer by layer, on what is in the cache
-                _backward(output, sources(here.calls), columns[0])
+                self._backward(here, output, columns[0])
             else:
                 self._propagate_several(here, output, columns)
             self._source = LOSS_GRADIENT
@@ -153,7 +164,7 @@ class Observation:
         nothing = {} if len(columns) else {call: list[Tensor]() for call in here.calls}
         self._columns = defaultdict(list, nothing)
         for column in columns:
-            _backward(output, sources(here.calls), column)
+            self._backward(here, output, column)
         for call, found in self._columns.items():
             empty = output.new_empty(0, *call.output_shape)
             vectors = torch.stack(found) if found else empty
@@ -161,12 +172,32 @@ class Observation:
             self.collector.receive(here, call, vectors, self._source, len(columns))
         self._columns = None
 
+    def _backward(self, here: Pass, output: Tensor, column: Tensor) -> None:
+        for call in here.calls:
+            call.reached = False
+        _backward(output, sources(here.calls), column)
+        self.expect((output,), here, here.uses.keys())
+
     def explain(self, here: Pass, roots: Sequence[Tensor]) -> None:
         """Find the parameters that need the fallback in a pass, with a warning for each."""
         self.fallback.prepare(self._watch, here, roots)
 
+    def expect(self, roots: Sequence[Tensor], here: Pass, parameters: Set[nn.Parameter]) -> None:
+        """Check that gradients on the way from roots to some parameters were seen.
+
+        Raises:
+            RuntimeError: one was not.
+        """
+        expect(roots, here, parameters - self.collector.skipped)
+
     def finish(self) -> None:
-        """Work on all that arrived."""
+        """Work on all that arrived.
+
+        Raises:
+            RuntimeError: a gradient that passed a layer unseen.
+        """
+        for here in self._watch.passes:
+            self.expect(self._evidence.roots(here), here, self._evidence.parameters)
         self.collector.finish()
         self.fallback.finish(self._watch)
 
