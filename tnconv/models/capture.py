@@ -69,10 +69,11 @@ class Call:
 
 @dataclass(eq=False)
 class Pass:
-    """One call of the model: a micro-batch, with the calls of layers in it."""
+    """One call of the model: a micro-batch, with the calls of layers in it; ``at`` counts them."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    at: int = 0
     calls: list[Call] = field(default_factory=list)
     uses: Counter[nn.Parameter] = field(default_factory=Counter)
     outputs: tuple[Tensor, ...] = ()
@@ -171,18 +172,22 @@ class Watch:
         """The pass that a module's call belongs to."""
         again = not self.passes or any(call.module is module for call in self.passes[-1].calls)
         if again and self.loose and not (self._inside and self.passes):
-            self.passes.append(Pass(args, kwargs))
+            self._open(args, kwargs)
         return self.passes[-1]
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.paused:
             self._inside = True
-            self.passes.append(Pass(args, kwargs))
+            self._open(args, kwargs)
+
+    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.passes.append(Pass(args, kwargs, len(self.passes)))
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._inside = False
         if self.passes and not self.paused:
-            self.passes[-1].outputs = tensors(output)
+            given = tensors(output)
+            self.passes[-1].outputs = tuple(y for y in given if not is_functorch_wrapped_tensor(y))
             self.ready(self.passes[-1])
 
 

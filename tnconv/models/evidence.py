@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from tnconv.models.capture import Pass, Watch
+from tnconv.models.capture import Call, Pass, Watch
 from tnconv.models.graph import missed
 
 
@@ -58,7 +58,12 @@ def expect(roots: Sequence[Tensor], here: Pass, parameters: Collection[nn.Parame
         RuntimeError: a gradient that was not seen.
     """
     for call in missed(roots, here.calls, parameters):
-        raise RuntimeError(
-            f"no gradient was seen after layer {call.name!r}, which was on its way; expected hooks "
-            "to stay on the layer's output, and a view that the model gave not to change in place"
-        )
+        raise unseen(call)
+
+
+def unseen(call: Call) -> RuntimeError:
+    """What to raise where a gradient passed a call without its hook."""
+    return RuntimeError(
+        f"no gradient was seen after layer {call.name!r}, which was on its way; expected hooks to "
+        "stay on the layer's output, and a view that the model gave not to change in place"
+    )

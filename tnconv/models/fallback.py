@@ -94,7 +94,7 @@ class Fallback:
         ]
         found = per_sample_gradients(model, here.args, here.kwargs, cotangents, lost, here.samples)
         for name, each in found.items():
-            self.collector.add_known(lost[name], each)
+            self.collector.add_known(lost[name], each, here)
 
 
 def _warn(start: str) -> None:

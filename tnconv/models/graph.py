@@ -28,6 +28,11 @@ def unexplained(
     return [p for p in parameters if id(p) in outside or id(p) in everywhere - own]
 
 
+def before(roots: Iterable[Tensor]) -> set[Node]:
+    """All nodes that some tensors depend on."""
+    return set(_walk([_node(root) for root in roots if root.requires_grad], {}))
+
+
 def missed(
     roots: Iterable[Tensor], calls: Sequence[Call], parameters: Iterable[nn.Parameter]
 ) -> list[Call]:
@@ -39,7 +44,7 @@ def missed(
     silent = [c for c in calls if not c.reached and any(p in wanted for _, p in c.parameters)]
     if not silent:
         return []
-    nodes = set(_walk([_node(root) for root in roots if root.requires_grad], {}))
+    nodes = before(roots)
     wanted -= {p for call in calls if call.reached for _, p in call.parameters}
     around = {p for p in wanted if _node(p) in nodes}
     return [
