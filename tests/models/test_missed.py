@@ -8,7 +8,8 @@ from torch import Tensor, nn
 import tnconv
 from tests.loops import per_sample_gradients
 from tests.models.test_capture import QUANTITIES, assert_first_order, hooks
-from tnconv.quantities import GGNDiagonal, Gradient, SquaredNorms
+from tests.strategies import assert_close
+from tnconv.quantities import KFAC, GGNDiagonal, Gradient, SquaredNorms
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -174,3 +175,20 @@ def test_functions_that_pass_no_gradient_on(quantity: tnconv.quantities.Quantity
         "other.bias",
     }
     check(model, lambda output, t: F.cross_entropy(output, t, reduction="sum"), x, y)
+
+
+class Aside(Branches):
+    """The second head runs, and nothing reads it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
+
+
+def test_what_runs_aside_is_left_out_of_every_quantity() -> None:
+    model, (x, y) = Aside(), batch()
+    forward = KFAC("reduce", "forward-only")
+    wanted = [Gradient(), GGNDiagonal(), forward]
+    result = tnconv.compute(model, nn.CrossEntropyLoss(), x, y, wanted)
+    names = {name for name, _ in model.named_parameters() if not name.startswith("other")}
+    assert all(result[quantity].keys() == names for quantity in wanted)
+    assert_close(result[forward]["body.weight"].input[0], x.T @ x / len(x), 1e-10)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tnconv.models.capture import Pass, Watch
-from tnconv.models.collector import Collector, Term
+from tnconv.models.collector import Collector
 from tnconv.models.graph import unexplained
 from tnconv.models.samplewise import per_sample_gradients
+from tnconv.models.terms import Term
 from tnconv.quantities.base import LOSS_GRADIENT
 
 
