@@ -45,12 +45,12 @@ def diagonals(model: nn.Module, loss_fn, x: Tensor, targets: Tensor) -> dict[str
     n, entries = len(output), output[0].numel()
     full = hessian(lambda y: loss_fn(y, targets))(output).reshape(n, entries, n, entries)
     blocks = torch.stack([full[at, :, at] for at in range(n)])
-    return {
-        name: torch.einsum("nyp,nyz,nzp->np", j.flatten(2), blocks, j.flatten(2)).reshape(
-            n, *j.shape[2:]
-        )
-        for name, j in jacobians(model, x).items()
-    }
+    found = {}
+    for name, j in jacobians(model, x).items():
+        flat = j.reshape(*j.shape[:2], -1)
+        each = torch.einsum("nyp,nyz,nzp->np", flat, blocks, flat)
+        found[name] = each.reshape(n, *j.shape[2:])
+    return found
 
 
 def check(model: nn.Module, loss_fn, x: Tensor, targets: Tensor) -> None:

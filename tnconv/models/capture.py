@@ -6,7 +6,7 @@ changed in place afterwards. All hooks are gone when the watch ends, whatever en
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +82,13 @@ class Pass:
         """Note a call, and that one more gradient is expected for its parameters."""
         self.calls.append(call)
         self.uses.update(parameter for _, parameter in call.parameters)
+
+    def keep(self, call: Call, parameters: Collection[nn.Parameter]) -> None:
+        """Forget a call, but for some of its parameters."""
+        self.uses.subtract(p for _, p in call.parameters if p not in parameters)
+        call.parameters = tuple((name, p) for name, p in call.parameters if p in parameters)
+        if not call.parameters:
+            self.calls.remove(call)
 
     @property
     def samples(self) -> int:

@@ -33,6 +33,12 @@ def before(roots: Iterable[Tensor]) -> set[Node]:
     return set(_walk([_node(root) for root in roots if root.requires_grad], {}))
 
 
+def reaching(roots: Iterable[Tensor], parameters: Collection[nn.Parameter]) -> list[nn.Parameter]:
+    """The parameters that some tensors depend on."""
+    nodes = before(roots) if parameters else set()
+    return [p for p in parameters if _node(p) in nodes]
+
+
 def missed(
     roots: Iterable[Tensor], calls: Sequence[Call], parameters: Iterable[nn.Parameter]
 ) -> list[Call]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tnconv.models.bare import noticing
 from tnconv.models.capture import Call, Pass, Watch, watching
 from tnconv.models.collector import Collector
 from tnconv.models.evidence import Evidence, expect
@@ -44,7 +45,8 @@ class Observation:
     def watched(self, ready: Callable[[Pass], None] | None = None) -> Iterator[Watch]:
         """Hooks on the model for as long as the context is open."""
         ready = ready or self._returned
-        with watching(self.model, ready, self._receive, self.per_sample) as self._watch:
+        how = self.model, ready, self._receive, self.per_sample
+        with watching(*how) as self._watch, noticing(self._watch):
             yield self._watch
 
     def _returned(self, here: Pass) -> None:
