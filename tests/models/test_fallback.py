@@ -1,12 +1,13 @@
 """Layers without diagrams and parameters without layers: sample by sample, warned of, checked."""
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import tnconv
 from tests.loops import per_sample_gradients
@@ -70,6 +71,15 @@ def normalised() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), layer, nn.Flatten(), nn.Linear(15, 3))
 
 
+def hooked(change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    layer = change(nn.Linear(4, 3)).eval()
+    return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), layer, nn.Flatten(), nn.Linear(15, 3))
+
+
+def pruned(layer: nn.Module) -> nn.Module:
+    return prune.random_unstructured(layer, "weight", 0.5)
+
+
 MODELS = {
     "prelu": (lambda: nn.Sequential(nn.Linear(4, 3), nn.PReLU(5), nn.Flatten()), "'1'"),
     "bilinear": (lambda: Twice(), "'both'"),
@@ -78,6 +88,9 @@ MODELS = {
     "recurrent": (Recurrent, "lstm.weight_ih_l0"),
     "control flow": (Data, "'first.weight'"),
     "weight norm": (normalised, "original0"),
+    "weight norm by hooks": (lambda: hooked(nn.utils.weight_norm), "original0|weight_g"),
+    "spectral norm by hooks": (lambda: hooked(nn.utils.spectral_norm), "weight_orig"),
+    "pruned": (lambda: hooked(pruned), "weight_orig"),
 }
 
 
@@ -105,6 +118,7 @@ def loss_fn(output: Tensor, targets: Tensor) -> Tensor:
 def test_first_order_quantities(case: str, samples: int) -> None:
     make, name = MODELS[case]
     model, (x, y) = make(), batch(samples)
+    before = hooks(model)
     each = per_sample_gradients(model, loss_fn, x, y)
     with pytest.warns(UserWarning, match=f"{name}.* runs again, sample by sample"):
         assert_first_order(tnconv.compute(model, loss_fn, x, y, QUANTITIES), each)
@@ -112,7 +126,7 @@ def test_first_order_quantities(case: str, samples: int) -> None:
     with pytest.warns(UserWarning, match=name), tnconv.observe(model, QUANTITIES) as observation:
         loss_fn(model(x), y).backward()
     assert_first_order(observation.result(), each)
-    assert hooks(model) == 0
+    assert hooks(model) == before
 
 
 @pytest.mark.filterwarnings("ignore:.*sample by sample")
@@ -141,11 +155,11 @@ def test_gradients_alone_need_no_fallback(case: str) -> None:
 
 @pytest.mark.parametrize("case", MODELS)
 def test_quantities_beyond_the_losss_gradient_are_refused(case: str) -> None:
-    make, _ = MODELS[case]
-    model, (x, y) = make(), batch()
+    model, (x, y) = MODELS[case][0](), batch()
+    before = hooks(model)
     with pytest.raises(NotImplementedError, match="has no diagram, which quantities beyond"):
         tnconv.compute(model, loss_fn, x, y, [GGNDiagonal()])
-    assert hooks(model) == 0
+    assert hooks(model) == before
 
 
 def test_random_layers_are_found_out() -> None:
@@ -156,6 +170,19 @@ def test_random_layers_are_found_out() -> None:
     ):
         tnconv.compute(model, loss_fn, *batch(), [SquaredNorms()])
     assert hooks(model) == 0
+
+
+def test_embeddings_scaled_by_counts_mix_samples() -> None:
+    model = nn.Sequential(nn.Embedding(4, 3, scale_grad_by_freq=True), nn.Flatten())
+    x, y = torch.tensor([[0, 0], [1, 0]]), torch.tensor([0, 1])
+    with (
+        pytest.warns(UserWarning, match=r"'0' \(Embedding\)"),
+        pytest.raises(RuntimeError, match="do not add up to its gradient"),
+    ):
+        tnconv.compute(model, loss_fn, x, y, [SquaredNorms()])
+    gradient = tnconv.compute(model, loss_fn, x, y, [Gradient()])[Gradient]["0.weight"]
+    loss_fn(model(x), y).backward()
+    assert_close(gradient, model[0].weight.grad, 1e-12)
 
 
 class Noisy(nn.PReLU):

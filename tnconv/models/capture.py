@@ -241,7 +241,11 @@ class _Hook:
         if not (self.watch.passes or self.watch.loose) or is_functorch_wrapped_tensor(watched):
             return
         own = module.named_parameters(recurse=False)
-        learns = tuple((n, p) for n, p in own if p.requires_grad and self.watch.wanted(module, p))
+        learns = tuple(
+            (n, p)
+            for n, p in own
+            if p.requires_grad and self.watch.wanted(module, p) and not _makes_another(module, n)
+        )
         if not learns:
             return
         here = self.watch.pass_of(module, args, kwargs)
@@ -251,6 +255,16 @@ class _Hook:
             if self.watch.per_sample and call.inputs[0].shape[:1] != (here.samples,):
                 call.described = False
             self.watch.follow(here, call, watched)
+
+
+def _makes_another(module: nn.Module, name: str) -> bool:
+    """Whether a module computes with what is made of a parameter: ``weight`` of ``weight_orig``.
+
+    Pruning, spectral and weight normalisation by hooks are of that kind.
+    """
+    base = name.rpartition("_")[0]
+    made = bool(base) and base not in module._parameters
+    return made and isinstance(getattr(module, base, None), Tensor)
 
 
 def _before_views(output: Tensor) -> Tensor:
