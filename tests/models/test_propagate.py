@@ -176,6 +176,17 @@ def test_outputs_that_are_refused() -> None:
     assert hooks(plain) == 0
 
 
+@pytest.mark.parametrize("second", [0, 1])
+def test_once_for_every_call(second: int) -> None:
+    """Also where the first time was from another output."""
+    model, (x, y) = Several(), (torch.randn(5, 4), torch.randint(3, (5,)))
+    with tnconv.observe(model, [EXACT]) as observation:
+        outputs = model(x)
+        observation.propagate(LOSS, outputs[0], y)
+        with pytest.raises(RuntimeError, match="layer 'layer' received a second gradient"):
+            observation.propagate(LOSS, outputs[second], y)
+
+
 class Several(nn.Module):
     """A model that gives two outputs."""
 

@@ -64,7 +64,7 @@ class Call:
 
     def release(self) -> None:
         """Free what the call read: nothing needs it any more."""
-        self.args, self.kwargs, self.edge = (), {}, None
+        self.args, self.kwargs = (), {}
 
 
 @dataclass(eq=False)

@@ -68,12 +68,13 @@ class Observation:
         """Send what quantities need beside the loss's gradient backwards, in a loop of one's own.
 
         The loss is ``factor * loss_fn(output, targets)``, with an output of the model since the
-        last result, before ``loss.backward()`` or while the graph is retained. Gradients of
-        parameters stay as they are. Without such quantities nothing is done.
+        last result, before ``loss.backward()`` or while the graph is retained; once for every call
+        of the model. Gradients of parameters stay as they are. Without such quantities nothing is
+        done.
 
         Raises:
             NotImplementedError: a loss whose second derivative is not known.
-            RuntimeError: a vector that passed a layer unseen.
+            RuntimeError: a vector that passed a layer unseen, or a second time.
             TypeError: an output that is no tensor.
             ValueError: an output of nothing that was observed, or a factor that is not positive.
         """

@@ -59,9 +59,11 @@ class Propagation:
 
     def receive(self, here: Pass, call: Call, vector: Tensor) -> None:
         """Take what a vector became after a layer."""
+        if call not in self.calls:
+            return
         if self._held is None:
             self._hand_over(call, vector.unsqueeze(0))
-        elif call in self.calls:
+        else:
             self._held[call].append(vector)
 
     def _at_a_time(self, source: Vectors) -> int:
