@@ -6,7 +6,7 @@ changed in place afterwards. All hooks are gone when the watch ends, whatever en
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from tnconv.models.layers import describes
+from tnconv.models.modules import makes_another, mixes_samples, tensors, uncompiled, unwrapped
 
 
 @dataclass(eq=False)
@@ -244,7 +245,7 @@ class _Hook:
         learns = tuple(
             (n, p)
             for n, p in own
-            if p.requires_grad and self.watch.wanted(module, p) and not _makes_another(module, n)
+            if p.requires_grad and self.watch.wanted(module, p) and not makes_another(module, n)
         )
         if not learns:
             return
@@ -257,16 +258,6 @@ class _Hook:
             self.watch.follow(here, call, watched)
 
 
-def _makes_another(module: nn.Module, name: str) -> bool:
-    """Whether a module computes with what is made of a parameter: ``weight`` of ``weight_orig``.
-
-    Pruning, spectral and weight normalisation by hooks are of that kind.
-    """
-    base = name.rpartition("_")[0]
-    made = bool(base) and base not in module._parameters
-    return made and isinstance(getattr(module, base, None), Tensor)
-
-
 def _before_views(output: Tensor) -> Tensor:
     """What a layer's output is a view of, all of it: there the graph stays where it is.
 
@@ -277,13 +268,6 @@ def _before_views(output: Tensor) -> Tensor:
     if base is not None and whole and base.is_contiguous() and output.is_contiguous():
         return base if base.requires_grad and base.grad_fn is not None else output
     return output
-
-
-def tensors(output: Any) -> tuple[Tensor, ...]:
-    """The float tensors in what a module gives: one, or a sequence or mapping of them."""
-    given = output.values() if isinstance(output, Mapping) else output
-    found = given if isinstance(given, Iterable) and not isinstance(given, Tensor) else (given,)
-    return tuple(t for t in found if isinstance(t, Tensor) and t.is_floating_point())
 
 
 @contextmanager
@@ -299,33 +283,3 @@ def watching(
         stack.callback(watch.stop)
         watch.start()
         yield watch
-
-
-@contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Compiled parts of a model run as they were written, as long as the context is open."""
-    with ExitStack() as stack:
-        if any(_is_compiled(module) for module in model.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
-
-
-def mixes_samples(module: nn.Module) -> bool:
-    """Whether a module normalises by the batch's own statistics."""
-    own = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
-    return bool(own)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module that a compiled or distributed model wraps."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

@@ -17,11 +17,12 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from tnconv import diagrams
 from tnconv.models.bare import choose, noticing
-from tnconv.models.capture import Call, Pass, unwrapped, watching
+from tnconv.models.capture import Call, Pass, watching
 from tnconv.models.collector import Collector
 from tnconv.models.driver import Inputs, arguments
 from tnconv.models.graph import sources, unexplained
 from tnconv.models.losses import Curvature, curvature
+from tnconv.models.modules import unwrapped
 from tnconv.models.propagation import LossFunction
 from tnconv.models.residuals import Residual, operation, residuals
 from tnconv.quantities.base import Statistic, Vectors
