@@ -56,9 +56,9 @@ def assert_first_order(result, each):
     for name, gradients in each.items():
         assert_close(result[Gradient][name], gradients.sum(0), 1e-10)
         assert_close(result[PerSampleGradients][name], gradients, 1e-10)
-        dots = gradients.flatten(1) @ gradients.flatten(1).T
-        assert_close(result[DotProducts][name], dots, 1e-10)
-        assert_close(result[SquaredNorms][name], gradients.flatten(1).square().sum(1), 1e-10)
+        flat = gradients.reshape(len(gradients), -1)
+        assert_close(result[DotProducts][name], flat @ flat.T, 1e-10)
+        assert_close(result[SquaredNorms][name], flat.square().sum(1), 1e-10)
         assert_close(result[Variance][name], gradients.var(0, unbiased=False), 1e-10)
 
 

@@ -47,10 +47,14 @@ def check(model: nn.Module, plain: nn.Module, x: Tensor, y: Tensor) -> None:
         assert found[quantity].keys() == expected[quantity].keys()
         for name, value in expected[quantity].items():
             torch.testing.assert_close(found[quantity][name], value)
-    with tnconv.observe(model, [VARIANCE]) as observation:
-        F.cross_entropy(model(x), y).backward()
-    for name, value in observation.result()[VARIANCE].items():
-        torch.testing.assert_close(value, expected[VARIANCE][name])
+    with tnconv.observe(model, WANTED) as observation:
+        output = model(x)
+        observation.propagate(F.cross_entropy, output, y)
+        F.cross_entropy(output, y).backward()
+    looped = observation.result()
+    for quantity in WANTED:
+        for name, value in expected[quantity].items():
+            torch.testing.assert_close(looped[quantity][name], value)
 
 
 def test_recomputed_parts() -> None:

@@ -1,9 +1,10 @@
 """Whole networks: watching a model, and quantities of every parameter."""
 
-from tnconv.models.driver import Observation, compute, observe
+from tnconv.models.driver import compute, observe
 from tnconv.models.fisher import FisherOperator
 from tnconv.models.hessian_diagonal import hessian_diagonal
 from tnconv.models.layers import Operation, register_layer
+from tnconv.models.observation import Observation
 from tnconv.models.operators import CurvatureOperator, GGNOperator, HessianOperator
 from tnconv.models.result import Result
 

@@ -6,7 +6,7 @@ changed in place afterwards. All hooks are gone when the watch ends, whatever en
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +19,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from tnconv.models.layers import describes
+from tnconv.models.modules import makes_another, mixes_samples, tensors, uncompiled, unwrapped
 
 
 @dataclass(eq=False)
 class Call:
     """One call of a module: what it read, and where the gradient after its output arrives.
 
-    ``parameters`` are the module's own that learn, by their names in it.
+    ``parameters`` are the module's own that learn, by their names in it; ``reached`` is whether a
+    backward pass came to the output.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Call:
     described: bool
     parameters: tuple[tuple[str, nn.Parameter], ...] = ()
     versions: tuple[int, ...] = ()
+    reached: bool = False
 
     def __post_init__(self) -> None:
         self.versions = tuple(tensor._version for tensor in self.inputs)
@@ -62,15 +65,16 @@ class Call:
 
     def release(self) -> None:
         """Free what the call read: nothing needs it any more."""
-        self.args, self.kwargs, self.edge = (), {}, None
+        self.args, self.kwargs = (), {}
 
 
 @dataclass(eq=False)
 class Pass:
-    """One call of the model: a micro-batch, with the calls of layers in it."""
+    """One call of the model: a micro-batch, with the calls of layers in it; ``at`` counts them."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    at: int = 0
     calls: list[Call] = field(default_factory=list)
     uses: Counter[nn.Parameter] = field(default_factory=Counter)
     outputs: tuple[Tensor, ...] = ()
@@ -79,6 +83,13 @@ class Pass:
         """Note a call, and that one more gradient is expected for its parameters."""
         self.calls.append(call)
         self.uses.update(parameter for _, parameter in call.parameters)
+
+    def keep(self, call: Call, parameters: Collection[nn.Parameter]) -> None:
+        """Forget a call, but for some of its parameters."""
+        self.uses.subtract(p for _, p in call.parameters if p not in parameters)
+        call.parameters = tuple((name, p) for name, p in call.parameters if p in parameters)
+        if not call.parameters:
+            self.calls.remove(call)
 
     @property
     def samples(self) -> int:
@@ -147,25 +158,44 @@ class Watch:
         self.passes.clear()
 
     def on_gradient(self, tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
-        """Show the gradient after a tensor, until the watch forgets it."""
+        """Show the gradient after a tensor, if there is one, until the watch forgets it."""
+        self._on_backward(tensor, lambda grad: None if grad is None else hook(grad))
+
+    def follow(self, here: Pass, call: Call, output: Tensor) -> None:
+        """Note a call, and ask for the gradient after its output."""
+
+        def arrived(grad: Tensor | None) -> None:
+            call.reached = True
+            if grad is not None:
+                self.receive(here, call, grad)
+
+        here.add(call)
+        self._on_backward(output, arrived)
+
+    def _on_backward(self, tensor: Tensor, hook: Callable[[Tensor | None], None]) -> None:
+        """A function that passes no gradient on makes it None."""
         self._gradient_hooks.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
 
     def pass_of(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
         """The pass that a module's call belongs to."""
         again = not self.passes or any(call.module is module for call in self.passes[-1].calls)
         if again and self.loose and not (self._inside and self.passes):
-            self.passes.append(Pass(args, kwargs))
+            self._open(args, kwargs)
         return self.passes[-1]
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.paused:
             self._inside = True
-            self.passes.append(Pass(args, kwargs))
+            self._open(args, kwargs)
+
+    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.passes.append(Pass(args, kwargs, len(self.passes)))
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._inside = False
         if self.passes and not self.paused:
-            self.passes[-1].outputs = tensors(output)
+            given = tensors(output)
+            self.passes[-1].outputs = tuple(y for y in given if not is_functorch_wrapped_tensor(y))
             self.ready(self.passes[-1])
 
 
@@ -212,7 +242,11 @@ class _Hook:
         if not (self.watch.passes or self.watch.loose) or is_functorch_wrapped_tensor(watched):
             return
         own = module.named_parameters(recurse=False)
-        learns = tuple((n, p) for n, p in own if p.requires_grad and self.watch.wanted(module, p))
+        learns = tuple(
+            (n, p)
+            for n, p in own
+            if p.requires_grad and self.watch.wanted(module, p) and not makes_another(module, n)
+        )
         if not learns:
             return
         here = self.watch.pass_of(module, args, kwargs)
@@ -221,8 +255,7 @@ class _Hook:
         if call.inputs:
             if self.watch.per_sample and call.inputs[0].shape[:1] != (here.samples,):
                 call.described = False
-            here.add(call)
-            self.watch.on_gradient(watched, lambda grad: self.watch.receive(here, call, grad))
+            self.watch.follow(here, call, watched)
 
 
 def _before_views(output: Tensor) -> Tensor:
@@ -235,13 +268,6 @@ def _before_views(output: Tensor) -> Tensor:
     if base is not None and whole and base.is_contiguous() and output.is_contiguous():
         return base if base.requires_grad and base.grad_fn is not None else output
     return output
-
-
-def tensors(output: Any) -> tuple[Tensor, ...]:
-    """The float tensors in what a module gives: one, or a sequence or mapping of them."""
-    given = output.values() if isinstance(output, Mapping) else output
-    found = given if isinstance(given, Iterable) and not isinstance(given, Tensor) else (given,)
-    return tuple(t for t in found if isinstance(t, Tensor) and t.is_floating_point())
 
 
 @contextmanager
@@ -257,33 +283,3 @@ def watching(
         stack.callback(watch.stop)
         watch.start()
         yield watch
-
-
-@contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Compiled parts of a model run as they were written, as long as the context is open."""
-    with ExitStack() as stack:
-        if any(_is_compiled(module) for module in model.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
-
-
-def mixes_samples(module: nn.Module) -> bool:
-    """Whether a module normalises by the batch's own statistics."""
-    own = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
-    return bool(own)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module that a compiled or distributed model wraps."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

@@ -5,126 +5,18 @@ is squared: nothing is computed before all of them have arrived. Passes see othe
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from tnconv.diagrams import per_sample_gradients
-from tnconv.models import samplewise
 from tnconv.models.capture import Call, Pass
-from tnconv.models.layers import Operation, describe, explicit, repeated
-from tnconv.models.programs import values
-from tnconv.models.unfolding import joined
+from tnconv.models.terms import Arrival, Term
 from tnconv.quantities.base import LOSS_GRADIENT, Statistic, Vectors
 
-EACH = Statistic(per_sample_gradients, samples=0)
-
-
-@dataclass(eq=False)
-class Arrival:
-    """The gradient, or several vectors, after one call of a layer."""
-
-    call: Call
-    grad_output: Tensor  # (n, *o) or (m, n, *o)
-    vectors: int | None = None
-
-    @cached_property
-    def described(self) -> tuple[Operation, Tensor]:
-        """The call's operation and its operand x."""
-        return describe(self.call.module, self.call.x, self.call.output_shape)
-
-    def term(
-        self, operand: str, parameter: nn.Parameter, samples: int, dtype: torch.dtype
-    ) -> "Term":
-        """The call as an operation on operands in a dtype."""
-        if not self.call.described:
-            return self._explicit(operand, parameter, samples)
-        operation, x = self.described
-        shape = operation.networks[operand].shape
-        v = self.grad_output.reshape(*self._lead, *shape).to(dtype)
-        return Term(operation, operand, x.to(dtype), v, self.vectors)
-
-    def _explicit(self, operand: str, parameter: nn.Parameter, samples: int) -> "Term":
-        call, own = self.call, {operand: parameter}
-        found = samplewise.per_sample_gradients(
-            call.module, call.args, call.kwargs, [self.grad_output], own, samples
-        )
-        return Term.known(found[operand])
-
-    @property
-    def _lead(self) -> tuple[int, ...]:
-        return () if self.vectors is None else (self.vectors,)
-
-
-@dataclass(frozen=True)
-class Term:
-    """One operation and its operands: what statistics are made of."""
-
-    operation: Operation
-    operand: str
-    x: Tensor  # (n, ...), or (t, n, ...) for several calls
-    v: Tensor | None  # (n, *o) or (m, n, *o), with t before n
-    vectors: int | None = None
-
-    @classmethod
-    def known(cls, gradients: Tensor, vectors: int | None = None) -> "Term":
-        """Gradients ``(n, *parameter)`` or ``(m, n, *parameter)`` as an operation of their own."""
-        samples, *shape = gradients.shape if vectors is None else gradients.shape[1:]
-        operation = Operation(explicit, (vectors, samples, tuple(shape)))
-        return cls(operation, "parameter", gradients, None, vectors)
-
-    @classmethod
-    def of(cls, terms: Sequence["Term"], factored: bool = False) -> "Term":
-        """Several calls as one operation: repeated, or if they differ from explicit gradients.
-
-        For statistics that are ``factored``, calls that differ are unfolded, if that is possible.
-        """
-        first, *others = terms
-        if not others:
-            return first
-        if any(other.operation != first.operation or other.v is None for other in others):
-            if factored and (found := cls._unfolded(terms)) is not None:
-                return found
-            each = torch.stack([term.gradients for term in terms])
-            return cls.known(each.sum(0), first.vectors)
-        settings = (len(terms), first.operation.recipe, *first.operation.arguments)
-        x = torch.stack([term.x for term in terms])
-        given = [term.v for term in terms if term.v is not None]
-        v = torch.stack(given, 0 if first.vectors is None else 1) if given else None
-        return cls(Operation(repeated, settings), first.operand, x, v, first.vectors)
-
-    @classmethod
-    def _unfolded(cls, terms: Sequence["Term"]) -> "Term | None":
-        operand, vectors = terms[0].operand, terms[0].vectors
-        given = [(term.x, term.v) for term in terms if term.v is not None]
-        if len(given) < len(terms) or any(term.operand != operand for term in terms):
-            return None
-        found = joined([term.operation for term in terms], operand, given, vectors)
-        return None if found is None else cls(found[0], operand, *found[1:], vectors)
-
-    @classmethod
-    def joined(cls, terms: Sequence["Term"]) -> "Term":
-        """Passes of one parameter as one, from explicit gradients if there are several."""
-        if len(terms) == 1:
-            return terms[0]
-        vectors = terms[0].vectors
-        samples = 0 if vectors is None else 1
-        return cls.known(torch.cat([term.gradients for term in terms], samples), vectors)
-
-    @property
-    def gradients(self) -> Tensor:
-        """``J[m, n, θ]``, all of it."""
-        return self.values([EACH])[0]
-
-    def values(
-        self, statistics: Sequence[Statistic], memory_limit: int | None = None
-    ) -> list[Tensor]:
-        operands = {"x": self.x} | ({} if self.v is None else {"grad_output": self.v})
-        how = self.operation, self.operand, operands, self.vectors, memory_limit
-        return values(statistics, *how)
+Key = tuple[Pass, Vectors, nn.Parameter, int]
+"""A part of the vectors of one source, on their way to a parameter in one pass."""
 
 
 @dataclass(eq=False)
@@ -145,18 +37,18 @@ class Collector:
     memory_limit: int | None = None
     passes: set[Pass] = field(default_factory=set)
     skipped: set[nn.Parameter] = field(default_factory=set)
-    found: dict[nn.Parameter, dict[Statistic, list[Tensor]]] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    found: dict[nn.Parameter, dict[Statistic, dict[Pass | None, Tensor]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(dict))
     )
     sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    _terms: dict[tuple[nn.Parameter, Vectors], list[Term]] = field(
-        default_factory=lambda: defaultdict(list)
+    _terms: dict[tuple[nn.Parameter, Vectors], dict[Pass | None, Term]] = field(
+        default_factory=lambda: defaultdict(dict)
     )
-    _waiting: dict[tuple[Pass, Vectors, nn.Parameter], list[tuple[str, Arrival]]] = field(
+    _waiting: dict[Key, list[tuple[str, Arrival]]] = field(
         default_factory=lambda: defaultdict(list)
     )
     _left: dict[Call, int] = field(default_factory=dict)
-    _done: set[tuple[Pass, Vectors, nn.Parameter]] = field(default_factory=set)
+    _done: set[Key] = field(default_factory=set)
 
     @property
     def sources(self) -> tuple[Vectors, ...]:
@@ -171,8 +63,11 @@ class Collector:
         grad_output: Tensor,
         source: Vectors = LOSS_GRADIENT,
         vectors: int | None = None,
+        part: int = 0,
     ) -> None:
         """Take the gradient after one call; work as soon as a parameter's calls are all there.
+
+        Vectors of which this is a ``part`` stay open until `close`.
 
         Raises:
             RuntimeError: a second gradient, after the first was used.
@@ -180,7 +75,7 @@ class Collector:
         arrival = Arrival(call, grad_output.detach(), vectors)
         self.passes.add(here)
         for name, parameter in call.parameters:
-            key = here, source, parameter
+            key = here, source, parameter, part
             if parameter in self.skipped:
                 continue
             if key in self._done:
@@ -194,20 +89,32 @@ class Collector:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Work on the parameters some of whose calls no gradient reached."""
-        for key in list(self._waiting):
-            self._settle(key)
+        """Work on all that is left, and on what samples of several passes have to do together."""
+        for source in self.sources:
+            self.settle(source)
         self._done.clear()
         self._left.clear()
         for (parameter, source), terms in self._terms.items():
             joint = [each for each in self.statistics if each.joint and each.vectors == source]
-            values = Term.joined(terms).values(joint, self.memory_limit)
+            term = Term.joined(self._lined_up(parameter, terms))
+            values = term.values(joint, self.memory_limit)
             for statistic, value in zip(joint, values, strict=True):
-                self.found[parameter][statistic].append(value)
+                self.found[parameter][statistic][None] = value
         self._terms.clear()
 
-    def _settle(self, key: tuple[Pass, Vectors, nn.Parameter]) -> None:
-        here, source, parameter = key
+    @torch.no_grad()
+    def settle(self, source: Vectors) -> None:
+        """Work on the parameters some of whose calls no vector of a source reached."""
+        for key in [key for key in self._waiting if key[1] == source]:
+            self._settle(key)
+
+    def close(self, calls: Iterable[Call], source: Vectors) -> None:
+        """No part of a source's vectors is to come any more."""
+        for call in calls:
+            self._release(call, len(call.parameters))
+
+    def _settle(self, key: Key) -> None:
+        here, source, parameter, part = key
         arrivals = self._waiting.pop(key)
         self._done.add(key)
         with torch.autocast(parameter.device.type, enabled=False):
@@ -218,43 +125,79 @@ class Collector:
             needed = [each.factored for each in self.statistics if each.vectors == source]
             term = Term.of(terms, any(needed))
             if all(each.call.described for _, each in arrivals):
-                self.add(parameter, term, source)
+                self.add(parameter, term, here, source, part)
             else:
-                self.add_known(parameter, term.gradients)
-        for _, each in arrivals:
+                self.add_known(parameter, term.gradients, here)
+        for _, each in arrivals if source == LOSS_GRADIENT else ():
             self._release(each.call)
 
-    def _release(self, call: Call) -> None:
+    def _release(self, call: Call, settled: int = 1) -> None:
         """Free a call once all its parameters are settled for all sources of vectors."""
-        left = self._left.setdefault(call, len(list(call.parameters)) * len(self.sources))
-        self._left[call] = left - 1
-        if left == 1:
+        left = self._left.setdefault(call, len(call.parameters) * len(self.sources)) - settled
+        self._left[call] = left
+        if not left:
             self._left.pop(call)
             if not self.kept:
                 call.release()
 
-    def add(self, parameter: nn.Parameter, term: Term, source: Vectors = LOSS_GRADIENT) -> None:
+    def add(
+        self,
+        parameter: nn.Parameter,
+        term: Term,
+        here: Pass | None = None,
+        source: Vectors = LOSS_GRADIENT,
+        part: int = 0,
+    ) -> None:
         """Add what the statistics of one source are for a parameter in one pass."""
         of_source = [each for each in self.statistics if each.vectors == source]
         if any(each.joint for each in of_source):
-            self._terms[parameter, source].append(term)
-        wanted = [each for each in of_source if not each.joint]
+            self._terms[parameter, source][here] = term
+        wanted = [s for s in of_source if not s.joint and (not part or s.parts == "sum")]
         for statistic, value in zip(wanted, term.values(wanted, self.memory_limit), strict=True):
             held = self.found[parameter][statistic]
-            if statistic.samples is None and held:
-                held[0] = held[0] + value
-            else:
-                held.append(value)
+            key = None if statistic.samples is None else here
+            held[key] = held[key] + value if key in held else value
 
-    def add_known(self, parameter: nn.Parameter, gradients: Tensor) -> None:
+    def add_known(self, parameter: nn.Parameter, gradients: Tensor, here: Pass) -> None:
         """Add what per-sample gradients ``(n, *parameter)`` from elsewhere give; note their sum."""
+        self.passes.add(here)
         total = gradients.sum(0)
         self.sums[parameter] = self.sums[parameter] + total if parameter in self.sums else total
-        self.add(parameter, Term.known(gradients))
+        self.add(parameter, Term.known(gradients), here)
 
     def totals(self, parameter: nn.Parameter) -> Mapping[Statistic, Tensor]:
         """The value of each statistic over all passes."""
         return {
-            statistic: held[0] if len(held) == 1 else torch.cat(held, statistic.samples or 0)
+            statistic: self._total(statistic, held)
             for statistic, held in self.found[parameter].items()
         }
+
+    def _total(self, statistic: Statistic, held: Mapping[Pass | None, Tensor]) -> Tensor:
+        """Passes line up as the model was called; those that did not use the parameter give 0."""
+        if None in held:
+            return held[None]
+        dim = statistic.samples or 0
+        rest = list(next(iter(held.values())).shape)
+        parts = []
+        for here in self._in_order():
+            rest[dim] = here.samples
+            parts.append(held[here] if here in held else next(iter(held.values())).new_zeros(rest))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+    def _lined_up(
+        self, parameter: nn.Parameter, terms: Mapping[Pass | None, Term]
+    ) -> Sequence[Term]:
+        """A term for every pass: explicit zeros where the parameter was not used."""
+        if None in terms:
+            return list(terms.values())
+        like = next(iter(terms.values()))
+        lead = () if like.vectors is None else (like.vectors,)
+        return [
+            terms[here]
+            if here in terms
+            else Term.known(like.x.new_zeros(*lead, here.samples, *parameter.shape), like.vectors)
+            for here in self._in_order()
+        ]
+
+    def _in_order(self) -> Sequence[Pass]:
+        return sorted(self.passes, key=lambda here: here.at)

@@ -8,10 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from tnconv.models.bare import choose
 from tnconv.models.capture import Pass, Watch
-from tnconv.models.collector import Collector, Term
+from tnconv.models.collector import Collector
 from tnconv.models.graph import unexplained
 from tnconv.models.samplewise import per_sample_gradients
+from tnconv.models.terms import Term
 from tnconv.quantities.base import LOSS_GRADIENT
 
 
@@ -31,6 +33,7 @@ class Fallback:
     def prepare(self, watch: Watch, here: Pass, roots: Sequence[Tensor]) -> None:
         """Find the parameters concerned in a pass, and ask for the gradients that they need."""
         names = {p: name for name, p in watch.model.named_parameters() if p.requires_grad}
+        choose(here, roots)
         lost = unexplained(roots, here.calls, names)
         calls = [
             c for c in here.calls if not c.described and {p for _, p in c.parameters} - {*lost}
@@ -94,7 +97,7 @@ class Fallback:
         ]
         found = per_sample_gradients(model, here.args, here.kwargs, cotangents, lost, here.samples)
         for name, each in found.items():
-            self.collector.add_known(lost[name], each)
+            self.collector.add_known(lost[name], each, here)
 
 
 def _warn(start: str) -> None:

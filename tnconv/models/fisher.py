@@ -7,11 +7,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tnconv.models.capture import mixes_samples
-from tnconv.models.driver import Inputs, LossFunction
+from tnconv.models.driver import Inputs
 from tnconv.models.linearization import Graph
 from tnconv.models.losses import curvature, recognised
+from tnconv.models.modules import mixes_samples
 from tnconv.models.operators import GGNOperator, Product
+from tnconv.models.propagation import LossFunction
 from tnconv.models.reductions import Reduction, batch_size
 from tnconv.models.vectors import Vector
 

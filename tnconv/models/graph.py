@@ -22,10 +22,43 @@ def unexplained(
     """The parameters that reach the roots by other ways than as their own modules' in a call."""
     steps = {call.edge.node: call for call in calls if call.edge is not None and _is_step(call)}
     own = {id(parameter) for call in steps.values() for _, parameter in call.parameters}
-    ends = {get_gradient_edge(root).node for root in roots if root.requires_grad}
+    ends = {_node(root) for root in roots if root.requires_grad}
     everywhere = {id(leaf) for leaf in _leaves(ends, {})}
     outside = {id(leaf) for leaf in _leaves(ends, steps)}
     return [p for p in parameters if id(p) in outside or id(p) in everywhere - own]
+
+
+def before(roots: Iterable[Tensor]) -> set[Node]:
+    """All nodes that some tensors depend on."""
+    return set(_walk([_node(root) for root in roots if root.requires_grad], {}))
+
+
+def reaching(roots: Iterable[Tensor], parameters: Collection[nn.Parameter]) -> list[nn.Parameter]:
+    """The parameters that some tensors depend on."""
+    nodes = before(roots) if parameters else set()
+    return [p for p in parameters if _node(p) in nodes]
+
+
+def missed(
+    roots: Iterable[Tensor], calls: Sequence[Call], parameters: Iterable[nn.Parameter]
+) -> list[Call]:
+    """The calls that a backward pass from the roots to some parameters should have reached.
+
+    Their outputs lead to the roots, or their parameters do in other ways than through a call.
+    """
+    wanted = {*parameters}
+    silent = [c for c in calls if not c.reached and any(p in wanted for _, p in c.parameters)]
+    if not silent:
+        return []
+    nodes = before(roots)
+    wanted -= {p for call in calls if call.reached for _, p in call.parameters}
+    around = {p for p in wanted if _node(p) in nodes}
+    return [
+        call
+        for call in silent
+        if (call.edge is not None and call.edge.node in nodes)
+        or any(p in around for _, p in call.parameters)
+    ]
 
 
 def _is_step(call: Call) -> bool:
@@ -44,18 +77,27 @@ def _leaves(
     roots: Collection[Node], steps: Mapping[Node, Call], ends: Collection[Node] = ()
 ) -> Iterator[Tensor]:
     """The tensors at the graph's ends; a call in ``steps`` leads on to its inputs alone."""
+    return (node.variable for node in _walk(roots, steps, ends) if hasattr(node, "variable"))
+
+
+def _walk(
+    roots: Collection[Node], steps: Mapping[Node, Call], ends: Collection[Node] = ()
+) -> Iterator[Node]:
     seen, waiting = set(ends), list(roots)
     while waiting:
         node = waiting.pop()
         if node not in seen:
             seen.add(node)
-            if hasattr(node, "variable"):
-                yield node.variable
+            yield node
             waiting += _inputs(steps[node]) if node in steps else _below(node)
 
 
+def _node(tensor: Tensor) -> Node:
+    return get_gradient_edge(tensor).node
+
+
 def _inputs(call: Call) -> list[Node]:
-    return [get_gradient_edge(tensor).node for tensor in call.inputs if tensor.requires_grad]
+    return [_node(tensor) for tensor in call.inputs if tensor.requires_grad]
 
 
 def _below(node: Node) -> list[Node]:

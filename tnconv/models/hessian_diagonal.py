@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from tnconv import diagrams
-from tnconv.models.capture import Call, Pass, unwrapped, watching
+from tnconv.models.bare import choose, noticing
+from tnconv.models.capture import Call, Pass, watching
 from tnconv.models.collector import Collector
-from tnconv.models.driver import Inputs, LossFunction, arguments
+from tnconv.models.driver import Inputs, arguments
 from tnconv.models.graph import sources, unexplained
 from tnconv.models.losses import Curvature, curvature
+from tnconv.models.modules import unwrapped
+from tnconv.models.propagation import LossFunction
 from tnconv.models.residuals import Residual, operation, residuals
 from tnconv.quantities.base import Statistic, Vectors
 
@@ -64,11 +67,13 @@ def hessian_diagonal(
     def receive(here: Pass, call: Call, grad_output: Tensor) -> None:
         arrived[call].append(grad_output)
 
-    with watching(model, lambda here: None, receive, True) as watch, torch.enable_grad():
+    watched = watching(model, lambda here: None, receive, True)
+    with watched as watch, noticing(watch), torch.enable_grad():
         watch.wanted = lambda module, parameter: parameter in wanted
         args, kwargs = arguments(inputs)
         output = watch.model(*args, **kwargs)
         here = watch.passes[-1]
+        choose(here, (output,))
         _refuse_functional(here, output, chosen)
         loss = curvature(loss_fn, output, targets)
         bends = _residuals(here, loss_fn, output, targets, chosen.values(), most_features)

@@ -90,8 +90,13 @@ def describe(module: nn.Module, x: Tensor, output_shape: Shape) -> tuple[Operati
 
 
 def _description(module: nn.Module) -> Description | None:
-    """The nearest described ancestor's, unless a subclass computes something else."""
+    """The nearest described ancestor's, unless a subclass computes something else.
+
+    An embedding whose gradients are scaled by words' counts in the batch mixes samples.
+    """
     kind = type(module)
+    if getattr(module, "scale_grad_by_freq", False):
+        return None
     for ancestor in kind.__mro__:
         if ancestor in _LAYERS:
             names = ("forward", "_conv_forward")

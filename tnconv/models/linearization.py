@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from tnconv.models.capture import uncompiled
+from tnconv.models.modules import uncompiled
 from tnconv.models.vectors import Vector
 
 

@@ -12,7 +12,7 @@ all, the sampled ones (Monte Carlo Fisher) a few random mixtures.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import sqrt
 from typing import Any
 
@@ -40,6 +40,10 @@ class Curvature(ABC):
         positions are independent.
         """
 
+    @cached_property
+    def _root(self) -> Tensor:
+        return self.root()
+
     @property
     def columns(self) -> int:
         """How many vectors `vectors` gives: columns at a position times positions."""
@@ -59,7 +63,7 @@ class Curvature(ABC):
         at = torch.arange(start, self.columns if stop is None else stop, device=self.y.device)
         column, position = at % max(1, self.rank), at // max(1, self.rank)
         found = self.y.new_zeros(len(at), n, c, positions)
-        root = self.root()[:, :, column, position]  # (n, c, m)
+        root = self._root[:, :, column, position]  # (n, c, m)
         found[torch.arange(len(at), device=at.device), :, :, position] = root.permute(2, 0, 1)
         return found.reshape(len(at), *self.shape)
 

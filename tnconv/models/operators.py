@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from tnconv.models.capture import unwrapped
-from tnconv.models.driver import Inputs, LossFunction, arguments
+from tnconv.models.driver import Inputs, arguments
 from tnconv.models.linearization import Graph
+from tnconv.models.modules import unwrapped
+from tnconv.models.propagation import LossFunction
 from tnconv.models.reductions import Reduction, divisor, reduction_of
 from tnconv.models.vectors import Space, Vector
 

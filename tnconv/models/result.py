@@ -7,7 +7,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from tnconv.models.capture import unwrapped
+from tnconv.models.modules import unwrapped
 from tnconv.quantities.base import Quantity
 
 R = TypeVar("R")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from tnconv.models.capture import tensors
+from tnconv.models.modules import tensors
 
 
 def per_sample_gradients(

@@ -8,9 +8,10 @@ from weakref import WeakMethod, finalize
 import torch
 from torch import Tensor, nn
 
-from tnconv.models.capture import Call, Inert, Pass, Watch, unwrapped
+from tnconv.models.capture import Call, Inert, Pass, Watch
 from tnconv.models.graph import sources
 from tnconv.models.losses import recognised
+from tnconv.models.modules import unwrapped
 from tnconv.optim.ekfac import Basis, MomentCollector
 from tnconv.optim.inverses import wide
 from tnconv.quantities.kronecker import KFAC

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv.diagrams import TensorNetwork, View
-from tnconv.models.collector import Collector, Term
+from tnconv.models.capture import Pass
+from tnconv.models.collector import Collector
 from tnconv.models.layers import Networks, Operation
 from tnconv.models.programs import values
+from tnconv.models.terms import Term
 from tnconv.models.unfolding import joined
 from tnconv.quantities.base import LOSS_GRADIENT, Statistic, Vectors
 
@@ -63,8 +65,15 @@ class MomentCollector(Collector):
     bases: Mapping[Tensor, Basis] = field(default_factory=dict)
     moments: dict[Tensor, Tensor] = field(default_factory=dict)
 
-    def add(self, parameter: nn.Parameter, term: Term, source: Vectors = LOSS_GRADIENT) -> None:
-        super().add(parameter, term, source)
+    def add(
+        self,
+        parameter: nn.Parameter,
+        term: Term,
+        here: Pass | None = None,
+        source: Vectors = LOSS_GRADIENT,
+        part: int = 0,
+    ) -> None:
+        super().add(parameter, term, here, source, part)
         if parameter in self.bases:
             new = moments(term, self.bases[parameter])
             old = self.moments.get(parameter)

@@ -8,14 +8,16 @@ and says what is made of them at the end. It never sees a layer type, a hook or 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from tnconv.diagrams import Expression
 
+Parts = Literal["sum", "same"]
 R = TypeVar("R", covariant=True)
 Diagram = Callable[..., Expression]
 """From a layer's network, a parameter's name and the number of vectors: see `Statistic`."""
@@ -34,6 +36,16 @@ class Vectors:
             NotImplementedError: a loss for which there are none.
         """
         raise NotImplementedError(f"{type(self).__name__} has no columns")
+
+    def parts(
+        self, loss_fn: Callable[[Any, Any], Tensor], output: Tensor, targets: Any, size: int
+    ) -> Iterator[Tensor]:
+        """The columns, so many at a time; if there are none at all, once nothing.
+
+        Raises:
+            NotImplementedError: a loss for which there are none.
+        """
+        yield from torch.split(self.columns(loss_fn, output, targets), size)
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,10 @@ class Statistic:
     it is None they add up. ``joint`` statistics relate samples to each other: they wait for the
     last micro-batch, and are made of the per-sample gradients of all. ``factored`` ones read x and
     v apart, so that calls of one parameter on several sizes are unfolded, not differentiated.
+
+    ``parts`` says what becomes of the vectors' parts: the "sum" of the statistic for each of them,
+    or the "same" for all, where it does not depend on v. By default it needs all vectors at once,
+    and so many are held after every layer.
     """
 
     diagram: Diagram
@@ -67,6 +83,7 @@ class Statistic:
     samples: int | None = None
     joint: bool = False
     factored: bool = False
+    parts: Parts | None = None
     vectors: Vectors = field(default=LOSS_GRADIENT)
 
 

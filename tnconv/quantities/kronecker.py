@@ -103,12 +103,13 @@ class KFAC(Quantity[KroneckerFactors]):
         return every.get(self.fisher, NoColumns())
 
     def statistics(self) -> Mapping[str, Statistic]:
-        v = self.vectors
-        settings = self.flavour, self.joint, self.per_group
+        v, settings = self.vectors, (self.flavour, self.joint, self.per_group)
         return {
-            "count": Statistic(sample_count, vectors=v),
-            "input": Statistic(_input_factor, settings, factored=True, vectors=v),
-            "grad_output": Statistic(_output_factor, settings[::2], factored=True, vectors=v),
+            "count": Statistic(sample_count, parts="same", vectors=v),
+            "input": Statistic(_input_factor, settings, factored=True, parts="same", vectors=v),
+            "grad_output": Statistic(
+                _output_factor, settings[::2], factored=True, parts="sum", vectors=v
+            ),
         }
 
     def result(self, found: Mapping[str, Tensor], samples: int) -> KroneckerFactors:

@@ -49,8 +49,9 @@ class GGNDiagonal(Quantity[Tensor]):
 
     def statistics(self) -> Mapping[str, Statistic]:
         each, source = self.per_sample_diagonals, columns(self.fisher, self.samples, self.generator)
-        diagonal = Statistic(diagrams.ggn_diagonal, (each,), 0 if each else None, vectors=source)
-        return {"diagonal": diagonal}
+        samples = 0 if each else None
+        found = Statistic(diagrams.ggn_diagonal, (each,), samples, parts="sum", vectors=source)
+        return {"diagonal": found}
 
     def result(self, found: Mapping[str, Tensor], samples: int) -> Tensor:
         return found["diagonal"]

@@ -5,7 +5,7 @@ is ``Σ_{m,n} J[m, n] J[m, n]ᵀ`` of what S becomes in a parameter. The factor 
 is part of S, so that the matrix is the one of the loss that was given, mean or sum.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,13 @@ class ExactColumns(Vectors):
         self, loss_fn: Callable[[Any, Any], Tensor], output: Tensor, targets: Any
     ) -> Tensor:
         return curvature(loss_fn, output, targets).vectors()
+
+    def parts(
+        self, loss_fn: Callable[[Any, Any], Tensor], output: Tensor, targets: Any, size: int
+    ) -> Iterator[Tensor]:
+        found = curvature(loss_fn, output, targets)
+        for at in range(0, max(1, found.columns), size):
+            yield found.vectors(at, min(at + size, found.columns))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,56 @@
+"""Questions to modules: what they wrap, give, and compute with."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def tensors(output: Any) -> tuple[Tensor, ...]:
+    """The float tensors in what a module gives: one, or a sequence or mapping of them."""
+    given = output.values() if isinstance(output, Mapping) else output
+    found = given if isinstance(given, Iterable) and not isinstance(given, Tensor) else (given,)
+    return tuple(t for t in found if isinstance(t, Tensor) and t.is_floating_point())
+
+
+def makes_another(module: nn.Module, name: str) -> bool:
+    """Whether a module computes with what is made of a parameter: ``weight`` of ``weight_orig``.
+
+    Pruning, spectral and weight normalisation by hooks are of that kind.
+    """
+    base = name.rpartition("_")[0]
+    made = bool(base) and base not in module._parameters
+    return made and isinstance(getattr(module, base, None), Tensor)
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Compiled parts of a model run as they were written, as long as the context is open."""
+    with ExitStack() as stack:
+        if any(_is_compiled(module) for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def mixes_samples(module: nn.Module) -> bool:
+    """Whether a module normalises by the batch's own statistics."""
+    own = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+    return bool(own)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module that a compiled or distributed model wraps."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

@@ -1,0 +1,178 @@
+"""What is seen of a model while it runs, forwards and backwards, and what is made of it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from tnconv.models.bare import noticing
+from tnconv.models.capture import Call, Pass, Watch, watching
+from tnconv.models.collector import Collector
+from tnconv.models.evidence import Evidence, expect
+from tnconv.models.fallback import Fallback
+from tnconv.models.propagation import LossFunction, Propagation
+from tnconv.models.result import Result
+from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
+
+
+class Observation:
+    """What was seen of a model since the last result."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        quantities: Sequence[Quantity[Any]],
+        memory_limit: int | None = None,
+    ) -> None:
+        if memory_limit is not None and memory_limit <= 0:
+            raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
+        self.model, self.quantities, self.memory_limit = model, tuple(quantities), memory_limit
+        self.per_sample = any(quantity.per_sample for quantity in quantities)
+        each = [statistic for q in self.quantities for statistic in q.statistics().values()]
+        self.statistics = tuple(dict.fromkeys(each))
+        self._propagation: Propagation | None = None  # that is going on
+        self._reset()
+
+    def _reset(self) -> None:
+        self.collector = Collector(self.statistics, memory_limit=self.memory_limit)
+        self.fallback = Fallback(self.collector)
+        self._evidence = Evidence(lambda: self._propagation is None)
+        self._others = [each for each in self.collector.sources if each != LOSS_GRADIENT]
+        self._seen: dict[Vectors, set[Pass]] = {s: set() for s in (LOSS_GRADIENT, *self._others)}
+
+    @contextmanager
+    def watched(self, ready: Callable[[Pass], None] | None = None) -> Iterator[Watch]:
+        """Hooks on the model for as long as the context is open."""
+        ready = ready or self._returned
+        how = self.model, ready, self._receive, self.per_sample
+        with watching(*how) as self._watch, noticing(self._watch):
+            yield self._watch
+
+    def _returned(self, here: Pass) -> None:
+        """The user's own code goes on with what the model gave."""
+        self.explain(here, here.outputs)
+        self._evidence.follow(self._watch, here)
+
+    def _receive(self, here: Pass, call: Call, grad_output: Tensor) -> None:
+        if self._propagation is not None:
+            self._propagation.receive(here, call, grad_output)
+        else:
+            self._seen[LOSS_GRADIENT].add(here)
+            if LOSS_GRADIENT in self.collector.sources:
+                self.collector.receive(here, call, grad_output)
+
+    def propagate(
+        self, loss_fn: LossFunction, output: Any, targets: Any, factor: float = 1.0
+    ) -> None:
+        """Send what quantities need beside the loss's gradient backwards, in a loop of one's own.
+
+        The loss is ``factor * loss_fn(output, targets)``, with an output of the model since the
+        last result, before ``loss.backward()`` or while the graph is retained; once for every call
+        of the model. Gradients of parameters stay as they are. Without such quantities nothing is
+        done.
+
+        Raises:
+            NotImplementedError: a loss whose second derivative is not known.
+            RuntimeError: a vector that passed a layer unseen, or a second time.
+            TypeError: an output that is no tensor.
+            ValueError: an output of nothing that was observed, or a factor that is not positive.
+        """
+        self.expect_tensor(output)
+        if not self._others:
+            return
+        if not factor > 0:
+            raise ValueError(f"factor is {factor}; expected a positive number")
+        self._propagation = Propagation(self.collector, self._watch.passes, output)
+        try:
+            if not self._propagation.calls and any(here.calls for here in self._watch.passes):
+                raise ValueError(
+                    f"an output of shape {tuple(output.shape)} comes from no layer; expected what "
+                    "the model gave since the last result, before loss.backward()"
+                )
+            self._propagation.run(loss_fn, targets, factor)
+            for source in self._others:
+                self._seen[source].update(self._propagation.calls.values())
+        finally:
+            self._propagation = None
+
+    def explain(self, here: Pass, roots: Sequence[Tensor]) -> None:
+        """Find the parameters that need the fallback in a pass, with a warning for each."""
+        self.fallback.prepare(self._watch, here, roots)
+
+    def expect_tensor(self, output: Any) -> None:
+        """Check what vectors other than the loss's gradient start from, if there are any.
+
+        Raises:
+            TypeError: something else than a tensor.
+        """
+        if self._others and not isinstance(output, Tensor):
+            raise TypeError(f"the output is a {type(output).__name__}; expected a tensor")
+
+    def expect(self, roots: Sequence[Tensor], here: Pass, parameters: Set[nn.Parameter]) -> None:
+        """Check that gradients on the way from roots to some parameters were seen.
+
+        Raises:
+            RuntimeError: one was not.
+        """
+        expect(roots, here, parameters - self.collector.skipped)
+
+    def finish(self) -> None:
+        """Work on all that arrived.
+
+        Raises:
+            RuntimeError: a gradient that passed a layer unseen, or none where one is needed.
+        """
+        for here in self._watch.passes:
+            self.expect(self._evidence.roots(here), here, self._evidence.parameters)
+        self._expect_all_vectors()
+        self.collector.settle(LOSS_GRADIENT)
+        self.fallback.finish(self._watch)
+        self.collector.finish()
+
+    def _expect_all_vectors(self) -> None:
+        """Check that every pass that counts brought what each quantity needs.
+
+        Raises:
+            RuntimeError: one did not.
+        """
+        passes = set[Pass]().union(*self._seen.values())
+        words: dict[Vectors, str] = {LOSS_GRADIENT: "loss.backward()"}
+        for quantity in self.quantities:
+            for source in {each.vectors for each in quantity.statistics().values()}:
+                if missing := passes - self._seen[source]:
+                    what = words.get(source, "observation.propagate(loss_fn, output, targets)")
+                    raise RuntimeError(
+                        f"{type(quantity).__name__} needs {what} after every call of the model; "
+                        f"it was missing for {len(missing)} of {len(passes)}"
+                    )
+
+    def result(self, loss: Tensor | None = None) -> Result:
+        """The quantities of all micro-batches since the last result."""
+        self.finish()
+        samples = sum(here.samples for here in self.collector.passes)
+        named = dict(self._watch.model.named_parameters())
+        found = {
+            name: self.collector.totals(p) for name, p in named.items() if p in self.collector.found
+        }
+        values = {
+            quantity: {
+                name: quantity.result(chosen, samples)
+                for name, total in found.items()
+                if (chosen := _chosen(quantity, total)) is not None
+            }
+            for quantity in self.quantities
+        }
+        self._watch.forget()
+        self._reset()
+        return Result(values, samples, loss)
+
+
+def _chosen(
+    quantity: Quantity[Any], totals: Mapping[Statistic, Tensor]
+) -> Mapping[str, Tensor] | None:
+    """A quantity's own statistics, if a parameter has them all."""
+    named = quantity.statistics()
+    if not totals.keys() >= {*named.values()}:
+        return None
+    return {name: totals[each] for name, each in named.items()}

@@ -1,0 +1,122 @@
+"""What statistics are made of: calls of layers, and what arrived after them, as operations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from tnconv.diagrams import per_sample_gradients
+from tnconv.models import samplewise
+from tnconv.models.capture import Call
+from tnconv.models.layers import Operation, describe, explicit, repeated
+from tnconv.models.programs import values
+from tnconv.models.unfolding import joined
+from tnconv.quantities.base import Statistic
+
+EACH = Statistic(per_sample_gradients, samples=0)
+
+
+@dataclass(eq=False)
+class Arrival:
+    """The gradient, or several vectors, after one call of a layer."""
+
+    call: Call
+    grad_output: Tensor  # (n, *o) or (m, n, *o)
+    vectors: int | None = None
+
+    @cached_property
+    def described(self) -> tuple[Operation, Tensor]:
+        """The call's operation and its operand x."""
+        return describe(self.call.module, self.call.x, self.call.output_shape)
+
+    def term(
+        self, operand: str, parameter: nn.Parameter, samples: int, dtype: torch.dtype
+    ) -> "Term":
+        """The call as an operation on operands in a dtype."""
+        if not self.call.described:
+            return self._explicit(operand, parameter, samples)
+        operation, x = self.described
+        shape = operation.networks[operand].shape
+        v = self.grad_output.reshape(*self._lead, *shape).to(dtype)
+        return Term(operation, operand, x.to(dtype), v, self.vectors)
+
+    def _explicit(self, operand: str, parameter: nn.Parameter, samples: int) -> "Term":
+        call, own = self.call, {operand: parameter}
+        found = samplewise.per_sample_gradients(
+            call.module, call.args, call.kwargs, [self.grad_output], own, samples
+        )
+        return Term.known(found[operand])
+
+    @property
+    def _lead(self) -> tuple[int, ...]:
+        return () if self.vectors is None else (self.vectors,)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One operation and its operands: what statistics are made of."""
+
+    operation: Operation
+    operand: str
+    x: Tensor  # (n, ...), or (t, n, ...) for several calls
+    v: Tensor | None  # (n, *o) or (m, n, *o), with t before n
+    vectors: int | None = None
+
+    @classmethod
+    def known(cls, gradients: Tensor, vectors: int | None = None) -> "Term":
+        """Gradients ``(n, *parameter)`` or ``(m, n, *parameter)`` as an operation of their own."""
+        samples, *shape = gradients.shape if vectors is None else gradients.shape[1:]
+        operation = Operation(explicit, (vectors, samples, tuple(shape)))
+        return cls(operation, "parameter", gradients, None, vectors)
+
+    @classmethod
+    def of(cls, terms: Sequence["Term"], factored: bool = False) -> "Term":
+        """Several calls as one operation: repeated, or if they differ from explicit gradients.
+
+        For statistics that are ``factored``, calls that differ are unfolded, if that is possible.
+        """
+        first, *others = terms
+        if not others:
+            return first
+        if any(other.operation != first.operation or other.v is None for other in others):
+            if factored and (found := cls._unfolded(terms)) is not None:
+                return found
+            each = torch.stack([term.gradients for term in terms])
+            return cls.known(each.sum(0), first.vectors)
+        settings = (len(terms), first.operation.recipe, *first.operation.arguments)
+        x = torch.stack([term.x for term in terms])
+        given = [term.v for term in terms if term.v is not None]
+        v = torch.stack(given, 0 if first.vectors is None else 1) if given else None
+        return cls(Operation(repeated, settings), first.operand, x, v, first.vectors)
+
+    @classmethod
+    def _unfolded(cls, terms: Sequence["Term"]) -> "Term | None":
+        operand, vectors = terms[0].operand, terms[0].vectors
+        given = [(term.x, term.v) for term in terms if term.v is not None]
+        if len(given) < len(terms) or any(term.operand != operand for term in terms):
+            return None
+        found = joined([term.operation for term in terms], operand, given, vectors)
+        return None if found is None else cls(found[0], operand, *found[1:], vectors)
+
+    @classmethod
+    def joined(cls, terms: Sequence["Term"]) -> "Term":
+        """Passes of one parameter as one, from explicit gradients if there are several."""
+        if len(terms) == 1:
+            return terms[0]
+        vectors = terms[0].vectors
+        samples = 0 if vectors is None else 1
+        return cls.known(torch.cat([term.gradients for term in terms], samples), vectors)
+
+    @property
+    def gradients(self) -> Tensor:
+        """``J[m, n, θ]``, all of it."""
+        return self.values([EACH])[0]
+
+    def values(
+        self, statistics: Sequence[Statistic], memory_limit: int | None = None
+    ) -> list[Tensor]:
+        operands = {"x": self.x} | ({} if self.v is None else {"grad_output": self.v})
+        how = self.operation, self.operand, operands, self.vectors, memory_limit
+        return values(statistics, *how)
