@@ -1,4 +1,5 @@
 # make demo: train a small network and see what the compiler did.   make test: everything is right.
+# make bench: the quick table.   make results: all committed results of layers, hours; goes on.
 # Each creates .venv with what it needs. Another torch build: make test TORCH_INDEX=<its index URL>
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_ARGS ?= -n 2
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench results
 demo: $(VENV)/.demo
 	$(BIN)/python -m tnconv demo
 
@@ -19,8 +20,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.peers
+bench: $(VENV)/.peers $(VENV)/.demo
 	$(BIN)/python -m benchmarks.layers --quick
+
+results: $(VENV)/.peers $(VENV)/.demo $(VENV)/.plots
+	$(BIN)/python -m benchmarks.all
 
 # torch comes first and alone: later packages then keep the build that is there.
 $(VENV)/.torch: constraints.txt

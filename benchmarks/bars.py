@@ -96,11 +96,15 @@ BARS = (
 
 
 def lines(found: Sequence[Row]) -> Iterator[str]:
-    """A table in Markdown: one line for each bar of which there are rows."""
-    yield "| bar | against | layers | asked | geometric mean | asked | worst | at |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
-    for bar in BARS:
-        some = [(ratio, row.shapes) for row in found if (ratio := bar.ratio(row)) is not None]
+    """A table in Markdown: one line for each bar of which there are rows; nothing without any."""
+    rows = {
+        bar: [(ratio, row.shapes) for row in found if (ratio := bar.ratio(row)) is not None]
+        for bar in BARS
+    }
+    if any(rows.values()):
+        yield "| bar | against | layers | asked | geometric mean | asked | worst | at |"
+        yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    for bar, some in rows.items():
         if not some:
             continue
         mean = geometric_mean(ratio for ratio, _ in some)

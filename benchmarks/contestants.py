@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tnconv
+from benchmarks import further
 from benchmarks.cases import Layer
 from benchmarks.per_sample import PER_SAMPLE, TooLargeError, squared_norms, unfolded_input
 from tnconv import diagrams, functional
@@ -221,6 +222,11 @@ Contestants = Mapping[str, Callable[[str, Case], Call]]
 
 def contestants(operation: str) -> Contestants:
     """Who takes part in an operation, torch's way among them."""
+    if operation in further.WAYS:
+        return {
+            "tnconv": lambda operation, case: further.WAYS[operation](case).ours,
+            "torch": lambda operation, case: further.WAYS[operation](case).torch,
+        }
     found: dict[str, Callable[[str, Case], Call]] = {"tnconv": _tnconv, "torch": _torch}
     if operation in PER_SAMPLE_OPERATIONS:
         return found | {name: partial(_per_sample, name) for name in PER_SAMPLE if name != "loop"}

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 import tnconv
-from benchmarks import cases, contestants, measure
+from benchmarks import cases, contestants, further, measure
 from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE, TUNED, Case, TooLargeError
 
 OURS, OURS_TUNED, AGAIN = "tnconv", "tnconv tuned", " again"
+Makers = dict[str, Callable[[], Callable[[], Tensor]]]
 CASES: dict[str, Callable[[], tuple[cases.Layer, ...]]] = {
     "all": lambda: cases.layers() + cases.own(),
     "cnn": lambda: cases.layers(),
@@ -73,39 +74,49 @@ def layer_of(row: Row) -> cases.Layer | None:
     return _layers().get(row.layer)
 
 
+def _described(operation: str, case: Case) -> Row:
+    """The row before anything is measured; plans are told of the main operations only."""
+    layer = case.layer
+    result = Row(
+        *(operation, layer.name, layer.kind, layer.describe(), len(layer.layers), len(case.x)),
+        *("", "", 0.0, 0.0),
+    )
+    if operation in OPERATIONS:
+        started = time.process_time()
+        program = tnconv.compile(contestants.network(operation, case))
+        result.compiling = time.process_time() - started
+        code = "; ".join(step.code for step in program.steps)
+        calls = re.findall(r"F\.\w+|aten\.\w+|torch\.\w+(?=\()|@|permute|unfold", code)
+        best, *_ = program.terms[0]
+        result.plan, result.work, result.predicted = best.label, " ".join(calls), best.seconds
+    return result
+
+
+def _other_plans(operation: str, case: Case, count: int) -> Makers:
+    program = tnconv.compile(contestants.network(operation, case))
+    operands = {name: getattr(case, name) for name in program.operands}
+    (best, *rest), *_ = program.terms
+    return {
+        f"{plan.label} (predicted {plan.seconds * 1e3:.3g} ms)": partial(
+            partial, replace(program, terms=((plan, best),)), **operands
+        )
+        for plan in rest[:count]
+    }
+
+
 def row(operation: str, case: Case, options: argparse.Namespace) -> Row:
     """Check every contestant against torch's result, then time those that agree."""
-    layer, device = case.layer, options.device
-    started = time.process_time()
-    program = tnconv.compile(contestants.network(operation, case))
-    compiling = time.process_time() - started
-    code = "; ".join(step.code for step in program.steps)
-    (best, *others), *_ = program.terms
-    result = Row(
-        operation,
-        layer.name,
-        layer.kind,
-        layer.describe(),
-        len(layer.layers),
-        len(case.x),
-        best.label,
-        " ".join(re.findall(r"F\.\w+|aten\.\w+|torch\.\w+(?=\()|@|permute|unfold", code)),
-        best.seconds,
-        compiling,
-    )
-    makers: dict[str, Callable[[], Callable[[], Tensor]]] = {
+    result, device = _described(operation, case), options.device
+    makers: Makers = {
         name: partial(make, operation, case)
         for name, make in contestants.contestants(operation).items()
     }
-    if operation in TUNED or options.tune:
+    if operation in TUNED or (options.tune and operation in OPERATIONS):
         makers[OURS_TUNED] = partial(contestants.tuned, operation, case)
     if options.self_check:
         makers |= {f"{name}{AGAIN}": makers[name] for name in (OURS, "torch")}
-    for plan in others[: options.plans]:
-        other = replace(program, terms=((plan, best),))
-        operands = {name: getattr(case, name) for name in program.operands}
-        label = f"{plan.label} (predicted {plan.seconds * 1e3:.3g} ms)"
-        makers[label] = partial(partial, other, **operands)
+    if options.plans and operation in OPERATIONS:
+        makers |= _other_plans(operation, case, options.plans)
     calls = _agreeing(makers, result.not_timed)
     if options.memory:
         result.memory = {name: measure.peak_memory(call, device) for name, call in calls.items()}
@@ -117,13 +128,15 @@ def row(operation: str, case: Case, options: argparse.Namespace) -> Row:
     return result
 
 
-def _agreeing(
-    makers: dict[str, Callable[[], Callable[[], Tensor]]], not_timed: dict[str, str]
-) -> dict[str, Callable[[], Tensor]]:
+def _agreeing(makers: Makers, not_timed: dict[str, str]) -> dict[str, Callable[[], Tensor]]:
     """The calls whose results equal torch's; why the others are left out goes to ``not_timed``."""
     calls: dict[str, Callable[[], Tensor]] = {}
-    torch_call = makers["torch"]()
-    expected = torch_call()
+    try:
+        torch_call = makers["torch"]()
+        expected = torch_call()
+    except (TooLargeError, NotImplementedError) as reason:
+        not_timed.update({name: f"not run: {reason}" for name in makers})
+        return calls
     for name, make in makers.items():
         if name == "torch":
             calls[name] = torch_call
@@ -148,7 +161,7 @@ def rows(options: argparse.Namespace, done: Collection[tuple[str, str]] = ()) ->
     chosen = cases.quick() if options.quick else CASES[options.cases]()
     for layer in chosen:
         if options.network in (None, layer.network):
-            wanted = options.operation or OPERATIONS
+            wanted = options.operation or (further.WAYS if options.further else OPERATIONS)
             left = [operation for operation in wanted if (operation, layer.name) not in done]
             case = contestants.case(layer, options.batch, options.device) if left else None
             for operation in left:
@@ -241,7 +254,14 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m benchmarks.layers", description=__doc__)
     result.add_argument("--quick", action="store_true", help="one layer per network and kind")
     result.add_argument("--cases", choices=CASES, default="all", help="CNNs', our own, or all")
-    result.add_argument("--operation", action="append", choices=OPERATIONS, help="repeatable")
+    result.add_argument(
+        "--operation", action="append", choices=[*OPERATIONS, *further.WAYS], help="repeatable"
+    )
+    result.add_argument(
+        "--further",
+        action="store_true",
+        help="all other operations against torch's obvious ways, on two-dimensional layers",
+    )
     networks = dict.fromkeys(h.network for h in CASES["all"]())
     result.add_argument("--network", choices=networks)
     result.add_argument("--device", default="cpu")

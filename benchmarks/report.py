@@ -45,16 +45,23 @@ def plot(found: Sequence[Row], file: Path) -> None:
     from matplotlib.figure import Figure
 
     operations = list(dict.fromkeys(row.operation for row in found))
-    figure = Figure(figsize=(4 * len(operations), 3.5), layout="constrained")
-    axes = figure.subplots(1, len(operations), sharey=True, squeeze=False)[0]
-    for axis, operation in zip(axes, operations, strict=True):
+    columns = min(len(operations), 7)
+    lines = -(-len(operations) // columns)
+    figure = Figure(figsize=(4 * columns, 3.5 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    for axis in axes.flat[len(operations) :]:
+        axis.remove()
+    for axis, operation in zip(axes.flat, operations, strict=False):
         for name in (peer for where, peer in peers(found) if where == operation):
             ratios = [row.ratio(name) for row in found if row.operation == operation]
-            axis.plot(sorted(ratio for ratio in ratios if ratio is not None), label=name)
+            given = sorted(ratio for ratio in ratios if ratio is not None)
+            axis.plot(given, label=name, marker=".", markersize=3)
         axis.axhline(1, color="black", linewidth=0.5)
         axis.set(title=operation, xlabel="layers, sorted", yscale="log")
-        axis.legend(fontsize=7)
-    axes[0].set_ylabel("time / time of tnconv")
+        if axis.lines[1:]:
+            axis.legend(fontsize=7)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("time / time of tnconv")
     figure.savefig(file)
 
 
@@ -72,7 +79,9 @@ def main(arguments: Sequence[str]) -> None:
         else:
             found = rows(file)
             text += ["Above 1, tnconv is faster; of memory, below 1 it needs less.", ""]
-            text += [*bars.lines(found), "", "## Ratios", "", table(found)]
+            asked = list(bars.lines(found))
+            text += [*asked, "", "## Ratios", ""] if asked else []
+            text.append(table(found))
             plot(found, picture)
         file.with_suffix(".md").write_text("\n".join(text) + "\n")
 

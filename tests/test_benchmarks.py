@@ -6,9 +6,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from benchmarks import bars, cases, contestants, layers, measure, overhead, report
+from benchmarks import all as everything
+from benchmarks import bars, cases, contestants, further, layers, measure, overhead, report
 from benchmarks.cases import Layer
 from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE
+from tnconv import functional
 from tnconv.codegen.cache import cache_info
 
 TINY = {
@@ -98,6 +100,27 @@ def test_torch_agrees_with_the_definition(kind, operation):
     assert contestants.error(result, expected) <= TOLERANCE
 
 
+@pytest.mark.parametrize("operation", further.WAYS)
+@pytest.mark.parametrize("kind", TINY)
+def test_further_operations_agree_with_torch(kind, operation):
+    case = contestants.case(TINY[kind], batch=4)
+    if operation == "sampled_input_vjp" and case.layer.groups > 1:
+        pytest.skip("torch has no such part of its kernels")
+    pair = further.WAYS[operation](case)
+    assert contestants.error(pair.ours(), pair.torch()) <= TOLERANCE
+
+
+def test_further_operations_are_all_others():
+    names = {operation.partition(",")[0] for operation in further.WAYS}
+    main = {"forward" if name == "conv" else name for name in functional.__all__} & {*OPERATIONS}
+    assert names | main >= {*functional.__all__} - {"conv"}
+    operation = "input_jacobian"
+    layer = next(layer for layer in cases.layers() if layer.network == "alexnet")
+    options = layers.parser().parse_args(["--seconds", "0"])
+    row = layers.row(operation, contestants.case(layer, 1), options)
+    assert not row.median and "entries" in row.not_timed["torch"]
+
+
 def test_tuned_programs_agree(tmp_path, monkeypatch):
     monkeypatch.setenv("TNCONV_CACHE_DIR", str(tmp_path))
     case = contestants.case(TINY["general"], batch=2)
@@ -176,6 +199,13 @@ def test_overhead_has_a_row_for_every_operation(tmp_path):
     text = file.with_suffix(".md").read_text().splitlines()
     for operation in OPERATIONS:
         assert sum(line.startswith(f"| {operation} |") for line in text) == 2
+
+
+@pytest.mark.parametrize("name", [*everything.RUNS, *everything.ON_GPU])
+def test_all_results_have_commands_that_parse(name):
+    (_, _, module, *arguments), render = everything.commands(name)
+    own = {everything.LAYERS: layers, everything.OVERHEAD: overhead}[module]
+    assert own.parser().parse_args(arguments).json.name == render[-1].rpartition("/")[-1]
 
 
 def test_the_table_of_simplification_has_a_row_for_every_layer():
