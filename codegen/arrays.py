@@ -44,17 +44,18 @@ class Array:
         return length
 
     @property
-    def innermost(self) -> tuple[int, int]:
-        """The length of the innermost loop of a copy of this array, and its step in memory."""
-        length, step = 1, 1
+    def innermost(self) -> tuple[int, int, int]:
+        """The two inner loops of a copy of this array: entries of a row, their step, and rows."""
+        loops: list[tuple[int, int]] = []
         for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if size != 1:
-                if length == 1:
-                    step = stride
-                elif stride != length * step:
-                    break
-                length *= size
-        return length, step
+                length, step = loops[-1] if loops else (1, stride)
+                if stride == length * step:
+                    loops[-1:] = [(length * size, step)]
+                else:
+                    loops.append((size, stride))
+        (row, step), (rows, _) = (*loops, (1, 1), (1, 1))[:2]
+        return row, step, rows
 
     def permute(self, dims: Sequence[int]) -> "Array":
         if list(dims) == list(range(len(self.shape))):
@@ -229,8 +230,9 @@ class Writer:
         flat = [side for pair in reversed(around) for side in pair]
         while flat[-2:] == [0, 0]:
             flat = flat[:-2]
-        row, step = array.innermost
-        kernel = cost.copy(prod(shape), min(row, array.shape[-1] if array.shape else 1), step)
+        row, step, rows = array.innermost
+        row = min(row, array.shape[-1] if array.shape else 1)
+        kernel = cost.copy(prod(shape), row, step, rows)
         return self.run(f"F.pad({array.code}, ({_items(flat)}))", shape, kernel, "zero padding")
 
     def sum(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
@@ -243,7 +245,7 @@ class Writer:
         if len(dims) > 1 and min(array.strides[dim] for dim in dims) > 1:
             return self._sum_outermost(array, dims)
         shape = [size for dim, size in enumerate(array.shape) if dim not in dims]
-        row, step = array.innermost
+        row, step, _ = array.innermost
         trailing = (
             size
             for dim, size in enumerate(array.shape)

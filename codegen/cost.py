@@ -20,8 +20,8 @@ class Coefficients:
 
     launch: float = 4e-6  # seconds per call
     primitive: float = 4e-5  # seconds per call of a native convolution that is no matrix product
+    turn: float = 2e-5  # seconds per turn of a loop
     gemm: float = 1.05e11  # flop/s of a large matrix product
-    skinny: float = 2.2e9  # entries/s of a product with few rows or columns
     convolution: float = 1.5e11  # flop/s with many channels, also of the input gradient
     weight_gradient: float = 1.2e11
     grouped: float = 2.5e10  # at least, however few channels a group has
@@ -30,7 +30,9 @@ class Coefficients:
     large_depthwise_weight_gradient: float = 2e9  # of more than 3x3 taps
     bandwidth: float = 3e10  # bytes/s, read plus written
     fresh: float = 6e9  # bytes/s into newly mapped pages, which large results need
-    loop: float = 7e-9  # seconds per innermost loop of a copy, or row of a sum
+    total: float = 7e-9  # seconds per row of a sum
+    row: float = 1.5e-9  # seconds per row of a copy: its innermost loop
+    loop: float = 2.5e-8  # seconds per loop over rows of a copy
     near: float = 3e-10  # seconds per entry that a copy reads in small steps ...
     far: float = 7e-10  # ... and in steps beyond a cache line
     weight_entry: float = 2e-9  # seconds per entry that a weight gradient writes
@@ -81,16 +83,12 @@ class Kernel:
 
 
 def matmul(batch: int, m: int, n: int, k: int) -> Kernel:
-    """``(batch, m, k) @ (batch, k, n)``: full speed needs all three sizes.
-
-    With few rows or columns the other operand is read at a fixed rate, whatever their number.
-    """
+    """``(batch, m, k) @ (batch, k, n)``: full speed needs all three sizes."""
     flops = 2 * batch * m * n * k
     speed = now().gemm * _saturation(m, 16) * _saturation(n, 16) * _saturation(k, 12)
     entries = batch * (m * k + k * n + m * n)
     moved, written = ITEM * entries, ITEM * batch * m * n
-    skinny = entries / now().skinny if min(m, n) < 16 else 0.0
-    seconds = now().launch + max(flops / speed, moved / now().bandwidth, skinny)
+    seconds = now().launch + max(flops / speed, moved / now().bandwidth)
     seconds += _fresh(written) + batch * 3e-8
     return Kernel("matmul", flops, moved, seconds)
 
@@ -141,10 +139,12 @@ def convolution(
     return Kernel(kind, flops, ITEM * moved, seconds)
 
 
-def copy(entries: int, row: int, step: int = 1, read: int | None = None) -> Kernel:
-    """Write ``entries``, gathered by loops over ``row`` of them that are ``step`` apart."""
+def copy(
+    entries: int, row: int, step: int = 1, rows: int | None = None, read: int | None = None
+) -> Kernel:
+    """Write ``entries``, gathered by `gathering` from as many, or ``read``."""
     moved = ITEM * (entries + (entries if read is None else read))
-    seconds = _moving(moved) + gathering(entries, row, step) + _fresh(ITEM * entries)
+    seconds = _moving(moved) + gathering(entries, row, step, rows) + _fresh(ITEM * entries)
     return Kernel("copy", 0, moved, seconds)
 
 
@@ -158,17 +158,27 @@ def elementwise(entries: int, read: int) -> Kernel:
 def reduction(read: int, written: int, row: int, step: int = 1) -> Kernel:
     """A sum; short rows cost a start each."""
     moved = ITEM * (read + written)
-    return Kernel("sum", read, moved, _moving(moved) + gathering(read, row, step))
+    seconds = _moving(moved) + read * (_stepping(step) + now().total / max(1, row))
+    return Kernel("sum", read, moved, seconds)
 
 
 def _moving(moved: int) -> float:
     return now().launch + moved / now().bandwidth
 
 
-def gathering(entries: int, row: int, step: int) -> float:
-    """What loops over ``row`` entries take longer than one loop over all."""
-    each = 0.0 if step <= 1 else now().near if step * ITEM < LINE else now().far
-    return entries * (each + now().loop / max(1, row))
+def gathering(entries: int, row: int, step: int, rows: int | None = None) -> float:
+    """What loops over ``rows`` of ``row`` entries each, ``step`` apart, take longer than one loop.
+
+    Without ``rows`` they are one loop.
+    """
+    row = max(1, row)
+    loops = 0.0 if rows is None else entries / (row * max(1, rows))
+    return entries * (_stepping(step) + now().row / row) + now().loop * loops
+
+
+def _stepping(step: int) -> float:
+    """Seconds per entry that is read in steps."""
+    return 0.0 if step <= 1 else now().near if step * ITEM < LINE else now().far
 
 
 def _saturation(size: int, half: int) -> float:

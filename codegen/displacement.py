@@ -301,8 +301,8 @@ def _table(
 def _stack(writer: Writer, parts: Sequence[Array], dim: int, comment: str) -> tuple[Writer, Array]:
     like = parts[0]
     shape = (*like.shape[:dim], len(parts), *like.shape[dim:])
-    row, step = min(part.innermost for part in parts)
-    kernel = cost.copy(prod(shape), min(row, prod(like.shape[dim:])), step)
+    row, step, rows = min(part.innermost for part in parts)
+    kernel = cost.copy(prod(shape), min(row, prod(like.shape[dim:])), step, rows)
     code = f"torch.stack([{', '.join(part.code for part in parts)}], {dim})"
     return writer.run(code, shape, kernel, comment)
 

@@ -153,7 +153,7 @@ def _kernel(
     steps: tuple[Step, ...], output: Array, count: int, entries: int, joined: bool
 ) -> cost.Kernel:
     """The price of all turns, and of joining or adding what they give."""
-    seconds = sum(step.kernel.seconds for step in steps)
+    seconds = cost.now().turn + sum(step.kernel.seconds for step in steps)
     end = cost.copy(count * entries, entries) if joined else cost.elementwise(entries, 2 * entries)
     origin = [prod(step.shape) for step in steps if step.name in words(output.code)]
     kept = count * max([entries, *origin]) if joined else 0  # a part keeps what it is a view of

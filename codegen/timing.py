@@ -8,6 +8,7 @@ from statistics import median
 from typing import TypeVar
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
 
 Call = Callable[[], object]
 T = TypeVar("T")
@@ -17,9 +18,21 @@ BEHIND = 1.5  # a call that takes so many times as long as the best is dropped e
 
 
 def aside(work: Callable[[], T]) -> T:
-    """Run in a thread of its own, where no autograd, autocast, transform or fake tensors apply."""
+    """Run where no autograd, autocast, transform or fake tensors apply.
+
+    If one does here, then in a thread of its own, whose memory is another pool.
+    """
+    if _undisturbed():
+        return _plainly(work)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(_plainly, work).result()
+
+
+def _undisturbed() -> bool:
+    probe = torch.empty(())
+    casts = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+    plain = type(probe) is torch.Tensor and probe.device.type == "cpu"
+    return plain and not casts and peek_interpreter_stack() is None
 
 
 def _plainly(work: Callable[[], T]) -> T:

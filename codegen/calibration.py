@@ -1,0 +1,149 @@
+"""Calibration: the coefficients of a device, from the times of a few calls that each dominates."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, replace
+from functools import lru_cache
+from math import prod, sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tnconv.codegen import cost, store, timing
+from tnconv.codegen.cost import SHIPPED, Coefficients, Kernel
+from tnconv.codegen.store import Json
+
+KIND = "coefficients"
+BUDGET = 0.03  # seconds per call
+MOST = 1e3  # a coefficient is at most so many times larger or smaller than on a CPU
+Random = Callable[..., Tensor]
+Price = Callable[[], Kernel]
+Probe = tuple[str, Callable[[Random], timing.Call], Price]
+
+
+def native(
+    name: str, kind: str, channels: int, taps: int, groups: int = 1, size: int = 28
+) -> Probe:
+    """A native kernel on 8 square images: the coefficient, the call, and its price."""
+    x, w = (8, channels, size, size), (channels, channels // groups, taps, taps)
+    entries, each = prod(x), channels // groups
+    new = prod(w) if kind == "weight gradient" else entries
+    mask = [kind == "input gradient", kind == "weight gradient", False]
+
+    def call(random: Random) -> timing.Call:
+        image, weight, given = random(x), random(w), random(x)
+        if kind == "convolution":
+            return lambda: F.conv2d(image, weight, padding=taps // 2, groups=groups)
+        settings = [1, 1], [taps // 2] * 2, [1, 1], False, [0, 0], groups, mask
+        return lambda: torch.ops.aten.convolution_backward(given, image, weight, None, *settings)
+
+    def price() -> Kernel:
+        moved = 2 * entries + prod(w)
+        flops = 2 * entries * each * taps**2
+        kernel = cost.convolution(kind, flops, (each, each), groups, taps**2, moved, new)
+        return replace(kernel, seconds=kernel.seconds + cost.now().primitive)
+
+    return name, call, price
+
+
+PROBES: tuple[Probe, ...] = (
+    ("launch", lambda r: (lambda x: lambda: x * x)(r(8)), lambda: cost.elementwise(8, 16)),
+    ("bandwidth", lambda r: r(2**22).clone, lambda: cost.copy(2**22, 2**22)),
+    ("near", lambda r: r(2048, 1024)[:, ::2].contiguous, lambda: cost.copy(2**20, 512, 2)),
+    ("far", lambda r: r(1000, 999).mT.contiguous, lambda: cost.copy(999_000, 1000, 999)),
+    ("row", lambda r: r(2**18, 8)[:, :3].contiguous, lambda: cost.copy(3 * 2**18, 3)),
+    (
+        "loop",
+        lambda r: r(2**9, 2**8, 8, 8)[..., :3, :3].permute(1, 0, 2, 3).contiguous,
+        lambda: cost.copy(9 * 2**17, 3, 1, 3),
+    ),
+    (
+        "total",
+        lambda r: (lambda x: lambda: x.sum(1))(r(2**17, 5)),
+        lambda: cost.reduction(5 * 2**17, 2**17, 5),
+    ),
+    (
+        "gemm",
+        lambda r: (lambda x: lambda: x @ x)(r(768, 768)),
+        lambda: cost.matmul(1, 768, 768, 768),
+    ),
+    native("primitive", "convolution", 8, 3, 1, 6),
+    native("convolution", "convolution", 64, 3),
+    native("weight_gradient", "weight gradient", 64, 3),
+    native("pointwise_input_gradient", "input gradient", 256, 1),
+    native("depthwise_entry", "convolution", 128, 3, 128),
+    native("depthwise", "convolution", 128, 7, 128),
+    native("large_depthwise_weight_gradient", "weight gradient", 32, 7, 32),
+)
+
+
+def calibrate(device: torch.device | str = "cpu") -> Coefficients:
+    """Measure a device, for about a second; its coefficients are stored and used from then on.
+
+    Programs that were compiled before stay as they are.
+    """
+    device = torch.device(device)
+    found = timing.aside(lambda: measured(device))
+    values: dict[str, Json] = asdict(found)
+    store.save(KIND, store.circumstances(device), values)
+    _known.cache_clear()
+    return found
+
+
+def measured(device: torch.device) -> Coefficients:
+    """The coefficients with which each probe's price is its time, one after the other."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    found = SHIPPED
+    if device.type != "cpu":  # allocators of accelerators keep their memory
+        found = replace(found, fresh=1e15)
+    for name, call, price in PROBES:
+        (seconds,) = timing.seconds_of([call(random)], device, BUDGET)
+        found = _fitted(found, name, price, seconds)
+    return replace(found, turn=SHIPPED.turn * found.launch / SHIPPED.launch)
+
+
+def _fitted(found: Coefficients, name: str, price: Price, seconds: float) -> Coefficients:
+    """With the coefficient for which the price is that many seconds, by bisection."""
+
+    def priced(value: float) -> float:
+        with cost.using(replace(found, **{name: value})):
+            return price().seconds
+
+    low, high = getattr(SHIPPED, name) / MOST, getattr(SHIPPED, name) * MOST
+    grows = priced(high) > priced(low)
+    for _ in range(60):
+        middle = sqrt(low * high)
+        if (priced(middle) < seconds) == grows:
+            low = middle
+        else:
+            high = middle
+    return replace(found, **{name: sqrt(low * high)})
+
+
+def coefficients(device: torch.device) -> Coefficients:
+    """What is known of a device: stored, shipped for CPUs, and else measured now."""
+    return _known(device, torch.get_num_threads())
+
+
+@lru_cache
+def _known(device: torch.device, threads: int) -> Coefficients:
+    key = store.circumstances(device)
+    if device.type == "meta":
+        return SHIPPED
+    if (value := store.load(KIND, key)) is not None:
+        if (found := _valid(value)) is not None:
+            return found
+        store.ignored(KIND, key)
+    return SHIPPED if device.type == "cpu" else calibrate(device)
+
+
+def _valid(value: Json) -> Coefficients | None:
+    names = {field.name for field in fields(Coefficients)}
+    if not isinstance(value, Mapping) or value.keys() != names:
+        return None
+    numbers = {name: each for name, each in value.items() if isinstance(each, float) and each > 0}
+    return Coefficients(**numbers) if len(numbers) == len(names) else None
