@@ -135,6 +135,9 @@ class Program(Generic[Result]):
 
     def run(self, *given: Array) -> Result:
         """As calling, with the operands by position, in the order of `operands`."""
+        if len(given) != len(self._expected):
+            names = ", ".join(self.operands) or "none"
+            raise ValueError(f"got {len(given)} operands; expected {len(self._expected)}: {names}")
         if not given:
             return self.function()
         first = given[self._first]
