@@ -107,10 +107,10 @@ def compile(
     with cost.using(cost.SHIPPED, dtype.itemsize):
         program = _planned(networks if not one else networks[0], options)
         if memory_limit is not None and program.peak_memory(dtype) > memory_limit:
-            return _in_turn(program, options, memory_limit)
-        if tune:
-            return tuned(program, torch.device(device), dtype, _named(options), memory_limit)
-    return program
+            program = _in_turn(program, options, memory_limit)
+        elif tune:
+            program = tuned(program, torch.device(device), dtype, _named(options), memory_limit)
+    return program.prepared()
 
 
 def _named(options: Options) -> dict[str, Json]:

@@ -24,6 +24,8 @@ KEPT = '''KEPT = {}
 
 def kept(constants, like):
     """What constants(like) makes, once for each dtype and device; anew where torch is traced."""
+    if torch.compiler.is_compiling():
+        return constants(like)
     key = constants, like.dtype, like.device
     probe = torch.empty(())
     if type(probe) is not torch.Tensor or probe.is_inference():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 import torch
 from torch import Tensor as Array
@@ -105,6 +105,11 @@ class Program(Generic[Result]):
         exec(compile(self.source, file, "exec"), namespace)
         return namespace["contraction"]
 
+    def prepared(self) -> Self:
+        """This program, with what the first call would make: ``torch.compile`` can trace it."""
+        _ = self.function, self._expected, self._first, self.operands
+        return self
+
     def save(self, path: str | Path) -> Path:
         """Write the source as a module, for use without this library.
 
@@ -135,6 +140,9 @@ class Program(Generic[Result]):
 
     def run(self, *given: Array) -> Result:
         """As calling, with the operands by position, in the order of `operands`."""
+        if len(given) != len(self._expected):
+            names = ", ".join(self.operands) or "none"
+            raise ValueError(f"got {len(given)} operands; expected {len(self._expected)}: {names}")
         if not given:
             return self.function()
         first = given[self._first]
@@ -185,13 +193,17 @@ class Program(Generic[Result]):
 
     def __reduce__(self) -> tuple[object, ...]:
         fields = self.network, self.terms, self.firings, self.chunks, self.spare_memory
-        return Program, fields
+        return _restored, fields
 
     def explain(self) -> str:
         """What was compiled and how: networks, rules, plans, steps with costs, alternatives."""
         from tnconv.codegen.explanation import explain
 
         return explain(self)
+
+
+def _restored(*fields: Any) -> Program[Any]:
+    return Program(*fields).prepared()
 
 
 def together(peaks: list[tuple[int, int]]) -> int:

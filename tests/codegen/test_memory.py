@@ -1,3 +1,4 @@
+from math import prod
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ from tnconv import compile
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Step
 from tnconv.codegen.cost import Kernel
+from tnconv.codegen.planner import Plan
 from tnconv.codegen.schedule import Schedule
 from tnconv.diagrams import (
     Expression,
     TensorNetwork,
     conv,
     ggn_diagonal,
+    gradient_norms,
     gradient_sum,
     kfac_expand,
     kfac_reduce,
@@ -159,6 +162,33 @@ def test_peak_counts_what_lives_together_and_scratch() -> None:
 def test_bad_limits(limit: int) -> None:
     with pytest.raises(ValueError, match=f"memory_limit is {limit}; expected a positive"):
         compile(LAYER, memory_limit=limit)
+
+
+@pytest.mark.parametrize("size", [(3, 16, 32), (16, 24, 20), (64, 64, 14), (128, 64, 7)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 1), (3, 2)])
+def test_no_unfolded_input_where_another_plan_is_as_fast(
+    size: tuple[int, int, int], kernel: int, stride: int
+) -> None:
+    """Where an unfolded input is made, plans that hold clearly less take more than 10 % longer."""
+    c, d, i = size
+    x, options = (8, c, i, i), {"stride": stride, "padding": kernel // 2}
+    layer = conv(x, (d, c, kernel, kernel), **options)  # type: ignore[arg-type]
+    unfolded = 8 * c * kernel**2 * layer.shape[2] * layer.shape[3]
+    for network in (
+        layer.vjp("weight", per_sample=True),
+        gradient_norms(layer),
+        kfac_expand(x, kernel, **options),  # type: ignore[arg-type]
+    ):
+        (chosen, *others) = compile(network).terms[0]
+        if unfolds(chosen, unfolded):
+            without = [plan for plan in others if not unfolds(plan, unfolded)]
+            leaner = [plan for plan in without if plan.peak < 0.8 * chosen.peak]
+            times = [plan.risk * plan.seconds for plan in leaner]
+            assert min(times, default=1.0) > 1.1 * chosen.risk * chosen.seconds
+
+
+def unfolds(plan: Plan, unfolded: int) -> bool:
+    return any(prod(step.shape) >= unfolded for step in plan.steps)
 
 
 def test_the_leaner_of_equally_fast_plans() -> None:
