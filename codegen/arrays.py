@@ -57,6 +57,14 @@ class Array:
         (row, step), (rows, _) = (*loops, (1, 1), (1, 1))[:2]
         return row, step, rows
 
+    def laid_out_as(self, operand: "Array") -> "Array":
+        """Of an elementwise result the strides that torch gives it: in its operand's order."""
+        order = sorted(range(len(self.shape)), key=lambda dim: -operand.strides[dim])
+        if 0 in operand.strides or order == list(range(len(order))):
+            return self
+        strides = dict(zip(order, contiguous([self.shape[dim] for dim in order]), strict=True))
+        return replace(self, strides=tuple(strides[dim] for dim in range(len(order))))
+
     def permute(self, dims: Sequence[int]) -> "Array":
         if list(dims) == list(range(len(self.shape))):
             return self

@@ -187,7 +187,8 @@ def _product(writer: Writer, a: Value, b: Value, hint: Sequence[Leg] = ()) -> tu
     writer, array = writer.run(
         f"{first.code} * {second.code}", shape, kernel, f"product [{', '.join(legs)}]"
     )
-    return writer, Value(array, legs)
+    whole = next((x for x in (first, second) if x.shape == array.shape), array)
+    return writer, Value(array.laid_out_as(whole), legs)
 
 
 def _dot(writer: Writer, a: Value, b: Value, needed: Collection[Leg]) -> tuple[Writer, Value]:

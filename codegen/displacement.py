@@ -10,7 +10,7 @@ Stride 1 needs about (2K - 1)^D / 2 products of channels instead of K^2D, and no
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import prod, sqrt
+from math import prod
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
@@ -93,9 +93,6 @@ def _covered(
         writer, array = _arranged(writer, value, places, (group, summed, kept))
         halves.append(array)
         channels.append([*(x.k[side] for x in unfolded), *kept])
-    if halves[0] == halves[1] and halves[0].size < prod(network.shape) and network.scale > 0:
-        writer, half = _scaled(writer, halves[0], sqrt(network.scale))
-        halves, network = [half, half], network.with_(scale=1)
     for side in (0, 1):
         writer, halves[side] = _unfolded(writer, halves[side], 1 + count, unfolded)
     writer, rows = _rows(writer, halves[0], halves[1], displaced)
@@ -109,7 +106,6 @@ def _covered(
         writer, array = writer.reshape(row, [sizes[leg] for leg in left])
         parts.append(Value(array, left).arranged([leg for leg in order if leg != taps[0]]))
     writer, array = _stack(writer, parts, at, "all pairs of taps")
-    cover = replace(cover, network=network)
     return cover.put(writer, covered, Value(array, tuple(order)), "displacement")
 
 
@@ -138,13 +134,6 @@ def _arranged(
     )
     flat = [prod(size[leg] for leg in some) for some in legs]
     return writer.reshape(array, [flat[0], *(length for *_, length in places), *flat[1:]])
-
-
-def _scaled(writer: Writer, array: Array, scale: float) -> tuple[Writer, Array]:
-    if scale == 1:
-        return writer, array
-    kernel = cost.elementwise(array.size, array.size)
-    return writer.run(f"{array.code} * {scale!r}", array.shape, kernel, "root of the scale")
 
 
 def _unfolded(

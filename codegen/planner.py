@@ -116,6 +116,7 @@ def plans(
     for form, network in forms.items():
         tried = [ROUTES[name] for name in routes if name != "loop"]
         start = Cover.of(network, arguments)
+        start = start if several else _scaled_square(start)
         again = form == "as given" and "in form N" in forms
         turns = looped(start, tried, several) if "loop" in routes and not again else ()
         for cover in (start, *turns):
@@ -130,6 +131,20 @@ def plans(
     if whole and whole[0].seconds <= CLEARLY * fastest.seconds:
         _prefer(whole[0], found)
     return sorted(found, key=lambda plan: not fits(plan))
+
+
+def _scaled_square(cover: Cover) -> Cover:
+    """The one operand of a square takes the root of its scale, if the result is larger."""
+    network = cover.network
+    names = [tensor.name for tensor in network.tensors]
+    if len(names) != 2 or len({*names, *cover.arrays}) != 1 or network.scale <= 0:
+        return cover
+    (name,) = {*names}
+    array = cover.arrays[name]
+    if network.scale == 1 or array.size > prod(network.shape):
+        return cover
+    writer, value = _scaled(cover.writer, Value(array, ()), sqrt(network.scale))
+    return replace(cover, network=network.with_(scale=1), arrays={name: value.array}, writer=writer)
 
 
 def _prefer(plan: Plan, found: list[Plan]) -> None:
@@ -267,4 +282,4 @@ def _scaled(writer: Writer, value: Value, scale: Fraction | float) -> tuple[Writ
     code = f"{value.array.code} * {float(scale)!r}"
     comment = f"scale {scale}" if isinstance(scale, Fraction) else f"root of scale {scale**2:.6g}"
     writer, array = writer.run(code, value.array.shape, kernel, comment)
-    return writer, Value(array, value.legs)
+    return writer, Value(array.laid_out_as(value.array), value.legs)

@@ -134,24 +134,33 @@ class Program(Generic[Result]):
             ValueError: an operand is missing, unknown, or of another shape, dtype or device.
             TypeError: an operand is not a tensor.
         """
-        if operands.keys() != self.operands.keys():
+        try:
+            given = [operands[name] for name in self.operands]
+        except KeyError:
+            given = []
+        if len(given) != len(operands):
             check(self.operands, operands, self.indices)
-        return self.run(*[operands[name] for name in self.operands])
+        return self.run(*given)
 
     def run(self, *given: Array) -> Result:
         """As calling, with the operands by position, in the order of `operands`."""
-        if len(given) != len(self._expected):
+        expected = self._expected
+        if len(given) != len(expected):
             names = ", ".join(self.operands) or "none"
-            raise ValueError(f"got {len(given)} operands; expected {len(self._expected)}: {names}")
+            raise ValueError(f"got {len(given)} operands; expected {len(expected)}: {names}")
         if not given:
             return self.function()
         first = given[self._first]
+        if not isinstance(first, Array):
+            self._check(given)
         try:  # quick, without saying what does not fit
             dtype, device = first.dtype, first.device
-            for array, (shape, own) in zip(given, self._expected, strict=True):
-                if not isinstance(array, Array) or array.shape != shape or array.device != device:
-                    self._check(given)
-                if array.dtype != (own or dtype):
+            for array, (shape, own) in zip(given, expected):  # noqa: B905  (strict takes longer)
+                if (
+                    array.shape != shape
+                    or array.dtype != (own or dtype)
+                    or (array is not first and array.device != device)
+                ):
                     self._check(given)
         except AttributeError:
             self._check(given)
