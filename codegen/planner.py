@@ -47,8 +47,8 @@ ROUTES: Mapping[str, Route] = {
 }
 CLEARLY = 1.4  # another plan replaces one native kernel only if it is predicted this much faster
 HOPELESS = 2.0  # covers that cost this much more than a complete plan are not continued
-AS_FAST = 1.1  # plans within this factor of the fastest are ranked by memory ...
-LEANER = 0.8  # ... if one of them holds this much less
+AS_FAST = 1.1  # of plans within this factor of the fastest that holds more than the operands ...
+LEANER = 0.8  # ... the leanest is taken, if it holds this much less
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def plans(
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
     fastest = found[0]
     near = [p for p in found if p.risk * p.seconds <= AS_FAST * fastest.risk * fastest.seconds]
-    if (lean := min(near, key=lambda plan: plan.peak)).peak < LEANER * fastest.peak:
+    lean = min(near, key=lambda plan: plan.peak)
+    operands = next(iter(forms.values())).operands.values()
+    if fastest.peak > cost.ITEM * sum(map(prod, operands)) and lean.peak < LEANER * fastest.peak:
         _prefer(lean, found)
     whole = [plan for plan in found if plan.is_torchs and plan.form == "as given"]
     if whole and whole[0].seconds <= CLEARLY * fastest.seconds:
