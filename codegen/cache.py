@@ -3,6 +3,8 @@
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 
+import torch
+
 from tnconv.codegen.program import Program
 
 MOST_PROGRAMS = 8192  # some 100 kB each at most
@@ -16,6 +18,12 @@ def cached(build: Callable[..., Program], *arguments: Hashable) -> Program:
         TypeError: an argument that does not hash.
     """
     return build(*arguments)
+
+
+def place(array: object) -> str:
+    """The device for whose prices programs on a tensor are chosen."""
+    device = array.device if isinstance(array, torch.Tensor) else None
+    return "cpu" if device is None or device.type in ("cpu", "meta") else str(device)
 
 
 cache_info = cached.cache_info

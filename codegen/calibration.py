@@ -15,6 +15,7 @@ from tnconv.codegen.store import Json
 
 KIND = "coefficients"
 BUDGET = 0.03  # seconds per call
+SWEEPS = 8
 MOST = 1e3  # a coefficient is at most so many times larger or smaller than on a CPU
 Random = Callable[..., Tensor]
 Price = Callable[[], Kernel]
@@ -54,8 +55,8 @@ PROBES: tuple[Probe, ...] = (
     ("row", lambda r: r(2**18, 8)[:, :3].contiguous, lambda: cost.copy(3 * 2**18, 3)),
     (
         "loop",
-        lambda r: r(2**9, 2**8, 8, 8)[..., :3, :3].permute(1, 0, 2, 3).contiguous,
-        lambda: cost.copy(9 * 2**17, 3, 1, 3),
+        lambda r: r(2**7, 2**7, 8, 8)[..., :3, :3].permute(1, 0, 2, 3).contiguous,
+        lambda: cost.copy(9 * 2**14, 3, 1, 3),
     ),
     (
         "total",
@@ -91,7 +92,10 @@ def calibrate(device: torch.device | str = "cpu") -> Coefficients:
 
 
 def measured(device: torch.device) -> Coefficients:
-    """The coefficients with which each probe's price is its time, one after the other."""
+    """The coefficients with which each probe's price is its time.
+
+    Prices hold other coefficients as well, a little, so each is found several times in turn.
+    """
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -100,9 +104,10 @@ def measured(device: torch.device) -> Coefficients:
     found = SHIPPED
     if device.type != "cpu":  # allocators of accelerators keep their memory
         found = replace(found, fresh=1e15)
-    for name, call, price in PROBES:
-        (seconds,) = timing.seconds_of([call(random)], device, BUDGET)
-        found = _fitted(found, name, price, seconds)
+    times = [timing.seconds_of([call(random)], device, BUDGET)[0] for _, call, _ in PROBES]
+    for _ in range(SWEEPS):
+        for (name, _, price), seconds in zip(PROBES, times, strict=True):
+            found = _fitted(found, name, price, seconds)
     return replace(found, turn=SHIPPED.turn * found.launch / SHIPPED.launch)
 
 
@@ -115,7 +120,7 @@ def _fitted(found: Coefficients, name: str, price: Price, seconds: float) -> Coe
 
     low, high = getattr(SHIPPED, name) / MOST, getattr(SHIPPED, name) * MOST
     grows = priced(high) > priced(low)
-    for _ in range(60):
+    for _ in range(40):
         middle = sqrt(low * high)
         if (priced(middle) < seconds) == grows:
             low = middle

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor as Array
 
 from tnconv.codegen import cost
+from tnconv.codegen.calibration import coefficients
 from tnconv.codegen.chunks import chunked, whole
 from tnconv.codegen.joint import chosen_together
 from tnconv.codegen.planner import ROUTES, Plan, plans
@@ -74,7 +75,8 @@ def compile(
     (``"optimal"``, ``"dp"``, or ``"auto"``). ``routes`` are the routes that may be used, of
     `ROUTES`; ``"dense"`` always exists. ``memory_limit`` is how many bytes a call on operands of
     ``dtype`` may hold beside them, without autograd: leaner plans are taken, or the network is
-    computed in chunks. The program runs on any device and dtype.
+    computed in chunks. The program runs on any device and dtype; it is chosen by the prices of
+    kernels on ``device``: see `calibrate`.
 
     ``tune=True`` measures the best few programs on ``device``, with operands of ``dtype``, and
     remembers their times on disk for later calls; a network in chunks is not measured.
@@ -104,7 +106,7 @@ def compile(
     if dtype.is_complex:  # torch has native kernels for real dtypes only
         used = tuple(name for name in used if name != "native")
     options = Options(simplify, optimize, used, dtype.itemsize, memory_limit)
-    with cost.using(cost.SHIPPED, dtype.itemsize):
+    with cost.using(coefficients(torch.device(device)), dtype.itemsize):
         program = _planned(networks if not one else networks[0], options)
         if memory_limit is not None and program.peak_memory(dtype) > memory_limit:
             program = _in_turn(program, options, memory_limit)

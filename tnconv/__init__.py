@@ -4,7 +4,7 @@ from torch import Tensor
 
 from tnconv import codegen, diagrams, functional, models, nn, optim, quantities
 from tnconv.codegen import Program, compile
-from tnconv.codegen.cache import cache_clear, cache_info, cached
+from tnconv.codegen.cache import cache_clear, cache_info, cached, place
 from tnconv.diagrams import Expression, Sum, TensorNetwork
 from tnconv.models import (
     FisherOperator,
@@ -55,4 +55,8 @@ def contract(network: Expression, **operands: Tensor) -> Tensor:
         ValueError: an operand is missing, unknown, or of another shape, dtype or device.
         TypeError: an operand is not a tensor.
     """
-    return cached(compile, network)(**operands)
+    return cached(_compiled, place(next(iter(operands.values()), None)), network)(**operands)
+
+
+def _compiled(device: str, network: Expression) -> Program:
+    return compile(network, device=device)

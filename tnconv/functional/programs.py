@@ -7,21 +7,22 @@ import torch
 from torch import Tensor
 
 from tnconv.codegen import Program, compile
-from tnconv.codegen.cache import cached
+from tnconv.codegen.cache import cached, place
 from tnconv.functional.expressions import EXPRESSIONS, Scale, Setting
 
 
-def program(name: str, *settings: Setting) -> Program:
+def program(device: str, name: str, *settings: Setting) -> Program:
     """The expression ``name``, compiled."""
-    return compile(EXPRESSIONS[name](*settings))
+    return compile(EXPRESSIONS[name](*settings), device=device)
 
 
 def run(name: str, settings: tuple[object, ...], *operands: Tensor) -> Tensor:
     """The expression ``name``, compiled, on its operands in the order in which it holds them."""
+    device = place(operands[0])
     try:
-        found = cached(program, name, *settings)
+        found = cached(program, device, name, *settings)
     except TypeError:  # sizes can be symbols or in lists, which do not hash
-        found = cached(program, name, *map(_hashable, settings))
+        found = cached(program, device, name, *map(_hashable, settings))
     return found.run(*operands)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tnconv.codegen import Program, compile
-from tnconv.codegen.cache import cached
+from tnconv.codegen.cache import cached, place
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.quantities.base import Statistic
 
@@ -30,8 +30,9 @@ def values(
     if not statistics:
         return []
     limit = None if memory_limit is None else (memory_limit, operands["x"].dtype)
+    what = tuple(statistics), operation, operand, vectors, limit
     try:
-        program = cached(_program, tuple(statistics), operation, operand, vectors, limit)
+        program = cached(_program, place(operands["x"]), *what)
     except ValueError as error:
         if limit is None:
             raise
@@ -41,6 +42,7 @@ def values(
 
 
 def _program(
+    device: str,
     statistics: tuple[Statistic, ...],
     operation: Operation,
     operand: str,
@@ -51,5 +53,5 @@ def _program(
     networks = [each.diagram(layer, operand, vectors, *each.arguments) for each in statistics]
     networks = [known(net) if operation.recipe is explicit else net for net in networks]
     if limit is None:
-        return compile(networks)
-    return compile(networks, memory_limit=limit[0], dtype=limit[1])
+        return compile(networks, device=device)
+    return compile(networks, memory_limit=limit[0], dtype=limit[1], device=device)

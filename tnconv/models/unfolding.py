@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tnconv import diagrams
 from tnconv.codegen import Program, compile
+from tnconv.codegen.cache import place
 from tnconv.diagrams import Roles, TensorNetwork, View
 from tnconv.models.layers import Networks, Operation
 
@@ -43,7 +44,7 @@ def joined(
         return None
     x, v = [], []
     for operation, (read, after) in zip(operations, given, strict=True):
-        patches, outputs = _programs(operation, operand, vectors)
+        patches, outputs = _programs(place(after), operation, operand, vectors)
         x.append(patches.run(*[read for _ in patches.operands]).to(after))  # a bias reads no x
         v.append(outputs.run(after))
     view, roles, own = keys.pop()
@@ -61,7 +62,9 @@ def _parameter(layer: TensorNetwork, operand: str) -> tuple[View, Roles, Sizes]:
 
 
 @lru_cache(maxsize=4096)
-def _programs(operation: Operation, operand: str, vectors: int | None) -> tuple[Program, Program]:
+def _programs(
+    device: str, operation: Operation, operand: str, vectors: int | None
+) -> tuple[Program, Program]:
     """From x to patches ``(n, q, *g, *a)``, and from v to ``(m, n, q, *g, *d)``."""
     layer = operation.networks[operand]
     roles, m = Roles.of(layer, operand), () if vectors is None else ("m",)
@@ -69,4 +72,5 @@ def _programs(operation: Operation, operand: str, vectors: int | None) -> tuple[
     outputs = diagrams.output_half(layer, operand, vectors)
     rows = View.of(patches.sizes, "n", roles.positions, *roles.groups, *roles.patch)
     columns = View.of(outputs.sizes, *m, "n", roles.positions, *roles.groups, *roles.outputs)
-    return compile(patches.with_(result=rows)), compile(outputs.with_(result=columns))
+    networks = patches.with_(result=rows), outputs.with_(result=columns)
+    return compile(networks[0], device=device), compile(networks[1], device=device)
