@@ -82,6 +82,11 @@ class Program(Generic[Result]):
     @cached_property
     def source(self) -> str:
         """Python that needs torch alone: a function ``contraction`` of the operands."""
+        return source.formatted(self.text)
+
+    @cached_property
+    def text(self) -> str:
+        """The source before it is laid out: what runs."""
         return source.module(self.functions("contraction"))
 
     def functions(self, name: str) -> list[str]:
@@ -100,9 +105,9 @@ class Program(Generic[Result]):
     def function(self) -> Callable[..., Result]:
         """The compiled source, a function of the operands by position."""
         file = f"<tnconv program {next(_numbers)}>"
-        linecache.cache[file] = (len(self.source), None, self.source.splitlines(True), file)
+        linecache.cache[file] = (len(self.text), None, self.text.splitlines(True), file)
         namespace: dict[str, Callable[..., Result]] = {}
-        exec(compile(self.source, file, "exec"), namespace)
+        exec(compile(self.text, file, "exec"), namespace)
         return namespace["contraction"]
 
     def prepared(self) -> Self:
@@ -191,7 +196,7 @@ class Program(Generic[Result]):
     @cached_property
     def has_native_kernels(self) -> bool:
         """Whether a step is one of torch's convolution kernels."""
-        return "conv" in self.source.replace("contraction", "")
+        return "conv" in self.text.replace("contraction", "")
 
     @cached_property
     def for_complex(self) -> "Program[Result]":

@@ -10,9 +10,9 @@ from tnconv.codegen.arrays import Step
 from tnconv.codegen.constants import KEPT, LIKE, PATTERN, constant_steps, wanted, words
 from tnconv.codegen.contraction import GRAM
 from tnconv.codegen.fusion import TOTALS
-from tnconv.codegen.layout import WIDTH, laid_out, signature
 from tnconv.codegen.schedule import Schedule
 
+WIDTH, INDENT = 100, " " * 4
 IMPORTS = {"torch": "import torch", "F": "import torch.nn.functional as F"}
 HELPERS = {"pattern": PATTERN, "kept": KEPT, "totals": TOTALS, "gram": GRAM}
 _WITHIN_FACTORS = re.compile(r"(?<!·) ")
@@ -83,7 +83,7 @@ def definition(
     releases = schedule.releases(spare)
     for at, step in enumerate(schedule.steps):
         if dead := [old for old in releases.get(at, ()) if old in {s.name for s in steps}]:
-            body += [f"del {', '.join(dead[few : few + 12])}" for few in range(0, len(dead), 12)]
+            body.append(f"del {', '.join(dead)}")
         if step in steps:
             body.append(_line(step))
     body.append(returned([output.code for output in schedule.outputs], several))
@@ -96,8 +96,13 @@ def returned(results: Sequence[str], several: bool) -> str:
 
 
 def _line(step: Step) -> str:
+    """A step, with its comment behind it or, if it is long, above."""
     line = f"{step.name} = {step.code}"
-    return f"{line}  # {step.comment}" if step.comment else line
+    if not step.comment:
+        return line
+    beside = f"{line}  # {step.comment}"
+    short = "\n" not in line and len(INDENT + beside) <= WIDTH
+    return beside if short else f"# {step.comment}\n{INDENT}{line}"
 
 
 def _tuple(names: Sequence[str]) -> str:
@@ -113,7 +118,15 @@ def _beginning(values: Sequence[str], codes: Sequence[str]) -> list[str]:
 
 def function(name: str, arguments: Sequence[str], body: Sequence[str]) -> str:
     """The text of a function."""
-    return "\n".join([signature(name, arguments), *map(laid_out, body), ""])
+    lines = [f"def {name}({', '.join(arguments)}):", *(INDENT + line for line in body), ""]
+    return "\n".join(lines)
+
+
+def formatted(text: str) -> str:
+    """A module as formatters of Python lay it out."""
+    import black  # takes a while, which programs that nobody reads need not wait for
+
+    return black.format_str(text, mode=black.Mode(line_length=WIDTH))
 
 
 def one(arguments: Sequence[str]) -> list[str]:

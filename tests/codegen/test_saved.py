@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.strategies import SUMS, ZOO, Case, networks, operands_for
 from tnconv import Program, compile
-from tnconv.codegen import ROUTES, layout
+from tnconv.codegen import ROUTES
+from tnconv.codegen.source import WIDTH
 from tnconv.diagrams import (
     Expression,
     TensorNetwork,
@@ -68,7 +68,7 @@ def ruff(*arguments: str) -> None:
     command = str(beside) if beside.exists() else shutil.which("ruff")
     if command is None:
         pytest.skip("ruff is not installed")
-    options = ["--isolated", "--no-cache", "--line-length", str(layout.WIDTH)]
+    options = ["--isolated", "--no-cache", "--line-length", str(WIDTH)]
     done = subprocess.run([command, *arguments, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -98,7 +98,7 @@ def test_they_tell_equation_shapes_and_what_steps_do(folder: Path) -> None:
     assert "sum over n, o1, o2" in text
     for path in folder.iterdir():
         text = path.read_text(encoding="utf-8")
-        assert "tnconv" not in text and max(map(len, text.splitlines())) <= layout.WIDTH
+        assert "tnconv" not in text and max(map(len, text.splitlines())) <= WIDTH
 
 
 def test_they_run_with_torch_alone(programs: dict[str, Program], folder: Path) -> None:
@@ -129,58 +129,6 @@ def test_they_run_with_torch_alone(programs: dict[str, Program], folder: Path) -
     assert done.stdout.split() == list(programs)
 
 
-names = st.sampled_from(("x", "weight", "t1", "grad_output")).map(ast.Name)
-sizes = st.integers(0, 9999).map(ast.Constant)
-
-
-def _compound(inner: st.SearchStrategy[ast.expr]) -> st.SearchStrategy[ast.expr]:
-    """Calls, chains of methods, products, lists, slices and loops of expressions."""
-    several = st.lists(inner, min_size=1, max_size=4)
-    chain = st.builds(
-        lambda value, name, arguments: ast.Call(ast.Attribute(value, name), arguments, []),
-        inner,
-        st.sampled_from(("reshape", "permute", "contiguous")),
-        st.lists(sizes, max_size=8),
-    )
-    slices = st.lists(st.builds(ast.Slice, sizes, sizes), min_size=1, max_size=5)
-    loop = st.builds(
-        lambda element, over: ast.Call(
-            ast.Name("sum"),
-            [ast.GeneratorExp(element, [ast.comprehension(ast.Name("u1"), over, [], 0)])],
-            [],
-        ),
-        inner,
-        inner,
-    )
-    signs = st.sampled_from((ast.Add(), ast.Mult(), ast.MatMult()))
-    return (
-        chain
-        | st.builds(ast.BinOp, inner, signs, inner)
-        | st.builds(lambda items: ast.Call(ast.Name("stack"), [ast.List(items)], []), several)
-        | st.builds(lambda value, index: ast.Subscript(value, ast.Tuple(index)), inner, slices)
-        | st.builds(lambda value: ast.Attribute(value, "mT"), inner)
-        | loop
-    )
-
-
-@given(node=st.recursive(names, _compound, max_leaves=12), returned=st.booleans())
-def test_layout_never_changes_a_statement(node: ast.expr, returned: bool) -> None:
-    line = ("return " if returned else "t2, t3 = ") + ast.unparse(node)
-    text = layout.laid_out(f"{line}  # what it is", "")
-    assert ast.dump(ast.parse(text)) == ast.dump(ast.parse(line))
-    assert all(row == row.rstrip() for row in text.splitlines())
-    assert text.count("# what it is") == 1
-
-
-def test_long_signatures_and_results() -> None:
-    operands = {f"a_rather_long_name_{at}": (at + 1,) for at in range(9)}
-    text = layout.signature("contraction", list(operands))
-    assert ast.parse(f"{text}\n    pass") and max(map(len, text.splitlines())) <= layout.WIDTH
-    values = ", ".join(f"t{at}.reshape(8, 16, 3)" for at in range(9))
-    lines = layout.laid_out(f"return {values}").splitlines()
-    assert lines[0] == "    return (" and len(lines) == 11
-
-
 @given(network=networks(max_nodes=5, selections=True))
 def test_equations_of_any_network_keep_within_the_width(network: TensorNetwork) -> None:
     check_docstring(network)
@@ -201,4 +149,4 @@ def check_docstring(network: Expression) -> None:
     text = documented([str(network)], "")
     docstring = ast.get_docstring(ast.parse(text))
     assert docstring is not None and docstring.split() == str(network).split()
-    assert max(map(len, text.splitlines())) <= layout.WIDTH
+    assert max(map(len, text.splitlines())) <= WIDTH
