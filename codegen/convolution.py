@@ -330,7 +330,7 @@ def _work(
     slow = taps > outputs and (outputs > 1 or dilated or copies) and not depthwise
     steps = [(joint.stride, match.size(joint.k)) for joint in match.joints]
     apart = all(stride >= size for stride, size in steps) and any(stride > 1 for stride, _ in steps)
-    factor = 5.0 if slow else 1.5 if apart and kind != "convolution" else 1.0
+    factor = 5.0 if slow else 1.2 if apart and kind != "convolution" else 1.0
     seconds = factor * kernel.seconds + sum(copies)
     if not _unfolds(match, roles, kind, first):
         seconds += cost.now().primitive
