@@ -47,10 +47,12 @@ def programs(network: TensorNetwork, *routes: str) -> Iterator[Program]:
 
 @pytest.mark.parametrize("network", ONE_BY_ONE, ids=str)
 def test_one_position_at_a_time(network: TensorNetwork) -> None:
-    (program,) = programs(network)
     operands = operands_for(network)
-    assert "for part_1" in program.source and "split(1" in program.source
-    assert_close(program(**operands), network.reference(**operands), 1e-10)
+    found = list(programs(network))
+    assert 1 <= len(found) <= 2
+    for program in found:
+        assert "for part_1" in program.source and "split(1" in program.source
+        assert_close(program(**operands), network.reference(**operands), 1e-10)
 
 
 @given(network=shipped(max_dims=2))
@@ -91,7 +93,7 @@ WIDE = conv((6, 8, 14, 14), (12, 8, 3, 3), padding=1)
 def test_what_turns_hold_is_counted(network: TensorNetwork, dtype: torch.dtype, route: str) -> None:
     """A turn's values are held until those of the next one replace them."""
     with cost.using(cost.SHIPPED, dtype.itemsize):
-        (program,) = programs(network, route)
+        program, *_ = programs(network, route)
     program = replace(program, spare_memory=0)
     operands = {name: torch.randn(s, dtype=dtype) for name, s in program.operands.items()}
     measured, predicted = peak_memory(lambda: program(**operands)), program.peak_memory(dtype)
@@ -111,7 +113,7 @@ SMALL = conv((2, 2, 3, 2), (2, 1, 2, 2), padding=(0, 1), groups=2)
     ids=str,
 )
 def test_torch_can_transform_it(network: TensorNetwork) -> None:
-    (program,) = programs(network)
+    program, *_ = programs(network)
     operands = operands_for(network)
     given = [operands[name].requires_grad_() for name in program.operands]
     assert torch.autograd.gradcheck(program.run, given)
