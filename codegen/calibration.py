@@ -42,7 +42,9 @@ def native(
         moved = 2 * entries + prod(w)
         flops = 2 * entries * each * taps**2
         kernel = cost.convolution(kind, flops, (each, each), groups, taps**2, moved, new)
-        return replace(kernel, seconds=kernel.seconds + cost.now().primitive)
+        written = new if kind == "weight gradient" else 0
+        seconds = kernel.seconds + cost.now().primitive + cost.now().weight_entry * written
+        return replace(kernel, seconds=seconds)
 
     return name, call, price
 

@@ -334,6 +334,7 @@ def _work(
     seconds = factor * kernel.seconds + sum(copies)
     if not _unfolds(match, roles, kind, first):
         seconds += cost.now().primitive
+        seconds += cost.now().weight_entry * prod(shape) if kind == "weight gradient" else 0.0
     scratch = cost.item() * _scratch(match, roles, kind, first, second, prod(shape))
     return replace(kernel, seconds=seconds, scratch=scratch)
 

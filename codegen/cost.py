@@ -35,7 +35,7 @@ class Coefficients:
     loop: float = 2.5e-8  # seconds per loop over rows of a copy
     near: float = 3e-10  # seconds per entry that a copy reads in small steps ...
     far: float = 7e-10  # ... and in steps beyond a cache line
-    weight_entry: float = 2e-9  # seconds per entry that a weight gradient writes
+    weight_entry: float = 2e-9  # seconds per entry of a weight gradient that is no matrix product
     pointwise_input_gradient: float = 0.4  # of the convolution's speed, for kernels of one tap
 
 
@@ -135,8 +135,7 @@ def convolution(
         speed *= (0.6 if 1 < min(summed, kept) < 8 else 1.0) if to_weight else 0.45
         speed = max(speed, now().grouped)
     seconds = now().launch + max(flops / speed, ITEM * moved / now().bandwidth)
-    seconds += _fresh(ITEM * new) + (now().weight_entry * new if to_weight else 0.0)
-    return Kernel(kind, flops, ITEM * moved, seconds)
+    return Kernel(kind, flops, ITEM * moved, seconds + _fresh(ITEM * new))
 
 
 def copy(
