@@ -19,6 +19,7 @@ from tnconv.codegen.tap_pairs import Dimension, Shared
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg
 
+MOST_PRODUCTS = 512  # of displacements in two dimensions
 MOST_TAPS = 32  # per dimension: each pair of taps is part of a line of source
 
 
@@ -38,8 +39,14 @@ def displacement(cover: Cover) -> Iterator[Cover]:
         return  # nothing to share; form N has no such dimension
     if all(x.taps <= MOST_TAPS and x.outputs for x in dimensions):
         yield _covered(cover, tensors, dimensions, 1)
-        if len(dimensions) > 1 and dimensions[1].furthest < dimensions[1].outputs:
+        if len(dimensions) > 1 and _worthwhile(dimensions[0], dimensions[1]):
             yield _covered(cover, tensors, dimensions, 2)
+
+
+def _worthwhile(first: Dimension, second: Dimension) -> bool:
+    """Whether products in both dimensions are few: where steps are large, hardly any are shared."""
+    products = len(first.pairs(symmetric=True)) * len(second.pairs(symmetric=False))
+    return second.furthest < second.outputs and products <= MOST_PRODUCTS
 
 
 def _dimension(cover: Cover, at: int) -> tuple[tuple[int, int], Dimension] | None:
