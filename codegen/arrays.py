@@ -6,6 +6,7 @@ knows which reshapes are free before any tensor exists.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from math import prod
 
 from tnconv.codegen import cost
@@ -254,15 +255,17 @@ class Writer:
             return self._sum_outermost(array, dims)
         shape = [size for dim, size in enumerate(array.shape) if dim not in dims]
         row, step, _ = array.innermost
-        trailing = (
-            size
-            for dim, size in enumerate(array.shape)
-            if {*dims}.issuperset(range(dim, len(array.shape)))
-        )
-        row = min(row, prod(trailing)) if len(array.shape) - 1 in dims else row
+        row = min(row, self._together(array.shape, dims))
         kernel = cost.reduction(array.size, prod(shape), row, step)
         where = dims[0] if len(dims) == 1 else tuple(dims)
         return self.run(f"{array.code}.sum({where})", shape, kernel, "sum")
+
+    @staticmethod
+    def _together(shape: Sequence[int], dims: Sequence[int]) -> int:
+        """Entries of the last dimensions that are all summed, or all kept."""
+        last = len(shape) - 1
+        alike = takewhile(lambda dim: (dim in dims) == (last in dims), range(last, -1, -1))
+        return prod(shape[dim] for dim in alike)
 
     def _sum_outermost(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
         order = sorted(range(len(array.shape)), key=lambda dim: -array.strides[dim])

@@ -26,7 +26,7 @@ class Coefficients:
     weight_gradient: float = 1.2e11
     grouped: float = 2.5e10  # at least, however few channels a group has
     depthwise: float = 8e10
-    depthwise_entry: float = 5e-10  # seconds per entry that a depthwise kernel reads or writes
+    depthwise_entry: float = 4.2e-10  # seconds per entry that a depthwise kernel reads or writes
     large_depthwise_weight_gradient: float = 2e9  # of more than 3x3 taps
     bandwidth: float = 3e10  # bytes/s, read plus written
     fresh: float = 6e9  # bytes/s into newly mapped pages, which large results need
@@ -41,6 +41,7 @@ class Coefficients:
 
 FRESH_FROM = int(os.environ.get("MALLOC_MMAP_THRESHOLD_", 2**25))  # bytes, as in glibc
 LINE = 64  # bytes of a cache line
+CACHED = 2**23  # bytes that stay near the core; beyond, depthwise kernels take twice as long
 LARGE = 9  # taps; larger depthwise kernels have slow weight gradients
 SHIPPED = Coefficients()
 _in_use: ContextVar[Coefficients] = ContextVar("coefficients", default=SHIPPED)
@@ -124,7 +125,8 @@ def convolution(
     if groups > 1 and summed == kept == 1:
         large = to_weight and taps > LARGE
         speed = now().large_depthwise_weight_gradient if large else now().depthwise
-        seconds = now().launch + flops / speed + moved * now().depthwise_entry
+        entry = now().depthwise_entry * (2 if ITEM * moved > CACHED else 1)
+        seconds = now().launch + flops / speed + moved * entry
         return Kernel(kind, flops, ITEM * moved, seconds + _fresh(ITEM * new))
     speed = now().weight_gradient if to_weight else now().convolution
     speed *= _saturation(summed * taps, 48)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice
-from math import prod, sqrt
+from math import isqrt, prod, sqrt
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Step, Writer
@@ -141,17 +141,25 @@ def plans(
 
 
 def _scaled_square(cover: Cover) -> Cover:
-    """The one operand of a square takes the root of its scale, if the result is larger."""
+    """The one operand of a square takes the root of its scale, if halves and result are larger."""
     network = cover.network
     names = [tensor.name for tensor in network.tensors]
     if len(names) != 2 or len({*names, *cover.arrays}) != 1 or network.scale <= 0:
         return cover
     (name,) = {*names}
     array = cover.arrays[name]
-    if network.scale == 1 or array.size > prod(network.shape):
+    if network.scale == 1 or array.size > min(prod(network.shape), _half(network)):
         return cover
     writer, value = _scaled(cover.writer, Value(array, ()), sqrt(network.scale))
     return replace(cover, network=network.with_(scale=1), arrays={name: value.array}, writer=writer)
+
+
+def _half(network: TensorNetwork) -> int:
+    """Entries of one half of a square: what both halves hold, and half of the open legs."""
+    kinds = {leg: [type(network.nodes[at]) for at in held] for leg, held in network.holders.items()}
+    shared = [leg for leg, held in kinds.items() if len(held) > len({*held})]
+    own = prod(network.sizes[leg] for leg in network.open_legs if leg not in shared)
+    return prod(network.sizes[leg] for leg in shared) * isqrt(own)
 
 
 def _prefer(plan: Plan, found: list[Plan]) -> None:
