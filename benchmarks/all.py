@@ -16,7 +16,16 @@ BATCH, ONE, TWO = ("--batch", "8"), ("--cpu-time",), ("--threads", "2")
 FURTHER = ("--quick", "--further", "--seconds", "0.2")
 RUNS = {
     "overhead-cpu": (OVERHEAD,),
-    "layers-cpu-one-thread": (LAYERS, "--cases", "cnn", *BATCH, *ONE, "--memory"),
+    "layers-cpu-one-thread": (
+        LAYERS,
+        "--cases",
+        "cnn",
+        *BATCH,
+        *ONE,
+        "--memory",
+        "--seconds",
+        "0.35",
+    ),
     "layers-cpu-two-threads": (LAYERS, "--cases", "cnn", *BATCH, *TWO),
     "own-cpu-one-thread": (LAYERS, "--cases", "own", *BATCH, *ONE, "--memory"),
     "own-cpu-two-threads": (LAYERS, "--cases", "own", *BATCH, *TWO),
