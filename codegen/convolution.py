@@ -332,7 +332,10 @@ def _work(
     apart = all(stride >= size for stride, size in steps) and any(stride > 1 for stride, _ in steps)
     factor = 5.0 if slow else 1.2 if apart and kind != "convolution" else 1.0
     seconds = factor * kernel.seconds + sum(copies)
-    if not _unfolds(match, roles, kind, first):
+    if _unfolds(match, roles, kind, first):
+        entries = match.size(*roles.summed, *roles.a) * outputs * taps
+        seconds += cost.copy(entries, match.sizes("o")[-1]).seconds
+    else:
         seconds += cost.now().primitive
         seconds += cost.now().weight_entry * prod(shape) if kind == "weight gradient" else 0.0
     scratch = cost.item() * _scratch(match, roles, kind, first, second, prod(shape))
