@@ -159,8 +159,16 @@ def pair(
         return _product(writer, a, b, hint)
     if len(shared) == len(a.legs) == len(b.legs):
         return _dot(writer, a, b, needed)
-    trials = [_matmul(writer, plan) for plan in _arrangements(a, b, needed, hint)]
-    return min(trials, key=lambda trial: trial[0].seconds + _reordering(trial[1], hint))
+    plans = list(_arrangements(a, b, needed, hint))
+    trials = [_matmul(writer, plan) for plan in plans if not plan.lead]
+
+    def price(trial: tuple[Writer, Value]) -> float:
+        return trial[0].seconds + _reordering(trial[1], hint)
+
+    best = min(trials, key=price)
+    if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], hint):
+        trials += [_matmul(writer, plan) for plan in plans if plan.lead]  # may need no copies
+    return min(trials, key=price)
 
 
 def _reordering(value: Value, order: Sequence[Leg]) -> float:
