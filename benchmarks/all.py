@@ -13,22 +13,15 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 LAYERS, OVERHEAD = "benchmarks.layers", "benchmarks.overhead"
 BATCH, ONE, TWO = ("--batch", "8"), ("--cpu-time",), ("--threads", "2")
+ALL, OWN = (LAYERS, "--cases", "cnn", *BATCH), (LAYERS, "--cases", "own", *BATCH)
 FURTHER = ("--quick", "--further", "--seconds", "0.2")
 RUNS = {
     "overhead-cpu": (OVERHEAD,),
-    "layers-cpu-one-thread": (
-        LAYERS,
-        "--cases",
-        "cnn",
-        *BATCH,
-        *ONE,
-        "--memory",
-        "--seconds",
-        "0.35",
-    ),
-    "layers-cpu-two-threads": (LAYERS, "--cases", "cnn", *BATCH, *TWO),
-    "own-cpu-one-thread": (LAYERS, "--cases", "own", *BATCH, *ONE, "--memory"),
-    "own-cpu-two-threads": (LAYERS, "--cases", "own", *BATCH, *TWO),
+    "layers-cpu-one-thread": (*ALL, *ONE, "--memory", "--seconds", "0.35"),
+    "layers-cpu-two-threads": (*ALL, *TWO, "--seconds", "0.2"),
+    "quick-cpu-two-threads": (LAYERS, "--quick", *BATCH, *TWO, "--seconds", "0.2"),
+    "own-cpu-one-thread": (*OWN, *ONE, "--memory", "--seconds", "0.35"),
+    "own-cpu-two-threads": (*OWN, *TWO, "--seconds", "0.15"),
     "further-cpu-one-thread": (LAYERS, *FURTHER, *BATCH, *ONE),
     "self-check-cpu-one-thread": (LAYERS, "--quick", "--self-check", *BATCH, *ONE),
 }
