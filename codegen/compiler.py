@@ -229,7 +229,7 @@ def _forms(network: TensorNetwork, simplify: bool) -> tuple[dict[str, TensorNetw
 def _by_polyphase(normal: TensorNetwork) -> dict[str, TensorNetwork]:
     """The one offered rewrite whose gains are predicted well, for every pattern that it fits.
 
-    Squares of gradients, of four tensors, have not gained by it.
+    Squares of gradients, of four tensors, took longer by it wherever it was measured.
     """
     after = normal
     for _ in normal.patterns if len(list(normal.tensors)) <= 2 else ():
