@@ -70,7 +70,7 @@ class Array:
         if list(dims) == list(range(len(self.shape))):
             return self
         if len(dims) > 1 and list(dims) == [*range(len(dims) - 2), len(dims) - 1, len(dims) - 2]:
-            code = f"{self.code}.mT"
+            code = self.code.removesuffix(".mT") if self.code.endswith(".mT") else f"{self.code}.mT"
         else:
             code = f"{self.code}.permute({_items(dims)})"
         shape, strides = (tuple(which[d] for d in dims) for which in (self.shape, self.strides))
@@ -240,8 +240,10 @@ class Writer:
         while flat[-2:] == [0, 0]:
             flat = flat[:-2]
         row, step, rows = array.innermost
-        row = min(row, array.shape[-1] if array.shape else 1)
-        kernel = cost.copy(prod(shape), row, step, rows)
+        within = _loops(array.shape, [pad != (0, 0) for pad in around])
+        if array.run == array.size:
+            row, rows = within
+        kernel = cost.copy(prod(shape), min(row, within[0]), step, rows)
         return self.run(f"F.pad({array.code}, ({_items(flat)}))", shape, kernel, "zero padding")
 
     def sum(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
@@ -256,7 +258,8 @@ class Writer:
         shape = [size for dim, size in enumerate(array.shape) if dim not in dims]
         row, step, _ = array.innermost
         row = min(row, self._together(array.shape, dims))
-        kernel = cost.reduction(array.size, prod(shape), row, step)
+        outer = len(array.shape) - 1 not in dims
+        kernel = cost.reduction(array.size, prod(shape), row, step, outer)
         where = dims[0] if len(dims) == 1 else tuple(dims)
         return self.run(f"{array.code}.sum({where})", shape, kernel, "sum")
 
@@ -281,6 +284,21 @@ def _items(values: Sequence[int]) -> str:
     if not values:
         return "()"
     return ", ".join(map(str, values)) + ("," if len(values) == 1 else "")
+
+
+def _loops(shape: Sequence[int], broken: Sequence[bool]) -> tuple[int, int]:
+    """The two inner loops, entries of a row and rows, into a tensor of more than ``shape``.
+
+    It is larger in the ``broken`` dimensions, so that they do not merge with those before.
+    """
+    sizes = [1, 1]
+    at = 0
+    for size, last in zip(reversed(shape), reversed(broken), strict=True):
+        sizes[at] *= size
+        at += last
+        if at == len(sizes):
+            break
+    return sizes[0], sizes[1]
 
 
 def _view_strides(

@@ -70,6 +70,26 @@ PROBES: tuple[Probe, ...] = (
         lambda r: (lambda x: lambda: x @ x)(r(768, 768)),
         lambda: cost.matmul(1, 768, 768, 768),
     ),
+    (
+        "outer",
+        lambda r: (lambda x: lambda: x.sum(1))(r(64, 512, 513)),
+        lambda: cost.reduction(64 * 512 * 513, 64 * 513, 513, outer=True),
+    ),
+    (
+        "written",
+        lambda r: (lambda x, y: lambda: x @ y)(r(2048, 8), r(8, 2048)),
+        lambda: cost.matmul(1, 2048, 2048, 8),
+    ),
+    (
+        "written_in_blocks",
+        lambda r: (lambda x, y: lambda: x @ y)(r(64, 32, 8), r(8, 2048).expand(64, 8, 2048)),
+        lambda: cost.matmul(1, 2048, 2048, 8, in_blocks=True),
+    ),
+    (
+        "folded",
+        lambda r: (lambda x: lambda: F.fold(x, 56, 3, padding=1))(r(8, 16 * 9, 56 * 56)),
+        lambda: cost.fold(8 * 16 * 9 * 56 * 56, 8 * 16 * 56 * 56),
+    ),
     native("primitive", "convolution", 8, 3, 1, 6),
     native("convolution", "convolution", 64, 3),
     native("weight_gradient", "weight gradient", 64, 3),

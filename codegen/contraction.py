@@ -16,6 +16,8 @@ from tnconv.diagrams.network import TensorNetwork
 EXHAUSTIVE = 12  # up to so many values the search for the best order is exhaustive
 BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product
 LEAST_ROWS = 64  # of a block
+ROWS = (32, 16)  # of the blocks of a large product of few summed entries
+LARGE = 512  # rows and columns of it
 
 GRAM = '''def gram(x, blocks):
     """x @ x.mT, which is symmetric: of every two mirrored blocks one is computed."""
@@ -156,7 +158,7 @@ def pair(
     writer, b = sum_out(writer, b, {*needed, *a.legs})
     shared = [leg for leg in a.legs if leg in b.legs]
     if all(leg in needed for leg in shared):
-        return _product(writer, a, b, hint)
+        return hadamard(writer, a, b, hint)
     if len(shared) == len(a.legs) == len(b.legs):
         return _dot(writer, a, b, needed)
     plans = list(_arrangements(a, b, needed, hint))
@@ -179,7 +181,7 @@ def _reordering(value: Value, order: Sequence[Leg]) -> float:
     return cost.copy(array.size, *array.innermost).seconds if array.run < array.size else 0.0
 
 
-def _product(writer: Writer, a: Value, b: Value, hint: Sequence[Leg] = ()) -> tuple[Writer, Value]:
+def hadamard(writer: Writer, a: Value, b: Value, hint: Sequence[Leg] = ()) -> tuple[Writer, Value]:
     """No leg is summed: multiply with broadcasting, in the order in which legs are wanted."""
     legs = (*a.legs, *(leg for leg in b.legs if leg not in a.legs))
     if set(legs) <= set(hint):
@@ -205,7 +207,7 @@ def _dot(writer: Writer, a: Value, b: Value, needed: Collection[Leg]) -> tuple[W
     Matrix products of one row and one column take several times longer.
     """
     if any(leg in needed for leg in a.legs):
-        return sum_out(*_product(writer, a, b), needed)
+        return sum_out(*hadamard(writer, a, b), needed)
     writer, first = writer.reshape(a.array, [a.array.size])
     writer, second = writer.reshape(b.arranged(a.legs), [a.array.size])
     kernel = cost.reduction(2 * a.array.size, 1, a.array.size)
@@ -273,26 +275,39 @@ def _oriented(a: Value, b: Value, hint: Sequence[Leg]) -> list[tuple[Value, Valu
 def _matmul(writer: Writer, plan: Arrangement) -> tuple[Writer, Value]:
     writer, left = _matrix(writer, plan.left, plan, plan.rows, transposed=False)
     writer, right = _matrix(writer, plan.right, plan, plan.columns, transposed=True)
-    m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
+    n = right.shape[-1]
     front = max(left.shape[:-2], right.shape[:-2], key=lambda shape: (len(shape), prod(shape)))
     legs = (*plan.lead, *plan.batch, *plan.rows, *plan.columns)
-    kernel, code = cost.matmul(prod(front), m, n, k), f"{left.code} @ {right.code}"
-    if _transpose(left) == right or left == _transpose(right):
-        half = left if _transpose(left) == right else _transpose(right)
-        for blocks in (b for b in BLOCKS if m >= b * LEAST_ROWS):
-            if (gram := cost.gram(prod(front), m, k, blocks)).seconds < kernel.seconds:
-                kernel, code = gram, f"gram({half.code}, {blocks})"
+    kernel, code, shape = min(_products(left, right, front), key=lambda way: way[0].seconds)
     held = [_copied(array, front) for array in (left, right)]
     seconds = kernel.seconds + sum(cost.copy(entries, n).seconds for entries in held if entries)
     kernel = replace(kernel, seconds=seconds, scratch=kernel.scratch + cost.item() * sum(held))
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
-    shape = (*front, m, n)
     writer, array = writer.run(code, shape, kernel, comment)
     size = dict(zip(plan.left.legs, plan.left.array.shape, strict=True))
     size |= dict(zip(plan.right.legs, plan.right.array.shape, strict=True))
     split = array.free_reshape([size[leg] for leg in legs])
     assert split is not None
     return writer, Value(split, legs)
+
+
+def _products(
+    left: Array, right: Array, front: tuple[int, ...]
+) -> Iterator[tuple[cost.Kernel, str, tuple[int, ...]]]:
+    """Ways to compute ``left @ right``: the kernel, the code, and the shape of its value."""
+    m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
+    yield cost.matmul(prod(front), m, n, k), f"{left.code} @ {right.code}", (*front, m, n)
+    if _transpose(left) == right or left == _transpose(right):
+        half = left if _transpose(left) == right else _transpose(right)
+        for blocks in (b for b in BLOCKS if m >= b * LEAST_ROWS):
+            kernel = cost.gram(prod(front), m, k, blocks)
+            yield kernel, f"gram({half.code}, {blocks})", (*front, m, n)
+    rows = next((rows for rows in ROWS if m % rows == 0), 0)
+    if rows and not front and min(m, n) >= LARGE:
+        parts = left.free_reshape([m // rows, rows, k])
+        assert parts is not None
+        code = f"{parts.code} @ {right.code}.expand({m // rows}, {k}, {n})"
+        yield cost.matmul(1, m, n, k, in_blocks=True), code, (m // rows, rows, n)
 
 
 def _copied(array: Array, front: tuple[int, ...]) -> int:

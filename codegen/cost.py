@@ -22,6 +22,8 @@ class Coefficients:
     primitive: float = 4e-5  # seconds per call of a native convolution that is no matrix product
     turn: float = 2e-5  # seconds per turn of a loop
     gemm: float = 1.05e11  # flop/s of a large matrix product
+    written: float = 5.5e9  # bytes/s of the result of a matrix product ...
+    written_in_blocks: float = 1e10  # ... and of one that is computed in blocks of rows
     convolution: float = 1.5e11  # flop/s with many channels, also of the input gradient
     weight_gradient: float = 1.2e11
     grouped: float = 2.5e10  # at least, however few channels a group has
@@ -31,10 +33,12 @@ class Coefficients:
     bandwidth: float = 3e10  # bytes/s, read plus written
     fresh: float = 6e9  # bytes/s into newly mapped pages, which large results need
     total: float = 7e-9  # seconds per row of a sum
+    outer: float = 2e-10  # seconds per entry of a large sum over other than the last dimensions
     row: float = 1.5e-9  # seconds per row of a copy: its innermost loop
     loop: float = 2.5e-8  # seconds per loop over rows of a copy
     near: float = 3e-10  # seconds per entry that a copy reads in small steps ...
     far: float = 7e-10  # ... and in steps beyond a cache line
+    folded: float = 1e-9  # seconds per entry that torch's fold reads
     weight_entry: float = 2e-9  # seconds per entry of a weight gradient that is no matrix product
     pointwise_input_gradient: float = 0.4  # of the convolution's speed, for kernels of one tap
 
@@ -42,6 +46,8 @@ class Coefficients:
 FRESH_FROM = int(os.environ.get("MALLOC_MMAP_THRESHOLD_", 2**25))  # bytes, as in glibc
 LINE = 64  # bytes of a cache line
 CACHED = 2**23  # bytes that stay near the core; beyond, depthwise kernels take twice as long
+COLUMNS = 16  # that matrix products compute at a time; fewer take twice as long
+CHANNELS = 16  # of which depthwise kernels do a multiple
 LARGE = 9  # taps; larger depthwise kernels have slow weight gradients
 SHIPPED = Coefficients()
 _in_use: ContextVar[Coefficients] = ContextVar("coefficients", default=SHIPPED)
@@ -83,13 +89,18 @@ class Kernel:
     scratch: int = 0
 
 
-def matmul(batch: int, m: int, n: int, k: int) -> Kernel:
-    """``(batch, m, k) @ (batch, k, n)``: full speed needs all three sizes."""
+def matmul(batch: int, m: int, n: int, k: int, in_blocks: bool = False) -> Kernel:
+    """``(batch, m, k) @ (batch, k, n)``: full speed needs all three sizes, and whole vectors of n.
+
+    A single product may be computed ``in_blocks`` of rows, which are a batch for torch.
+    """
     flops = 2 * batch * m * n * k
     speed = now().gemm * _saturation(m, 16) * _saturation(n, 16) * _saturation(k, 12)
+    speed *= _filled(n)
     entries = batch * (m * k + k * n + m * n)
     moved, written = ITEM * entries, ITEM * batch * m * n
-    seconds = now().launch + max(flops / speed, moved / now().bandwidth)
+    writing = written / (now().written_in_blocks if in_blocks else now().written)
+    seconds = now().launch + max(flops / speed, moved / now().bandwidth, writing)
     seconds += _fresh(written) + batch * 3e-8
     return Kernel("matmul", flops, moved, seconds)
 
@@ -126,7 +137,8 @@ def convolution(
         large = to_weight and taps > LARGE
         speed = now().large_depthwise_weight_gradient if large else now().depthwise
         entry = now().depthwise_entry * (2 if ITEM * moved > CACHED else 1)
-        seconds = now().launch + flops / speed + moved * entry
+        padded = -(-groups // CHANNELS) * CHANNELS / groups
+        seconds = now().launch + padded * (flops / speed + moved * entry)
         return Kernel(kind, flops, ITEM * moved, seconds + _fresh(ITEM * new))
     speed = now().weight_gradient if to_weight else now().convolution
     speed *= _saturation(summed * taps, 48)
@@ -156,11 +168,29 @@ def elementwise(entries: int, read: int) -> Kernel:
     return Kernel("elementwise", max(entries, read), moved, seconds)
 
 
-def reduction(read: int, written: int, row: int, step: int = 1) -> Kernel:
-    """A sum; short rows cost a start each."""
+def reduction(read: int, written: int, row: int, step: int = 1, outer: bool = False) -> Kernel:
+    """A sum; short rows cost a start each, and large sums that keep the last dimension jump."""
     moved = ITEM * (read + written)
     seconds = _moving(moved) + read * (_stepping(step) + now().total / max(1, row))
+    seconds += read * now().outer if outer and moved > CACHED else 0.0
     return Kernel("sum", read, moved, seconds)
+
+
+def fold(read: int, written: int) -> Kernel:
+    """Torch's fold, entry by entry."""
+    seconds = now().launch + read * now().folded + _fresh(ITEM * written)
+    return Kernel("fold", read, ITEM * (read + written), seconds)
+
+
+def shifted(entries: int, written: int, parts: int, row: int, step: int, rows: int) -> Kernel:
+    """Parts of so many entries in all that are added into zeros, from and to rows.
+
+    They lie far apart: twice the time of copies, with rows on both sides.
+    """
+    zeros, moved = elementwise(written, 0), copy(entries, row, step, rows, read=2 * entries)
+    adding = 2 * (moved.seconds + gathering(entries, row, 1, rows))
+    seconds = zeros.seconds + adding + 2 * (parts - 1) * now().launch
+    return Kernel("sum of shifted parts", entries, zeros.bytes + moved.bytes, seconds)
 
 
 def _moving(moved: int) -> float:
@@ -184,6 +214,12 @@ def _stepping(step: int) -> float:
 
 def _saturation(size: int, half: int) -> float:
     return size / (size + half) if size else 1.0
+
+
+def _filled(columns: int) -> float:
+    """Of a matrix product's time, what it would take if a rest of columns took no longer."""
+    whole, rest = divmod(columns, COLUMNS)
+    return columns / (COLUMNS * (whole + 2 * (rest > 0))) if columns else 1.0
 
 
 def _fresh(written: int) -> float:

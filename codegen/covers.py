@@ -32,16 +32,17 @@ class Cover:
 
     @classmethod
     def of(cls, network: TensorNetwork, arguments: Mapping[str, str]) -> "Cover":
-        """Nothing is done yet; ``arguments`` names the variable of each operand."""
-        arrays, indices = (
-            {
-                name: Array(arguments[name], shape, contiguous(shape))
-                for name, shape in network.operands.items()
-                if (name in network.indices) == which
-            }
-            for which in (False, True)
-        )
-        return cls(network, arrays, indices=indices)
+        """Nothing is done yet; ``arguments`` names the variable of each operand.
+
+        Its tensors take that name, which no result of a step has.
+        """
+        operands = {
+            name: Array(arguments[name], shape, contiguous(shape))
+            for name, shape in network.operands.items()
+        }
+        indices = {name: operands[name] for name in network.indices}
+        arrays = {array.code: array for name, array in operands.items() if name not in indices}
+        return cls(network.rename_operands(arguments), arrays, indices=indices)
 
     @property
     def selection(self) -> int | None:

@@ -101,7 +101,8 @@ def _covered(
         halves.append(array)
         channels.append([*(x.k[side] for x in unfolded), *kept])
     for side in (0, 1):
-        writer, halves[side] = _unfolded(writer, halves[side], 1 + count, unfolded)
+        writer, array = _unfolded(writer, halves[side], 1 + count, unfolded)
+        writer, halves[side] = _flat(writer, array) if count == 2 else (writer, array)
     writer, rows = _rows(writer, halves[0], halves[1], displaced)
     taps = [x.k[side] for side in (0, 1) for x in displaced]
     legs = [*group, *taps, *channels[0], *channels[1]]
@@ -157,6 +158,14 @@ def _unfolded(
     array = array.permute([*range(last - 1), *range(last, len(array.shape)), last - 1])
     flat = [prod(array.shape[dim : last - 1]), prod(array.shape[last - 1 :])]
     return writer.reshape(array, [*array.shape[:dim], *flat])
+
+
+def _flat(writer: Writer, array: Array) -> tuple[Writer, Array]:
+    """``(g, t1, t2, rows, c)`` as it lies in memory, for flat rows and for strips of them."""
+    shape = array.shape
+    writer, flat = writer.reshape(array, [shape[0], prod(shape[1:-1]), shape[-1]])
+    array = flat.free_reshape(shape) or array
+    return writer, array
 
 
 def _rows(

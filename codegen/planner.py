@@ -13,8 +13,10 @@ from tnconv.codegen.contraction import contract, sum_out
 from tnconv.codegen.convolution import native
 from tnconv.codegen.covers import Cover, Route, dense, window
 from tnconv.codegen.displacement import displacement
+from tnconv.codegen.hadamard import multiplied
 from tnconv.codegen.loops import loops
 from tnconv.codegen.pixel_gram import pixel_gram
+from tnconv.codegen.pooling import pooling
 from tnconv.codegen.schedule import Schedule
 from tnconv.codegen.selections import opened, scatter, selected
 from tnconv.codegen.taps import taps
@@ -43,6 +45,7 @@ def looped(
 
 ROUTES: Mapping[str, Route] = {
     "native": native,
+    "pooling": pooling,
     "window": window,
     "pixel gram": pixel_gram,
     "taps": taps,
@@ -89,11 +92,12 @@ class Plan:
 
     @property
     def is_torchs(self) -> bool:
-        """Whether this is one native kernel on the operands as they are: what torch would do."""
+        """Whether this is one native kernel on the operands as they are, or on their products."""
         as_they_are = not any(
             word in code for code in self.codes for word in ("reshape", "permute")
         )
-        return self.routes == ("native",) and len(self.steps) == 1 and as_they_are
+        alone = all(step.kernel.kind == "elementwise" for step in self.steps[:-1])
+        return self.routes == ("native",) and alone and as_they_are
 
     @property
     def label(self) -> str:
@@ -120,7 +124,7 @@ def plans(
     found: list[Plan] = []
     for form, network in forms.items():
         tried = [ROUTES[name] for name in routes if name != "loop"]
-        start = Cover.of(network, arguments)
+        start = multiplied(Cover.of(network, arguments))
         start = start if several else _scaled_square(start)
         again = form == "as given" and "in form N" in forms
         turns = looped(start, tried, several) if "loop" in routes and not again else ()

@@ -10,14 +10,25 @@ from tnconv.codegen.arrays import Step
 from tnconv.codegen.constants import KEPT, LIKE, PATTERN, constant_steps, wanted, words
 from tnconv.codegen.contraction import GRAM
 from tnconv.codegen.fusion import TOTALS
+from tnconv.codegen.overlaps import OVERLAP_ADD
 from tnconv.codegen.schedule import Schedule
 
 WIDTH, INDENT = 100, " " * 4
-IMPORTS = {"torch": "import torch", "F": "import torch.nn.functional as F"}
-HELPERS = {"pattern": PATTERN, "kept": KEPT, "totals": TOTALS, "gram": GRAM}
+IMPORTS = {
+    "itertools": "import itertools\n",
+    "torch": "import torch",
+    "F": "import torch.nn.functional as F",
+}
+HELPERS = {
+    "pattern": PATTERN,
+    "kept": KEPT,
+    "totals": TOTALS,
+    "gram": GRAM,
+    "overlap_add": OVERLAP_ADD,
+}
 _WITHIN_FACTORS = re.compile(r"(?<!·) ")
 _RESERVED = re.compile(
-    r"torch|F|pattern|KEPT|kept|totals|gram|like|one|contraction|(contraction|piece_\d+)_constants|(result|part|piece)(_\d+)?|[tu]\d+|operand_\d+"
+    r"torch|F|pattern|KEPT|kept|totals|gram|overlap_add|itertools|like|one|contraction|(contraction|piece_\d+)_constants|(result|part|piece)(_\d+)?|[tu]\d+|operand_\d+"
 )
 
 

@@ -1,20 +1,25 @@
 """Tap sums: bands on one tensor, as sums over windows that share their core."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
+from tnconv.codegen.contraction import sum_out
 from tnconv.codegen.covers import Cover
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Pattern, Tensor
+from tnconv.diagrams.network import TensorNetwork
+
+Band = tuple[Leg, Leg, int]  # summed leg i, tap leg k, the tensor that holds i
 
 
 def taps(cover: Cover) -> Iterator[Cover]:
     """``R[.., k] = Σ_i x[.., i] [i - d·k ∈ band]``: every band on the first band's tensor.
 
     Taps of one residue class sum windows that overlap almost everywhere: the common core is summed
-    once, and each tap adds its border strips. No unfolded input, one reading of x.
+    once, and each tap adds its border strips. No unfolded input, one reading of x. Legs of x that
+    nothing else holds are summed before, and of the orders of the bands the cheaper one is taken.
     """
     first = cover.pattern
     assert first is not None
@@ -22,19 +27,31 @@ def taps(cover: Cover) -> Iterator[Cover]:
         return
     tensor, network = band[2], cover.network
     bands = [(at, found) for at, _ in network.patterns if (found := _band(cover, at)) is not None]
+    bands = [(at, found) for at, found in bands if found[2] == tensor]
     cover, value = cover.value(tensor)
-    writer, covered = cover.writer, [tensor]
-    for at, (i, k, holder) in bands:
-        if holder == tensor and i in value.legs and k not in value.legs:
+    needed = [leg for leg in value.legs if cover.needed(leg, tensor)]
+    writer, value = sum_out(cover.writer, value, needed)
+    ways = [_summed(network, writer, value, order) for order in (bands, bands[::-1])]
+    writer, value, covered = min(ways, key=lambda way: way[0].seconds)
+    yield cover.put(writer, (tensor, *covered), value, "taps")
+
+
+def _summed(
+    network: TensorNetwork, writer: Writer, value: Value, bands: Sequence[tuple[int, Band]]
+) -> tuple[Writer, Value, list[int]]:
+    """The sums over bands of ``value``, one after the other, and where those that fit are."""
+    covered = []
+    for at, (i, k, _) in bands:
+        if i in value.legs and k not in value.legs:
             windows = [_window(network.nodes[at], i, k, t) for t in range(network.sizes[k])]
             clipped = [_clip(window, network.sizes[i]) for window in windows]
             writer, value = _tap_sums(writer, value, i, k, clipped)
             covered.append(at)
-    yield cover.put(writer, tuple(covered), value, "taps")
+    return writer, value, covered
 
 
-def _band(cover: Cover, at: int) -> tuple[Leg, Leg, int] | None:
-    """(summed leg i, tap leg k, tensor) of a two-leg pattern, if one tensor holds i and not k."""
+def _band(cover: Cover, at: int) -> Band | None:
+    """The band that a two-leg pattern is, if one tensor holds i and not k."""
     tn, pattern = cover.network, cover.network.nodes[at]
     assert isinstance(pattern, Pattern)
     if len(pattern.terms) != 2 or len(pattern.values) == 1:

@@ -6,6 +6,7 @@ from math import prod
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
+from tnconv.codegen.overlaps import Overlap, overlapped
 from tnconv.diagrams.affine import Axis, Leg, Sizes, View, reach
 
 
@@ -82,8 +83,7 @@ def write(writer: Writer, value: Value, view: View, sizes: Sizes) -> tuple[Write
     """The adjoint of `read`: add a dense value into zeros where ``view`` points.
 
     Legs that the value lacks broadcast. Axes whose legs nest (each step exceeds what the smaller
-    ones span) are padded and flattened; where they overlap, the smallest leg is unrolled and the
-    shifted parts are added.
+    ones span) are padded and flattened; where they overlap, shifted parts are added.
     """
     array, names, shape = value.array, list(value.legs), view.shape
     view = View(tuple(axis.size for axis in _proper(view)), _proper(view))
@@ -96,7 +96,7 @@ def write(writer: Writer, value: Value, view: View, sizes: Sizes) -> tuple[Write
     array = array.permute([names.index(name) for name in order])
     if flips := [
         dim
-        for dim, (axis, term) in enumerate(_places(view))
+        for dim, (axis, term) in enumerate(_places(view.axes))
         if dict(view.axes[axis].terms)[term] < 0
     ]:
         kernel = cost.copy(array.size, *array.innermost)
@@ -110,7 +110,8 @@ def overlaps(view: View, sizes: Sizes) -> int:
     parts = 1
     for axis in view.axes:
         if not _nested(axis, sizes):
-            parts *= min(sizes[leg] for leg, _ in axis.terms)
+            legs = [sizes[leg] for leg, _ in axis.terms]
+            parts *= prod(legs) // max(1, *legs)
     return parts
 
 
@@ -120,11 +121,16 @@ def _nested(axis: Axis, sizes: Sizes) -> bool:
     return all(abs(a) >= _span(terms[at + 1 :], sizes) for at, (_, a) in enumerate(terms))
 
 
-def _places(view: View) -> list[tuple[int, Leg]]:
+def _gapped(axis: Axis) -> bool:
+    """Whether the axis is one leg with zeros between its positions."""
+    return len(axis.terms) == 1 and abs(axis.terms[0][1]) > 1
+
+
+def _places(axes: Sequence[Axis]) -> list[tuple[int, Leg]]:
     """Axis and leg of every dimension that `_embed` expects: larger steps first in an axis."""
     return [
         (at, leg)
-        for at, axis in enumerate(view.axes)
+        for at, axis in enumerate(axes)
         for leg, _ in sorted(axis.terms, key=lambda t: -abs(t[1]))
     ]
 
@@ -134,7 +140,7 @@ def _spread_diagonals(
 ) -> tuple[Writer, Array, list[Leg]]:
     """Give a leg that several axes hold a dimension for each of them; returns their order."""
     order: list[Leg] = []
-    for _, leg in _places(view):
+    for _, leg in _places(view.axes):
         name = leg
         while name in order:
             name += "\0"
@@ -156,12 +162,11 @@ def _embed(
     writer: Writer, array: Array, axes: Sequence[Axis], sizes: Sizes
 ) -> tuple[Writer, Array]:
     """Flatten the dimensions of each axis's legs into one of the axis's size."""
+    writer, array, done = _overlapped(writer, array, axes, sizes)
     dim = 0
-    for at, axis in enumerate(axes):
-        if axis.plain(sizes) is None:
+    for axis in axes:
+        if axis not in done and axis.plain(sizes) is None:
             steps = sorted((abs(a) for _, a in axis.terms), reverse=True)
-            if not _nested(axis, sizes):
-                return _unrolled(writer, array, axes, at, dim, sizes)
             low = axis.offset + reach(axis.terms, sizes)[0]
             writer, array = _embed_nested(writer, array, dim, steps)
             pads = [(0, 0)] * len(array.shape)
@@ -169,6 +174,33 @@ def _embed(
             writer, array = writer.pad(array, pads)
         dim += 1
     return writer, array
+
+
+def _overlapped(
+    writer: Writer, array: Array, axes: Sequence[Axis], sizes: Sizes
+) -> tuple[Writer, Array, list[Axis]]:
+    """Axes whose legs do not nest, or leave gaps: one dimension where those of its legs are."""
+    loose = [axis for axis in axes if not _nested(axis, sizes) or _gapped(axis)]
+    if not loose:
+        return writer, array, loose
+    places = _places(axes)
+    others, taps, outputs, found = [], [], [], []
+    for at, axis in enumerate(axes):
+        own = [dim for dim, (of, _) in enumerate(places) if of == at]
+        if axis not in loose:
+            others += own
+            continue
+        steps = [abs(a) for _, a in sorted(axis.terms, key=lambda t: -abs(t[1]))]
+        longest = max(own, key=lambda dim: array.shape[dim])
+        taps += [dim for dim in own if dim != longest]
+        outputs.append(longest)
+        start = axis.offset + reach(axis.terms, sizes)[0]
+        step = dict(zip(own, steps, strict=True))
+        rest = tuple(step[dim] for dim in own if dim != longest)
+        found.append(Overlap(axis.size, start, step[longest], rest))
+    writer, result = overlapped(writer, array.permute([*others, *taps, *outputs]), found)
+    order = sorted([*others, *outputs])
+    return writer, result.permute([[*others, *outputs].index(dim) for dim in order]), loose
 
 
 def _embed_nested(
@@ -187,41 +219,3 @@ def _embed_nested(
         shape = (*array.shape[:at], merged, *array.shape[at + 2 :])
         writer, array = writer.reshape(array, shape)
     return writer, array
-
-
-def _unrolled(
-    writer: Writer, array: Array, axes: Sequence[Axis], at: int, dim: int, sizes: Sizes
-) -> tuple[Writer, Array]:
-    """Shift and accumulate: the sum over the positions of the axis's smallest leg."""
-    axis = axes[at]
-    legs = [leg for leg, _ in sorted(axis.terms, key=lambda t: -abs(t[1]))]
-    small = min(legs, key=lambda leg: sizes[leg])
-    a = dict(axis.terms)[small]
-    total: Array | None = None
-    for position in range(sizes[small]):
-        # Dimensions of negative steps were flipped, so position p stands for leg value size-1-p.
-        leg_value = position if a > 0 else sizes[small] - 1 - position
-        rest = Axis(
-            axis.size, axis.offset + a * leg_value, tuple(t for t in axis.terms if t[0] != small)
-        )
-        plain = [*(Axis(x.size, 0, (("\0", 1),)) for x in axes[:at]), rest, *axes[at + 1 :]]
-        part = array.select(dim + legs.index(small), position)
-        writer, part = _embed_rest(writer, part, plain, at, sizes)
-        if total is None:
-            total = part
-        else:
-            kernel = cost.elementwise(part.size, 2 * part.size)
-            writer, total = writer.run(
-                f"{total.code} + {part.code}", part.shape, kernel, f"overlap in {small}"
-            )
-    assert total is not None
-    return writer, total
-
-
-def _embed_rest(
-    writer: Writer, array: Array, axes: Sequence[Axis], done: int, sizes: Sizes
-) -> tuple[Writer, Array]:
-    """`_embed` where the first ``done`` axes are embedded already."""
-    names = {f"\0{at}": axis.size for at, axis in enumerate(axes[:done])}
-    plain = [Axis(size, 0, ((name, 1),)) for name, size in names.items()]
-    return _embed(writer, array, [*plain, *axes[done:]], dict(sizes) | names)

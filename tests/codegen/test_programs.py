@@ -174,6 +174,13 @@ def test_operand_names_that_python_or_the_program_needs() -> None:
     check(TensorNetwork(nodes, View.of(sizes, "a"), sizes))
 
 
+def test_operands_that_are_called_like_results_of_steps() -> None:
+    layer = conv((2, 3, 9, 9), (4, 3, 3, 3), padding=((1, 0), (0, 2)))
+    named = layer.rename_operands({"x": "t2", "weight": "t1"})
+    for route in ROUTES:
+        check(named, routes=[route])
+
+
 @pytest.mark.parametrize(
     ("operands", "error", "message"),
     [

@@ -15,7 +15,8 @@ from tnconv.codegen import ROUTES, planner
 LAYERS = ("conv", "conv_transpose", "input_vjp", "weight_vjp", "per_sample", "gradient_norms")
 CLAIMS: dict[str, tuple[str, ...]] = {
     "native": LAYERS,
-    "window": (*LAYERS, "kfac_expand", "unfold"),
+    "pooling": ("avg_pool", "avg_pool_counts"),
+    "window": (*LAYERS, "kfac_expand", "unfold", "fold"),
     "pixel gram": ("gradient_norms", "gradient_dots"),
     "taps": ("kfac_reduce", "mean_patches"),
     "displacement": ("kfac_expand",),
