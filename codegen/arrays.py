@@ -243,7 +243,8 @@ class Writer:
         within = _loops(array.shape, [pad != (0, 0) for pad in around])
         if array.run == array.size:
             row, rows = within
-        kernel = cost.copy(prod(shape), min(row, within[0]), step, rows)
+        both = array.size + prod(shape)  # zeros everywhere, then the array
+        kernel = cost.copy(prod(shape), min(row, within[0]), step, rows, both)
         return self.run(f"F.pad({array.code}, ({_items(flat)}))", shape, kernel, "zero padding")
 
     def sum(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:

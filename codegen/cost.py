@@ -22,8 +22,8 @@ class Coefficients:
     primitive: float = 4e-5  # seconds per call of a native convolution that is no matrix product
     turn: float = 2e-5  # seconds per turn of a loop
     gemm: float = 1.05e11  # flop/s of a large matrix product
-    written: float = 5.5e9  # bytes/s of the result of a matrix product ...
-    written_in_blocks: float = 1e10  # ... and of one that is computed in blocks of rows
+    written: float = 1e10  # bytes/s of the result of a matrix product ...
+    written_in_blocks: float = 1e11  # ... and of one that is computed in blocks of rows
     convolution: float = 1.5e11  # flop/s with many channels, also of the input gradient
     weight_gradient: float = 1.2e11
     grouped: float = 2.5e10  # at least, however few channels a group has
@@ -100,7 +100,7 @@ def matmul(batch: int, m: int, n: int, k: int, in_blocks: bool = False) -> Kerne
     entries = batch * (m * k + k * n + m * n)
     moved, written = ITEM * entries, ITEM * batch * m * n
     writing = written / (now().written_in_blocks if in_blocks else now().written)
-    seconds = now().launch + max(flops / speed, moved / now().bandwidth, writing)
+    seconds = now().launch + max(flops / speed, moved / now().bandwidth) + writing
     seconds += _fresh(written) + batch * 3e-8
     return Kernel("matmul", flops, moved, seconds)
 
