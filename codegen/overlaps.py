@@ -1,7 +1,7 @@
 """Writing windows that overlap: shift and accumulate, or torch's fold."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from tnconv.codegen import cost
@@ -91,7 +91,12 @@ def _folded(
     writer, columns = writer.reshape(array, [samples, channels * prod(kernel), prod(outputs)])
     code = f"F.fold({columns.code}, {', '.join(map(str, numbers))})"
     shape = (samples, channels, *one, *sizes)
-    writer, folded = writer.run(code, shape, cost.fold(array.size, prod(shape)), "fold")
+    work = cost.fold(array.size, prod(shape))
+    if columns.run < columns.size:  # torch copies them
+        copied = cost.copy(columns.size, *columns.innermost)
+        seconds = work.seconds + copied.seconds
+        work = replace(work, seconds=seconds, scratch=cost.item() * columns.size)
+    writer, folded = writer.run(code, shape, work, "fold")
     result = folded.free_reshape([*lead, *sizes])
     assert result is not None
     if whole:
