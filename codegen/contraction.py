@@ -245,9 +245,11 @@ def _arrangements(
 ) -> Iterator[Arrangement]:
     batch = [leg for leg in a.legs if leg in b.legs and leg in needed]
     summed = [leg for leg in a.legs if leg in b.legs and leg not in needed]
-    for order in dict.fromkeys((a.legs, b.legs)):
-        both = tuple(sorted(batch, key=order.index))
-        inner = tuple(sorted(summed, key=order.index))
+    orders = [
+        tuple(tuple(sorted(some, key=value.legs.index)) for some in (batch, summed))
+        for value in (a, b)
+    ]
+    for both, inner in dict.fromkeys(orders):
         for left, right in _oriented(a, b, hint):
             rows, columns = (
                 tuple(leg for leg in value.legs if leg not in both + inner)
@@ -323,9 +325,9 @@ def _matrix(
 
     front = [g for g in (lead, plan.batch) if g]
     straight = flat(*front, keep, plan.summed)
-    swapped = flat(*front, plan.summed, keep)
     if (free := straight[0].free_reshape(straight[1])) is not None:
         return writer, _transpose(free) if transposed else free
+    swapped = flat(*front, plan.summed, keep)
     if (free := swapped[0].free_reshape(swapped[1])) is not None:
         return writer, free if transposed else _transpose(free)
     writer, array = writer.reshape(*straight)
