@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from math import prod
 
@@ -160,15 +161,36 @@ def pair(
     if len(shared) == len(a.legs) == len(b.legs):
         return _dot(writer, a, b, needed)
     plans = list(_arrangements(a, b, needed, hint))
-    trials = [_matmul(writer, plan) for plan in plans if not plan.lead]
-
-    def price(trial: tuple[Writer, Value]) -> float:
-        return trial[0].seconds + _reordering(trial[1], hint)
-
-    best = min(trials, key=price)
+    best = _cheapest([plan for plan in plans if not plan.lead], writer, hint)
     if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], hint):
-        trials += [_matmul(writer, plan) for plan in plans if plan.lead]  # may need no copies
-    return min(trials, key=price)
+        best = _cheapest([plan for plan in plans if plan.lead], writer, hint, best)  # no copies?
+    return best
+
+
+Trial = tuple[Writer, Value]
+
+
+def _cheapest(
+    plans: Sequence["Arrangement"], writer: Writer, hint: Sequence[Leg], best: Trial | None = None
+) -> Trial:
+    """The first of the cheapest; what costs more as a bare product already is not written.
+
+    A product as large as an earlier result may be that of a mirrored half, and cost nothing.
+    """
+    least = float("inf") if best is None else _price(best, hint)
+    earlier = {prod(step.shape) for step in writer.steps}
+    for plan in plans:
+        bound = 0.0 if plan.entries in earlier else plan.least_seconds
+        if writer.seconds + bound < least:
+            trial = _matmul(writer, plan)
+            if (seconds := _price(trial, hint)) < least:
+                best, least = trial, seconds
+    assert best is not None
+    return best
+
+
+def _price(trial: Trial, hint: Sequence[Leg]) -> float:
+    return trial[0].seconds + _reordering(trial[1], hint)
 
 
 def _reordering(value: Value, order: Sequence[Leg]) -> float:
@@ -239,6 +261,24 @@ class Arrangement:
     rows: tuple[Leg, ...]
     columns: tuple[Leg, ...]
 
+    @property
+    def entries(self) -> int:
+        """Of the result."""
+        return prod(self._sizes[:-1])
+
+    @property
+    def least_seconds(self) -> float:
+        """A bound of the price: no copies; of mirrored halves half of the product."""
+        lead, batch, rows, columns, summed = self._sizes
+        seconds = cost.matmul(lead * batch, rows, columns, summed).seconds
+        return seconds / 2 if self.left.array == self.right.array else seconds
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        size = {**self.left.sizes, **self.right.sizes}
+        legs = (self.lead, self.batch, self.rows, self.columns, self.summed)
+        return [prod(size[leg] for leg in some) for some in legs]
+
 
 def _arrangements(
     a: Value, b: Value, needed: Collection[Leg], hint: Sequence[Leg]
@@ -279,7 +319,7 @@ def _matmul(writer: Writer, plan: Arrangement) -> tuple[Writer, Value]:
     front = max(left.shape[:-2], right.shape[:-2], key=lambda shape: (len(shape), prod(shape)))
     legs = (*plan.lead, *plan.batch, *plan.rows, *plan.columns)
     kernel, code = cost.matmul(prod(front), m, n, k), f"{left.code} @ {right.code}"
-    if _transpose(left) == right or left == _transpose(right):
+    if m == n and (_transpose(left) == right or left == _transpose(right)):
         half = left if _transpose(left) == right else _transpose(right)
         for blocks in (b for b in BLOCKS if m >= b * LEAST_ROWS):
             if (gram := cost.gram(prod(front), m, k, blocks)).seconds < kernel.seconds:
@@ -290,8 +330,7 @@ def _matmul(writer: Writer, plan: Arrangement) -> tuple[Writer, Value]:
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
     shape = (*front, m, n)
     writer, array = writer.run(code, shape, kernel, comment)
-    size = dict(zip(plan.left.legs, plan.left.array.shape, strict=True))
-    size |= dict(zip(plan.right.legs, plan.right.array.shape, strict=True))
+    size = {**plan.left.sizes, **plan.right.sizes}
     split = array.free_reshape([size[leg] for leg in legs])
     assert split is not None
     return writer, Value(split, legs)
@@ -317,7 +356,7 @@ def _matrix(
     Both halves of a symmetric product choose the same copy, if they need one: then it runs once.
     """
     lead = [leg for leg in plan.lead if leg in value.legs]
-    size = dict(zip(value.legs, value.array.shape, strict=True))
+    size = value.sizes
 
     def flat(*groups: Sequence[Leg]) -> tuple[Array, list[int]]:
         array = value.arranged([leg for group in groups for leg in group])
