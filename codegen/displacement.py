@@ -37,16 +37,24 @@ def displacement(cover: Cover) -> Iterator[Cover]:
     dimensions = [found[1], *(other[1] for other in others if other and other[0] == tensors)]
     if any(x.taps == 1 for x in dimensions):
         return  # nothing to share; form N has no such dimension
-    if all(x.taps <= MOST_TAPS and x.outputs for x in dimensions):
-        yield _covered(cover, tensors, dimensions, 1)
+    if all(x.taps <= MOST_TAPS and x.outputs for x in dimensions) and _meet(dimensions[0]):
+        one = _covered(cover, tensors, dimensions, 1)
+        assert one is not None
+        yield one
         if len(dimensions) > 1 and _worthwhile(dimensions[0], dimensions[1]):
-            yield _covered(cover, tensors, dimensions, 2)
+            two = _covered(cover, tensors, dimensions, 2, one.writer.seconds)
+            yield from [two] if two else []
+
+
+def _meet(x: Dimension) -> bool:
+    """Whether all windows have something in common: else hardly any products are shared."""
+    return x.furthest < x.outputs
 
 
 def _worthwhile(first: Dimension, second: Dimension) -> bool:
-    """Whether products in both dimensions are few: where steps are large, hardly any are shared."""
+    """Whether products in both dimensions are shared, and few."""
     products = len(first.pairs(symmetric=True)) * len(second.pairs(symmetric=False))
-    return second.furthest < second.outputs and products <= MOST_PRODUCTS
+    return _meet(second) and products <= MOST_PRODUCTS
 
 
 def _dimension(cover: Cover, at: int) -> tuple[tuple[int, int], Dimension] | None:
@@ -73,9 +81,13 @@ def _dimension(cover: Cover, at: int) -> tuple[tuple[int, int], Dimension] | Non
 
 
 def _covered(
-    cover: Cover, tensors: tuple[int, int], dimensions: Sequence[Dimension], count: int
-) -> Cover:
-    """Displace ``count`` dimensions, unfold the others."""
+    cover: Cover,
+    tensors: tuple[int, int],
+    dimensions: Sequence[Dimension],
+    count: int,
+    most: float = float("inf"),
+) -> Cover | None:
+    """Displace ``count`` dimensions, unfold the others; unless that takes ``most`` seconds."""
     covered = (*tensors, *(at for x in dimensions for at in x.at))
     cover, a = cover.value(tensors[0])
     cover, b = cover.value(tensors[1])
@@ -100,6 +112,8 @@ def _covered(
         writer, array = _arranged(writer, value, places, (group, summed, kept))
         halves.append(array)
         channels.append([*(x.k[side] for x in unfolded), *kept])
+    if count == 2 and writer.seconds + _least_seconds(halves, *displaced) >= most:
+        return None
     for side in (0, 1):
         writer, halves[side] = _unfolded(writer, halves[side], 1 + count, unfolded)
     writer, rows = _rows(writer, halves[0], halves[1], displaced)
@@ -114,6 +128,17 @@ def _covered(
         parts.append(Value(array, left).arranged([leg for leg in order if leg != taps[0]]))
     writer, array = _stack(writer, parts, at, "all pairs of taps")
     return cover.put(writer, covered, Value(array, tuple(order)), "displacement")
+
+
+def _least_seconds(halves: Sequence[Array], first: Dimension, second: Dimension) -> float:
+    """The products of two displaced dimensions alone, over what windows have in common."""
+    (groups, *_, rows, m), n = halves[0].shape, halves[1].shape[-1]
+    inner = {same: len(second.pairs(symmetric=same)) for same in (True, False)}
+    return sum(
+        inner[outer.shift == 0]
+        * cost.matmul(groups, m, n, outer.core[1] * second.outputs * rows).seconds
+        for outer in first.pairs(symmetric=True)
+    )
 
 
 def _gapped(x: Dimension, size: int) -> int:
