@@ -106,9 +106,7 @@ def _covered(
         lengths = [x.span for x in dimensions]
         if count == 2:
             lengths[1] = _gapped(dimensions[1], value.array.shape[value.legs.index(inputs[1])])
-        places = [
-            (i, x.padding, length) for i, x, length in zip(inputs, dimensions, lengths, strict=True)
-        ]
+        places = list(zip(inputs, dimensions, lengths, strict=True))
         writer, array = _arranged(writer, value, places, (group, summed, kept))
         halves.append(array)
         channels.append([*(x.k[side] for x in unfolded), *kept])
@@ -150,15 +148,19 @@ def _gapped(x: Dimension, size: int) -> int:
 def _arranged(
     writer: Writer,
     value: Value,
-    places: Sequence[tuple[Leg, int, int]],
+    places: Sequence[tuple[Leg, Dimension, int]],
     legs: tuple[Sequence[Leg], Sequence[Leg], Sequence[Leg]],
 ) -> tuple[Writer, Array]:
-    """``(group, *positions, summed, channels)``; positions have (leg, padding, padded length)."""
-    pads = [(0, 0)] * len(value.legs)
-    for leg, padding, length in places:
+    """``(group, *positions, summed, channels)``; positions have (leg, dimension, padded length).
+
+    What windows do not reach is cut off: behind them are zeros.
+    """
+    pads, array = [(0, 0)] * len(value.legs), value.array
+    for leg, x, length in places:
         at = value.legs.index(leg)
-        pads[at] = (padding, length - padding - value.array.shape[at])
-    writer, padded = writer.pad(value.array, pads)
+        array = array.narrow(at, 0, min(array.shape[at], max(0, x.span - x.padding)))
+        pads[at] = (x.padding, length - x.padding - array.shape[at])
+    writer, padded = writer.pad(array, pads)
     size = dict(zip(value.legs, padded.shape, strict=True))
     group, summed, own = legs
     array = Value(padded, value.legs).arranged(
