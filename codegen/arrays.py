@@ -202,7 +202,8 @@ class Writer:
         self.seen[code] = len(self.steps)
         name = f"{self.letter}{len(self.steps) + 1}"
         step = Step(name, code, tuple(shape), kernel, comment, turns)
-        return replace(self, steps=(*self.steps, step)), Array(name, step.shape, contiguous(shape))
+        writer = Writer((*self.steps, step), self.letter, self.seen)
+        return writer, Array(name, step.shape, contiguous(shape))
 
     def _written(self, code: str) -> Step | None:
         """The step with this code; steps are searched only if another writer has it elsewhere."""

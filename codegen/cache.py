@@ -22,8 +22,9 @@ def cached(build: Callable[..., Program], *arguments: Hashable) -> Program:
 
 def place(array: object) -> str:
     """The device for whose prices programs on a tensor are chosen."""
-    device = array.device if isinstance(array, torch.Tensor) else None
-    return "cpu" if device is None or device.type in ("cpu", "meta") else str(device)
+    if not isinstance(array, torch.Tensor) or array.is_cpu or array.is_meta:
+        return "cpu"
+    return str(array.device)
 
 
 cache_info = cached.cache_info

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from math import prod
 
@@ -162,15 +163,36 @@ def pair(
     if len(shared) == len(a.legs) == len(b.legs):
         return _dot(writer, a, b, needed)
     plans = list(_arrangements(a, b, needed, hint))
-    trials = [_matmul(writer, plan) for plan in plans if not plan.lead]
-
-    def price(trial: tuple[Writer, Value]) -> float:
-        return trial[0].seconds + _reordering(trial[1], hint)
-
-    best = min(trials, key=price)
+    best = _cheapest([plan for plan in plans if not plan.lead], writer, hint)
     if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], hint):
-        trials += [_matmul(writer, plan) for plan in plans if plan.lead]  # may need no copies
-    return min(trials, key=price)
+        best = _cheapest([plan for plan in plans if plan.lead], writer, hint, best)  # no copies?
+    return best
+
+
+Trial = tuple[Writer, Value]
+
+
+def _cheapest(
+    plans: Sequence["Arrangement"], writer: Writer, hint: Sequence[Leg], best: Trial | None = None
+) -> Trial:
+    """The first of the cheapest; what costs more as a bare product already is not written.
+
+    A product as large as an earlier result may be that of a mirrored half, and cost nothing.
+    """
+    least = float("inf") if best is None else _price(best, hint)
+    earlier = {prod(step.shape) for step in writer.steps}
+    for plan in plans:
+        bound = 0.0 if plan.entries in earlier else plan.least_seconds
+        if writer.seconds + bound < least:
+            trial = _matmul(writer, plan)
+            if (seconds := _price(trial, hint)) < least:
+                best, least = trial, seconds
+    assert best is not None
+    return best
+
+
+def _price(trial: Trial, hint: Sequence[Leg]) -> float:
+    return trial[0].seconds + _reordering(trial[1], hint)
 
 
 def _reordering(value: Value, order: Sequence[Leg]) -> float:
@@ -241,15 +263,36 @@ class Arrangement:
     rows: tuple[Leg, ...]
     columns: tuple[Leg, ...]
 
+    @property
+    def entries(self) -> int:
+        """Of the result."""
+        return prod(self._sizes[:-1])
+
+    @property
+    def least_seconds(self) -> float:
+        """A bound of the price: no copies, blocks; of mirrored halves half of the product."""
+        lead, batch, m, n, k = self._sizes
+        ways = (cost.matmul(lead * batch, m, n, k, in_blocks) for in_blocks in (False, True))
+        seconds = min(kernel.seconds for kernel in ways)
+        return seconds / 2 if self.left.array == self.right.array else seconds
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        size = {**self.left.sizes, **self.right.sizes}
+        legs = (self.lead, self.batch, self.rows, self.columns, self.summed)
+        return [prod(size[leg] for leg in some) for some in legs]
+
 
 def _arrangements(
     a: Value, b: Value, needed: Collection[Leg], hint: Sequence[Leg]
 ) -> Iterator[Arrangement]:
     batch = [leg for leg in a.legs if leg in b.legs and leg in needed]
     summed = [leg for leg in a.legs if leg in b.legs and leg not in needed]
-    for order in dict.fromkeys((a.legs, b.legs)):
-        both = tuple(sorted(batch, key=order.index))
-        inner = tuple(sorted(summed, key=order.index))
+    orders = [
+        tuple(tuple(sorted(some, key=value.legs.index)) for some in (batch, summed))
+        for value in (a, b)
+    ]
+    for both, inner in dict.fromkeys(orders):
         for left, right in _oriented(a, b, hint):
             rows, columns = (
                 tuple(leg for leg in value.legs if leg not in both + inner)
@@ -284,8 +327,7 @@ def _matmul(writer: Writer, plan: Arrangement) -> tuple[Writer, Value]:
     kernel = replace(kernel, seconds=seconds, scratch=kernel.scratch + cost.item() * sum(held))
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
     writer, array = writer.run(code, shape, kernel, comment)
-    size = dict(zip(plan.left.legs, plan.left.array.shape, strict=True))
-    size |= dict(zip(plan.right.legs, plan.right.array.shape, strict=True))
+    size = {**plan.left.sizes, **plan.right.sizes}
     split = array.free_reshape([size[leg] for leg in legs])
     assert split is not None
     return writer, Value(split, legs)
@@ -297,7 +339,7 @@ def _products(
     """Ways to compute ``left @ right``: the kernel, the code, and the shape of its value."""
     m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
     yield cost.matmul(prod(front), m, n, k), f"{left.code} @ {right.code}", (*front, m, n)
-    if _transpose(left) == right or left == _transpose(right):
+    if m == n and (_transpose(left) == right or left == _transpose(right)):
         half = left if _transpose(left) == right else _transpose(right)
         for blocks in (b for b in BLOCKS if m >= b * LEAST_ROWS):
             kernel = cost.gram(prod(front), m, k, blocks)
@@ -330,7 +372,7 @@ def _matrix(
     Both halves of a symmetric product choose the same copy, if they need one: then it runs once.
     """
     lead = [leg for leg in plan.lead if leg in value.legs]
-    size = dict(zip(value.legs, value.array.shape, strict=True))
+    size = value.sizes
 
     def flat(*groups: Sequence[Leg]) -> tuple[Array, list[int]]:
         array = value.arranged([leg for group in groups for leg in group])
@@ -338,9 +380,9 @@ def _matrix(
 
     front = [g for g in (lead, plan.batch) if g]
     straight = flat(*front, keep, plan.summed)
-    swapped = flat(*front, plan.summed, keep)
     if (free := straight[0].free_reshape(straight[1])) is not None:
         return writer, _transpose(free) if transposed else free
+    swapped = flat(*front, plan.summed, keep)
     if (free := swapped[0].free_reshape(swapped[1])) is not None:
         return writer, free if transposed else _transpose(free)
     writer, array = writer.reshape(*straight)

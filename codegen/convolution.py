@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import islice, permutations
 from math import prod
 
 from tnconv.codegen import cost
@@ -113,10 +113,10 @@ def _joints(cover: Cover, a: int, b: int, role: str) -> tuple[Joint, ...]:
 
     ``"i of a"``: a holds i, b holds k. ``"i open"``: a holds k, b holds o.
     """
-    found = [joint for at, _ in cover.network.patterns if (joint := _joint(cover, at, a, b, role))][
-        :MOST_DIMENSIONS
-    ]
-    return tuple(found) if found and found[0].at == cover.pattern else ()
+    if cover.pattern is None or _joint(cover, cover.pattern, a, b, role) is None:
+        return ()
+    found = (_joint(cover, at, a, b, role) for at, _ in cover.network.patterns)
+    return tuple(islice(filter(None, found), MOST_DIMENSIONS))
 
 
 def _joint(cover: Cover, at: int, a: int, b: int, role: str) -> Joint | None:

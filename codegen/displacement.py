@@ -37,16 +37,24 @@ def displacement(cover: Cover) -> Iterator[Cover]:
     dimensions = [found[1], *(other[1] for other in others if other and other[0] == tensors)]
     if any(x.taps == 1 for x in dimensions):
         return  # nothing to share; form N has no such dimension
-    if all(x.taps <= MOST_TAPS and x.outputs for x in dimensions):
-        yield _covered(cover, tensors, dimensions, 1)
+    if all(x.taps <= MOST_TAPS and x.outputs for x in dimensions) and _meet(dimensions[0]):
+        one = _covered(cover, tensors, dimensions, 1)
+        assert one is not None
+        yield one
         if len(dimensions) > 1 and _worthwhile(dimensions[0], dimensions[1]):
-            yield _covered(cover, tensors, dimensions, 2)
+            two = _covered(cover, tensors, dimensions, 2, one.writer.seconds)
+            yield from [two] if two else []
+
+
+def _meet(x: Dimension) -> bool:
+    """Whether all windows have something in common: else hardly any products are shared."""
+    return x.furthest < x.outputs
 
 
 def _worthwhile(first: Dimension, second: Dimension) -> bool:
-    """Whether products in both dimensions are few: where steps are large, hardly any are shared."""
+    """Whether products in both dimensions are shared, and few."""
     products = len(first.pairs(symmetric=True)) * len(second.pairs(symmetric=False))
-    return second.furthest < second.outputs and products <= MOST_PRODUCTS
+    return _meet(second) and products <= MOST_PRODUCTS
 
 
 def _dimension(cover: Cover, at: int) -> tuple[tuple[int, int], Dimension] | None:
@@ -73,9 +81,13 @@ def _dimension(cover: Cover, at: int) -> tuple[tuple[int, int], Dimension] | Non
 
 
 def _covered(
-    cover: Cover, tensors: tuple[int, int], dimensions: Sequence[Dimension], count: int
-) -> Cover:
-    """Displace ``count`` dimensions, unfold the others."""
+    cover: Cover,
+    tensors: tuple[int, int],
+    dimensions: Sequence[Dimension],
+    count: int,
+    most: float = float("inf"),
+) -> Cover | None:
+    """Displace ``count`` dimensions, unfold the others; unless that takes ``most`` seconds."""
     covered = (*tensors, *(at for x in dimensions for at in x.at))
     cover, a = cover.value(tensors[0])
     cover, b = cover.value(tensors[1])
@@ -94,12 +106,12 @@ def _covered(
         lengths = [x.span for x in dimensions]
         if count == 2:
             lengths[1] = _gapped(dimensions[1], value.array.shape[value.legs.index(inputs[1])])
-        places = [
-            (i, x.padding, length) for i, x, length in zip(inputs, dimensions, lengths, strict=True)
-        ]
+        places = list(zip(inputs, dimensions, lengths, strict=True))
         writer, array = _arranged(writer, value, places, (group, summed, kept))
         halves.append(array)
         channels.append([*(x.k[side] for x in unfolded), *kept])
+    if count == 2 and writer.seconds + _least_seconds(halves, *displaced) >= most:
+        return None
     for side in (0, 1):
         writer, array = _unfolded(writer, halves[side], 1 + count, unfolded)
         writer, halves[side] = _flat(writer, array) if count == 2 else (writer, array)
@@ -117,6 +129,17 @@ def _covered(
     return cover.put(writer, covered, Value(array, tuple(order)), "displacement")
 
 
+def _least_seconds(halves: Sequence[Array], first: Dimension, second: Dimension) -> float:
+    """The products of two displaced dimensions alone, over what windows have in common."""
+    (groups, *_, rows, m), n = halves[0].shape, halves[1].shape[-1]
+    inner = {same: len(second.pairs(symmetric=same)) for same in (True, False)}
+    return sum(
+        inner[outer.shift == 0]
+        * cost.matmul(groups, m, n, outer.core[1] * second.outputs * rows).seconds
+        for outer in first.pairs(symmetric=True)
+    )
+
+
 def _gapped(x: Dimension, size: int) -> int:
     """A length with so many zeros behind the span that shifted rows meet no other row's entries."""
     zeros = max(0, x.padding) + max(0, x.span - x.padding - size) if x.stride == 1 else 0
@@ -126,15 +149,19 @@ def _gapped(x: Dimension, size: int) -> int:
 def _arranged(
     writer: Writer,
     value: Value,
-    places: Sequence[tuple[Leg, int, int]],
+    places: Sequence[tuple[Leg, Dimension, int]],
     legs: tuple[Sequence[Leg], Sequence[Leg], Sequence[Leg]],
 ) -> tuple[Writer, Array]:
-    """``(group, *positions, summed, channels)``; positions have (leg, padding, padded length)."""
-    pads = [(0, 0)] * len(value.legs)
-    for leg, padding, length in places:
+    """``(group, *positions, summed, channels)``; positions have (leg, dimension, padded length).
+
+    What windows do not reach is cut off: behind them are zeros.
+    """
+    pads, array = [(0, 0)] * len(value.legs), value.array
+    for leg, x, length in places:
         at = value.legs.index(leg)
-        pads[at] = (padding, length - padding - value.array.shape[at])
-    writer, padded = writer.pad(value.array, pads)
+        array = array.narrow(at, 0, min(array.shape[at], max(0, x.span - x.padding)))
+        pads[at] = (x.padding, length - x.padding - array.shape[at])
+    writer, padded = writer.pad(array, pads)
     size = dict(zip(value.legs, padded.shape, strict=True))
     group, summed, own = legs
     array = Value(padded, value.legs).arranged(

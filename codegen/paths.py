@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
+from math import prod
 
 import cotengra
 import opt_einsum
@@ -52,11 +53,13 @@ def _search(inputs: tuple[Numbers, ...], output: Numbers, sizes: Numbers, optimi
         search = opt_einsum.DynamicProgramming(minimize="flops")
         path = search(sets, frozenset(names[-1]), sized, None)
     else:
+        least = max(prod(sizes[leg] for leg in legs) for legs in (*inputs, output))
+        cap = 2 ** max(1, least.bit_length() - 1)  # doubled until a path costs less; by itself 2
         tree = cotengra.array_contract_tree(
             [tuple(legs) for legs in names[:-1]],
             tuple(names[-1]),
             sized,
-            optimize=cotengra.OptimalOptimizer(minimize="flops"),
+            optimize=cotengra.OptimalOptimizer(minimize="flops", cost_cap=cap),
         )
         path = tree.get_path()
     return tuple(tuple(pair) for pair in path)

@@ -1,9 +1,9 @@
 """Programs: the schedule of the chosen plans, its source, and running it."""
 
 import linecache
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self
@@ -14,6 +14,7 @@ from typing_extensions import TypeVar
 
 from tnconv.codegen import source
 from tnconv.codegen.arrays import Step
+from tnconv.codegen.checks import after_autocast, by_name, by_position
 from tnconv.codegen.joint import scheduled
 from tnconv.codegen.planner import Plan
 from tnconv.codegen.schedule import Schedule
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 Result = TypeVar("Result", Array, tuple[Array, ...], default=Array)
 _numbers = count(1)
 SPARE = 2**20  # bytes
-_AUTOCAST_DEVICES = frozenset(
-    device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
-)
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Program(Generic[Result]):
 
     def prepared(self) -> Self:
         """This program, with what the first call would make: ``torch.compile`` can trace it."""
-        _ = self.function, self._expected, self._first, self.operands
+        _ = self._by_name
         return self
 
     def save(self, path: str | Path) -> Path:
@@ -139,59 +137,30 @@ class Program(Generic[Result]):
             ValueError: an operand is missing, unknown, or of another shape, dtype or device.
             TypeError: an operand is not a tensor.
         """
-        try:
-            given = [operands[name] for name in self.operands]
-        except KeyError:
-            given = []
-        if len(given) != len(operands):
-            check(self.operands, operands, self.indices)
-        return self.run(*given)
+        return self._by_name(self, operands)
 
     def run(self, *given: Array) -> Result:
         """As calling, with the operands by position, in the order of `operands`."""
-        expected = self._expected
-        if len(given) != len(expected):
+        if len(given) != len(self.operands):
             names = ", ".join(self.operands) or "none"
-            raise ValueError(f"got {len(given)} operands; expected {len(expected)}: {names}")
-        if not given:
-            return self.function()
-        first = given[self._first]
-        if not isinstance(first, Array):
-            self._check(given)
-        try:  # quick, without saying what does not fit
-            dtype, device = first.dtype, first.device
-            for array, (shape, own) in zip(given, expected):  # noqa: B905  (strict takes longer)
-                if (
-                    array.shape != shape
-                    or array.dtype != (own or dtype)
-                    or (array is not first and array.device != device)
-                ):
-                    self._check(given)
-        except AttributeError:
-            self._check(given)
-            raise
-        if _autocasts(device):
-            given = tuple(array.to(_after_autocast(array)) for array in given)
-            dtype = given[self._first].dtype
-        if dtype.is_complex and self.has_native_kernels:
-            return self.for_complex.function(*given)
-        return self.function(*given)
+            raise ValueError(f"got {len(given)} operands; expected {len(self.operands)}: {names}")
+        return self._by_position(self, *given)
 
-    def _check(self, given: Iterable[Array]) -> None:
-        check(self.operands, dict(zip(self.operands, given, strict=True)), self.indices)
+    def run_cast(self, *given: Array) -> Result:
+        """As running on operands that fit, where autocast is on or numbers are complex."""
+        cast = [array.to(after_autocast(array)) for array in given]
+        if self.has_native_kernels and any(array.is_complex() for array in cast):
+            return self.for_complex.function(*cast)
+        return self.function(*cast)
 
     @cached_property
-    def _expected(self) -> tuple[tuple[torch.Size, torch.dtype | None], ...]:
-        """Shapes, and the dtypes of indices."""
-        return tuple(
-            (torch.Size(shape), torch.int64 if name in self.indices else None)
-            for name, shape in self.operands.items()
-        )
+    def _by_position(self) -> Callable[..., Result]:
+        native = self.has_native_kernels
+        return by_position(self.function, self.operands, self.indices, casts_complex=native)
 
     @cached_property
-    def _first(self) -> int:
-        """The position of the operand that gives the dtype."""
-        return next((at for at, (_, own) in enumerate(self._expected) if own is None), 0)
+    def _by_name(self) -> Callable[..., Result]:
+        return by_name(self._by_position, self.operands, self.indices)
 
     @cached_property
     def has_native_kernels(self) -> bool:
@@ -227,53 +196,3 @@ def together(peaks: list[tuple[int, int]]) -> int:
         most = max(most, held + peak)
         held += result
     return most
-
-
-def check(
-    expected: Mapping[str, tuple[int, ...]],
-    given: Mapping[str, Array],
-    indices: Collection[str] = (),
-) -> None:
-    """Raise unless ``given`` are tensors of the expected names and shapes, one dtype and device.
-
-    Those that ``indices`` names are int64.
-
-    Raises:
-        ValueError: an operand is missing, unknown, or of another shape, dtype or device.
-        TypeError: an operand is not a tensor.
-    """
-    from tnconv.diagrams.reference import check_operands
-
-    check_operands(expected, given, indices)
-    values = [(name, array) for name, array in given.items() if name not in indices]
-    first = values[0] if values else next(iter(given.items()), None)
-    for name, array in given.items():
-        assert first is not None
-        if array.device != first[1].device:
-            raise ValueError(
-                f"operand {name!r} is on {array.device} and {first[0]!r} on {first[1].device}; "
-                "expected one device"
-            )
-        if name not in indices and _after_autocast(array) != _after_autocast(first[1]):
-            raise ValueError(
-                f"operand {name!r} has dtype {array.dtype} and {first[0]!r} {first[1].dtype}; "
-                "expected one dtype"
-            )
-
-
-@lru_cache(maxsize=64)
-def _autocast_device(device: torch.device) -> str | None:
-    return device.type if device.type in _AUTOCAST_DEVICES else None
-
-
-def _autocasts(device: torch.device) -> bool:
-    name = _autocast_device(device)
-    return name is not None and torch.is_autocast_enabled(name)
-
-
-def _after_autocast(array: Array) -> torch.dtype:
-    """The dtype in which torch's own convolutions would take a tensor, here and now."""
-    cast = array.is_floating_point() and array.dtype != torch.float64
-    if cast and _autocasts(array.device):
-        return torch.get_autocast_dtype(array.device.type)
-    return array.dtype

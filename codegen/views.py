@@ -17,6 +17,10 @@ class Value:
     array: Array
     legs: tuple[Leg, ...]
 
+    @property
+    def sizes(self) -> dict[Leg, int]:
+        return dict(zip(self.legs, self.array.shape, strict=True))
+
     def arranged(self, legs: Sequence[Leg]) -> Array:
         """The array with its dimensions in the order of ``legs``."""
         return self.array.permute([self.legs.index(leg) for leg in legs])

@@ -169,7 +169,7 @@ def test_operand_names_that_python_or_the_program_needs() -> None:
     from tnconv.diagrams import Tensor, View
 
     sizes = {"a": 2}
-    names = ("lambda", "torch", "t1", "pattern", "a b", "operand_0", "one")
+    names = ("lambda", "torch", "t1", "pattern", "a b", "operand_0", "one", "program", "given")
     nodes = tuple(Tensor(name, View.of(sizes, "a")) for name in names)
     check(TensorNetwork(nodes, View.of(sizes, "a"), sizes))
 
@@ -186,7 +186,13 @@ def test_operands_that_are_called_like_results_of_steps() -> None:
     [
         ({"x": torch.ones(8, 6, 12, 12)}, ValueError, r"expected \['weight', 'x'\]"),
         ({"x": torch.ones(8, 6, 12, 12), "weight": torch.ones(4, 3, 3)}, ValueError, "'weight'"),
+        ({"x": torch.ones(8, 6, 12, 12), "w": torch.ones(4, 3, 3, 3)}, ValueError, r"\['w', 'x'\]"),
         ({"x": 3.0, "weight": torch.ones(4, 3, 3, 3)}, TypeError, "'x' is a float"),
+        (
+            {"x": torch.ones(8, 6, 12, 12), "weight": torch.ones(4, 3, 3, 3).numpy()},
+            TypeError,
+            "'weight' is a ndarray",
+        ),
         (
             {"x": torch.ones(8, 6, 12, 12), "weight": torch.ones(4, 3, 3, 3).double()},
             ValueError,
@@ -203,6 +209,15 @@ def test_bad_operands(operands: dict[str, Any], error: type[Exception], message:
     with pytest.raises(error, match=message) as caught:
         compile(LAYER)(**operands)
     assert len(str(caught.value).splitlines()) <= 2 and "tensor(" not in str(caught.value)
+
+
+def test_dtypes_that_autocast_makes_one() -> None:
+    operands = {name: value.float() for name, value in operands_for(LAYER).items()}
+    program = compile(LAYER)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = program(**operands)
+        mixed = program(**operands | {"weight": operands["weight"].bfloat16()})
+    torch.testing.assert_close(mixed, expected)
 
 
 def test_bad_options() -> None:

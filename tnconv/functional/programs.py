@@ -1,7 +1,6 @@
 """From an operation's name, shapes and hyper-parameters to its compiled program, looked up."""
 
 from collections.abc import Sequence
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -46,4 +45,6 @@ def _hashable(setting: object) -> Setting:
 
 def ratio(scale: Scale | None) -> float | tuple[int, int] | None:
     """A fraction as two ints, which a graph of ``torch.compile`` can hold."""
-    return (scale.numerator, scale.denominator) if isinstance(scale, Fraction) else scale
+    if scale is None or isinstance(scale, (int, float)):  # asking for a Fraction takes longer
+        return scale
+    return scale.numerator, scale.denominator

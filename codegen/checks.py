@@ -1,0 +1,121 @@
+"""Checks of a call's operands, written out for each program: loops take as long as a kernel."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor as Array
+
+Shapes = Mapping[str, tuple[int, ...]]
+_AUTOCAST_DEVICES = frozenset(
+    device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
+)
+_BY_POSITION = """
+def by_position(program, {given}):
+    try:
+        fits = {fits}
+    except AttributeError:
+        fits = False
+    if not fits:
+        check({given})
+    if {casts}:
+        return program.run_cast({given})
+    return contraction({given})
+"""
+_BY_NAME = """
+def by_name(program, given):
+    if len(given) != {count}{missing}:
+        check(given)
+    return by_position(program, {given})
+"""
+
+
+def by_position(
+    contraction: Callable[..., Any], shapes: Shapes, indices: Collection[str], casts_complex: bool
+) -> Callable[..., Any]:
+    """A function of a program and its operands: ``contraction``, after checks.
+
+    Under autocast it is the program's ``run_cast``, as for complex operands if ``casts_complex``.
+    """
+    variables = {name: f"operand_{at}" for at, name in enumerate(shapes)}
+    first, *others = [variables[name] for name in shapes if name not in indices] or ["operand_0"]
+    fits = [f"isinstance({first}, Tensor)"] if shapes else []
+    fits += [f"{variables[name]}.shape == {tuple(shape)}" for name, shape in shapes.items()]
+    fits += [f"{other}.dtype is {first}.dtype" for other in others]
+    fits += [f"{variables[name]}.dtype is int64" for name in shapes if name in indices]
+    fits += [f"{other}.device == {first}.device" for other in variables.values() if other != first]
+    casts = ["autocasts()", *([f"{first}.is_complex()"] if casts_complex and shapes else [])]
+    text = _BY_POSITION.format(
+        given=", ".join(variables.values()),
+        fits=" and ".join(fits) or "True",
+        casts=" or ".join(casts),
+    )
+
+    def explain(*given: Array) -> None:
+        check(shapes, dict(zip(shapes, given, strict=True)), indices)
+
+    known = {"contraction": contraction, "check": explain, "Tensor": Array, "int64": torch.int64}
+    return _defined("by_position", text, **known, autocasts=torch._C._is_any_autocast_enabled)
+
+
+def by_name(
+    by_position: Callable[..., Any], shapes: Shapes, indices: Collection[str]
+) -> Callable[..., Any]:
+    """A function of a program and a dictionary of its operands: `by_position`."""
+    text = _BY_NAME.format(
+        count=len(shapes),
+        missing="".join(f" or {name!r} not in given" for name in shapes),
+        given=", ".join(f"given[{name!r}]" for name in shapes),
+    )
+
+    def explain(given: Mapping[str, Array]) -> None:
+        check(shapes, given, indices)
+
+    return _defined("by_name", text, by_position=by_position, check=explain)
+
+
+def _defined(name: str, text: str, **known: Any) -> Callable[..., Any]:
+    exec(compile(text, "<checks of a tnconv program>", "exec"), known)
+    function: Callable[..., Any] = known[name]
+    return function
+
+
+def check(
+    expected: Shapes,
+    given: Mapping[str, Array],
+    indices: Collection[str] = (),
+) -> None:
+    """Raise unless ``given`` are tensors of the expected names and shapes, one dtype and device.
+
+    Those that ``indices`` names are int64.
+
+    Raises:
+        ValueError: an operand is missing, unknown, or of another shape, dtype or device.
+        TypeError: an operand is not a tensor.
+    """
+    from tnconv.diagrams.reference import check_operands
+
+    check_operands(expected, given, indices)
+    values = [(name, array) for name, array in given.items() if name not in indices]
+    first = values[0] if values else next(iter(given.items()), None)
+    for name, array in given.items():
+        assert first is not None
+        if array.device != first[1].device:
+            raise ValueError(
+                f"operand {name!r} is on {array.device} and {first[0]!r} on {first[1].device}; "
+                "expected one device"
+            )
+        if name not in indices and after_autocast(array) != after_autocast(first[1]):
+            raise ValueError(
+                f"operand {name!r} has dtype {array.dtype} and {first[0]!r} {first[1].dtype}; "
+                "expected one dtype"
+            )
+
+
+def after_autocast(array: Array) -> torch.dtype:
+    """The dtype in which torch's own convolutions would take a tensor, here and now."""
+    device = array.device.type
+    if array.is_floating_point() and array.dtype != torch.float64 and device in _AUTOCAST_DEVICES:
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+    return array.dtype
