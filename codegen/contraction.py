@@ -14,6 +14,7 @@ from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 
+Trial = tuple[Writer, Value]
 EXHAUSTIVE = 12  # up to so many values the search for the best order is exhaustive
 BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product
 LEAST_ROWS = 64  # of a block
@@ -169,9 +170,6 @@ def pair(
     return best
 
 
-Trial = tuple[Writer, Value]
-
-
 def _cheapest(
     plans: Sequence["Arrangement"], writer: Writer, hint: Sequence[Leg], best: Trial | None = None
 ) -> Trial:
@@ -180,10 +178,9 @@ def _cheapest(
     A product as large as an earlier result may be that of a mirrored half, and cost nothing.
     """
     least = float("inf") if best is None else _price(best, hint)
-    earlier = {prod(step.shape) for step in writer.steps}
+    spent, earlier = writer.seconds, {prod(step.shape) for step in writer.steps}
     for plan in plans:
-        bound = 0.0 if plan.entries in earlier else plan.least_seconds
-        if writer.seconds + bound < least:
+        if spent + (0.0 if plan.entries in earlier else plan.least_seconds) < least:
             trial = _matmul(writer, plan)
             if (seconds := _price(trial, hint)) < least:
                 best, least = trial, seconds
