@@ -73,9 +73,13 @@ class Chunks:
 
 
 def _copied(operands: Mapping[str, tuple[int, ...]], windows: Sequence[Window]) -> int:
-    """Entries of the parts of operands that are not contiguous: a kernel may copy them."""
-    names = {name for name, dim, *_ in windows if prod(operands[name][:dim]) > 1}
-    return sum(prod(operands[name]) for name in names)
+    """Entries of the parts of operands that are not contiguous: pieces read copies of them."""
+    return sum(prod(operands[name]) for name in _apart(operands, windows))
+
+
+def _apart(operands: Mapping[str, tuple[int, ...]], windows: Sequence[Window]) -> set[str]:
+    """The operands whose parts are not contiguous, which pieces are planned for."""
+    return {name for name, dim, *_ in windows if prod(operands[name][:dim]) > 1}
 
 
 def whole(program: "Program") -> Chunks:
@@ -280,13 +284,16 @@ def functions(
 
 def _call(chunk: Chunks, piece: Piece, name: str, arguments: Mapping[str, str]) -> str:
     codes = []
-    for operand in chunk.parts[piece.part].operands:
+    operands = chunk.parts[piece.part].operands
+    apart = _apart(operands, piece.windows)
+    for operand in operands:
         windows = {dim: (a, b) for which, dim, a, b in piece.windows if which == operand}
         slices = [
             f"{windows[dim][0]}:{windows[dim][1]}" if dim in windows else ":"
             for dim in range(max(windows, default=-1) + 1)
         ]
-        codes.append(arguments[operand] + (f"[{', '.join(slices)}]" if slices else ""))
+        part = arguments[operand] + (f"[{', '.join(slices)}]" if slices else "")
+        codes.append(f"{part}.contiguous()" if operand in apart else part)
     return f"{name}({', '.join(codes)})"
 
 

@@ -284,6 +284,7 @@ def _matmul(writer: Writer, plan: Arrangement) -> tuple[Writer, Value]:
                 kernel, code = gram, f"gram({half.code}, {blocks})"
     held = [_copied(array, front) for array in (left, right)]
     seconds = kernel.seconds + sum(cost.copy(entries, n).seconds for entries in held if entries)
+    held += [prod(array.shape[-2:]) for array in (left, right) if not _is_matrix(array)]
     kernel = replace(kernel, seconds=seconds, scratch=kernel.scratch + cost.item() * sum(held))
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
     shape = (*front, m, n)
@@ -305,6 +306,12 @@ def _copied(array: Array, front: tuple[int, ...]) -> int:
     expanded = array.expand((*front, *matrix))
     merged = (prod(front), *matrix)
     return expanded.size if expanded.free_reshape(merged) is None else 0
+
+
+def _is_matrix(array: Array) -> bool:
+    """Whether BLAS takes the last dimensions as they are; torch copies others, one at a time."""
+    (m, n), (row, column) = array.shape[-2:], array.strides[-2:]
+    return (column == 1 and row >= n) or (row == 1 and column >= m)
 
 
 def _matrix(

@@ -53,6 +53,7 @@ ROUTES: Mapping[str, Route] = {
 CLEARLY = 1.4  # another plan replaces one native kernel only if it is predicted this much faster
 HOPELESS = 2.0  # covers that cost this much more than a complete plan are not continued
 AS_FAST = 1.1  # of plans within this factor of the fastest that holds more than the operands ...
+NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of the operands
 LEANER = 0.8  # ... the leanest is taken, if it holds this much less
 
 
@@ -294,6 +295,7 @@ def _scaled(writer: Writer, value: Value, scale: Fraction | float) -> tuple[Writ
     if scale == 1:
         return writer, value
     kernel = cost.elementwise(value.array.size, value.array.size)
+    kernel = replace(kernel, scratch=NUMBER)
     code = f"{value.array.code} * {float(scale)!r}"
     comment = f"scale {scale}" if isinstance(scale, Fraction) else f"root of scale {scale**2:.6g}"
     writer, array = writer.run(code, value.array.shape, kernel, comment)
