@@ -93,22 +93,29 @@ def chunked(network: Expression, limit: int, item: int, build: Build) -> Chunks:
 
     Legs are compared by a piece from the middle: only for the chosen one all pieces are compiled.
     """
-    sketches, finest = [], []
-    for dim, legs in _legs(network):
-        way = _Way(network, dim, legs, limit - item * prod(network.shape), item, build)
-        counts = way.counts
-        finest.append((way.sketch(counts[-1]).peak(item)[0], way))
-        if finest[-1][0] <= limit:
-            count = next(n for n in counts if way.sketch(n).peak(item)[0] <= limit)
-            sketches.append((way.sketch(count).seconds, count, way))
-    for _, count, way in sorted(sketches, key=lambda found: found[0]):
-        for number in dict.fromkeys((count, way.counts[-1])):
+    left = limit - item * prod(network.shape)
+    ways = [_Way(network, dim, legs, left, item, build) for dim, legs in _legs(network)]
+    ways.sort(key=lambda way: way.floor(way.counts[-1]))
+    leanest: list[tuple[int, int, _Way]] = []
+    for way in ways:
+        bound = min((peak for peak, *_ in leanest), default=None)
+        if bound is not None and way.floor(way.counts[-1]) > max(limit, bound):
+            break
+        leanest.append((*way.leanest(), way))
+    fitting = [
+        (way.sketch(count).seconds, count, most, way)
+        for peak, most, way in leanest
+        if peak <= limit
+        for count in [way.fewest(limit, most)]
+    ]
+    for _, count, most, way in sorted(fitting, key=lambda found: found[0]):
+        for number in dict.fromkeys((count, most)):
             if (chunks := way.chunks(number)).peak(item)[0] <= limit:
                 return chunks
-    if not finest:
+    if not leanest:
         return whole(build(network, limit))
-    way = min(finest, key=lambda found: found[0])[1]
-    return way.chunks(way.counts[-1])
+    _, most, way = min(leanest, key=lambda found: found[0])
+    return way.chunks(most)
 
 
 def _legs(network: Expression) -> Iterator[tuple[int | None, tuple[Leg, ...]]]:
@@ -165,13 +172,46 @@ class _Way:
         most = min(self.size, MOST_PIECES)
         return [*(n for at in range(1, 10) if (n := 2**at) < most), most]
 
+    def floor(self, count: int) -> int:
+        """Bytes that pieces like the one in the middle hold at least."""
+        part, windows = self._middle(count)
+        result = prod(self.network.shape)
+        own = prod(part.shape) + _copied(part.operands, windows)
+        return self.item * (result + (own if self.dim is not None else max(own, 2 * result)))
+
+    def leanest(self) -> tuple[int, int]:
+        """The peak and number of the finest pieces, or of larger ones while those hold less.
+
+        Kernels that pad few channels to whole vectors hold more the fewer there are.
+        """
+        finest, *others = reversed(self.counts)
+        best = (self.sketch(finest).peak(self.item)[0], finest)
+        for count in others:
+            if self.floor(count) >= best[0]:
+                break
+            if (peak := self.sketch(count).peak(self.item)[0]) >= best[0]:
+                break
+            best = peak, count
+        return best
+
+    def fewest(self, limit: int, most: int) -> int:
+        """The smallest number of pieces that stays below the limit, if ``most`` does."""
+        return next(
+            count
+            for count in self.counts
+            if count == most
+            or (self.floor(count) <= limit and self.sketch(count).peak(self.item)[0] <= limit)
+        )
+
     def sketch(self, count: int) -> Chunks:
         """All pieces as if they were like the one in the middle."""
-        bounds = self._bounds(count)
-        part, windows = self._part(*bounds[count // 2])
-        pieces = tuple(Piece(0, 0, 0, windows) for _ in bounds)
+        part, windows = self._middle(count)
         program = self._built(part, windows)
+        pieces = (Piece(0, 0, 0, windows),) * count
         return Chunks(self.legs[0], self.dim, self.network.shape, (program,), pieces)
+
+    def _middle(self, count: int) -> tuple[Expression, tuple[Window, ...]]:
+        return self._part(*self._bounds(count)[count // 2])
 
     def chunks(self, count: int) -> Chunks:
         unit = 1 if self.dim is None else self.network.shape[self.dim] // self.size

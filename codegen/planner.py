@@ -1,6 +1,6 @@
 """The planner: enumerate covers of a network's forms, price them, take the cheapest."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -15,7 +15,7 @@ from tnconv.codegen.covers import Cover, Route, dense, window
 from tnconv.codegen.displacement import displacement
 from tnconv.codegen.loops import loops
 from tnconv.codegen.pixel_gram import pixel_gram
-from tnconv.codegen.schedule import Schedule
+from tnconv.codegen.schedule import Schedule, need
 from tnconv.codegen.selections import opened, scatter, selected
 from tnconv.codegen.taps import taps
 from tnconv.codegen.views import Value, write
@@ -34,7 +34,7 @@ def looped(
     """
     for loop in loops(cover, pairs):
         bodies: list[Plan] = []
-        _search(loop.body, "body", routes, ("auto", True), bodies, lambda plan: True)
+        _search(loop.body, "body", routes, ("auto", True), bodies, Room())
         natively = [plan for plan in bodies if {*plan.routes} == {"native"}]
         best = [min(some, key=lambda p: p.risk * p.seconds) for some in (bodies, natively) if some]
         for body in dict.fromkeys(best):
@@ -70,14 +70,21 @@ class Plan:
     def seconds(self) -> float:
         return sum(step.kernel.seconds for step in self.steps)
 
-    @cached_property
+    @property
     def peak(self) -> int:
         """Bytes held at a time in float32: see `Schedule.peak`."""
         return self.peak_of(cost.ITEM)
 
     def peak_of(self, item: int) -> int:
         """Bytes held at a time for items of this size."""
-        return Schedule(self.steps, (self.output,)).peak(item)
+        if item not in self._peaks:
+            self._peaks[item] = Schedule(self.steps, (self.output,)).peak(item)
+        return self._peaks[item]
+
+    @cached_property
+    def _peaks(self) -> dict[int, int]:
+        """What was found, by the size of items: a search asks many times."""
+        return {}
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -102,13 +109,31 @@ class Plan:
         return f"{self.form}: {' + '.join(self.routes) or 'matrix products'}"
 
 
+@dataclass(frozen=True)
+class Room:
+    """The bytes that plans may hold for items of a size; without a limit all fit."""
+
+    limit: int | None = None
+    item: int = cost.ITEM
+
+    def fits(self, plan: Plan) -> bool:
+        return self.limit is None or plan.peak_of(self.item) <= self.limit
+
+    def too_small(self, steps: Sequence[Step], found: Sequence[Plan]) -> bool:
+        """Whether plans that begin with these steps neither fit nor are leaner than all others."""
+        if self.limit is None:
+            return False
+        least = max((need(step, self.item) for step in steps), default=0)
+        return least > self.limit and any(plan.peak_of(self.item) <= least for plan in found)
+
+
 def plans(
     forms: Mapping[str, TensorNetwork],
     arguments: Mapping[str, str],
     routes: Sequence[str] = tuple(ROUTES),
     optimize: str = "auto",
     contiguous_result: bool = True,
-    fits: Callable[[Plan], bool] = lambda plan: True,
+    room: Room = Room(),
     several: bool = False,
 ) -> list[Plan]:
     """Every complete plan that was not pruned, the chosen one first.
@@ -126,7 +151,7 @@ def plans(
         again = form == "as given" and "in form N" in forms
         turns = looped(start, tried, several) if "loop" in routes and not again else ()
         for cover in (start, *turns):
-            _search(cover, form, tried, (optimize, contiguous_result), found, fits)
+            _search(cover, form, tried, (optimize, contiguous_result), found, room)
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
     fastest = found[0]
@@ -138,7 +163,7 @@ def plans(
     whole = [plan for plan in found if plan.is_torchs and plan.form == "as given"]
     if whole and whole[0].seconds <= CLEARLY * fastest.seconds:
         _prefer(whole[0], found)
-    return sorted(found, key=lambda plan: not fits(plan))
+    return sorted(found, key=lambda plan: not room.fits(plan))
 
 
 def _scaled_square(cover: Cover) -> Cover:
@@ -174,21 +199,25 @@ def _search(
     routes: Sequence[Route],
     finish: tuple[str, bool],
     found: list[Plan],
-    fits: Callable[[Plan], bool],
+    room: Room,
 ) -> None:
-    """Depth first; a cover that costs more than a complete plan already is not continued."""
-    best = min((plan.seconds for plan in found if fits(plan)), default=float("inf"))
-    if cover.writer.seconds > HOPELESS * best:
+    """Depth first; a cover that costs more than a complete plan already is not continued.
+
+    Nor is one that needs more than there is room for, unless no plan needs less.
+    """
+    best = min((plan.seconds for plan in found if room.fits(plan)), default=float("inf"))
+    steps = cover.writer.steps
+    if cover.writer.seconds > HOPELESS * best or room.too_small(steps, found):
         return
     if cover.selection is not None:
         for after in (*selected(cover), *_scattered(cover, routes)):
-            _search(after, form, routes, finish, found, fits)
+            _search(after, form, routes, finish, found, room)
         return
     if cover.pattern is None:
         found.append(_finish(cover, form, *finish))
         return
     for after in _covered(cover, routes):
-        _search(after, form, routes, finish, found, fits)
+        _search(after, form, routes, finish, found, room)
 
 
 def _scattered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
@@ -197,7 +226,7 @@ def _scattered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
         return
     one, body = found
     slices: list[Plan] = []
-    _search(body, "body", routes, ("auto", False), slices, lambda plan: True)
+    _search(body, "body", routes, ("auto", False), slices, Room())
     best = min(slices, key=lambda plan: plan.risk * plan.seconds)
     writer = replace(cover.writer, steps=best.steps)
     yield scatter(one, writer, Value(best.output, body.network.result.legs))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.measure import peak_memory
 from tnconv import compile
+from tnconv.codegen import compiler
 from tnconv.diagrams import (
     Expression,
     conv,
@@ -131,3 +132,15 @@ def test_parts_that_are_not_contiguous(limit: int) -> None:
     """Mirrored halves do not each copy the part that they read."""
     program = compile(kfac_expand((4, 8, 8), 1, groups=8), memory_limit=limit)
     assert measured(program, torch.float32) <= program.peak_memory() <= limit
+
+
+def test_no_part_is_planned_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned, asked = compiler._planned, []
+
+    def counted(network: Any, options: compiler.Options) -> Any:
+        asked.append((network, options))
+        return planned(network, options)
+
+    monkeypatch.setattr(compiler, "_planned", counted)
+    assert least(DEPTHWISE, torch.float32) is not None
+    assert len(asked) > 2 and len(set(asked[1:])) == len(asked[1:])
