@@ -6,19 +6,16 @@ from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
+from tnconv.codegen.parts import Window, narrowed, outermost, read_only_what_is_needed
 from tnconv.codegen.source import function, returned
-from tnconv.diagrams.affine import Axis, Leg, Tensor, View, reach
-from tnconv.diagrams.expression import Expression, Sum
+from tnconv.diagrams.affine import Leg
+from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
-from tnconv.simplify import fixed_point
-from tnconv.simplify.rules import crop
 
 if TYPE_CHECKING:
     from tnconv.codegen.program import Program
 
 MOST_PIECES = 64
-Window = tuple[str, int, int, int]
-"""Of an operand's dimension the positions from a start to a stop."""
 Build = Callable[[Expression, int], "Program"]
 """Compile a network for a memory limit, or as lean as it can be."""
 
@@ -121,7 +118,7 @@ def chunked(network: Expression, limit: int, item: int, build: Build) -> Chunks:
 def _legs(network: Expression) -> Iterator[tuple[int | None, tuple[Leg, ...]]]:
     """Result dimensions with the outermost leg there of each term, then summed legs (None)."""
     for dim in range(len(network.shape)):
-        found = [_outermost(term.result, dim) for term in network.terms]
+        found = [outermost(term.result, dim) for term in network.terms]
         legs = tuple(
             leg
             for term, axis in zip(network.terms, found, strict=True)
@@ -138,17 +135,6 @@ def _legs(network: Expression) -> Iterator[tuple[int | None, tuple[Leg, ...]]]:
 
 def _summed(term: TensorNetwork, leg: Leg) -> bool:
     return leg not in term.open_legs and term.sizes[leg] > 1 and bool(term.holders[leg])
-
-
-def _outermost(view: View, dim: int) -> int | None:
-    """The first axis of size > 1 in an array dimension."""
-    before = prod(view.shape[:dim])
-    total = 1
-    for at, axis in enumerate(view.axes):
-        if axis.size > 1 and before <= total < before * view.shape[dim]:
-            return at if total == before else None
-        total *= axis.size
-    return None
 
 
 @dataclass(frozen=True)
@@ -234,72 +220,10 @@ class _Way:
 
     def _part(self, start: int, stop: int) -> tuple[Expression, tuple[Window, ...]]:
         terms = [
-            _narrowed(term, leg, start, stop - start, self.dim is not None)
+            narrowed(term, leg, start, stop - start, self.dim is not None)
             for term, leg in zip(self.network.terms, self.legs, strict=True)
         ]
-        return _read_only_what_is_needed(terms)
-
-
-def _narrowed(
-    term: TensorNetwork, leg: Leg, start: int, length: int, opened: bool
-) -> TensorNetwork:
-    """The part of a term at some positions of a leg; other legs keep what meets these."""
-    if opened:
-        part = term.narrow(leg, start, length)
-    else:
-        part = term.substitute(leg, start, {leg: 1}, {leg: length})
-    return fixed_point(part, (crop,))[0]
-
-
-def _read_only_what_is_needed(
-    terms: Sequence[TensorNetwork],
-) -> tuple[Expression, tuple[Window, ...]]:
-    """The same terms on parts of the operands, and which parts: all positions that any reads."""
-    expression: Expression = Sum(tuple(terms)) if len(terms) > 1 else terms[0]
-    windows = []
-    for name, shape in expression.operands.items():
-        for dim in range(len(shape)):
-            views = [(t, n.view) for t in expression.terms for n in t.tensors if n.name == name]
-            spans = [_span(view, dim, term) for term, view in views]
-            start, stop = min(span[0] for span in spans), max(span[1] for span in spans)
-            units = {unit for *_, unit in spans}
-            if (start, stop) == (0, shape[dim]) or stop <= start or len(units) > 1:
-                continue
-            windows.append((name, dim, start, stop))
-            terms = [_shifted(term, name, dim, start, stop) for term in terms]
-    part: Expression = Sum(tuple(terms)) if len(terms) > 1 else terms[0]
-    return part, tuple(windows)
-
-
-def _span(view: View, dim: int, term: TensorNetwork) -> tuple[int, int, int]:
-    """Start and stop of what a view reads in an array dimension, in whole units of inner axes."""
-    if (at := _outermost(view, dim)) is None:
-        return 0, view.shape[dim], 1
-    axis = view.axes[at]
-    unit = view.shape[dim] // axis.size
-    low, high = reach(axis.terms, term.sizes)
-    low, high = max(0, axis.offset + low), min(axis.size, axis.offset + high + 1)
-    return unit * low, unit * high, unit
-
-
-def _shifted(term: TensorNetwork, name: str, dim: int, start: int, stop: int) -> TensorNetwork:
-    """The operand is read from a part of it."""
-
-    def moved(view: View) -> View:
-        at = _outermost(view, dim)
-        assert at is not None
-        axis = view.axes[at]
-        unit = view.shape[dim] // axis.size
-        part = Axis((stop - start) // unit, axis.offset - start // unit, axis.terms)
-        shape = (*view.shape[:dim], stop - start, *view.shape[dim + 1 :])
-        return View(shape, (*view.axes[:at], part, *view.axes[at + 1 :]))
-
-    return term.with_(
-        node.read_through(moved(node.view))
-        if isinstance(node, Tensor) and node.name == name
-        else node
-        for node in term.nodes
-    )
+        return read_only_what_is_needed(terms)
 
 
 def functions(
