@@ -6,19 +6,16 @@ from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
+from tnconv.codegen.parts import Window, narrowed, outermost, read_only_what_is_needed
 from tnconv.codegen.source import function, returned
-from tnconv.diagrams.affine import Axis, Leg, Tensor, View, reach
-from tnconv.diagrams.expression import Expression, Sum
+from tnconv.diagrams.affine import Leg
+from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
-from tnconv.simplify import fixed_point
-from tnconv.simplify.rules import crop
 
 if TYPE_CHECKING:
     from tnconv.codegen.program import Program
 
 MOST_PIECES = 64
-Window = tuple[str, int, int, int]
-"""Of an operand's dimension the positions from a start to a stop."""
 Build = Callable[[Expression, int], "Program"]
 """Compile a network for a memory limit, or as lean as it can be."""
 
@@ -73,9 +70,13 @@ class Chunks:
 
 
 def _copied(operands: Mapping[str, tuple[int, ...]], windows: Sequence[Window]) -> int:
-    """Entries of the parts of operands that are not contiguous: a kernel may copy them."""
-    names = {name for name, dim, *_ in windows if prod(operands[name][:dim]) > 1}
-    return sum(prod(operands[name]) for name in names)
+    """Entries of the parts of operands that are not contiguous: pieces read copies of them."""
+    return sum(prod(operands[name]) for name in _apart(operands, windows))
+
+
+def _apart(operands: Mapping[str, tuple[int, ...]], windows: Sequence[Window]) -> set[str]:
+    """The operands whose parts are not contiguous, which pieces are planned for."""
+    return {name for name, dim, *_ in windows if prod(operands[name][:dim]) > 1}
 
 
 def whole(program: "Program") -> Chunks:
@@ -89,28 +90,35 @@ def chunked(network: Expression, limit: int, item: int, build: Build) -> Chunks:
 
     Legs are compared by a piece from the middle: only for the chosen one all pieces are compiled.
     """
-    sketches, finest = [], []
-    for dim, legs in _legs(network):
-        way = _Way(network, dim, legs, limit - item * prod(network.shape), item, build)
-        counts = way.counts
-        finest.append((way.sketch(counts[-1]).peak(item)[0], way))
-        if finest[-1][0] <= limit:
-            count = next(n for n in counts if way.sketch(n).peak(item)[0] <= limit)
-            sketches.append((way.sketch(count).seconds, count, way))
-    for _, count, way in sorted(sketches, key=lambda found: found[0]):
-        for number in dict.fromkeys((count, way.counts[-1])):
+    left = limit - item * prod(network.shape)
+    ways = [_Way(network, dim, legs, left, item, build) for dim, legs in _legs(network)]
+    ways.sort(key=lambda way: way.floor(way.counts[-1]))
+    leanest: list[tuple[int, int, _Way]] = []
+    for way in ways:
+        bound = min((peak for peak, *_ in leanest), default=None)
+        if bound is not None and way.floor(way.counts[-1]) > max(limit, bound):
+            break
+        leanest.append((*way.leanest(), way))
+    fitting = [
+        (way.sketch(count).seconds, count, most, way)
+        for peak, most, way in leanest
+        if peak <= limit
+        for count in [way.fewest(limit, most)]
+    ]
+    for _, count, most, way in sorted(fitting, key=lambda found: found[0]):
+        for number in dict.fromkeys((count, most)):
             if (chunks := way.chunks(number)).peak(item)[0] <= limit:
                 return chunks
-    if not finest:
+    if not leanest:
         return whole(build(network, limit))
-    way = min(finest, key=lambda found: found[0])[1]
-    return way.chunks(way.counts[-1])
+    _, most, way = min(leanest, key=lambda found: found[0])
+    return way.chunks(most)
 
 
 def _legs(network: Expression) -> Iterator[tuple[int | None, tuple[Leg, ...]]]:
     """Result dimensions with the outermost leg there of each term, then summed legs (None)."""
     for dim in range(len(network.shape)):
-        found = [_outermost(term.result, dim) for term in network.terms]
+        found = [outermost(term.result, dim) for term in network.terms]
         legs = tuple(
             leg
             for term, axis in zip(network.terms, found, strict=True)
@@ -127,17 +135,6 @@ def _legs(network: Expression) -> Iterator[tuple[int | None, tuple[Leg, ...]]]:
 
 def _summed(term: TensorNetwork, leg: Leg) -> bool:
     return leg not in term.open_legs and term.sizes[leg] > 1 and bool(term.holders[leg])
-
-
-def _outermost(view: View, dim: int) -> int | None:
-    """The first axis of size > 1 in an array dimension."""
-    before = prod(view.shape[:dim])
-    total = 1
-    for at, axis in enumerate(view.axes):
-        if axis.size > 1 and before <= total < before * view.shape[dim]:
-            return at if total == before else None
-        total *= axis.size
-    return None
 
 
 @dataclass(frozen=True)
@@ -161,13 +158,46 @@ class _Way:
         most = min(self.size, MOST_PIECES)
         return [*(n for at in range(1, 10) if (n := 2**at) < most), most]
 
+    def floor(self, count: int) -> int:
+        """Bytes that pieces like the one in the middle hold at least."""
+        part, windows = self._middle(count)
+        result = prod(self.network.shape)
+        own = prod(part.shape) + _copied(part.operands, windows)
+        return self.item * (result + (own if self.dim is not None else max(own, 2 * result)))
+
+    def leanest(self) -> tuple[int, int]:
+        """The peak and number of the finest pieces, or of larger ones while those hold less.
+
+        Kernels that pad few channels to whole vectors hold more the fewer there are.
+        """
+        finest, *others = reversed(self.counts)
+        best = (self.sketch(finest).peak(self.item)[0], finest)
+        for count in others:
+            if self.floor(count) >= best[0]:
+                break
+            if (peak := self.sketch(count).peak(self.item)[0]) >= best[0]:
+                break
+            best = peak, count
+        return best
+
+    def fewest(self, limit: int, most: int) -> int:
+        """The smallest number of pieces that stays below the limit, if ``most`` does."""
+        return next(
+            count
+            for count in self.counts
+            if count == most
+            or (self.floor(count) <= limit and self.sketch(count).peak(self.item)[0] <= limit)
+        )
+
     def sketch(self, count: int) -> Chunks:
         """All pieces as if they were like the one in the middle."""
-        bounds = self._bounds(count)
-        part, windows = self._part(*bounds[count // 2])
-        pieces = tuple(Piece(0, 0, 0, windows) for _ in bounds)
+        part, windows = self._middle(count)
         program = self._built(part, windows)
+        pieces = (Piece(0, 0, 0, windows),) * count
         return Chunks(self.legs[0], self.dim, self.network.shape, (program,), pieces)
+
+    def _middle(self, count: int) -> tuple[Expression, tuple[Window, ...]]:
+        return self._part(*self._bounds(count)[count // 2])
 
     def chunks(self, count: int) -> Chunks:
         unit = 1 if self.dim is None else self.network.shape[self.dim] // self.size
@@ -190,72 +220,10 @@ class _Way:
 
     def _part(self, start: int, stop: int) -> tuple[Expression, tuple[Window, ...]]:
         terms = [
-            _narrowed(term, leg, start, stop - start, self.dim is not None)
+            narrowed(term, leg, start, stop - start, self.dim is not None)
             for term, leg in zip(self.network.terms, self.legs, strict=True)
         ]
-        return _read_only_what_is_needed(terms)
-
-
-def _narrowed(
-    term: TensorNetwork, leg: Leg, start: int, length: int, opened: bool
-) -> TensorNetwork:
-    """The part of a term at some positions of a leg; other legs keep what meets these."""
-    if opened:
-        part = term.narrow(leg, start, length)
-    else:
-        part = term.substitute(leg, start, {leg: 1}, {leg: length})
-    return fixed_point(part, (crop,))[0]
-
-
-def _read_only_what_is_needed(
-    terms: Sequence[TensorNetwork],
-) -> tuple[Expression, tuple[Window, ...]]:
-    """The same terms on parts of the operands, and which parts: all positions that any reads."""
-    expression: Expression = Sum(tuple(terms)) if len(terms) > 1 else terms[0]
-    windows = []
-    for name, shape in expression.operands.items():
-        for dim in range(len(shape)):
-            views = [(t, n.view) for t in expression.terms for n in t.tensors if n.name == name]
-            spans = [_span(view, dim, term) for term, view in views]
-            start, stop = min(span[0] for span in spans), max(span[1] for span in spans)
-            units = {unit for *_, unit in spans}
-            if (start, stop) == (0, shape[dim]) or stop <= start or len(units) > 1:
-                continue
-            windows.append((name, dim, start, stop))
-            terms = [_shifted(term, name, dim, start, stop) for term in terms]
-    part: Expression = Sum(tuple(terms)) if len(terms) > 1 else terms[0]
-    return part, tuple(windows)
-
-
-def _span(view: View, dim: int, term: TensorNetwork) -> tuple[int, int, int]:
-    """Start and stop of what a view reads in an array dimension, in whole units of inner axes."""
-    if (at := _outermost(view, dim)) is None:
-        return 0, view.shape[dim], 1
-    axis = view.axes[at]
-    unit = view.shape[dim] // axis.size
-    low, high = reach(axis.terms, term.sizes)
-    low, high = max(0, axis.offset + low), min(axis.size, axis.offset + high + 1)
-    return unit * low, unit * high, unit
-
-
-def _shifted(term: TensorNetwork, name: str, dim: int, start: int, stop: int) -> TensorNetwork:
-    """The operand is read from a part of it."""
-
-    def moved(view: View) -> View:
-        at = _outermost(view, dim)
-        assert at is not None
-        axis = view.axes[at]
-        unit = view.shape[dim] // axis.size
-        part = Axis((stop - start) // unit, axis.offset - start // unit, axis.terms)
-        shape = (*view.shape[:dim], stop - start, *view.shape[dim + 1 :])
-        return View(shape, (*view.axes[:at], part, *view.axes[at + 1 :]))
-
-    return term.with_(
-        node.read_through(moved(node.view))
-        if isinstance(node, Tensor) and node.name == name
-        else node
-        for node in term.nodes
-    )
+        return read_only_what_is_needed(terms)
 
 
 def functions(
@@ -280,13 +248,16 @@ def functions(
 
 def _call(chunk: Chunks, piece: Piece, name: str, arguments: Mapping[str, str]) -> str:
     codes = []
-    for operand in chunk.parts[piece.part].operands:
+    operands = chunk.parts[piece.part].operands
+    apart = _apart(operands, piece.windows)
+    for operand in operands:
         windows = {dim: (a, b) for which, dim, a, b in piece.windows if which == operand}
         slices = [
             f"{windows[dim][0]}:{windows[dim][1]}" if dim in windows else ":"
             for dim in range(max(windows, default=-1) + 1)
         ]
-        codes.append(arguments[operand] + (f"[{', '.join(slices)}]" if slices else ""))
+        part = arguments[operand] + (f"[{', '.join(slices)}]" if slices else "")
+        codes.append(f"{part}.contiguous()" if operand in apart else part)
     return f"{name}({', '.join(codes)})"
 
 

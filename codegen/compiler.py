@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import islice, product
 from typing import overload
 
@@ -12,7 +13,7 @@ from tnconv.codegen import cost
 from tnconv.codegen.calibration import coefficients
 from tnconv.codegen.chunks import chunked, whole
 from tnconv.codegen.joint import chosen_together
-from tnconv.codegen.planner import ROUTES, Plan, plans
+from tnconv.codegen.planner import ROUTES, Plan, Room, plans
 from tnconv.codegen.program import SPARE, Program, together
 from tnconv.codegen.source import argument_names
 from tnconv.codegen.store import Json
@@ -140,15 +141,12 @@ def _planned(network: Expression | tuple[Expression, ...], options: Options) -> 
     arguments = argument_names(program.operands)
     alone = isinstance(network, Expression) and len(network.terms) == 1
     lists, firings = [], []
-
-    def fits(plan: Plan) -> bool:
-        return limit is None or plan.peak_of(options.item) <= limit
-
+    room = Room(limit, options.item)
     for net in program.networks:
         for term in net.terms:
             forms, fired = _forms(term, options.simplify)
             plain = len(net.terms) == 1  # the sum of several is contiguous anyway
-            how = arguments, options.routes, options.optimize, plain, fits
+            how = arguments, options.routes, options.optimize, plain, room
             lists.append(plans(forms, *how, several=len(program.networks) > 1))
             firings += fired
     program = replace(program, firings=tuple(firings))
@@ -190,6 +188,7 @@ def _in_turn(program: Program, options: Options, limit: int) -> Program:
         ValueError: that still exceeds the limit.
     """
 
+    @cache
     def build(network: Expression, limit: int) -> Program:
         return _planned(network, replace(options, memory_limit=limit))
 

@@ -20,6 +20,7 @@ BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product
 LEAST_ROWS = 64  # of a block
 ROWS = (32, 16)  # of the blocks of a large product of few summed entries
 LARGE = 512  # rows and columns of it
+FEW = 16  # summed entries of it
 
 GRAM = '''def gram(x, blocks):
     """x @ x.mT, which is symmetric: of every two mirrored blocks one is computed."""
@@ -321,6 +322,7 @@ def _matmul(writer: Writer, plan: Arrangement) -> tuple[Writer, Value]:
     kernel, code, shape = min(_products(left, right, front), key=lambda way: way[0].seconds)
     held = [_copied(array, front) for array in (left, right)]
     seconds = kernel.seconds + sum(cost.copy(entries, n).seconds for entries in held if entries)
+    held += [prod(array.shape[-2:]) for array in (left, right) if not _is_matrix(array)]
     kernel = replace(kernel, seconds=seconds, scratch=kernel.scratch + cost.item() * sum(held))
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
     writer, array = writer.run(code, shape, kernel, comment)
@@ -342,7 +344,7 @@ def _products(
             kernel = cost.gram(prod(front), m, k, blocks)
             yield kernel, f"gram({half.code}, {blocks})", (*front, m, n)
     rows = next((rows for rows in ROWS if m % rows == 0), 0)
-    if rows and not front and min(m, n) >= LARGE:
+    if rows and not front and min(m, n) >= LARGE and k <= FEW:
         parts = left.free_reshape([m // rows, rows, k])
         assert parts is not None
         code = f"{parts.code} @ {right.code}.expand({m // rows}, {k}, {n})"
@@ -359,6 +361,12 @@ def _copied(array: Array, front: tuple[int, ...]) -> int:
     expanded = array.expand((*front, *matrix))
     merged = (prod(front), *matrix)
     return expanded.size if expanded.free_reshape(merged) is None else 0
+
+
+def _is_matrix(array: Array) -> bool:
+    """Whether BLAS takes the last dimensions as they are; torch copies others, one at a time."""
+    (m, n), (row, column) = array.shape[-2:], array.strides[-2:]
+    return (column == 1 and row >= n) or (row == 1 and column >= m)
 
 
 def _matrix(

@@ -5,9 +5,13 @@ from dataclasses import dataclass, replace
 from itertools import islice, permutations
 from math import prod
 
+import torch
+
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
 from tnconv.codegen.covers import Cover
+from tnconv.codegen.native_shapes import Convolution
+from tnconv.codegen.scratch import scratch
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Pattern, Tensor, Terms
 
@@ -166,7 +170,7 @@ def _forward(match: Match, apart: bool = False) -> Cover:
     options = _options(match, padding=padding, groups=match.size(*roles.group))
     shape = (image.shape[0], kernel.shape[0], *match.sizes("o"))
     code = f"F.conv{len(i)}d({image.code}, {kernel.code}{options})"
-    work = _work(match, roles, "convolution", image, kernel, shape)
+    work = _work(match, roles, "convolution", image, kernel, shape, padding)
     writer, array = writer.run(code, shape, work, f"convolution over {', '.join(i)}")
     return _put(match, cover, writer, array, (*roles.a, *roles.group, *roles.b, *o))
 
@@ -181,7 +185,7 @@ def _weight_gradient(match: Match) -> Cover:
     shape = (given.shape[1], match.size(*roles.a), *match.sizes("k"))
     like = f"{given.code}.new_empty({', '.join(map(str, shape))})"
     code = _backward(match, given.code, image.code, like, padding, match.size(*roles.group), 1)
-    work = _work(match, roles, "weight gradient", image, given, shape)
+    work = _work(match, roles, "weight gradient", image, given, shape, padding)
     writer, array = writer.run(code, shape, work, f"weight gradient over {', '.join(i)}")
     return _put(match, cover, writer, array, (*roles.group, *roles.b, *roles.a, *k))
 
@@ -192,15 +196,16 @@ def _input_gradient(match: Match) -> Cover:
     i, o, k = (tuple(getattr(joint, name) for joint in match.joints) for name in "iok")
     writer, kernel = _arrange(cover.writer, w, roles.group + roles.summed, roles.a, *_each(k))
     writer, given = _arrange(writer, v, roles.b, roles.group + roles.summed, *_each(o))
-    padding = _native_padding(match)
-    sizes = match.sizes("i") if padding is not None else _full(match)
+    whole = _native_padding(match)
+    padding = whole or [0] * len(i)
+    sizes = match.sizes("i") if whole is not None else _full(match)
     shape = (given.shape[0], match.size(*roles.group, *roles.a), *sizes)
     like = f"{given.code}.new_empty({', '.join(map(str, shape))})"
     groups = match.size(*roles.group)
-    code = _backward(match, given.code, like, kernel.code, padding or [0] * len(i), groups, 0)
-    work = _work(match, roles, "input gradient", given, kernel, shape)
+    code = _backward(match, given.code, like, kernel.code, padding, groups, 0)
+    work = _work(match, roles, "input gradient", given, kernel, shape, padding)
     writer, array = writer.run(code, shape, work, f"input gradient over {', '.join(i)}")
-    if padding is None:
+    if whole is None:
         crops = [
             (-joint.padding, size + joint.padding - full)
             for joint, size, full in zip(match.joints, match.sizes("i"), sizes, strict=True)
@@ -300,6 +305,7 @@ def _work(
     first: Array,
     second: Array,
     shape: tuple[int, ...],
+    padding: Sequence[int],
 ) -> cost.Kernel:
     """The price of one kernel: every channel pair of a group meets at every (o, k).
 
@@ -338,8 +344,8 @@ def _work(
     else:
         seconds += cost.now().primitive
         seconds += cost.now().weight_entry * prod(shape) if kind == "weight gradient" else 0.0
-    scratch = cost.item() * _scratch(match, roles, kind, first, second, prod(shape))
-    return replace(kernel, seconds=seconds, scratch=scratch)
+    held = _scratch(match, roles, kind, (first, second), shape, padding)
+    return replace(kernel, seconds=seconds, scratch=held)
 
 
 def _unfolds(match: Match, roles: Roles, kind: str, image: Array) -> bool:
@@ -349,20 +355,23 @@ def _unfolds(match: Match, roles: Roles, kind: str, image: Array) -> bool:
 
 
 def _scratch(
-    match: Match, roles: Roles, kind: str, first: Array, second: Array, result: int
+    match: Match,
+    roles: Roles,
+    kind: str,
+    operands: tuple[Array, Array],
+    result: tuple[int, ...],
+    padding: Sequence[int],
 ) -> int:
-    """Entries that the kernel holds beside its result: operands in another layout, as measured.
-
-    In double precision, and for one small sample, torch unfolds the input of all samples at once.
-    """
-    held = 0 if kind == "convolution" else result  # the empty tensor that gives the shape
-    if prod(match.sizes("k")) == 1 and first.run == first.size and second.run == second.size:
-        return held
-    held += (first.size + second.size + result) * 5 // 4  # channels are padded to whole vectors
-    held += sum(array.size for array in (first, second) if array.run < array.size)
-    if kind == "input gradient":
-        return held + (result if any(joint.stride > 1 for joint in match.joints) else 0)
-    if cost.item() > cost.ITEM or _unfolds(match, roles, kind, first):
-        image = match.size(*roles.group, *roles.summed, *roles.a)
-        held += image * prod(match.sizes("k")) * prod(match.sizes("o"))
-    return held
+    """Bytes that the kernel holds beside its result; torch copies operands in another order."""
+    first, second = (array.shape for array in operands)
+    x, w, y = {
+        "convolution": (first, second, result),
+        "weight gradient": (first, result, second),
+        "input gradient": (result, second, first),
+    }[kind]
+    strides = tuple(joint.stride for joint in match.joints)
+    dilations = tuple(joint.dilation for joint in match.joints)
+    groups = match.size(*roles.group)
+    layer = Convolution(x, w, y, groups, strides, dilations, tuple(padding))
+    copied = sum(array.size for array in operands if array.run < array.size)
+    return cost.item() * copied + scratch(kind, layer, cost.item(), torch.get_num_threads())

@@ -89,6 +89,7 @@ class Cover:
         return replace(self, network=network, arrays=arrays, writer=writer, routes=routes)
 
 
+MASKING = 25  # bytes of an entry while a pattern is made: three int64 tensors, and a boolean one
 Route = Callable[[Cover], Iterator[Cover]]
 
 
@@ -162,7 +163,7 @@ def dense(cover: Cover) -> Iterator[Cover]:
         sizes = tuple(cover.network.sizes[leg] for leg in node.legs)
         steps, v = tuple(a for _, a in node.terms), node.values
         code = f"pattern({steps}, {sizes}, {v.start}, {v.stop}, {v.step}, {LIKE})"
-        kernel = cost.copy(prod(sizes), prod(sizes[-1:]))
+        kernel = replace(cost.copy(prod(sizes), prod(sizes[-1:])), scratch=MASKING * prod(sizes))
         comment = f"pattern over {', '.join(node.legs)}"
         writer, array = cover.writer.run(code, sizes, kernel, comment)
         cover = cover.put(writer, (at,), Value(array, node.legs), "dense")

@@ -1,5 +1,6 @@
 """Several plans in one program: equal steps are one, and plans are chosen with that in mind."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,8 @@ from tnconv.codegen.fusion import fused, shares
 from tnconv.codegen.planner import CLEARLY, Plan
 from tnconv.codegen.schedule import NAME, Schedule
 
+_CONVOLUTION = re.compile(r"F\.conv[123]d\((?!.*bias=)")
+_EXPANDED = re.compile(r"(?P<name>\w+)(\.(unsqueeze|expand|permute|reshape)\([\d, ]*\))*")
 MOST_PLANS = 8  # considered together for each network
 
 
@@ -19,12 +22,31 @@ def scheduled(sums: Sequence[Sequence[Plan]]) -> Schedule:
     for terms in sums:
         total, *others = [_written(plan, steps)[0] for plan in terms]
         for other in others:
+            if len(sums) == 1 and _biased(total, other, steps):
+                continue
             kernel = cost.elementwise(total.size, 2 * total.size)
             code = f"{total.code} + {other.code}"
             name = _step(Step("", code, total.shape, kernel, "sum of terms"), code, steps)
             total = Array(name, total.shape, contiguous(total.shape))
         outputs.append(total)
     return Schedule(fused(list(steps.values())), tuple(outputs))
+
+
+def _biased(total: Array, other: Array, steps: dict[str, Step]) -> bool:
+    """Give a native convolution, the last step, a bias: a vector that is added to its channels."""
+    last = next(reversed(steps.values()), None)
+    if last is None or (last.name, last.shape) != (total.code, total.shape):
+        return False
+    channels = tuple(int(dim == 1) for dim in range(len(total.shape)))
+    vector = _EXPANDED.fullmatch(other.code)
+    if not (_CONVOLUTION.match(last.code) and other.strides == channels and vector):
+        return False
+    bias, whole = vector["name"], other.code.count(".unsqueeze(") == len(total.shape) - 1
+    bias += "" if whole and ".reshape" not in other.code else f".reshape({total.shape[1]})"
+    del steps[last.code]
+    code = f"{last.code[:-1]}, bias={bias})"
+    steps[code] = replace(last, code=code)
+    return True
 
 
 def _written(plan: Plan, steps: dict[str, Step]) -> tuple[Array, frozenset[str]]:

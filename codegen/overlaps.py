@@ -91,11 +91,10 @@ def _folded(
     writer, columns = writer.reshape(array, [samples, channels * prod(kernel), prod(outputs)])
     code = f"F.fold({columns.code}, {', '.join(map(str, numbers))})"
     shape = (samples, channels, *one, *sizes)
-    work = cost.fold(array.size, prod(shape))
-    if columns.run < columns.size:  # torch copies them
-        copied = cost.copy(columns.size, *columns.innermost)
-        seconds = work.seconds + copied.seconds
-        work = replace(work, seconds=seconds, scratch=cost.item() * columns.size)
+    work = replace(cost.fold(array.size, prod(shape)), scratch=cost.item() * array.size)
+    if columns.run < columns.size:  # torch copies them first
+        copied = cost.copy(array.size, *columns.innermost).seconds
+        work = replace(work, seconds=work.seconds + copied, scratch=2 * work.scratch)
     writer, folded = writer.run(code, shape, work, "fold")
     result = folded.free_reshape([*lead, *sizes])
     assert result is not None

@@ -1,6 +1,6 @@
 """The planner: enumerate covers of a network's forms, price them, take the cheapest."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -17,7 +17,7 @@ from tnconv.codegen.hadamard import multiplied
 from tnconv.codegen.loops import loops
 from tnconv.codegen.pixel_gram import pixel_gram
 from tnconv.codegen.pooling import pooling
-from tnconv.codegen.schedule import Schedule
+from tnconv.codegen.schedule import Schedule, need
 from tnconv.codegen.selections import opened, scatter, selected
 from tnconv.codegen.taps import taps
 from tnconv.codegen.views import Value, write
@@ -36,7 +36,7 @@ def looped(
     """
     for loop in loops(cover, pairs):
         bodies: list[Plan] = []
-        _search(loop.body, "body", routes, ("auto", True), bodies, lambda plan: True)
+        _search(loop.body, "body", routes, ("auto", True), bodies, Room())
         natively = [plan for plan in bodies if {*plan.routes} == {"native"}]
         best = [min(some, key=lambda p: p.risk * p.seconds) for some in (bodies, natively) if some]
         for body in dict.fromkeys(best):
@@ -56,6 +56,7 @@ ROUTES: Mapping[str, Route] = {
 CLEARLY = 1.4  # another plan replaces one native kernel only if it is predicted this much faster
 HOPELESS = 2.0  # covers that cost this much more than a complete plan are not continued
 AS_FAST = 1.1  # of plans within this factor of the fastest that holds more than the operands ...
+NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of the operands
 LEANER = 0.8  # ... the leanest is taken, if it holds this much less
 
 
@@ -72,14 +73,21 @@ class Plan:
     def seconds(self) -> float:
         return sum(step.kernel.seconds for step in self.steps)
 
-    @cached_property
+    @property
     def peak(self) -> int:
         """Bytes held at a time in float32: see `Schedule.peak`."""
         return self.peak_of(cost.ITEM)
 
     def peak_of(self, item: int) -> int:
         """Bytes held at a time for items of this size."""
-        return Schedule(self.steps, (self.output,)).peak(item)
+        if item not in self._peaks:
+            self._peaks[item] = Schedule(self.steps, (self.output,)).peak(item)
+        return self._peaks[item]
+
+    @cached_property
+    def _peaks(self) -> dict[int, int]:
+        """What was found, by the size of items: a search asks many times."""
+        return {}
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -89,6 +97,12 @@ class Plan:
     def risk(self) -> float:
         """A dense pattern is mostly zeros: it has to be predicted that much faster to be chosen."""
         return 1.3 if "dense" in self.routes else 1.0
+
+    @property
+    def unfolds(self) -> bool:
+        """Whether windows of all samples are copied: an unfolded input."""
+        copies = [step for step in self.steps if step.kernel.kind == "copy"]
+        return "window" in self.routes and any(".unfold(" in step.code for step in copies)
 
     @property
     def is_torchs(self) -> bool:
@@ -105,13 +119,31 @@ class Plan:
         return f"{self.form}: {' + '.join(self.routes) or 'matrix products'}"
 
 
+@dataclass(frozen=True)
+class Room:
+    """The bytes that plans may hold for items of a size; without a limit all fit."""
+
+    limit: int | None = None
+    item: int = cost.ITEM
+
+    def fits(self, plan: Plan) -> bool:
+        return self.limit is None or plan.peak_of(self.item) <= self.limit
+
+    def too_small(self, steps: Sequence[Step], found: Sequence[Plan]) -> bool:
+        """Whether plans that begin with these steps neither fit nor are leaner than all others."""
+        if self.limit is None:
+            return False
+        least = max((need(step, self.item) for step in steps), default=0)
+        return least > self.limit and any(plan.peak_of(self.item) <= least for plan in found)
+
+
 def plans(
     forms: Mapping[str, TensorNetwork],
     arguments: Mapping[str, str],
     routes: Sequence[str] = tuple(ROUTES),
     optimize: str = "auto",
     contiguous_result: bool = True,
-    fits: Callable[[Plan], bool] = lambda plan: True,
+    room: Room = Room(),
     several: bool = False,
 ) -> list[Plan]:
     """Every complete plan that was not pruned, the chosen one first.
@@ -129,19 +161,20 @@ def plans(
         again = form == "as given" and "in form N" in forms
         turns = looped(start, tried, several) if "loop" in routes and not again else ()
         for cover in (start, *turns):
-            _search(cover, form, tried, (optimize, contiguous_result), found, fits)
+            _search(cover, form, tried, (optimize, contiguous_result), found, room)
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
     fastest = found[0]
     near = [p for p in found if p.risk * p.seconds <= AS_FAST * fastest.risk * fastest.seconds]
+    near = [plan for plan in near if not plan.unfolds] or near
     lean = min(near, key=lambda plan: plan.peak)
     operands = next(iter(forms.values())).operands.values()
-    if fastest.peak > cost.ITEM * sum(map(prod, operands)) and lean.peak < LEANER * fastest.peak:
-        _prefer(lean, found)
+    large = near[0].peak > cost.ITEM * sum(map(prod, operands))
+    _prefer(lean if large and lean.peak < LEANER * near[0].peak else near[0], found)
     whole = [plan for plan in found if plan.is_torchs and plan.form == "as given"]
     if whole and whole[0].seconds <= CLEARLY * fastest.seconds:
         _prefer(whole[0], found)
-    return sorted(found, key=lambda plan: not fits(plan))
+    return sorted(found, key=lambda plan: not room.fits(plan))
 
 
 def _scaled_square(cover: Cover) -> Cover:
@@ -177,21 +210,25 @@ def _search(
     routes: Sequence[Route],
     finish: tuple[str, bool],
     found: list[Plan],
-    fits: Callable[[Plan], bool],
+    room: Room,
 ) -> None:
-    """Depth first; a cover that costs more than a complete plan already is not continued."""
-    best = min((plan.seconds for plan in found if fits(plan)), default=float("inf"))
-    if cover.writer.seconds > HOPELESS * best:
+    """Depth first; a cover that costs more than a complete plan already is not continued.
+
+    Nor is one that needs more than there is room for, unless no plan needs less.
+    """
+    best = min((plan.seconds for plan in found if room.fits(plan)), default=float("inf"))
+    steps = cover.writer.steps
+    if cover.writer.seconds > HOPELESS * best or room.too_small(steps, found):
         return
     if cover.selection is not None:
         for after in (*selected(cover), *_scattered(cover, routes)):
-            _search(after, form, routes, finish, found, fits)
+            _search(after, form, routes, finish, found, room)
         return
     if cover.pattern is None:
         found.append(_finish(cover, form, *finish))
         return
     for after in _covered(cover, routes):
-        _search(after, form, routes, finish, found, fits)
+        _search(after, form, routes, finish, found, room)
 
 
 def _scattered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
@@ -200,7 +237,7 @@ def _scattered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
         return
     one, body = found
     slices: list[Plan] = []
-    _search(body, "body", routes, ("auto", False), slices, lambda plan: True)
+    _search(body, "body", routes, ("auto", False), slices, Room())
     best = min(slices, key=lambda plan: plan.risk * plan.seconds)
     writer = replace(cover.writer, steps=best.steps)
     yield scatter(one, writer, Value(best.output, body.network.result.legs))
@@ -298,6 +335,7 @@ def _scaled(writer: Writer, value: Value, scale: Fraction | float) -> tuple[Writ
     if scale == 1:
         return writer, value
     kernel = cost.elementwise(value.array.size, value.array.size)
+    kernel = replace(kernel, scratch=NUMBER)
     code = f"{value.array.code} * {float(scale)!r}"
     comment = f"scale {scale}" if isinstance(scale, Fraction) else f"root of scale {scale**2:.6g}"
     writer, array = writer.run(code, value.array.shape, kernel, comment)

@@ -31,6 +31,8 @@ def pooling(cover: Cover) -> Iterator[Cover]:
     channels = [leg for leg in held if cover.needed(leg, at)]  # samples as well: torch pads to 16
     legs = (*channels, *(k for *_, k in boxes))
     shape = tuple(network.sizes[leg] for leg in legs)
+    if 0 in shape:
+        return
     code = f"{LIKE}.new_full({shape}, {float(network.scale)!r})"
     writer, weight = cover.writer.run(code, shape, cost.copy(prod(shape), prod(shape)), "weight")
     node = Tensor(weight.code, View.of(network.sizes, *legs))

@@ -72,10 +72,15 @@ class Program(Generic[Result]):
         return self.schedule.steps
 
     def peak_memory(self, dtype: torch.dtype = torch.float32) -> int:
-        """Predicted bytes that a call holds at a time beside its operands, without autograd."""
+        """Bytes that a call holds at a time at most, beside its operands and without autograd.
+
+        It is predicted for processors and the precision that the program was compiled for.
+        """
         if self.chunks:
             return together([chunk.peak(dtype.itemsize) for chunk in self.chunks])
-        return self.schedule.peak(dtype.itemsize)
+        arguments = source.argument_names(self.operands).values()
+        kept = [x.name for x in source.constants(self.schedule, arguments, self.spare_memory)]
+        return self.schedule.held(dtype.itemsize, self.spare_memory, kept)
 
     @cached_property
     def source(self) -> str:

@@ -80,15 +80,15 @@ def definition(
     Results are deleted as soon as more than ``spare`` bytes would be held for nothing. Without any
     bytes to spare nothing is kept for the next call.
     """
-    constants = constant_steps(schedule.steps, arguments) if spare else []
-    steps = [step for step in schedule.steps if step not in constants]
+    made_once = constants(schedule, arguments, spare)
+    steps = [step for step in schedule.steps if step not in made_once]
     codes = [*(step.code for step in steps), *(output.code for output in schedule.outputs)]
-    names = wanted(constants, codes)
+    names = wanted(made_once, codes)
     values = [argument for argument in arguments if argument not in indices]
     body = _beginning(values, [*codes, *(LIKE for _ in names[:1])])
     texts = []
     if names:
-        lines = [*map(_line, constants), f"return {_tuple(names)}"]
+        lines = [*map(_line, made_once), f"return {_tuple(names)}"]
         texts.append(function(f"{name}_constants", [LIKE], lines))
         body.append(f"{_tuple(names)} = kept({name}_constants, {LIKE})")
     releases = schedule.releases(spare)
@@ -99,6 +99,11 @@ def definition(
             body.append(_line(step))
     body.append(returned([output.code for output in schedule.outputs], several))
     return [*texts, function(name, arguments, body)]
+
+
+def constants(schedule: Schedule, arguments: Iterable[str], spare: int) -> list[Step]:
+    """The steps whose results are kept for later calls."""
+    return constant_steps(schedule.steps, list(arguments)) if spare else []
 
 
 def returned(results: Sequence[str], several: bool) -> str:

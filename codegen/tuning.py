@@ -60,7 +60,7 @@ def candidates(program: Program, limit: int | None = None, item: int = 4) -> lis
     """
     lists = [_distinct(plans) for plans in program.terms]
     ways = [program, *(_with(program, way) for way in islice(product(*lists), MOST_COMBINED))]
-    fitting = [way for way in ways if limit is None or way.schedule.peak(item) <= limit]
+    fitting = [way for way in ways if limit is None or _held(way, item) <= limit]
     bound = PLAUSIBLE * min((way.schedule.seconds for way in fitting), default=0.0)
     others = sorted(
         (way for way in fitting if way.schedule.seconds <= bound),
@@ -70,6 +70,10 @@ def candidates(program: Program, limit: int | None = None, item: int = 4) -> lis
     for way in (program, *others):
         different.setdefault(_digest(way), way)
     return list(different.values())[:MOST_MEASURED]
+
+
+def _held(way: Program, item: int) -> int:
+    return way.schedule.held(item, way.spare_memory)
 
 
 def _distinct(plans: Sequence[Plan]) -> list[Plan]:

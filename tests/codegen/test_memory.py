@@ -62,6 +62,26 @@ def test_measured_peak_is_below_the_limit(name: str, dtype: torch.dtype) -> None
         assert peak_memory(lambda program=program: program(**operands)) <= limit  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("network", "unfolds"),
+    [
+        (kfac_expand((8, 512, 8, 8), 3, padding=1), False),  # displacement is about as fast
+        (kfac_expand((8, 3, 32, 32), 3, padding=1), True),  # nothing else is
+        (conv((8, 288, 35, 35), (384, 288, 3, 3), stride=2).vjp("weight", per_sample=True), False),
+    ],
+)
+def test_inputs_are_unfolded_only_where_that_is_clearly_faster(
+    network: Expression, unfolds: bool
+) -> None:
+    ((chosen, *others),) = compile(network).terms
+    assert chosen.unfolds == unfolds
+    without = [plan.risk * plan.seconds for plan in others if not plan.unfolds]
+    if unfolds:
+        assert min(without) > 1.1 * chosen.risk * chosen.seconds
+    else:
+        assert any(plan.unfolds and plan.seconds < 1.1 * chosen.seconds for plan in others)
+
+
 def test_a_limit_below_the_unfolded_input_avoids_it() -> None:
     network = kfac_expand((8, 16, 32, 32), 3, padding=1)
     unfolded = 4 * 8 * 16 * 9 * 32 * 32
