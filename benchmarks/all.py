@@ -14,11 +14,11 @@ RESULTS = Path(__file__).parent / "results"
 LAYERS, OVERHEAD = "benchmarks.layers", "benchmarks.overhead"
 BATCH, ONE, TWO = ("--batch", "8"), ("--cpu-time",), ("--threads", "2")
 ALL, OWN = (LAYERS, "--cases", "cnn", *BATCH), (LAYERS, "--cases", "own", *BATCH)
-FURTHER = ("--quick", "--further", "--seconds", "0.2")
+FURTHER = ("--quick", "--further", "--seconds", "0.1")
 RUNS = {
     "overhead-cpu": (OVERHEAD,),
     "layers-cpu-one-thread": (*ALL, *ONE, "--memory", "--seconds", "0.35"),
-    "layers-cpu-two-threads": (*ALL, *TWO, "--seconds", "0.2"),
+    "layers-cpu-two-threads": (*ALL, *TWO, "--seconds", "0.1"),
     "quick-cpu-two-threads": (LAYERS, "--quick", *BATCH, *TWO, "--seconds", "0.2"),
     "own-cpu-one-thread": (*OWN, *ONE, "--memory", "--seconds", "0.35"),
     "own-cpu-two-threads": (*OWN, *TWO, "--seconds", "0.15"),

@@ -10,13 +10,12 @@ import torch
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
 from tnconv.codegen.covers import Cover
-from tnconv.codegen.native_shapes import Convolution
-from tnconv.codegen.scratch import scratch
+from tnconv.codegen.native_shapes import Convolution, Shape
+from tnconv.codegen.scratch import is_small, scratch
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Pattern, Tensor, Terms
 
 MOST_DIMENSIONS = 3
-UNFOLDED_BELOW = 20480  # entries of a single sample for which torch does not use oneDNN
 
 
 @dataclass(frozen=True)
@@ -338,32 +337,28 @@ def _work(
     apart = all(stride >= size for stride, size in steps) and any(stride > 1 for stride, _ in steps)
     factor = 5.0 if slow else 1.2 if apart and kind != "convolution" else 1.0
     seconds = factor * kernel.seconds + sum(copies)
-    if _unfolds(match, roles, kind, first):
+    layer = _layer(match, roles, kind, (first.shape, second.shape), shape, padding)
+    if is_small(layer):
         entries = match.size(*roles.summed, *roles.a) * outputs * taps
         seconds += cost.copy(entries, match.sizes("o")[-1]).seconds
     else:
         seconds += cost.now().primitive
         seconds += cost.now().weight_entry * prod(shape) if kind == "weight gradient" else 0.0
-    held = _scratch(match, roles, kind, (first, second), shape, padding)
+    copied = sum(array.size for array in (first, second) if array.run < array.size)
+    held = cost.item() * copied + scratch(kind, layer, cost.item(), torch.get_num_threads())
     return replace(kernel, seconds=seconds, scratch=held)
 
 
-def _unfolds(match: Match, roles: Roles, kind: str, image: Array) -> bool:
-    """Whether torch unfolds the image and multiplies matrices."""
-    alone = match.size(*(roles.a if kind == "convolution" else roles.summed)) == 1
-    return alone and match.size(*roles.group) == 1 and image.size <= UNFOLDED_BELOW
-
-
-def _scratch(
+def _layer(
     match: Match,
     roles: Roles,
     kind: str,
-    operands: tuple[Array, Array],
-    result: tuple[int, ...],
+    operands: tuple[Shape, Shape],
+    result: Shape,
     padding: Sequence[int],
-) -> int:
-    """Bytes that the kernel holds beside its result; torch copies operands in another order."""
-    first, second = (array.shape for array in operands)
+) -> Convolution:
+    """The shapes of image, kernel and output, of which two are operands."""
+    first, second = operands
     x, w, y = {
         "convolution": (first, second, result),
         "weight gradient": (first, result, second),
@@ -371,7 +366,4 @@ def _scratch(
     }[kind]
     strides = tuple(joint.stride for joint in match.joints)
     dilations = tuple(joint.dilation for joint in match.joints)
-    groups = match.size(*roles.group)
-    layer = Convolution(x, w, y, groups, strides, dilations, tuple(padding))
-    copied = sum(array.size for array in operands if array.run < array.size)
-    return cost.item() * copied + scratch(kind, layer, cost.item(), torch.get_num_threads())
+    return Convolution(x, w, y, match.size(*roles.group), strides, dilations, tuple(padding))

@@ -46,7 +46,7 @@ class Coefficients:
 FRESH_FROM = int(os.environ.get("MALLOC_MMAP_THRESHOLD_", 2**25))  # bytes, as in glibc
 LINE = 64  # bytes of a cache line
 CACHED = 2**23  # bytes that stay near the core; beyond, depthwise kernels take twice as long
-COLUMNS = 16  # that matrix products compute at a time; fewer take twice as long
+COLUMNS = 16  # that matrix products compute at a time; a rest takes up to three times as long
 CHANNELS = 16  # of which depthwise kernels do a multiple
 LARGE = 9  # taps; larger depthwise kernels have slow weight gradients
 SHIPPED = Coefficients()
@@ -96,7 +96,7 @@ def matmul(batch: int, m: int, n: int, k: int, in_blocks: bool = False) -> Kerne
     """
     flops = 2 * batch * m * n * k
     speed = now().gemm * _saturation(m, 16) * _saturation(n, 16) * _saturation(k, 12)
-    speed *= _filled(n)
+    speed *= _filled(n) if m >= COLUMNS else 1.0
     entries = batch * (m * k + k * n + m * n)
     moved, written = ITEM * entries, ITEM * batch * m * n
     writing = written / (now().written_in_blocks if in_blocks else now().written)
@@ -219,7 +219,7 @@ def _saturation(size: int, half: int) -> float:
 def _filled(columns: int) -> float:
     """Of a matrix product's time, what it would take if a rest of columns took no longer."""
     whole, rest = divmod(columns, COLUMNS)
-    return columns / (COLUMNS * (whole + 2 * (rest > 0))) if columns else 1.0
+    return columns / (COLUMNS * whole + min(3 * rest, 2 * COLUMNS)) if columns else 1.0
 
 
 def _fresh(written: int) -> float:

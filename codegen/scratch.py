@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from math import prod
 
 from tnconv.codegen import onednn
-from tnconv.codegen.native_shapes import Convolution
+from tnconv.codegen.native_shapes import Convolution, Shape
 from tnconv.codegen.onednn import Held
 
-SMALL = 20480  # entries of a single sample that oneDNN is not given
+SMALL = 20480  # entries of a single sample that oneDNN is not given ...
+SHORT = 3  # ... if its kernel has at most so many taps in the last dimensions
 MANY = 16  # samples that oneDNN is always given
 SINGLE = 4  # bytes of an entry in single precision; halves are oneDNN's on some processors only
 
@@ -31,12 +32,20 @@ def scratch(kind: str, c: Convolution, item: int, threads: int) -> int:
 
 
 def _is_onednns(c: Convolution, threads: int) -> bool:
-    """Torch's own conditions; signals are images of one row to it."""
-    i, k = ((1, *sizes) if len(sizes) == 1 else sizes for sizes in (c.i, c.k))
-    several = c.samples >= MANY or k[-2:] != (1, 1) or threads > 1
-    entries = prod(c.x[:2]) * prod(i[:2])
-    large = c.grouped or c.samples > 1 or min(k[-2:]) > 3 or entries > SMALL
-    return large and (several or c.strided or c.dilated)
+    """Torch's own conditions."""
+    several = c.samples >= MANY or _last(c.k) != (1, 1) or threads > 1
+    return not is_small(c) and (several or c.strided or c.dilated)
+
+
+def is_small(c: Convolution) -> bool:
+    """Whether torch unfolds a single sample and multiplies matrices: of volumes slices count."""
+    single = c.samples == 1 and not c.grouped and min(_last(c.k)) <= SHORT
+    return single and prod(c.x[:4]) <= SMALL
+
+
+def _last(kernel: Shape) -> Shape:
+    """Two dimensions: signals are images of one row to torch."""
+    return (1, *kernel)[-2:]
 
 
 def _forward(c: Convolution, threads: int) -> Iterator[int]:
