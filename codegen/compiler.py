@@ -105,7 +105,7 @@ def compile(
     _check_operands(networks)
     used = tuple(name for name in ROUTES if name in (*routes, "dense"))
     if dtype.is_complex:  # torch has native kernels for real dtypes only
-        used = tuple(name for name in used if name != "native")
+        used = tuple(name for name in used if name not in ("native", "pooling"))
     options = Options(simplify, optimize, used, dtype.itemsize, memory_limit)
     with cost.using(coefficients(torch.device(device)), dtype.itemsize):
         program = _planned(networks if not one else networks[0], options)

@@ -222,6 +222,10 @@ def test_complex() -> None:
     real = T.weight_vjp(X, W.shape, V, **CASE.kwargs)
     imaginary = T.weight_vjp(X.flip(0), W.shape, V, **CASE.kwargs)
     assert_close_complex(dw, torch.complex(real, imaginary))
+    means = [T.avg_pool(part, 3, 2, 1) for part in (X, X.flip(0))]
+    pooled = T.avg_pool(x, 3, 2, 1)
+    assert_close_complex(pooled, torch.complex(*means))
+    assert torch.autograd.gradcheck(lambda x: T.avg_pool(x, 3, 2, 1), x[:1, :1].requires_grad_())
 
 
 def assert_close_complex(actual: Tensor, expected: Tensor) -> None:
