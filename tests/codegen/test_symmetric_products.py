@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.derivatives import DERIVATIVES
 from tnconv import compile
 from tnconv.codegen import Program
 from tnconv.codegen.contraction import BLOCKS, LEAST_ROWS
@@ -50,14 +51,9 @@ def test_programs_and_their_derivatives() -> None:
     run, x = program().run, torch.randn(3, CHANNELS, 17, 11, dtype=torch.float64)
     tangent = torch.randn_like(x)
     torch.testing.assert_close(run(x), plain(x), rtol=1e-10, atol=1e-10)
-    for derivative in (
-        lambda f: torch.func.grad(lambda a: f(a).pow(2).sum())(x),
-        lambda f: torch.func.jvp(f, (x,), (tangent,))[1],
-        lambda f: torch.func.jvp(torch.func.grad(lambda a: f(a).pow(2).sum()), (x,), (tangent,))[1],
-        lambda f: torch.func.vmap(f)(torch.stack([x, tangent])),
-        lambda f: torch.func.vmap(torch.func.grad(lambda a: f(a).sum()))(torch.stack([x, tangent])),
-    ):
-        torch.testing.assert_close(derivative(run), derivative(plain), rtol=1e-10, atol=1e-8)
+    for derivative in DERIVATIVES.values():
+        actual, expected = derivative(run, x, tangent), derivative(plain, x, tangent)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
