@@ -308,9 +308,7 @@ def _work(
 ) -> cost.Kernel:
     """The price of one kernel: every channel pair of a group meets at every (o, k).
 
-    Operands in another order are copied first. A kernel with more positions than outputs takes
-    torch's slow paths; with a single output it is a matrix product, if nothing is in the way.
-    Gradients of windows that lie apart skip what lies between.
+    Operands in another order are copied first.
     """
     legs = (*roles.group, *roles.summed, *roles.a, *roles.b)
     flops = 2 * match.size(*legs) * prod(match.sizes("o")) * prod(match.sizes("k"))
@@ -328,25 +326,33 @@ def _work(
         first.size + second.size + prod(shape),
         prod(shape),
     )
-    outputs, taps = prod(match.sizes("o")), prod(match.sizes("k"))
-    dilated = any(joint.dilation > 1 for joint in match.joints)
-    copies = [cost.copy(x.size, *x.innermost).seconds for x in (first, second) if x.run < x.size]
-    depthwise = match.size(*channels[0], *channels[1]) == 1
-    slow = taps > outputs and (outputs > 1 or dilated or copies) and not depthwise
-    steps = [(joint.stride, match.size(joint.k)) for joint in match.joints]
-    apart = all(stride >= size for stride, size in steps) and any(stride > 1 for stride, _ in steps)
-    factor = 5.0 if slow else 1.2 if apart and kind != "convolution" else 1.0
-    seconds = factor * kernel.seconds + sum(copies)
     layer = _layer(match, roles, kind, (first.shape, second.shape), shape, padding)
+    copies = [cost.copy(x.size, *x.innermost).seconds for x in (first, second) if x.run < x.size]
+    seconds = sum(copies) + _longer(layer, kind, bool(copies)) * kernel.seconds
     if is_small(layer):
-        entries = match.size(*roles.summed, *roles.a) * outputs * taps
-        seconds += cost.copy(entries, match.sizes("o")[-1]).seconds
+        entries = match.size(*roles.summed, *roles.a) * prod(layer.o) * prod(layer.k)
+        seconds += cost.copy(entries, layer.o[-1]).seconds
     else:
         seconds += cost.now().primitive
         seconds += cost.now().weight_entry * prod(shape) if kind == "weight gradient" else 0.0
     copied = sum(array.size for array in (first, second) if array.run < array.size)
     held = cost.item() * copied + scratch(kind, layer, cost.item(), torch.get_num_threads())
     return replace(kernel, seconds=seconds, scratch=held)
+
+
+def _longer(layer: Convolution, kind: str, copied: bool) -> float:
+    """How many times as long as its flops a kernel takes.
+
+    A kernel with more positions than outputs takes torch's slow paths; with a single output it is a
+    matrix product, if nothing is in the way. Gradients of windows that lie apart skip what lies
+    between.
+    """
+    outputs, taps = prod(layer.o), prod(layer.k)
+    in_the_way = outputs > 1 or layer.dilated or copied
+    if taps > outputs and in_the_way and layer.channels != (1, 1):
+        return 5.0
+    far = all(stride >= size for stride, size in zip(layer.strides, layer.k, strict=True))
+    return 1.2 if far and layer.strided and kind != "convolution" else 1.0
 
 
 def _layer(

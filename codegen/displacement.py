@@ -18,6 +18,7 @@ from tnconv.codegen.covers import Cover, window_on
 from tnconv.codegen.tap_pairs import Dimension, Shared
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg
+from tnconv.diagrams.network import TensorNetwork
 
 MOST_PRODUCTS = 512  # of displacements in two dimensions
 MOST_TAPS = 32  # per dimension: each pair of taps is part of a line of source
@@ -118,15 +119,22 @@ def _covered(
     writer, rows = _rows(writer, halves[0], halves[1], displaced)
     taps = [x.k[side] for side in (0, 1) for x in displaced]
     legs = [*group, *taps, *channels[0], *channels[1]]
+    writer, value = _joined(writer, rows, legs, taps[0], network)
+    return cover.put(writer, covered, value, "displacement")
+
+
+def _joined(
+    writer: Writer, rows: Sequence[Array], legs: Sequence[Leg], tap: Leg, network: TensorNetwork
+) -> tuple[Writer, Value]:
+    """The rows, one for each position of ``tap``, as one tensor in the order of the result."""
     order = sorted(legs, key=[*network.result.legs, *legs].index)
-    sizes = network.sizes
-    parts, at = [], order.index(taps[0])
+    left = tuple(leg for leg in legs if leg != tap)
+    parts = []
     for row in rows:
-        left = tuple(leg for leg in legs if leg != taps[0])
-        writer, array = writer.reshape(row, [sizes[leg] for leg in left])
-        parts.append(Value(array, left).arranged([leg for leg in order if leg != taps[0]]))
-    writer, array = _stack(writer, parts, at, "all pairs of taps")
-    return cover.put(writer, covered, Value(array, tuple(order)), "displacement")
+        writer, array = writer.reshape(row, [network.sizes[leg] for leg in left])
+        parts.append(Value(array, left).arranged([leg for leg in order if leg != tap]))
+    writer, array = _stack(writer, parts, order.index(tap), "all pairs of taps")
+    return writer, Value(array, tuple(order))
 
 
 def _least_seconds(halves: Sequence[Array], first: Dimension, second: Dimension) -> float:
