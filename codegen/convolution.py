@@ -11,6 +11,7 @@ from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
 from tnconv.codegen.covers import Cover
 from tnconv.codegen.native_shapes import Convolution, Shape
+from tnconv.codegen.onednn import by_vectors
 from tnconv.codegen.scratch import is_small, scratch
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Pattern, Tensor, Terms
@@ -317,6 +318,7 @@ def _work(
         "weight gradient": (roles.a, roles.b),
         "input gradient": (roles.summed, roles.a),
     }[kind]
+    layer = _layer(match, roles, kind, (first.shape, second.shape), shape, padding)
     kernel = cost.convolution(
         kind,
         flops,
@@ -325,8 +327,8 @@ def _work(
         prod(match.sizes("k")),
         first.size + second.size + prod(shape),
         prod(shape),
+        by_vectors(layer),
     )
-    layer = _layer(match, roles, kind, (first.shape, second.shape), shape, padding)
     copies = [cost.copy(x.size, *x.innermost).seconds for x in (first, second) if x.run < x.size]
     seconds = sum(copies) + _longer(layer, kind, bool(copies)) * kernel.seconds
     if is_small(layer):

@@ -124,18 +124,26 @@ def gram(batch: int, m: int, k: int, blocks: int) -> Kernel:
 
 
 def convolution(
-    kind: str, flops: int, channels: tuple[int, int], groups: int, taps: int, moved: int, new: int
+    kind: str,
+    flops: int,
+    channels: tuple[int, int],
+    groups: int,
+    taps: int,
+    moved: int,
+    new: int,
+    by_vectors: bool = True,
 ) -> Kernel:
     """A native convolution or gradient kernel with (summed, kept) channels per group.
 
     One group is a matrix product over channels and ``taps``; forward and for the input, groups run
-    at half its speed, and depthwise kernels take a time for each entry.
+    at half its speed, and depthwise kernels take a time for each entry. Weight gradients of large
+    depthwise kernels, and those that cannot be done ``by_vectors``, are slow.
     """
     summed, kept = channels
     to_weight = kind == "weight gradient"
     if groups > 1 and summed == kept == 1:
-        large = to_weight and taps > LARGE
-        speed = now().large_depthwise_weight_gradient if large else now().depthwise
+        slow = to_weight and (taps > LARGE or not by_vectors)
+        speed = now().large_depthwise_weight_gradient if slow else now().depthwise
         entry = now().depthwise_entry * (2 if ITEM * moved > CACHED else 1)
         padded = -(-groups // CHANNELS) * CHANNELS / groups
         seconds = now().launch + padded * (flops / speed + moved * entry)

@@ -47,7 +47,7 @@ def weight_gradient(c: Convolution, threads: int) -> Iterator[int]:
     if c.misses or apart or c.grouped or c.volumes or c.outgrows:
         yield plain.w + threads * (_unfolded(c) + 4 * plain.w + LINE)
     yield 2 * plain.w
-    if c.misses or not _by_vectors(c):
+    if c.misses or not by_vectors(c):
         return
     if c.grouped or c.pointwise or c.channels[0] >= WIDE:
         yield wide.x + threads * wide.w + wide.y + threads * _picked(c) + aside
@@ -58,7 +58,7 @@ def weight_gradient(c: Convolution, threads: int) -> Iterator[int]:
         yield from (narrow.x + threads * narrow.w + narrow.y + aside, narrow.w + plain.w)
 
 
-def _by_vectors(c: Convolution) -> bool:
+def by_vectors(c: Convolution) -> bool:
     """Whether a weight gradient with groups is one that kernels by vectors can do."""
     if not c.grouped:
         return True
