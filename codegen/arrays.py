@@ -59,7 +59,7 @@ class Array:
         return row, step, rows
 
     def laid_out_as(self, operand: "Array") -> "Array":
-        """Of an elementwise result the strides that torch gives it: in its operand's order."""
+        """Of what torch computes entry by entry the strides: in the order of its operand."""
         order = sorted(range(len(self.shape)), key=lambda dim: -operand.strides[dim])
         if 0 in operand.strides or order == list(range(len(order))):
             return self
@@ -247,6 +247,16 @@ class Writer:
         both = array.size + prod(shape)  # zeros everywhere, then the array
         kernel = cost.copy(prod(shape), min(row, within[0]), step, rows, both)
         return self.run(f"F.pad({array.code}, ({_items(flat)}))", shape, kernel, "zero padding")
+
+    def flip(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
+        """Positions of these dimensions in reverse."""
+        dims = [dim for dim in dims if array.shape[dim] > 1]
+        if not dims:
+            return self, array
+        kernel = replace(cost.copy(array.size, *array.innermost), kind="flip")
+        code = f"{array.code}.flip({_items(dims)})"
+        writer, flipped = self.run(code, array.shape, kernel, "flip")
+        return writer, flipped.laid_out_as(array)
 
     def sum(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
         """Sum over dimensions: together, or where none is contiguous, one by one.

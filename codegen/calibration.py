@@ -41,7 +41,10 @@ def native(
     def price() -> Kernel:
         moved = 2 * entries + prod(w)
         flops = 2 * entries * each * taps**2
-        kernel = cost.convolution(kind, flops, (each, each), groups, taps**2, moved, new)
+        by_vectors = name != "depthwise_by_entries"
+        kernel = cost.convolution(
+            kind, flops, (each, each), groups, taps**2, moved, new, by_vectors
+        )
         written = new if kind == "weight gradient" else 0
         seconds = kernel.seconds + cost.now().primitive + cost.now().weight_entry * written
         return replace(kernel, seconds=seconds)
@@ -96,6 +99,8 @@ PROBES: tuple[Probe, ...] = (
     native("pointwise_input_gradient", "input gradient", 256, 1),
     native("depthwise_entry", "convolution", 128, 3, 128),
     native("depthwise", "convolution", 128, 7, 128),
+    native("depthwise_input_gradient", "input gradient", 128, 3, 128),
+    native("depthwise_by_entries", "convolution", 32, 15, 32),
     native("large_depthwise_weight_gradient", "weight gradient", 32, 7, 32),
 )
 

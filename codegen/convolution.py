@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, permutations
-from math import prod
+from math import inf, prod
 
 import torch
 
@@ -11,7 +11,7 @@ from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
 from tnconv.codegen.covers import Cover
 from tnconv.codegen.native_shapes import Convolution, Shape
-from tnconv.codegen.onednn import by_vectors
+from tnconv.codegen.onednn import MARGIN, by_vectors
 from tnconv.codegen.scratch import is_small, scratch
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Pattern, Tensor, Terms
@@ -34,6 +34,11 @@ class Joint:
     def swapped(self) -> "Joint":
         """The same pattern with the roles of kernel and output exchanged."""
         return Joint(self.at, self.i, self.k, self.o, self.dilation, self.stride, self.padding)
+
+    def mirrored(self, taps: int) -> "Joint":
+        """Of unit stride, and a kernel in reverse, with the roles of input and output exchanged."""
+        reach = (taps - 1) * self.dilation
+        return Joint(self.at, self.o, self.i, self.k, 1, self.dilation, reach - self.padding)
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ def native(cover: Cover) -> Iterator[Cover]:
             match = Match(cover, a, b, joints)
             if prod(match.sizes("k")) <= prod(match.sizes("o")):
                 yield _input_gradient(match)
+                yield from _mirrored(match)
 
 
 def _joints(cover: Cover, a: int, b: int, role: str) -> tuple[Joint, ...]:
@@ -160,13 +166,29 @@ def _depthwise(match: Match) -> Iterator[Cover]:
         yield _forward(match, apart=True)
 
 
-def _forward(match: Match, apart: bool = False) -> Cover:
+def _mirrored(match: Match) -> Iterator[Cover]:
+    """An input gradient as a convolution with the mirrored kernel, where torch does that faster.
+
+    With unit strides ``o = i + d·(K-1-k) - (d·(K-1) - p)``. Kernels for input gradients sum whole
+    vectors of channels, and take longer if depthwise.
+    """
+    *_, roles = match.values()
+    unit = all(joint.stride == 1 for joint in match.joints)
+    summed, kept = match.size(*roles.summed), match.size(*roles.a)
+    if unit and (summed == kept == 1 if roles.group else summed < cost.CHANNELS):
+        joints = (joint.mirrored(match.size(joint.k)) for joint in match.joints)
+        yield _forward(Match(match.cover, match.b, match.a, tuple(joints)), mirrored=True)
+
+
+def _forward(match: Match, apart: bool = False, mirrored: bool = False) -> Cover:
     """``y[a, group·b, o] = Σ_{summed,k} x[a, group·summed, i(o,k)] w[group·b, summed, k]``."""
     cover, x, w, roles = match.values(apart)
     i, o, k = (tuple(getattr(joint, name) for joint in match.joints) for name in "iok")
     writer, image = _arrange(cover.writer, x, roles.a, roles.group + roles.summed, *_each(i))
-    writer, image, padding = _padded(writer, image, match)
+    depthwise = roles.group and match.size(*roles.summed, *roles.b) == 1 and len(k) < 3
+    writer, image, padding = _padded(writer, image, match, MARGIN if depthwise else inf)
     writer, kernel = _arrange(writer, w, roles.group + roles.b, roles.summed, *_each(k))
+    writer, kernel = writer.flip(kernel, range(2, 2 + len(k)) if mirrored else ())
     options = _options(match, padding=padding, groups=match.size(*roles.group))
     shape = (image.shape[0], kernel.shape[0], *match.sizes("o"))
     code = f"F.conv{len(i)}d({image.code}, {kernel.code}{options})"
@@ -227,9 +249,14 @@ def _each(legs: Sequence[Leg]) -> list[tuple[Leg, ...]]:
 
 
 def _arrange(writer: Writer, value: Value, *groups: tuple[Leg, ...]) -> tuple[Writer, Array]:
-    """The value with one dimension per group of legs."""
-    array = value.arranged([leg for group in groups for leg in group])
+    """The value with one dimension per group of legs; single positions are nothing to reorder."""
     size = dict(zip(value.legs, value.array.shape, strict=True))
+    proper = tuple(leg for leg in value.legs if size[leg] != 1)
+    array = value.array.free_reshape([size[leg] for leg in proper])
+    assert array is not None
+    array = Value(array, proper).arranged(
+        [leg for group in groups for leg in group if leg in proper]
+    )
     return writer.reshape(array, [prod(size[leg] for leg in group) for group in groups])
 
 
@@ -250,16 +277,24 @@ def _native_padding(match: Match) -> list[int] | None:
     return [joint.padding for joint in match.joints]
 
 
-def _padded(writer: Writer, image: Array, match: Match) -> tuple[Writer, Array, list[int]]:
-    """Leave padding to the kernel, or pad and crop to just what the windows span."""
-    if (padding := _native_padding(match)) is not None:
-        return writer, image, padding
+def _padded(
+    writer: Writer, image: Array, match: Match, margin: float = inf
+) -> tuple[Writer, Array, list[int]]:
+    """Leave padding to the kernel, or pad and crop to just what the windows span.
+
+    Of the last dimension the kernel adds no more than a ``margin``.
+    """
+    native = _native_padding(match)
+    if native is not None and native[-1] <= margin:
+        return writer, image, native
     pads = [
         (joint.padding, full - joint.padding - i)
         for joint, full, i in zip(match.joints, _full(match), match.sizes("i"), strict=True)
     ]
+    left = [0] * len(pads) if native is None else [*native[:-1], 0]
+    pads = [(0, 0) if padding else pad for padding, pad in zip(left, pads, strict=True)]
     writer, image = writer.pad(image, [(0, 0), (0, 0), *pads])
-    return writer, image, [0] * len(pads)
+    return writer, image, left
 
 
 def _options(match: Match, padding: Sequence[int], groups: int) -> str:
@@ -327,7 +362,7 @@ def _work(
         prod(match.sizes("k")),
         first.size + second.size + prod(shape),
         prod(shape),
-        by_vectors(layer),
+        by_vectors(kind, layer),
     )
     copies = [cost.copy(x.size, *x.innermost).seconds for x in (first, second) if x.run < x.size]
     seconds = sum(copies) + _longer(layer, kind, bool(copies)) * kernel.seconds

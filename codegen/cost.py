@@ -29,7 +29,9 @@ class Coefficients:
     grouped: float = 2.5e10  # at least, however few channels a group has
     depthwise: float = 8e10
     depthwise_entry: float = 4.2e-10  # seconds per entry that a depthwise kernel reads or writes
-    large_depthwise_weight_gradient: float = 2e9  # of more than 3x3 taps
+    depthwise_input_gradient: float = 0.9  # of the convolution's speed
+    depthwise_by_entries: float = 2.9e9  # what kernels by vectors cannot do ...
+    large_depthwise_weight_gradient: float = 2e9  # ... and weight gradients of more than 3x3 taps
     bandwidth: float = 3e10  # bytes/s, read plus written
     fresh: float = 6e9  # bytes/s into newly mapped pages, which large results need
     total: float = 7e-9  # seconds per row of a sum
@@ -47,7 +49,7 @@ FRESH_FROM = int(os.environ.get("MALLOC_MMAP_THRESHOLD_", 2**25))  # bytes, as i
 LINE = 64  # bytes of a cache line
 CACHED = 2**23  # bytes that stay near the core; beyond, depthwise kernels take twice as long
 COLUMNS = 16  # that matrix products compute at a time; a rest takes up to three times as long
-CHANNELS = 16  # of which depthwise kernels do a multiple
+CHANNELS = 16  # of a vector, of which depthwise kernels and input gradients do a multiple
 LARGE = 9  # taps; larger depthwise kernels have slow weight gradients
 SHIPPED = Coefficients()
 _in_use: ContextVar[Coefficients] = ContextVar("coefficients", default=SHIPPED)
@@ -136,21 +138,25 @@ def convolution(
     """A native convolution or gradient kernel with (summed, kept) channels per group.
 
     One group is a matrix product over channels and ``taps``; forward and for the input, groups run
-    at half its speed, and depthwise kernels take a time for each entry. Weight gradients of large
-    depthwise kernels, and those that cannot be done ``by_vectors``, are slow.
+    at half its speed, and depthwise kernels take a time for each entry. Depthwise kernels that
+    cannot do it ``by_vectors`` are slow, and so are weight gradients of large ones.
     """
     summed, kept = channels
     to_weight = kind == "weight gradient"
     if groups > 1 and summed == kept == 1:
-        slow = to_weight and (taps > LARGE or not by_vectors)
-        speed = now().large_depthwise_weight_gradient if slow else now().depthwise
+        speed = now().depthwise if by_vectors else now().depthwise_by_entries
+        if to_weight and (taps > LARGE or not by_vectors):
+            speed = now().large_depthwise_weight_gradient
         entry = now().depthwise_entry * (2 if ITEM * moved > CACHED else 1)
-        padded = -(-groups // CHANNELS) * CHANNELS / groups
-        seconds = now().launch + padded * (flops / speed + moved * entry)
+        longer = -(-groups // CHANNELS) * CHANNELS / groups
+        longer /= now().depthwise_input_gradient if kind == "input gradient" else 1.0
+        seconds = now().launch + longer * (flops / speed + moved * entry)
         return Kernel(kind, flops, ITEM * moved, seconds + _fresh(ITEM * new))
     speed = now().weight_gradient if to_weight else now().convolution
     speed *= _saturation(summed * taps, 48)
     speed *= _saturation(kept, 16 if kind == "input gradient" else 8)
+    if kind == "input gradient":
+        speed *= min(1.0, summed / CHANNELS)
     if kind == "input gradient" and taps == 1:
         speed *= now().pointwise_input_gradient
     if groups > 1:

@@ -13,6 +13,7 @@ from tnconv.codegen.native_shapes import Convolution, whole
 
 WIDE, NARROW, NARROWEST = 16, 8, 4  # entries of a vector; which are used depends on the processor
 FIRST = 3  # channels that an image of a first layer has at most
+MARGIN = 6  # columns of padding that forward depthwise kernels add (four without AVX-512)
 PAGE, LINE = 1024, 64  # entries: what kernels hold is aligned
 Held = Callable[[Convolution, int], Iterator[int]]
 """Entries that a convolution holds at the worst times, on so many threads."""
@@ -47,7 +48,7 @@ def weight_gradient(c: Convolution, threads: int) -> Iterator[int]:
     if c.misses or apart or c.grouped or c.volumes or c.outgrows:
         yield plain.w + threads * (_unfolded(c) + 4 * plain.w + LINE)
     yield 2 * plain.w
-    if c.misses or not by_vectors(c):
+    if c.misses or not by_vectors("weight gradient", c):
         return
     if c.grouped or c.pointwise or c.channels[0] >= WIDE:
         yield wide.x + threads * wide.w + wide.y + threads * _picked(c) + aside
@@ -58,13 +59,17 @@ def weight_gradient(c: Convolution, threads: int) -> Iterator[int]:
         yield from (narrow.x + threads * narrow.w + narrow.y + aside, narrow.w + plain.w)
 
 
-def by_vectors(c: Convolution) -> bool:
-    """Whether a weight gradient with groups is one that kernels by vectors can do."""
+def by_vectors(kind: str, c: Convolution) -> bool:
+    """Whether kernels by vectors can do it, as all but some with groups."""
     if not c.grouped:
         return True
-    if c.depthwise:
-        return not (c.volumes or c.dilated or c.overhangs or c.k[-1] > 3)
-    return c.divisible(WIDE if c.dilated else NARROW)
+    if kind == "weight gradient":
+        if c.depthwise:
+            return not (c.volumes or c.dilated or c.overhangs or c.k[-1] > 3)
+        return c.divisible(WIDE if c.dilated else NARROW)
+    if kind == "input gradient":
+        return not (c.depthwise and (c.volumes or c.dilated))
+    return not (c.depthwise and not c.volumes and c.paddings[-1] > MARGIN)
 
 
 def input_gradient(c: Convolution, threads: int) -> Iterator[int]:
@@ -78,12 +83,12 @@ def input_gradient(c: Convolution, threads: int) -> Iterator[int]:
         kernel = plain.w // c.channels[0] * _turned(c.channels[0])
         yield from (plain.x + kernel + plain.y + threads * _stepping(c), 3 * plain.x)
     if c.depthwise:
-        by_vectors = not (c.volumes or c.dilated)
+        vectors = by_vectors("input gradient", c)
     elif c.grouped:
-        by_vectors = not c.misses and c.divisible(NARROWEST)
+        vectors = not c.misses and c.divisible(NARROWEST)
     else:
-        by_vectors = not c.misses and not steps
-    if by_vectors:
+        vectors = not c.misses and not steps
+    if vectors:
         yield from (wide.x + wide.w + wide.y + threads * _picked(c), wide.x + plain.x)
 
 

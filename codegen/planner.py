@@ -106,11 +106,11 @@ class Plan:
 
     @property
     def is_torchs(self) -> bool:
-        """Whether this is one native kernel on the operands as they are, or on their products."""
+        """Whether this is one native kernel on the operands, mirrored or not, or their products."""
         as_they_are = not any(
             word in code for code in self.codes for word in ("reshape", "permute")
         )
-        alone = all(step.kernel.kind == "elementwise" for step in self.steps[:-1])
+        alone = all(step.kernel.kind in ("elementwise", "flip") for step in self.steps[:-1])
         return self.routes == ("native",) and alone and as_they_are
 
     @property

@@ -41,9 +41,7 @@ def read(writer: Writer, array: Array, view: View, sizes: Sizes) -> tuple[Writer
     for axis, (before, _) in zip(axes, pads, strict=True):
         array = _read_axis(array, dims, axis, before, sizes)
     terms = [dim for dim in dims if isinstance(dim, tuple)]
-    if flips := [at for at, (_, a) in enumerate(terms) if a < 0]:
-        kernel = cost.copy(array.size, *array.innermost)
-        writer, array = writer.run(f"{array.code}.flip({flips})", array.shape, kernel, "flip")
+    writer, array = writer.flip(array, [at for at, (_, a) in enumerate(terms) if a < 0])
     names = [leg for leg, _ in terms]
     while repeated := [leg for leg in names if names.count(leg) > 1]:
         first, second = [at for at, leg in enumerate(names) if leg == repeated[0]][:2]
@@ -98,13 +96,12 @@ def write(writer: Writer, value: Value, view: View, sizes: Sizes) -> tuple[Write
             array = array.expand([*array.shape[:-1], sizes[leg]])
     writer, array, order = _spread_diagonals(writer, array, names, view)
     array = array.permute([names.index(name) for name in order])
-    if flips := [
+    flips = [
         dim
         for dim, (axis, term) in enumerate(_places(view.axes))
         if dict(view.axes[axis].terms)[term] < 0
-    ]:
-        kernel = cost.copy(array.size, *array.innermost)
-        writer, array = writer.run(f"{array.code}.flip({flips})", array.shape, kernel, "flip")
+    ]
+    writer, array = writer.flip(array, flips)
     writer, array = _embed(writer, array, view.axes, sizes)
     return writer.reshape(array, shape)
 
