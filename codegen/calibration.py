@@ -74,6 +74,11 @@ PROBES: tuple[Probe, ...] = (
         lambda: cost.matmul(1, 768, 768, 768),
     ),
     (
+        "dots",
+        lambda r: (lambda x: lambda: x @ x.mT)(r(512, 4, 512)),
+        lambda: cost.matmul(512, 4, 4, 512, along=True),
+    ),
+    (
         "outer",
         lambda r: (lambda x: lambda: x.sum(1))(r(64, 512, 513)),
         lambda: cost.reduction(64 * 512 * 513, 64 * 513, 513, outer=True),

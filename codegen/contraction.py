@@ -270,7 +270,7 @@ class Arrangement:
     def least_seconds(self) -> float:
         """A bound of the price: no copies, blocks; of mirrored halves half of the product."""
         lead, batch, m, n, k = self._sizes
-        ways = (cost.matmul(lead * batch, m, n, k, in_blocks) for in_blocks in (False, True))
+        ways = (cost.matmul(lead * batch, m, n, k, blocks, along=True) for blocks in (False, True))
         seconds = min(kernel.seconds for kernel in ways)
         return seconds / 2 if self.left.array == self.right.array else seconds
 
@@ -337,7 +337,9 @@ def _products(
 ) -> Iterator[tuple[cost.Kernel, str, tuple[int, ...]]]:
     """Ways to compute ``left @ right``: the kernel, the code, and the shape of its value."""
     m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
-    yield cost.matmul(prod(front), m, n, k), f"{left.code} @ {right.code}", (*front, m, n)
+    along = left.strides[-1] == right.strides[-2] == 1
+    kernel = cost.matmul(prod(front), m, n, k, along=along)
+    yield kernel, f"{left.code} @ {right.code}", (*front, m, n)
     if m == n and (_transpose(left) == right or left == _transpose(right)):
         half = left if _transpose(left) == right else _transpose(right)
         for blocks in (b for b in BLOCKS if m >= b * LEAST_ROWS):

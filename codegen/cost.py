@@ -22,6 +22,7 @@ class Coefficients:
     primitive: float = 4e-5  # seconds per call of a native convolution that is no matrix product
     turn: float = 2e-5  # seconds per turn of a loop
     gemm: float = 1.05e11  # flop/s of a large matrix product
+    dots: float = 2e10  # at least, where both factors lie along the summed entries
     written: float = 1e10  # bytes/s of the result of a matrix product ...
     written_in_blocks: float = 1e11  # ... and of one that is computed in blocks of rows
     convolution: float = 1.5e11  # flop/s with many channels, also of the input gradient
@@ -91,14 +92,18 @@ class Kernel:
     scratch: int = 0
 
 
-def matmul(batch: int, m: int, n: int, k: int, in_blocks: bool = False) -> Kernel:
+def matmul(
+    batch: int, m: int, n: int, k: int, in_blocks: bool = False, along: bool = False
+) -> Kernel:
     """``(batch, m, k) @ (batch, k, n)``: full speed needs all three sizes, and whole vectors of n.
 
-    A single product may be computed ``in_blocks`` of rows, which are a batch for torch.
+    A single product may be computed ``in_blocks`` of rows, which are a batch for torch. Where both
+    factors lie ``along`` the summed entries, few rows and columns are dot products.
     """
     flops = 2 * batch * m * n * k
     speed = now().gemm * _saturation(m, 16) * _saturation(n, 16) * _saturation(k, 12)
     speed *= _filled(n) if m >= COLUMNS else 1.0
+    speed = max(speed, now().dots * _saturation(k, 20)) if along else speed
     entries = batch * (m * k + k * n + m * n)
     moved, written = ITEM * entries, ITEM * batch * m * n
     writing = written / (now().written_in_blocks if in_blocks else now().written)
