@@ -159,9 +159,11 @@ def convolution(
         return Kernel(kind, flops, ITEM * moved, seconds + _fresh(ITEM * new))
     speed = now().weight_gradient if to_weight else now().convolution
     speed *= _saturation(summed * taps, 48)
-    speed *= _saturation(kept, 16 if kind == "input gradient" else 8)
     if kind == "input gradient":
-        speed *= min(1.0, summed / CHANNELS)
+        speed *= _saturation(kept, 16) * min(1.0, summed / CHANNELS)
+    else:
+        vectors = -(-kept // CHANNELS) * CHANNELS
+        speed *= _saturation(vectors, 8) * kept / max(1, vectors)
     if kind == "input gradient" and taps == 1:
         speed *= now().pointwise_input_gradient
     if groups > 1:

@@ -13,6 +13,7 @@ from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify.rules import implied
 from tnconv.simplify.views import solve_for
 
+GROWN = 2  # products before windows are added up: entries, in times of the largest operand
 MOST_OVERLAPS = 128  # shifted parts to add, one line of source for each
 
 
@@ -97,12 +98,24 @@ def window(cover: Cover) -> Iterator[Cover]:
     """Patterns that solve for a leg of one tensor (or of the result) become its windows.
 
     Reading overlapping windows is a strided view (im2col, copied only where a kernel needs it);
-    writing them is shift and accumulate (col2im).
+    writing them is shift and accumulate (col2im). Both can be had for a convolution: products of
+    few channels are made at every input, and then added into place.
     """
     tn, first = cover.network, cover.pattern
     assert first is not None
+    found = _solved(tn, first), *(_solved(other, first) for other in _mirrored(tn))
+    largest = max((prod(shape) for shape in tn.operands.values()), default=0)
+    for at, solved in enumerate(found):
+        if solved is None or overlaps(solved.result, solved.sizes) > MOST_OVERLAPS:
+            continue
+        if at == 0 or prod(solved.sizes[leg] for leg in solved.result.legs) <= GROWN * largest:
+            yield replace(cover, network=solved, routes=(*cover.routes, "window"))
+
+
+def _solved(tn: TensorNetwork, first: int) -> TensorNetwork | None:
+    """With windows of one tensor, or of the result, in place of a pattern and others like it."""
     if (found := window_of(tn, first)) is None:
-        return
+        return None
     holder = found[1]
     at: int | None = first
     while at is not None:
@@ -112,8 +125,26 @@ def window(cover: Cover) -> Iterator[Cover]:
             holder -= 1
         windows = {p: window_of(tn, p) for p, _ in tn.patterns}
         at = next((p for p, found in windows.items() if found and found[1] == holder), None)
-    if overlaps(tn.result, tn.sizes) <= MOST_OVERLAPS:
-        yield replace(cover, network=tn, routes=(*cover.routes, "window"))
+    return tn
+
+
+def _mirrored(tn: TensorNetwork) -> Iterator[TensorNetwork]:
+    """With kernels in reverse, so that patterns of inputs are windows of the result.
+
+    ``i = o + d·k - p`` is ``o = i + d·(K - 1 - k) - (d·(K - 1) - p)``.
+    """
+    reverse: dict[Leg, int] = {}
+    for at, pattern in tn.patterns:
+        alone = [leg for leg in pattern.legs if tn.holders[leg] == (at,) and leg in tn.open_legs]
+        steps = dict(pattern.terms)
+        if pattern.value is None or len(steps) < 3 or len(alone) != 1 or abs(steps[alone[0]]) != 1:
+            return
+        alike = [leg for leg, a in pattern.terms if a * steps[alone[0]] > 0 and leg not in alone]
+        reverse |= {leg: tn.sizes[leg] - 1 for leg in alike}
+    if reverse and not reverse.keys() & {*tn.open_legs}:
+        for leg, last in reverse.items():
+            tn = tn.substitute(leg, last, {leg: -1}, {leg: last + 1})
+        yield tn
 
 
 def window_of(tn: TensorNetwork, at: int) -> tuple[Leg, int | None] | None:

@@ -1,5 +1,7 @@
 """Native kernels that are slow for torch, replaced: mirrored convolutions, padding made before."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -76,6 +78,23 @@ def test_every_geometry_beyond_the_margin(case: Case, margin: int) -> None:
         patch.setattr(convolution, "MARGIN", margin)
         for name in ("conv", "input_vjp", "weight_vjp"):
             check(ZOO[name](case))
+
+
+@pytest.mark.parametrize(
+    ("layer", "adds"),
+    [
+        (conv((8, 64, 32, 32), (3, 64, 3, 3), padding=1), True),
+        (conv((8, 64, 32, 32), (3, 64, 3, 3), padding=((0, 2), (4, 1)), dilation=2), True),
+        (conv((8, 64, 32, 32), (3, 64, 3, 3), stride=2), False),
+        (conv((8, 64, 32, 32), (32, 64, 3, 3), padding=1), False),
+    ],
+    ids=["few", "dilated", "strided", "many"],
+)
+def test_convolutions_to_few_channels_add_products_into_place(layer: Any, adds: bool) -> None:
+    program = compile(layer)
+    assert ("F.fold(" in program.text) is adds
+    operands = operands_for(layer)
+    assert_close(program(**operands), layer.reference(**operands), 1e-10)
 
 
 @pytest.mark.parametrize("operand", ["x", "weight"])
