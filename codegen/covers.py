@@ -103,12 +103,13 @@ def window(cover: Cover) -> Iterator[Cover]:
     """
     tn, first = cover.network, cover.pattern
     assert first is not None
-    found = _solved(tn, first), *(_solved(other, first) for other in _mirrored(tn))
     largest = max((prod(shape) for shape in tn.operands.values()), default=0)
-    for at, solved in enumerate(found):
+    for network in (tn, *_mirrored(tn)):
+        solved = _solved(network, first)
         if solved is None or overlaps(solved.result, solved.sizes) > MOST_OVERLAPS:
             continue
-        if at == 0 or prod(solved.sizes[leg] for leg in solved.result.legs) <= GROWN * largest:
+        products = prod(solved.sizes[leg] for leg in solved.result.legs)
+        if network is tn or products <= GROWN * largest:
             yield replace(cover, network=solved, routes=(*cover.routes, "window"))
 
 
