@@ -58,13 +58,35 @@ class Array:
         (row, step), (rows, _) = (*loops, (1, 1), (1, 1))[:2]
         return row, step, rows
 
-    def laid_out_as(self, operand: "Array") -> "Array":
-        """Of what torch computes entry by entry the strides: in the order of its operand."""
-        order = sorted(range(len(self.shape)), key=lambda dim: -operand.strides[dim])
-        if 0 in operand.strides or order == list(range(len(order))):
-            return self
+    def laid_out_as(self, *operands: "Array") -> "Array":
+        """Of what torch computes entry by entry, from operands that broadcast, the strides.
+
+        Torch takes the dimensions from the last on, and exchanges each with those before it that
+        lie further out: so it keeps the order of a single operand.
+        """
+        order = list(reversed(range(len(self.shape))))  # innermost first
+        for last in range(1, len(order)):
+            here = last
+            for before in reversed(range(last)):
+                further = self._further_out(order[before], order[here], operands)
+                if further is None:
+                    continue
+                if not further:
+                    break
+                order[before], order[here] = order[here], order[before]
+                here = before
+        order.reverse()
         strides = dict(zip(order, contiguous([self.shape[dim] for dim in order]), strict=True))
         return replace(self, strides=tuple(strides[dim] for dim in range(len(order))))
+
+    def _further_out(self, dim: int, other: int, operands: Sequence["Array"]) -> bool | None:
+        """Whether the first operand that has both dimensions has ``dim`` outside, if one has."""
+        for strides in (operand.strides for operand in operands):
+            if strides[dim] and strides[other] and strides[dim] != strides[other]:
+                return strides[dim] > strides[other]
+            if strides[dim] and strides[other] and self.shape[dim] > self.shape[other]:
+                return True
+        return None
 
     def permute(self, dims: Sequence[int]) -> "Array":
         if list(dims) == list(range(len(self.shape))):

@@ -217,8 +217,8 @@ def hadamard(writer: Writer, a: Value, b: Value, hint: Sequence[Leg] = ()) -> tu
     writer, array = writer.run(
         f"{first.code} * {second.code}", shape, kernel, f"product [{', '.join(legs)}]"
     )
-    whole = next((x for x in (first, second) if x.shape == array.shape), array)
-    return writer, Value(array.laid_out_as(whole), legs)
+    broadcast = [factor.expand(shape) for factor in (first, second)]
+    return writer, Value(array.laid_out_as(*broadcast), legs)
 
 
 def _dot(writer: Writer, a: Value, b: Value, needed: Collection[Leg]) -> tuple[Writer, Value]:

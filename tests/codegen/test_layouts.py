@@ -4,16 +4,50 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.codegen.test_mirrored import natively
 from tnconv.codegen.arrays import Array, contiguous
+from tnconv.diagrams import conv
+
+Shape = tuple[int, ...]
 
 
-@given(
-    st.lists(st.integers(2, 4), min_size=1, max_size=4).flatmap(
-        lambda shape: st.tuples(st.just(shape), st.permutations(range(len(shape))))
-    )
-)
-def test_elementwise_results(case: tuple[list[int], list[int]]) -> None:
-    shape, order = case
-    array = Array("x", tuple(shape), contiguous(shape)).permute(order)
-    result = Array("y", array.shape, contiguous(array.shape)).laid_out_as(array)
-    assert result.strides == (torch.empty(shape).permute(order) * 2).stride()
+@st.composite
+def operands(draw: st.DrawFn, count: int) -> tuple[Shape, list[torch.Tensor]]:
+    """A shape, and tensors in any order of memory that broadcast to it."""
+    shape = draw(st.lists(st.integers(2, 4), min_size=1, max_size=4))
+    kept = [draw(st.sets(st.sampled_from(range(len(shape))))) for _ in range(count - 1)]
+    kept.append(set(range(len(shape))).difference(*kept) | draw(st.just({0})))
+    tensors = []
+    for dims in kept:
+        order = draw(st.permutations(range(len(shape))))
+        sizes = [shape[dim] if dim in dims else 1 for dim in order]
+        tensors.append(torch.empty(sizes).permute([order.index(dim) for dim in range(len(shape))]))
+    return tuple(shape), tensors
+
+
+def strides_of(tensor: torch.Tensor, shape: Shape) -> Array:
+    return Array("x", shape, tensor.expand(shape).stride())
+
+
+@given(operands(1))
+def test_results_of_one_operand(case: tuple[Shape, list[torch.Tensor]]) -> None:
+    shape, (tensor,) = case
+    whole = tensor.expand(shape).clone(memory_format=torch.preserve_format)
+    array = Array("y", shape, contiguous(shape)).laid_out_as(strides_of(whole, shape))
+    assert array.strides == (whole * 2).stride() == whole.flip(0).stride()
+
+
+@given(operands(2))
+def test_results_of_operands_that_broadcast(case: tuple[Shape, list[torch.Tensor]]) -> None:
+    shape, tensors = case
+    result = tensors[0] * tensors[1]
+    assert result.shape == shape
+    arrays = [strides_of(tensor, shape) for tensor in tensors]
+    assert Array("y", shape, contiguous(shape)).laid_out_as(*arrays).strides == result.stride()
+
+
+def test_mirrored_kernels_keep_their_order() -> None:
+    network = conv((8, 32, 20, 20), (3, 32, 5, 5), padding=2).vjp("x")
+    mirrored = next(p for p in natively(network) if ".flip(" in p.text)
+    entries = 8 * 32 * 20 * 20 + 2 * 3 * 32 * 5 * 5  # the result, the kernel, and torch's copy
+    assert mirrored.peak_memory() >= 4 * entries

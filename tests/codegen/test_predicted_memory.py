@@ -39,6 +39,7 @@ NETWORKS: dict[str, Networks] = {
     "kfac_expand": kfac_expand((8, 16, 24, 24), 3, padding=1),
     "factors": [kfac_reduce((6, 8, 14, 14), 3), kfac_expand((6, 8, 14, 14), 3)],
     "layer": [LAYER, LAYER.vjp("weight"), LAYER.vjp("x")],
+    "means of groups": kfac_reduce((1, 32, 14, 3), (3, 3), stride=3, groups=32),
     "nothing": kfac_expand((2, 3, 2), 1, stride=3, padding=1),
 }
 
@@ -67,7 +68,8 @@ def test_calls_hold_about_what_is_predicted(name: str, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["depthwise", "transposed", "factors", "volumes with few channels"]
+    "name",
+    ["depthwise", "transposed", "factors", "volumes with few channels", "means of groups"],
 )
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
 def test_calls_stay_below_limits(name: str, share: float) -> None:
