@@ -281,17 +281,20 @@ class Writer:
         return writer, flipped.laid_out_as(array)
 
     def sum(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
-        """Sum over dimensions: together, or where none is contiguous, one by one.
+        """Sum over dimensions: together, or where none alone is contiguous, one by one.
 
         Then the dimension of the largest stride is first: what is between stays a contiguous run.
         """
         if not dims:
             return self, array
-        if len(dims) > 1 and min(array.strides[dim] for dim in dims) > 1:
+        proper = [dim for dim, size in enumerate(array.shape) if size > 1]
+        runs = [array.shape[dim] for dim in dims if dim in proper and array.strides[dim] == 1]
+        overlap = runs and any(array.strides[dim] == 1 for dim in proper if dim not in dims)
+        if len(dims) > 1 and (overlap or min(array.strides[dim] for dim in dims) > 1):
             return self._sum_outermost(array, dims)
         shape = [size for dim, size in enumerate(array.shape) if dim not in dims]
         row, step, _ = array.innermost
-        row = min(row, self._together(array.shape, dims))
+        row = min(row, *runs) if overlap else min(row, self._together(array.shape, dims))
         outer = len(array.shape) - 1 not in dims
         kernel = cost.reduction(array.size, prod(shape), row, step, outer)
         where = dims[0] if len(dims) == 1 else tuple(dims)

@@ -38,7 +38,7 @@ def avg_pool(
     Operand ``x`` of shape ``(n, c, *i)`` or ``(c, *i)``; hyper-parameters as in
     ``torch.nn.functional.avg_pool2d``, for any number of dimensions. The scale 1/K is exact where
     all windows count alike (always with ``divisor_override``); elsewhere it is the operand
-    ``reciprocal_counts`` of shape ``(*o)``, which `reciprocal_counts` computes.
+    ``reciprocal_counts`` of shape ``(*o)``, which `reciprocal_counts` computes of `pool_counts`.
 
     >>> avg_pool((8, 3, 32, 32), 2).shape
     (8, 3, 16, 16)
@@ -83,25 +83,13 @@ def pool_counts(
 
 
 def reciprocal_counts(
-    input_shape: Sequence[int],
-    kernel_size: IntOrTuple,
-    stride: IntOrTuple | None = None,
-    padding: Padding = 0,
-    *,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    counts: Counts, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> torch.Tensor:
     """``1 / K[o]`` of shape ``(*o)``, for the operand of `avg_pool`; 0 for windows without entries.
 
-    >>> reciprocal_counts((3, 5), (3,), 2, 1, count_include_pad=False) * 6
+    >>> reciprocal_counts(pool_counts((3, 5), (3,), 2, 1, count_include_pad=False)) * 6
     tensor([3., 2., 3.])
-
-    Raises:
-        ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    _, counts = _pooling(input_shape, kernel_size, stride, padding, ceil_mode, count_include_pad)
     total = torch.ones((), dtype=torch.float64)
     for each in counts:
         total = total.unsqueeze(-1) * torch.tensor(each, dtype=torch.float64)

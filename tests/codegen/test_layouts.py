@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.codegen.test_mirrored import natively
-from tnconv.codegen.arrays import Array, contiguous
+from tnconv.codegen.arrays import Array, Writer, contiguous
 from tnconv.diagrams import conv
 
 Shape = tuple[int, ...]
@@ -44,6 +44,17 @@ def test_results_of_operands_that_broadcast(case: tuple[Shape, list[torch.Tensor
     assert result.shape == shape
     arrays = [strides_of(tensor, shape) for tensor in tensors]
     assert Array("y", shape, contiguous(shape)).laid_out_as(*arrays).strides == result.stride()
+
+
+def test_overlapping_windows_are_summed_one_dimension_at_a_time() -> None:
+    """Torch sums the dimension of the smallest step first, here in short rows."""
+    images = Array("x", (8, 32, 32), contiguous((8, 32, 32)))
+    windows = images.unfold(1, 5, 1).unfold(2, 5, 1)
+    writer, total = Writer().sum(windows, (3, 4))
+    assert [step.shape for step in writer.steps] == [(8, 28, 28, 5), (8, 28, 28)]
+    assert total.shape == (8, 28, 28)
+    apart = images.unfold(1, 4, 4).unfold(2, 4, 4)
+    assert len(Writer().sum(apart, (3, 4))[0].steps) == 1
 
 
 def test_mirrored_kernels_keep_their_order() -> None:

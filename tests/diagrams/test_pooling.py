@@ -48,8 +48,8 @@ def values(shape):
 def operands_of(network, shape, arguments, options):
     operands = {"x": values(shape)}
     if "reciprocal_counts" in network.operands:
-        counts = reciprocal_counts(shape, *arguments, **options, dtype=torch.float64)
-        operands["reciprocal_counts"] = counts
+        counts = pool_counts(shape, *arguments, **options)
+        operands["reciprocal_counts"] = reciprocal_counts(counts, torch.float64)
     return operands
 
 

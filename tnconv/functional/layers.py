@@ -136,14 +136,12 @@ def avg_pool(
     shape = tuple(x.shape)
     settings = (shape, kernel_size, stride, padding, divisor_override, ceil_mode, count_include_pad)
     operands = [x]
-    if divisor_override is None and (ceil_mode or not count_include_pad):
+    alike = not ceil_mode and (count_include_pad or padding in (0, "valid"))
+    if divisor_override is None and not alike:
         modes = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
         counts = pool_counts(shape, kernel_size, stride, padding, **modes)
         if any(len(set(each)) > 1 for each in counts):
-            weights = reciprocal_counts(
-                shape, kernel_size, stride, padding, **modes, dtype=x.dtype, device=x.device
-            )
-            operands.append(weights)
+            operands.append(reciprocal_counts(counts, x.dtype, x.device))
     return run("avg_pool", settings, *operands)
 
 
