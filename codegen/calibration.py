@@ -14,6 +14,7 @@ from tnconv.codegen.cost import SHIPPED, Coefficients, Kernel
 from tnconv.codegen.store import Json
 
 KIND = "coefficients"
+SLOW = ("depthwise_by_entries", "grouped_output")  # what kernels by vectors cannot do
 BUDGET = 0.03  # seconds per call
 SWEEPS = 8
 MOST = 1e3  # a coefficient is at most so many times larger or smaller than on a CPU
@@ -41,7 +42,7 @@ def native(
     def price() -> Kernel:
         moved = 2 * entries + prod(w)
         flops = 2 * entries * each * taps**2
-        by_vectors = name != "depthwise_by_entries"
+        by_vectors = name not in SLOW
         kernel = cost.convolution(
             kind, flops, (each, each), groups, taps**2, moved, new, by_vectors
         )
@@ -106,6 +107,7 @@ PROBES: tuple[Probe, ...] = (
     native("depthwise", "convolution", 128, 7, 128),
     native("depthwise_input_gradient", "input gradient", 128, 3, 128),
     native("depthwise_by_entries", "convolution", 32, 15, 32),
+    native("grouped_output", "convolution", 64, 3, 32),
     native("large_depthwise_weight_gradient", "weight gradient", 32, 7, 32),
 )
 

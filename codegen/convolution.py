@@ -11,12 +11,13 @@ from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
 from tnconv.codegen.covers import Cover
 from tnconv.codegen.native_shapes import Convolution, Shape
-from tnconv.codegen.onednn import MARGIN, by_vectors
+from tnconv.codegen.onednn import MARGIN, NARROWEST, by_vectors
 from tnconv.codegen.scratch import is_small, scratch
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Pattern, Tensor, Terms
 
 MOST_DIMENSIONS = 3
+MOST_REPEATED = 4  # channels that read the same one; each has a copy of it
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,21 @@ def _joint(cover: Cover, at: int, a: int, b: int, role: str) -> Joint | None:
 
 
 def _depthwise(match: Match) -> Iterator[Cover]:
-    """Without channels to sum, one group for each sample as well, which are then added.
+    """Few channels as depthwise kernels, one for each pair of them, whose results are added.
 
-    Torch's weight gradient of a depthwise kernel of more than 3x3 taps takes many times longer.
+    Torch has no vectors for few channels, nor for depthwise weight gradients of more than 3x3 taps,
+    where samples are what is summed.
     """
     *_, roles = match.values()
-    if roles.group and match.size(*roles.summed) > 1 == match.size(*roles.a, *roles.b):
+    if _few(match, summed=roles.summed, repeated=roles.b):
         yield _forward(match, apart=True)
+
+
+def _few(match: Match, summed: tuple[Leg, ...], repeated: tuple[Leg, ...]) -> bool:
+    """Whether there are several pairs of channels, but no whole vectors, nor many to repeat."""
+    sizes = match.size(*summed), match.size(*repeated)
+    vectors = all(size % NARROWEST == 0 for size in sizes)
+    return prod(sizes) > 1 and not vectors and sizes[1] <= MOST_REPEATED
 
 
 def _mirrored(match: Match) -> Iterator[Cover]:
@@ -173,16 +182,25 @@ def _mirrored(match: Match) -> Iterator[Cover]:
     vectors of channels, and take longer if depthwise.
     """
     *_, roles = match.values()
-    unit = all(joint.stride == 1 for joint in match.joints)
+    if any(joint.stride > 1 for joint in match.joints):
+        return
     summed, kept = match.size(*roles.summed), match.size(*roles.a)
-    if unit and (summed == kept == 1 if roles.group else summed < cost.CHANNELS):
-        joints = (joint.mirrored(match.size(joint.k)) for joint in match.joints)
-        yield _forward(Match(match.cover, match.b, match.a, tuple(joints)), mirrored=True)
+    joints = (joint.mirrored(match.size(joint.k)) for joint in match.joints)
+    convolution = Match(match.cover, match.b, match.a, tuple(joints))
+    if summed == kept == 1 if roles.group else summed < cost.CHANNELS:
+        yield _forward(convolution, mirrored=True)
+    if _few(match, summed=roles.summed, repeated=roles.a):
+        yield _forward(convolution, apart=True, mirrored=True)
 
 
 def _forward(match: Match, apart: bool = False, mirrored: bool = False) -> Cover:
-    """``y[a, group·b, o] = Σ_{summed,k} x[a, group·summed, i(o,k)] w[group·b, summed, k]``."""
+    """``y[a, group·b, o] = Σ_{summed,k} x[a, group·summed, i(o,k)] w[group·b, summed, k]``.
+
+    If ``apart``, ``summed`` and ``b`` are groups, too.
+    """
     cover, x, w, roles = match.values(apart)
+    if apart:
+        x, roles = _repeated(match, x, roles.b), Roles(roles.group + roles.b, (), roles.a, ())
     i, o, k = (tuple(getattr(joint, name) for joint in match.joints) for name in "iok")
     writer, image = _arrange(cover.writer, x, roles.a, roles.group + roles.summed, *_each(i))
     depthwise = roles.group and match.size(*roles.summed, *roles.b) == 1 and len(k) < 3
@@ -195,6 +213,15 @@ def _forward(match: Match, apart: bool = False, mirrored: bool = False) -> Cover
     work = _work(match, roles, "convolution", image, kernel, shape, padding)
     writer, array = writer.run(code, shape, work, f"convolution over {', '.join(i)}")
     return _put(match, cover, writer, array, (*roles.a, *roles.group, *roles.b, *o))
+
+
+def _repeated(match: Match, value: Value, legs: tuple[Leg, ...]) -> Value:
+    """The value at every position of legs that it has not."""
+    array = value.array
+    for leg in legs:
+        array = array.unsqueeze(len(array.shape))
+        array = array.expand((*array.shape[:-1], match.size(leg)))
+    return Value(array, (*value.legs, *legs))
 
 
 def _weight_gradient(match: Match) -> Cover:

@@ -27,7 +27,8 @@ class Coefficients:
     written_in_blocks: float = 1e11  # ... and of one that is computed in blocks of rows
     convolution: float = 1.5e11  # flop/s with many channels, also of the input gradient
     weight_gradient: float = 1.2e11
-    grouped: float = 2.5e10  # at least, however few channels a group has
+    grouped: float = 2.5e10  # at least, for groups of whole vectors ...
+    grouped_output: float = 2.6e9  # ... and for each output channel of other groups
     depthwise: float = 8e10
     depthwise_entry: float = 4.2e-10  # seconds per entry that a depthwise kernel reads or writes
     depthwise_input_gradient: float = 0.9  # of the convolution's speed
@@ -143,8 +144,8 @@ def convolution(
     """A native convolution or gradient kernel with (summed, kept) channels per group.
 
     One group is a matrix product over channels and ``taps``; forward and for the input, groups run
-    at half its speed, and depthwise kernels take a time for each entry. Depthwise kernels that
-    cannot do it ``by_vectors`` are slow, and so are weight gradients of large ones.
+    at half its speed, and depthwise kernels take a time for each entry. Kernels that cannot do it
+    ``by_vectors`` are slow, and so are weight gradients of large depthwise ones.
     """
     summed, kept = channels
     to_weight = kind == "weight gradient"
@@ -169,6 +170,10 @@ def convolution(
     if groups > 1:
         speed *= (0.6 if 1 < min(summed, kept) < 8 else 1.0) if to_weight else 0.45
         speed = max(speed, now().grouped)
+        if not by_vectors:
+            outputs = summed if kind == "input gradient" else kept
+            slow = now().grouped_output * outputs * (0.7 if kind == "input gradient" else 1.0)
+            speed = min(speed, slow)
     seconds = now().launch + max(flops / speed, ITEM * moved / now().bandwidth)
     return Kernel(kind, flops, ITEM * moved, seconds + _fresh(ITEM * new))
 

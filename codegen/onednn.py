@@ -67,9 +67,11 @@ def by_vectors(kind: str, c: Convolution) -> bool:
         if c.depthwise:
             return not (c.volumes or c.dilated or c.overhangs or c.k[-1] > 3)
         return c.divisible(WIDE if c.dilated else NARROW)
+    if not c.depthwise:
+        return c.divisible(NARROWEST)
     if kind == "input gradient":
-        return not (c.depthwise and (c.volumes or c.dilated))
-    return not (c.depthwise and not c.volumes and c.paddings[-1] > MARGIN)
+        return not (c.volumes or c.dilated)
+    return c.volumes or c.paddings[-1] <= MARGIN
 
 
 def input_gradient(c: Convolution, threads: int) -> Iterator[int]:

@@ -80,6 +80,23 @@ def test_every_geometry_beyond_the_margin(case: Case, margin: int) -> None:
             check(ZOO[name](case))
 
 
+@pytest.mark.parametrize(("c", "d"), [(1, 2), (2, 1), (2, 2), (3, 3)])
+@pytest.mark.parametrize("operand", [None, "x", "weight"])
+def test_groups_of_few_channels_are_depthwise(c: int, d: int, operand: str | None) -> None:
+    layer = conv((4, 32 * c, 24, 24), (32 * d, c, 5, 5), padding=2, groups=32)
+    network = layer if operand is None else layer.vjp(operand)
+    program = compile(network, routes=["native"])
+    groups = 32 * d * (4 if operand == "weight" else c)  # samples, which are summed
+    assert f"groups={groups})" in program.text
+    check(network)
+
+
+def test_groups_of_whole_vectors_are_left_alone() -> None:
+    layer = conv((4, 256, 24, 24), (256, 8, 3, 3), padding=1, groups=32)
+    for network in (layer, layer.vjp("x")):
+        assert {len(p.steps) for p in natively(network)} == {1}
+
+
 @pytest.mark.parametrize(
     ("layer", "adds"),
     [
