@@ -297,6 +297,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser().parse_args(arguments)
     if not options.default_allocator:
         measure.with_allocator("benchmarks.layers", arguments)
+        measure.touch_pages()
     try:
         import rich.progress
     except ImportError:

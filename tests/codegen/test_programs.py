@@ -103,7 +103,7 @@ def test_every_shipped_sum(case: Case, name: str) -> None:
     check(SUMS[name](case))
 
 
-LAYER = conv((8, 6, 12, 12), (4, 3, 3, 3), stride=2, padding=1, groups=2)
+LAYER = conv((8, 32, 12, 12), (32, 16, 3, 3), stride=2, padding=1, groups=2)
 
 
 @pytest.mark.parametrize(
