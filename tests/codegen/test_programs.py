@@ -103,17 +103,18 @@ def test_every_shipped_sum(case: Case, name: str) -> None:
     check(SUMS[name](case))
 
 
-LAYER = conv((8, 32, 12, 12), (32, 16, 3, 3), stride=2, padding=1, groups=2)
+LAYER = conv((8, 6, 12, 12), (4, 3, 3, 3), stride=2, padding=1, groups=2)
+VECTORS = conv((8, 32, 12, 12), (32, 16, 3, 3), stride=2, padding=1, groups=2)
 
 
 @pytest.mark.parametrize(
     ("network", "route", "kernel"),
     [
-        (LAYER, "native", "F.conv2d"),
-        (LAYER.rename({leg: f"my_{leg}" for leg in LAYER.sizes}), "native", "F.conv2d"),
-        (LAYER.vjp("weight"), "native", "convolution_backward"),
-        (LAYER.vjp("weight", per_sample=True), "native", "convolution_backward"),
-        (LAYER.vjp("x"), "native", "convolution_backward"),
+        (VECTORS, "native", "F.conv2d"),
+        (VECTORS.rename({leg: f"my_{leg}" for leg in VECTORS.sizes}), "native", "F.conv2d"),
+        (VECTORS.vjp("weight"), "native", "convolution_backward"),
+        (VECTORS.vjp("weight", per_sample=True), "native", "convolution_backward"),
+        (VECTORS.vjp("x"), "native", "convolution_backward"),
         (kfac_reduce((16, 64, 32, 32), 3, padding=1), "taps", ".sum("),
         (kfac_expand((16, 64, 32, 32), 3, padding=1), "displacement", ".mT @"),
         (kfac_expand((8, 3, 128, 128), 3, stride=2), "window", ".unfold("),
