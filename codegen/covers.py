@@ -104,7 +104,7 @@ def window(cover: Cover) -> Iterator[Cover]:
     tn, first = cover.network, cover.pattern
     assert first is not None
     largest = max((prod(shape) for shape in tn.operands.values()), default=0)
-    for network in (tn, *_mirrored(tn)):
+    for network in (tn, *_in_reverse(tn)):
         solved = _solved(network, first)
         if solved is None or overlaps(solved.result, solved.sizes) > MOST_OVERLAPS:
             continue
@@ -129,7 +129,7 @@ def _solved(tn: TensorNetwork, first: int) -> TensorNetwork | None:
     return tn
 
 
-def _mirrored(tn: TensorNetwork) -> Iterator[TensorNetwork]:
+def _in_reverse(tn: TensorNetwork) -> Iterator[TensorNetwork]:
     """With kernels in reverse, so that patterns of inputs are windows of the result.
 
     ``i = o + d·k - p`` is ``o = i + d·(K - 1 - k) - (d·(K - 1) - p)``.
