@@ -46,7 +46,7 @@ def native(
         kernel = cost.convolution(
             kind, flops, (each, each), groups, taps**2, moved, new, by_vectors
         )
-        written = new if kind == "weight gradient" else 0
+        written = new if kind == "weight gradient" and taps > 1 else 0
         seconds = kernel.seconds + cost.now().primitive + cost.now().weight_entry * written
         return replace(kernel, seconds=seconds)
 
@@ -102,7 +102,6 @@ PROBES: tuple[Probe, ...] = (
     native("primitive", "convolution", 8, 3, 1, 6),
     native("convolution", "convolution", 64, 3),
     native("weight_gradient", "weight gradient", 64, 3),
-    native("pointwise_input_gradient", "input gradient", 256, 1),
     native("depthwise_entry", "convolution", 128, 3, 128),
     native("depthwise", "convolution", 128, 7, 128),
     native("depthwise_input_gradient", "input gradient", 128, 3, 128),

@@ -11,6 +11,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
 
+from tnconv.codegen.native_shapes import whole
+from tnconv.codegen.onednn import NARROW
+
 ITEM = 4  # bytes per entry; the choice of kernels hardly depends on it
 
 
@@ -25,10 +28,9 @@ class Coefficients:
     dots: float = 2e10  # at least, where both factors lie along the summed entries
     written: float = 1e10  # bytes/s of the result of a matrix product ...
     written_in_blocks: float = 1e11  # ... and of one that is computed in blocks of rows
-    convolution: float = 1.5e11  # flop/s with many channels, also of the input gradient
-    weight_gradient: float = 1.2e11
-    grouped: float = 2.5e10  # at least, for groups of whole vectors ...
-    grouped_output: float = 2.6e9  # ... and for each output channel of other groups
+    convolution: float = 1.25e11  # flop/s by whole vectors of channels, also of input gradients ...
+    weight_gradient: float = 1.05e11  # ... and of weight gradients
+    grouped_output: float = 2.6e9  # for each output channel of groups that are no whole vectors
     depthwise: float = 8e10
     depthwise_entry: float = 4.2e-10  # seconds per entry that a depthwise kernel reads or writes
     depthwise_input_gradient: float = 0.9  # of the convolution's speed
@@ -43,15 +45,14 @@ class Coefficients:
     near: float = 3e-10  # seconds per entry that a copy reads in small steps ...
     far: float = 7e-10  # ... and in steps beyond a cache line
     folded: float = 1e-9  # seconds per entry that torch's fold reads
-    weight_entry: float = 2e-9  # seconds per entry of a weight gradient that is no matrix product
-    pointwise_input_gradient: float = 0.4  # of the convolution's speed, for kernels of one tap
+    weight_entry: float = 1e-9  # seconds per entry of weights that gradients bring in order
 
 
 FRESH_FROM = int(os.environ.get("MALLOC_MMAP_THRESHOLD_", 2**25))  # bytes, as in glibc
 LINE = 64  # bytes of a cache line
 CACHED = 2**23  # bytes that stay near the core; beyond, depthwise kernels take twice as long
 COLUMNS = 16  # that matrix products compute at a time; a rest takes up to three times as long
-CHANNELS = 16  # of a vector, of which depthwise kernels and input gradients do a multiple
+CHANNELS = 16  # of a vector, of which convolutions write a multiple, but for weight gradients
 LARGE = 9  # taps; larger depthwise kernels have slow weight gradients
 SHIPPED = Coefficients()
 _in_use: ContextVar[Coefficients] = ContextVar("coefficients", default=SHIPPED)
@@ -102,7 +103,7 @@ def matmul(
     factors lie ``along`` the summed entries, few rows and columns are dot products.
     """
     flops = 2 * batch * m * n * k
-    speed = now().gemm * _saturation(m, 16) * _saturation(n, 16) * _saturation(k, 12)
+    speed = now().gemm * _saturation(m, 12) * _saturation(n, 12) * _saturation(k, 12)
     speed *= _filled(n) if m >= COLUMNS else 1.0
     speed = max(speed, now().dots * _saturation(k, 20)) if along else speed
     entries = batch * (m * k + k * n + m * n)
@@ -140,12 +141,14 @@ def convolution(
     moved: int,
     new: int,
     by_vectors: bool = True,
+    few: bool = False,
 ) -> Kernel:
     """A native convolution or gradient kernel with (summed, kept) channels per group.
 
-    One group is a matrix product over channels and ``taps``; forward and for the input, groups run
-    at half its speed, and depthwise kernels take a time for each entry. Kernels that cannot do it
-    ``by_vectors`` are slow, and so are weight gradients of large depthwise ones.
+    Operands and result are arranged in vectors of channels, whose rest is computed as well;
+    ``few`` summed ones are read as they are. A single tap is a matrix product. Depthwise
+    kernels take a time for each entry. Kernels that cannot do it ``by_vectors`` are slow, and so
+    are weight gradients of large depthwise ones.
     """
     summed, kept = channels
     to_weight = kind == "weight gradient"
@@ -154,28 +157,26 @@ def convolution(
         if to_weight and (taps > LARGE or not by_vectors):
             speed = now().large_depthwise_weight_gradient
         entry = now().depthwise_entry * (2 if ITEM * moved > CACHED else 1)
-        longer = -(-groups // CHANNELS) * CHANNELS / groups
+        longer = whole(groups, CHANNELS) / groups
         longer /= now().depthwise_input_gradient if kind == "input gradient" else 1.0
         seconds = now().launch + longer * (flops / speed + moved * entry)
         return Kernel(kind, flops, ITEM * moved, seconds + _fresh(ITEM * new))
+    arranged = 2 * ITEM * moved / now().bandwidth
+    if taps == 1 and by_vectors:
+        positions = flops // (2 * groups * summed * kept or 1)
+        sizes = (kept, summed, positions) if to_weight else (kept, positions, summed)
+        seconds = matmul(groups, *sizes).seconds + arranged
+        return Kernel(f"pointwise {kind}", flops, ITEM * moved, seconds)
+    vectors = summed if few else whole(summed, NARROW)
+    vectors *= whole(kept, NARROW if to_weight else CHANNELS)
     speed = now().weight_gradient if to_weight else now().convolution
-    speed *= _saturation(summed * taps, 48)
-    if kind == "input gradient":
-        speed *= _saturation(kept, 16) * min(1.0, summed / CHANNELS)
-    else:
-        vectors = -(-kept // CHANNELS) * CHANNELS
-        speed *= _saturation(vectors, 8) * kept / max(1, vectors)
-    if kind == "input gradient" and taps == 1:
-        speed *= now().pointwise_input_gradient
-    if groups > 1:
-        speed *= (0.6 if 1 < min(summed, kept) < 8 else 1.0) if to_weight else 0.45
-        speed = max(speed, now().grouped)
-        if not by_vectors:
-            outputs = summed if kind == "input gradient" else kept
-            slow = now().grouped_output * outputs * (0.7 if kind == "input gradient" else 1.0)
-            speed = min(speed, slow)
-    seconds = now().launch + max(flops / speed, ITEM * moved / now().bandwidth)
-    return Kernel(kind, flops, ITEM * moved, seconds + _fresh(ITEM * new))
+    speed *= summed * kept / vectors if vectors else 1.0
+    if groups > 1 and not by_vectors:
+        outputs = summed if kind == "input gradient" else kept
+        slow = now().grouped_output * outputs * (0.7 if kind == "input gradient" else 1.0)
+        speed = min(speed, slow)
+    seconds = now().launch + flops / speed + arranged + _fresh(ITEM * new)
+    return Kernel(kind, flops, ITEM * moved, seconds)
 
 
 def copy(

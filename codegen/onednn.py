@@ -74,6 +74,11 @@ def by_vectors(kind: str, c: Convolution) -> bool:
     return c.volumes or c.paddings[-1] <= MARGIN
 
 
+def few_as_they_are(kind: str, c: Convolution) -> bool:
+    """Whether an image of a first layer is read as it is, not in vectors of channels."""
+    return c.channels[0] <= FIRST and not (c.grouped or c.volumes or kind == "input gradient")
+
+
 def input_gradient(c: Convolution, threads: int) -> Iterator[int]:
     """With strides the channels are last; to bring them to front takes two more copies."""
     plain, wide = c.entries, c.padded(WIDE)

@@ -55,9 +55,10 @@ ROUTES: Mapping[str, Route] = {
 }
 CLEARLY = 1.4  # another plan replaces one native kernel only if it is predicted this much faster
 HOPELESS = 2.0  # covers that cost this much more than a complete plan are not continued
-AS_FAST = 1.1  # of plans within this factor of the fastest that holds more than the operands ...
-NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of the operands
+AS_FAST = 1.1  # inputs are not unfolded if another plan is within this factor of the fastest
+NEARLY = 1.05  # of plans within this factor of the fastest that holds more than the operands ...
 LEANER = 0.8  # ... the leanest is taken, if it holds this much less
+NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of the operands
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,17 @@ class Plan:
 
     @property
     def is_torchs(self) -> bool:
-        """Whether this is one native kernel on the operands, mirrored or not, or their products."""
+        """Whether this is one native kernel on the operands, mirrored or not, or their products.
+
+        Input gradients of one tap do not count: as matrix products their time is as well known.
+        """
         as_they_are = not any(
             word in code for code in self.codes for word in ("reshape", "permute")
         )
-        alone = all(step.kernel.kind in ("elementwise", "flip") for step in self.steps[:-1])
-        return self.routes == ("native",) and alone and as_they_are
+        kinds = [step.kernel.kind for step in self.steps]
+        alone = all(kind in ("elementwise", "flip") for kind in kinds[:-1])
+        kernel = self.routes == ("native",) and alone and as_they_are
+        return kernel and kinds[-1] != "pointwise input gradient"
 
     @property
     def label(self) -> str:
@@ -165,8 +171,8 @@ def plans(
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
     fastest = found[0]
-    near = [p for p in found if p.risk * p.seconds <= AS_FAST * fastest.risk * fastest.seconds]
-    near = [plan for plan in near if not plan.unfolds] or near
+    near = _within(AS_FAST, found)
+    near = _within(NEARLY, [plan for plan in near if not plan.unfolds] or near)
     lean = min(near, key=lambda plan: plan.peak)
     operands = next(iter(forms.values())).operands.values()
     large = near[0].peak > cost.ITEM * sum(map(prod, operands))
@@ -175,6 +181,12 @@ def plans(
     if whole and whole[0].seconds <= CLEARLY * fastest.seconds:
         _prefer(whole[0], found)
     return sorted(found, key=lambda plan: not room.fits(plan))
+
+
+def _within(factor: float, found: Sequence[Plan]) -> list[Plan]:
+    """Those that are predicted to take no more than this many times the first one's time."""
+    most = factor * found[0].risk * found[0].seconds
+    return [plan for plan in found if plan.risk * plan.seconds <= most]
 
 
 def _scaled_square(cover: Cover) -> Cover:
