@@ -164,7 +164,8 @@ def convolution(
     arranged = 2 * ITEM * moved / now().bandwidth
     if taps == 1 and by_vectors:
         positions = flops // (2 * groups * summed * kept or 1)
-        sizes = (kept, summed, positions) if to_weight else (kept, positions, summed)
+        rows, columns = sorted(channels)
+        sizes = (rows, columns, positions) if to_weight else (kept, positions, summed)
         seconds = matmul(groups, *sizes).seconds + arranged
         return Kernel(f"pointwise {kind}", flops, ITEM * moved, seconds)
     vectors = summed if few else whole(summed, NARROW)
