@@ -45,7 +45,7 @@ def price(
         first.size + second.size + prod(shape),
         prod(shape),
         by_vectors(kind, layer),
-        few_as_they_are(kind, layer),
+        few_as_they_are(kind, layer) and not is_small(layer),
     )
     copies = [cost.copy(x.size, *x.innermost).seconds for x in (first, second) if x.run < x.size]
     seconds = sum(copies) + _longer(layer, kind, bool(copies)) * kernel.seconds

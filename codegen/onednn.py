@@ -76,7 +76,7 @@ def by_vectors(kind: str, c: Convolution) -> bool:
 
 def few_as_they_are(kind: str, c: Convolution) -> bool:
     """Whether an image of a first layer is read as it is, not in vectors of channels."""
-    return c.channels[0] <= FIRST and not (c.grouped or c.volumes or kind == "input gradient")
+    return c.channels[0] <= FIRST and not c.grouped and kind != "input gradient"
 
 
 def input_gradient(c: Convolution, threads: int) -> Iterator[int]:
