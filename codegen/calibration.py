@@ -46,7 +46,7 @@ def native(
         kernel = cost.convolution(
             kind, flops, (each, each), groups, taps**2, moved, new, by_vectors
         )
-        written = new if kind == "weight gradient" and taps > 1 else 0
+        written = new if kind == "weight gradient" else 0
         seconds = kernel.seconds + cost.now().primitive + cost.now().weight_entry * written
         return replace(kernel, seconds=seconds)
 

@@ -15,6 +15,8 @@ from tnconv.simplify import Firing
 if TYPE_CHECKING:
     from tnconv.codegen.program import Program, Result
 
+KIND = 25  # columns of the longest kind of kernel
+
 
 def explain(program: "Program[Result]") -> str:
     """Networks, rules that fired, plans, steps in order with costs, alternatives and why not."""
@@ -65,7 +67,7 @@ def _table(schedule: Schedule, arguments: list[str]) -> Iterator[str]:
     yield "steps, in order"
     if schedule.steps:
         yield (
-            f"  {'step':>4} {'of':<{wide}} {'kernel':<16} {'shape':<24} {'flop':>14} "
+            f"  {'step':>4} {'of':<{wide}} {'kernel':<{KIND}} {'shape':<24} {'flop':>14} "
             f"{'bytes':>12} {'us':>9}  what it is"
         )
     for step, made_of in zip(schedule.steps, of, strict=True):
@@ -80,7 +82,7 @@ def _table(schedule: Schedule, arguments: list[str]) -> Iterator[str]:
 def _row(step: Step, made_of: str) -> str:
     kernel = step.kernel
     row = (
-        f"  {step.name:>4} {made_of} {kernel.kind:<16} {step.shape!s:<24} {kernel.flops:>14,} "
+        f"  {step.name:>4} {made_of} {kernel.kind:<{KIND}} {step.shape!s:<24} {kernel.flops:>14,} "
         f"{kernel.bytes:>12,} {kernel.seconds * 1e6:>9,.1f}  {step.comment}"
     )
     return row.rstrip()
