@@ -45,8 +45,11 @@ class Array:
         return length
 
     @property
-    def innermost(self) -> tuple[int, int, int]:
-        """The two inner loops of a copy of this array: entries of a row, their step, and rows."""
+    def innermost(self) -> tuple[int, int, int, int]:
+        """The inner loops of a copy of this array: entries of a row, their step, and rows.
+
+        And how many entries are read in turn that conflict in caches.
+        """
         loops: list[tuple[int, int]] = []
         for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if size != 1:
@@ -56,7 +59,8 @@ class Array:
                 else:
                     loops.append((size, stride))
         (row, step), (rows, _) = (*loops, (1, 1), (1, 1))[:2]
-        return row, step, rows
+        competing = takewhile(lambda loop: cost.conflicts(loop[1]), loops)
+        return row, step, rows, prod(size for size, _ in competing)
 
     def laid_out_as(self, *operands: "Array") -> "Array":
         """Of what torch computes entry by entry, from operands that broadcast, the strides.
@@ -262,12 +266,12 @@ class Writer:
         flat = [side for pair in reversed(around) for side in pair]
         while flat[-2:] == [0, 0]:
             flat = flat[:-2]
-        row, step, rows = array.innermost
+        row, step, rows, competing = array.innermost
         within = _loops(array.shape, [pad != (0, 0) for pad in around])
         if array.run == array.size:
             row, rows = within
         both = array.size + prod(shape)  # zeros everywhere, then the array
-        kernel = cost.copy(prod(shape), min(row, within[0]), step, rows, both)
+        kernel = cost.copy(prod(shape), min(row, within[0]), step, rows, competing, both)
         return self.run(f"F.pad({array.code}, ({_items(flat)}))", shape, kernel, "zero padding")
 
     def flip(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
@@ -293,7 +297,7 @@ class Writer:
         if len(dims) > 1 and (overlap or min(array.strides[dim] for dim in dims) > 1):
             return self._sum_outermost(array, dims)
         shape = [size for dim, size in enumerate(array.shape) if dim not in dims]
-        row, step, _ = array.innermost
+        row, step, *_ = array.innermost
         row = min(row, *runs) if overlap else min(row, self._together(array.shape, dims))
         outer = len(array.shape) - 1 not in dims
         kernel = cost.reduction(array.size, prod(shape), row, step, outer)

@@ -58,6 +58,11 @@ PROBES: tuple[Probe, ...] = (
     ("bandwidth", lambda r: r(2**22).clone, lambda: cost.copy(2**22, 2**22)),
     ("near", lambda r: r(2048, 1024)[:, ::2].contiguous, lambda: cost.copy(2**20, 512, 2)),
     ("far", lambda r: r(1000, 999).mT.contiguous, lambda: cost.copy(999_000, 1000, 999)),
+    (
+        "conflict",
+        lambda r: r(16, 64, 1024).mT.contiguous,
+        lambda: cost.copy(2**20, 64, 1024, competing=64),
+    ),
     ("row", lambda r: r(2**18, 8)[:, :3].contiguous, lambda: cost.copy(3 * 2**18, 3)),
     (
         "loop",
@@ -73,6 +78,16 @@ PROBES: tuple[Probe, ...] = (
         "gemm",
         lambda r: (lambda x: lambda: x @ x)(r(768, 768)),
         lambda: cost.matmul(1, 768, 768, 768),
+    ),
+    (
+        "unaligned",
+        lambda r: (lambda x, y: lambda: x @ y)(r(512, 64), r(64, 5329)),
+        lambda: cost.matmul(1, 512, 5329, 64),
+    ),
+    (
+        "conflicting",
+        lambda r: (lambda x, y: lambda: x.mT @ y)(r(8, 256, 1024), r(8, 256, 64)),
+        lambda: cost.matmul(8, 1024, 64, 256, conflict=True),
     ),
     (
         "dots",
@@ -105,6 +120,7 @@ PROBES: tuple[Probe, ...] = (
     native("depthwise_entry", "convolution", 128, 3, 128),
     native("depthwise", "convolution", 128, 7, 128),
     native("depthwise_input_gradient", "input gradient", 128, 3, 128),
+    native("depthwise_weight_gradient", "weight gradient", 128, 3, 128),
     native("depthwise_by_entries", "convolution", 32, 15, 32),
     native("grouped_output", "convolution", 64, 3, 32),
     native("large_depthwise_weight_gradient", "weight gradient", 32, 7, 32),

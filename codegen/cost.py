@@ -28,12 +28,15 @@ class Coefficients:
     dots: float = 2e10  # at least, where both factors lie along the summed entries
     written: float = 1e10  # bytes/s of the result of a matrix product ...
     written_in_blocks: float = 1e11  # ... and of one that is computed in blocks of rows
+    unaligned: float = 7e-10  # seconds per entry of results whose rows are no whole vectors
+    conflicting: float = 5.5e-10  # seconds per entry of a factor whose columns conflict in caches
     convolution: float = 1.25e11  # flop/s by whole vectors of channels, also of input gradients ...
     weight_gradient: float = 1.05e11  # ... and of weight gradients
     grouped_output: float = 2.6e9  # for each output channel of groups that are no whole vectors
     depthwise: float = 8e10
     depthwise_entry: float = 4.2e-10  # seconds per entry that a depthwise kernel reads or writes
     depthwise_input_gradient: float = 0.9  # of the convolution's speed
+    depthwise_weight_gradient: float = 1.1  # ... which as a convolution is one of large kernels
     depthwise_by_entries: float = 2.9e9  # what kernels by vectors cannot do ...
     large_depthwise_weight_gradient: float = 2e9  # ... and weight gradients of more than 3x3 taps
     bandwidth: float = 3e10  # bytes/s, read plus written
@@ -43,14 +46,18 @@ class Coefficients:
     row: float = 1.5e-9  # seconds per row of a copy: its innermost loop
     loop: float = 2.5e-8  # seconds per loop over rows of a copy
     near: float = 3e-10  # seconds per entry that a copy reads in small steps ...
-    far: float = 7e-10  # ... and in steps beyond a cache line
+    far: float = 7e-10  # ... in steps beyond a cache line ...
+    conflict: float = 2.2e-9  # ... and in steps that conflict in caches
     folded: float = 1e-9  # seconds per entry that torch's fold reads
     weight_entry: float = 1e-9  # seconds per entry of weights that gradients bring in order
 
 
 FRESH_FROM = int(os.environ.get("MALLOC_MMAP_THRESHOLD_", 2**25))  # bytes, as in glibc
 LINE = 64  # bytes of a cache line
-CACHED = 2**23  # bytes that stay near the core; beyond, depthwise kernels take twice as long
+CACHED = 10 * 2**20  # bytes that stay near the core; beyond, depthwise kernels take twice as long
+VECTOR = 16  # bytes, the least that matrix products write at a time
+CONFLICT = 2048  # bytes; entries multiples of it apart compete for the same places of a cache ...
+PLACES = 16  # ... which are so many
 COLUMNS = 16  # that matrix products compute at a time; a rest takes up to three times as long
 CHANNELS = 16  # of a vector, of which convolutions write a multiple, but for weight gradients
 LARGE = 9  # taps; larger depthwise kernels have slow weight gradients
@@ -95,12 +102,19 @@ class Kernel:
 
 
 def matmul(
-    batch: int, m: int, n: int, k: int, in_blocks: bool = False, along: bool = False
+    batch: int,
+    m: int,
+    n: int,
+    k: int,
+    in_blocks: bool = False,
+    along: bool = False,
+    conflict: bool = False,
 ) -> Kernel:
     """``(batch, m, k) @ (batch, k, n)``: full speed needs all three sizes, and whole vectors of n.
 
     A single product may be computed ``in_blocks`` of rows, which are a batch for torch. Where both
-    factors lie ``along`` the summed entries, few rows and columns are dot products.
+    factors lie ``along`` the summed entries, few rows and columns are dot products. Columns of the
+    first factor may ``conflict`` in caches.
     """
     flops = 2 * batch * m * n * k
     speed = now().gemm * _saturation(m, 12) * _saturation(n, 12) * _saturation(k, 12)
@@ -111,6 +125,9 @@ def matmul(
     writing = written / (now().written_in_blocks if in_blocks else now().written)
     seconds = now().launch + max(flops / speed, moved / now().bandwidth) + writing
     seconds += _fresh(written) + batch * 3e-8
+    seconds += batch * m * k * now().conflicting if conflict else 0.0
+    if m > 1 and n >= COLUMNS and n * ITEM % VECTOR:
+        seconds += batch * m * n * now().unaligned
     return Kernel("matmul", flops, moved, seconds)
 
 
@@ -154,11 +171,13 @@ def convolution(
     to_weight = kind == "weight gradient"
     if groups > 1 and summed == kept == 1:
         speed = now().depthwise if by_vectors else now().depthwise_by_entries
+        longer = whole(groups, CHANNELS) / groups
         if to_weight and (taps > LARGE or not by_vectors):
             speed = now().large_depthwise_weight_gradient
+        elif kind != "convolution":
+            ratios = now().depthwise_weight_gradient, now().depthwise_input_gradient
+            longer /= ratios[0] if to_weight else ratios[1]
         entry = now().depthwise_entry * (2 if ITEM * moved > CACHED else 1)
-        longer = whole(groups, CHANNELS) / groups
-        longer /= now().depthwise_input_gradient if kind == "input gradient" else 1.0
         seconds = now().launch + longer * (flops / speed + moved * entry)
         return Kernel(kind, flops, ITEM * moved, seconds + _fresh(ITEM * new))
     arranged = 2 * ITEM * moved / now().bandwidth
@@ -181,11 +200,17 @@ def convolution(
 
 
 def copy(
-    entries: int, row: int, step: int = 1, rows: int | None = None, read: int | None = None
+    entries: int,
+    row: int,
+    step: int = 1,
+    rows: int | None = None,
+    competing: int = 1,
+    read: int | None = None,
 ) -> Kernel:
     """Write ``entries``, gathered by `gathering` from as many, or ``read``."""
     moved = ITEM * (entries + (entries if read is None else read))
-    seconds = _moving(moved) + gathering(entries, row, step, rows) + _fresh(ITEM * entries)
+    seconds = _moving(moved) + _fresh(ITEM * entries)
+    seconds += gathering(entries, row, step, rows, competing)
     return Kernel("copy", 0, moved, seconds)
 
 
@@ -225,19 +250,31 @@ def _moving(moved: int) -> float:
     return now().launch + moved / now().bandwidth
 
 
-def gathering(entries: int, row: int, step: int, rows: int | None = None) -> float:
+def gathering(
+    entries: int, row: int, step: int, rows: int | None = None, competing: int = 1
+) -> float:
     """What loops over ``rows`` of ``row`` entries each, ``step`` apart, take longer than one loop.
 
-    Without ``rows`` they are one loop.
+    Without ``rows`` they are one loop. So many entries are ``competing`` for a place in the cache
+    before the next of a line is read.
     """
     row = max(1, row)
     loops = 0.0 if rows is None else entries / (row * max(1, rows))
-    return entries * (_stepping(step) + now().row / row) + now().loop * loops
+    return entries * (_stepping(step, competing) + now().row / row) + now().loop * loops
 
 
-def _stepping(step: int) -> float:
+def conflicts(step: int) -> bool:
+    """Whether entries so many apart compete for the same places of a cache."""
+    return step * ITEM % CONFLICT == 0
+
+
+def _stepping(step: int, competing: int = 1) -> float:
     """Seconds per entry that is read in steps."""
-    return 0.0 if step <= 1 else now().near if step * ITEM < LINE else now().far
+    if step <= 1:
+        return 0.0
+    if competing > PLACES:
+        return now().conflict
+    return now().near if step * ITEM < LINE else now().far
 
 
 def _saturation(size: int, half: int) -> float:

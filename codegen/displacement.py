@@ -341,8 +341,12 @@ def _table(
 def _stack(writer: Writer, parts: Sequence[Array], dim: int, comment: str) -> tuple[Writer, Array]:
     like = parts[0]
     shape = (*like.shape[:dim], len(parts), *like.shape[dim:])
-    row, step, rows = min(part.innermost for part in parts)
-    kernel = cost.copy(prod(shape), min(row, prod(like.shape[dim:])), step, rows)
+    inner = prod(like.shape[dim:])
+    copies = [
+        cost.copy(like.size, min(row, inner), *others).seconds - cost.now().launch
+        for row, *others in (part.innermost for part in parts)
+    ]
+    kernel = replace(cost.copy(prod(shape), inner), seconds=cost.now().launch + sum(copies))
     code = f"torch.stack([{', '.join(part.code for part in parts)}], {dim})"
     return writer.run(code, shape, kernel, comment)
 

@@ -5,8 +5,8 @@ from itertools import combinations
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Writer
-from tnconv.codegen.contraction import hadamard
 from tnconv.codegen.covers import Cover
+from tnconv.codegen.pairs import hadamard
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Tensor
 

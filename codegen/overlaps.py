@@ -57,7 +57,7 @@ def _added(writer: Writer, array: Array, axes: Sequence[Overlap]) -> tuple[Write
     taps = [(at, tap) for at, x in enumerate(axes) for tap in x.taps]
     lead = array.shape[: len(array.shape) - len(axes) - len(taps)]
     shape, parts = (*lead, *sizes), prod(array.shape[len(lead) : len(lead) + len(taps)])
-    row, step, rows = array.innermost
+    row, step, rows, _ = array.innermost
     if len(axes) > 1:  # rows of each part lie in two dimensions of the result
         rows = array.shape[-2]
     step = max(step, steps[-1])

@@ -6,8 +6,8 @@ from math import prod
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
-from tnconv.codegen.contraction import pair
 from tnconv.codegen.covers import Cover, window_on
+from tnconv.codegen.pairs import pair
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Sizes
 

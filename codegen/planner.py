@@ -9,12 +9,13 @@ from math import isqrt, prod, sqrt
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Step, Writer
-from tnconv.codegen.contraction import contract, sum_out
+from tnconv.codegen.contraction import contract
 from tnconv.codegen.convolution import native
 from tnconv.codegen.covers import Cover, Route, dense, window
 from tnconv.codegen.displacement import displacement
 from tnconv.codegen.hadamard import multiplied
 from tnconv.codegen.loops import loops
+from tnconv.codegen.pairs import sum_out
 from tnconv.codegen.pixel_gram import pixel_gram
 from tnconv.codegen.pooling import pooling
 from tnconv.codegen.schedule import Schedule, need
@@ -57,7 +58,7 @@ CLEARLY = 1.4  # another plan replaces one native kernel only if it is predicted
 HOPELESS = 2.0  # covers that cost this much more than a complete plan are not continued
 AS_FAST = 1.1  # inputs are not unfolded if another plan is within this factor of the fastest
 NEARLY = 1.05  # of plans within this factor of the fastest that holds more than the operands ...
-LEANER = 0.8  # ... the leanest is taken, if it holds this much less
+LEANER = 0.9  # ... the leanest is taken, if it holds this much less
 NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of the operands
 
 

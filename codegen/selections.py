@@ -7,8 +7,8 @@ from math import prod
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Writer
 from tnconv.codegen.constants import LIKE
-from tnconv.codegen.contraction import pair
 from tnconv.codegen.covers import Cover
+from tnconv.codegen.pairs import pair
 from tnconv.codegen.views import Value, read
 from tnconv.diagrams.affine import Axis, Leg, Node, Selection, Tensor, View
 

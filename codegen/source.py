@@ -8,9 +8,9 @@ from textwrap import wrap
 
 from tnconv.codegen.arrays import Step
 from tnconv.codegen.constants import KEPT, LIKE, PATTERN, constant_steps, wanted, words
-from tnconv.codegen.contraction import GRAM
 from tnconv.codegen.fusion import TOTALS
 from tnconv.codegen.overlaps import OVERLAP_ADD
+from tnconv.codegen.pairs import GRAM
 from tnconv.codegen.schedule import Schedule
 
 WIDTH, INDENT = 100, " " * 4

@@ -5,8 +5,8 @@ from math import prod
 
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Writer
-from tnconv.codegen.contraction import sum_out
 from tnconv.codegen.covers import Cover
+from tnconv.codegen.pairs import sum_out
 from tnconv.codegen.views import Value
 from tnconv.diagrams.affine import Leg, Pattern, Tensor
 from tnconv.diagrams.network import TensorNetwork

@@ -1,10 +1,12 @@
 """Products of two tensors are written as they are wanted."""
 
+from math import prod
+
 import torch
 
 from tests.strategies import assert_close, operands_for
 from tnconv.codegen import compile
-from tnconv.diagrams import conv, linear, per_sample_gradients
+from tnconv.diagrams import conv, kfac_reduce_transpose, linear, per_sample_gradients
 
 
 def test_outer_products_need_no_copy_of_the_result() -> None:
@@ -29,3 +31,21 @@ def test_the_copy_of_a_result_in_another_order_is_priced() -> None:
     ]
     operands = dict(zip(program.operands, (x, v), strict=True))
     assert_close(program(**operands), torch.stack(weights), 1e-10)
+
+
+def test_the_last_product_has_its_legs_in_the_wanted_order() -> None:
+    """Its factor is copied anyway: with the rows in order, the large result is not copied again."""
+    network = kfac_reduce_transpose((8, 64, 32, 32), 3, 2, 1, 1)
+    program, operands = compile(network), operands_for(network)
+    products = [step for step in program.steps if prod(step.shape) == prod(network.shape)]
+    assert "copy" not in [step.kernel.kind for step in products]
+    assert_close(program(**operands), network.reference(**operands), 1e-10)
+
+
+def test_a_factor_is_copied_by_the_longer_rows() -> None:
+    """All samples in one product: the gradient's channels are exchanged with them by whole rows."""
+    network = conv((8, 512, 8, 8), (192, 512, 1, 1)).vjp("x")
+    program, operands = compile(network), operands_for(network)
+    copy, product, _ = program.steps
+    assert ".permute(1, 0, 2, 3)" in copy.code and product.kernel.kind == "matmul"
+    assert_close(program(**operands), network.reference(**operands), 1e-10)

@@ -76,7 +76,7 @@ def test_several_axes_and_taps() -> None:
 
 
 def test_a_module_with_shifted_parts_imports_what_it_needs(tmp_path: Path) -> None:
-    program = compile(fold((2, 16 * 27, 8 * 8 * 8), (10, 10, 10), 3))
+    program = compile(fold((8, 16 * 27, 12 * 12 * 12), (14, 14, 14), 3))
     assert "overlap_add(" in program.text
     names: dict[str, Any] = {}
     exec(program.save(tmp_path / "folded.py").read_text(), names)

@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.derivatives import DERIVATIVES
 from tnconv import compile
 from tnconv.codegen import Program
-from tnconv.codegen.contraction import BLOCKS, LEAST_ROWS
+from tnconv.codegen.pairs import BLOCKS, LEAST_ROWS
 from tnconv.codegen.source import HELPERS
 from tnconv.diagrams import kfac_expand
 
