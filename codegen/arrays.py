@@ -22,13 +22,15 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 class Array:
     """A torch expression and the shape and strides of its value (for contiguous operands).
 
-    ``unshaped`` is the array of which this one is a reshape, so that reshapes in a row are one.
+    ``unshaped`` is the array of which this one is a reshape, so that reshapes in a row are one;
+    ``whole`` the one of which the last dimension is read in steps, from the position beside it on.
     """
 
     code: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     unshaped: "Array | None" = field(default=None, compare=False)
+    whole: "tuple[Array, int] | None" = field(default=None, compare=False)
 
     @property
     def size(self) -> int:
@@ -120,7 +122,9 @@ class Array:
         skip = f"{':' if step == 1 else f'::{step}'}" if stop == self.shape[dim] else ""
         window = f"{start}{skip}" if skip else f"{start}:{stop}" + (f":{step}" if step > 1 else "")
         code = f"{self.code}[{':, ' * dim}{window}]"
-        return self._with(code, dim, (count,), (self.strides[dim] * step,))
+        part = self._with(code, dim, (count,), (self.strides[dim] * step,))
+        steps = step > 1 and dim == len(self.shape) - 1 and self.strides[dim] == 1
+        return replace(part, whole=(self, start)) if steps else part
 
     def select(self, dim: int, at: int) -> "Array":
         return self._with(f"{self.code}.select({dim}, {at})", dim, (), ())
@@ -312,6 +316,17 @@ class Writer:
         return prod(shape[dim] for dim in alike)
 
     def _sum_outermost(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
+        """One dimension first, of what is between steps as well if that is cheaper."""
+        ways = [self._one_by_one(array, dims)]
+        first, last = max(dims, key=lambda dim: array.strides[dim]), len(array.shape) - 1
+        if array.whole is not None and first != last:
+            whole, start = array.whole
+            writer, partial = self.sum(whole, [first])
+            partial = partial.narrow(last - 1, start, array.shape[last], array.strides[last])
+            ways.append(writer.sum(partial, [dim - (dim > first) for dim in dims if dim != first]))
+        return min(ways, key=lambda way: way[0].seconds)
+
+    def _one_by_one(self, array: Array, dims: Sequence[int]) -> tuple["Writer", Array]:
         order = sorted(range(len(array.shape)), key=lambda dim: -array.strides[dim])
         first = max(dims, key=lambda dim: array.strides[dim])
         writer, partial = self.sum(array.permute(order), [order.index(first)])

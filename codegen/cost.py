@@ -222,8 +222,11 @@ def elementwise(entries: int, read: int) -> Kernel:
 
 
 def reduction(read: int, written: int, row: int, step: int = 1, outer: bool = False) -> Kernel:
-    """A sum; short rows cost a start each, and large sums that keep the last dimension jump."""
-    moved = ITEM * (read + written)
+    """A sum; short rows cost a start each, and large sums that keep the last dimension jump.
+
+    Of cache lines that are read in steps, all entries are moved.
+    """
+    moved = ITEM * (read * min(max(1, step), LINE // ITEM) + written)
     seconds = _moving(moved) + read * (_stepping(step) + now().total / max(1, row))
     seconds += read * now().outer if outer and moved > CACHED else 0.0
     return Kernel("sum", read, moved, seconds)

@@ -91,9 +91,7 @@ def _reordering(value: Value, order: Sequence[Leg]) -> float:
 
 def hadamard(writer: Writer, a: Value, b: Value, hint: Sequence[Leg] = ()) -> tuple[Writer, Value]:
     """No leg is summed: multiply with broadcasting, in the order in which legs are wanted."""
-    legs = (*a.legs, *(leg for leg in b.legs if leg not in a.legs))
-    if set(legs) <= set(hint):
-        legs = tuple(sorted(legs, key=list(hint).index))
+    legs = _sorted((*a.legs, *(leg for leg in b.legs if leg not in a.legs)), hint)
     first, second = (_broadcast(value, legs) for value in (a, b))
     shape = [max(m, n) for m, n in zip(first.shape, second.shape, strict=True)]
     kernel = cost.elementwise(prod(shape), a.array.size + b.array.size)

@@ -2,11 +2,12 @@
 
 from math import prod
 
+import pytest
 import torch
 
 from tests.strategies import assert_close, operands_for
 from tnconv.codegen import compile
-from tnconv.diagrams import conv, kfac_reduce_transpose, linear, per_sample_gradients
+from tnconv.diagrams import conv, kfac_reduce, kfac_reduce_transpose, linear, per_sample_gradients
 
 
 def test_outer_products_need_no_copy_of_the_result() -> None:
@@ -48,4 +49,16 @@ def test_a_factor_is_copied_by_the_longer_rows() -> None:
     program, operands = compile(network), operands_for(network)
     copy, product, _ = program.steps
     assert ".permute(1, 0, 2, 3)" in copy.code and product.kernel.kind == "matmul"
+    assert_close(program(**operands), network.reference(**operands), 1e-10)
+
+
+@pytest.mark.parametrize("size", [(64, 60), (16, 32, 28)])
+def test_sums_in_steps_take_other_dimensions_first_as_they_are(size: tuple[int, ...]) -> None:
+    """Columns that a stride skips are summed along, as vectors, and left out of the last sum."""
+    network = kfac_reduce((8, 16, *size), 1, stride=2)
+    program, operands = compile(network), operands_for(network)
+    *others, last = [step.code for step in program.steps if ".sum(" in step.code]
+    columns = f"0:{size[-1] - 1}:2]"
+    assert len(others) == len(size) - 1 and columns in last
+    assert not any(columns in code for code in others)
     assert_close(program(**operands), network.reference(**operands), 1e-10)
