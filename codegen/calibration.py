@@ -192,12 +192,7 @@ def _known(device: torch.device, threads: int) -> Coefficients:
         if (found := _valid(value)) is not None:
             return found
         store.ignored(KIND, key)
-    return shipped(threads) if device.type == "cpu" else calibrate(device)
-
-
-def shipped(threads: int) -> Coefficients:
-    """Those of CPUs: several threads share a batch, and are not slowed down by unaligned rows."""
-    return SHIPPED if threads == 1 else replace(SHIPPED, unaligned=0.0)
+    return SHIPPED if device.type == "cpu" else calibrate(device)
 
 
 def _valid(value: Json) -> Coefficients | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from tnconv.codegen.arrays import Step
 from tnconv.codegen.constants import words
 from tnconv.codegen.contraction import path_flops
-from tnconv.codegen.planner import CLEARLY, Plan
+from tnconv.codegen.planner import Plan
 from tnconv.codegen.schedule import Schedule
 from tnconv.codegen.source import argument_names
 from tnconv.diagrams.network import TensorNetwork
@@ -110,8 +110,8 @@ def _cost(plan: Plan) -> tuple[object, ...]:
 def _why_not(plan: Plan, chosen: Plan) -> str:
     if plan.seconds > chosen.seconds:
         return f"{plan.seconds / chosen.seconds:.2f} times the time"
-    if chosen.is_torchs and chosen.seconds <= CLEARLY * plan.seconds:
-        return f"not {CLEARLY} times as fast as torch's own kernel"
+    if chosen.is_torchs and chosen.seconds <= chosen.margin * plan.seconds:
+        return f"not {chosen.margin} times as fast as torch's own kernel"
     if plan.risk > chosen.risk:
         return "a dense pattern has to be clearly faster"
     if plan.peak > chosen.peak:

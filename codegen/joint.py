@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Step, contiguous
 from tnconv.codegen.fusion import fused, shares
-from tnconv.codegen.planner import CLEARLY, Plan
+from tnconv.codegen.planner import Plan
 from tnconv.codegen.schedule import NAME, Schedule
 
 _CONVOLUTION = re.compile(r"F\.conv[123]d\((?!.*bias=)")
@@ -130,7 +130,7 @@ def _units_of(plan: Plan, steps: dict[str, Step], seconds: dict[str, float]) -> 
 
 def _weight(plan: Plan, first: Plan) -> float:
     return plan.risk * (
-        CLEARLY if (first.is_torchs and first.form == "as given") and plan is not first else 1.0
+        first.margin if first.is_torchs and first.form == "as given" and plan is not first else 1.0
     )
 
 

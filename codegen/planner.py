@@ -7,6 +7,8 @@ from functools import cached_property
 from itertools import islice
 from math import isqrt, prod, sqrt
 
+import torch
+
 from tnconv.codegen import cost
 from tnconv.codegen.arrays import Array, Step, Writer
 from tnconv.codegen.contraction import contract
@@ -55,6 +57,7 @@ ROUTES: Mapping[str, Route] = {
     "dense": dense,
 }
 CLEARLY = 1.4  # another plan replaces one native kernel only if it is predicted this much faster
+SHARED = 1.2  # ... or this much faster, if it is a product that several threads share
 HOPELESS = 2.0  # covers that cost this much more than a complete plan are not continued
 AS_FAST = 1.1  # inputs are not unfolded if another plan is within this factor of the fastest
 NEARLY = 1.05  # of plans within this factor of the fastest that holds more than the operands ...
@@ -108,17 +111,23 @@ class Plan:
 
     @property
     def is_torchs(self) -> bool:
-        """Whether this is one native kernel on the operands, mirrored or not, or their products.
-
-        Input gradients of one tap do not count: as matrix products their time is as well known.
-        """
+        """Whether this is one native kernel on the operands, mirrored or not, or their products."""
         as_they_are = not any(
             word in code for code in self.codes for word in ("reshape", "permute")
         )
-        kinds = [step.kernel.kind for step in self.steps]
-        alone = all(kind in ("elementwise", "flip") for kind in kinds[:-1])
-        kernel = self.routes == ("native",) and alone and as_they_are
-        return kernel and kinds[-1] != "pointwise input gradient"
+        alone = all(step.kernel.kind in ("elementwise", "flip") for step in self.steps[:-1])
+        return self.routes == ("native",) and alone and as_they_are and self.margin > 1.0
+
+    @property
+    def margin(self) -> float:
+        """How many times as fast another plan has to be to replace this one, if it is torch's.
+
+        Of input gradients of one tap, which are matrix products, the time is as well known as
+        another plan's, but for several threads.
+        """
+        if self.steps[-1].kernel.kind != "pointwise input gradient":
+            return CLEARLY
+        return SHARED if torch.get_num_threads() > 1 else 1.0
 
     @property
     def label(self) -> str:
@@ -179,7 +188,7 @@ def plans(
     large = near[0].peak > cost.ITEM * sum(map(prod, operands))
     _prefer(lean if large and lean.peak < LEANER * near[0].peak else near[0], found)
     whole = [plan for plan in found if plan.is_torchs and plan.form == "as given"]
-    if whole and whole[0].seconds <= CLEARLY * fastest.seconds:
+    if whole and whole[0].seconds <= whole[0].margin * fastest.seconds:
         _prefer(whole[0], found)
     return sorted(found, key=lambda plan: not room.fits(plan))
 
