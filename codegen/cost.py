@@ -170,16 +170,7 @@ def convolution(
     summed, kept = channels
     to_weight = kind == "weight gradient"
     if groups > 1 and summed == kept == 1:
-        speed = now().depthwise if by_vectors else now().depthwise_by_entries
-        longer = whole(groups, CHANNELS) / groups
-        if to_weight and (taps > LARGE or not by_vectors):
-            speed = now().large_depthwise_weight_gradient
-        elif kind != "convolution":
-            ratios = now().depthwise_weight_gradient, now().depthwise_input_gradient
-            longer /= ratios[0] if to_weight else ratios[1]
-        entry = now().depthwise_entry * (2 if ITEM * moved > CACHED else 1)
-        seconds = now().launch + longer * (flops / speed + moved * entry)
-        return Kernel(kind, flops, ITEM * moved, seconds + _fresh(ITEM * new))
+        return _depthwise(kind, flops, groups, taps, moved, new, by_vectors)
     arranged = 2 * ITEM * moved / now().bandwidth
     if taps == 1 and by_vectors:
         positions = flops // (2 * groups * summed * kept or 1)
@@ -197,6 +188,23 @@ def convolution(
         speed = min(speed, slow)
     seconds = now().launch + flops / speed + arranged + _fresh(ITEM * new)
     return Kernel(kind, flops, ITEM * moved, seconds)
+
+
+def _depthwise(
+    kind: str, flops: int, groups: int, taps: int, moved: int, new: int, by_vectors: bool
+) -> Kernel:
+    """By vectors of groups, with a time for each entry."""
+    speed = now().depthwise if by_vectors else now().depthwise_by_entries
+    longer = whole(groups, CHANNELS) / groups
+    if kind == "weight gradient" and (taps > LARGE or not by_vectors):
+        speed = now().large_depthwise_weight_gradient
+    elif kind == "weight gradient":
+        longer /= now().depthwise_weight_gradient
+    elif kind == "input gradient":
+        longer /= now().depthwise_input_gradient
+    entry = now().depthwise_entry * (2 if ITEM * moved > CACHED else 1)
+    seconds = now().launch + longer * (flops / speed + moved * entry)
+    return Kernel(kind, flops, ITEM * moved, seconds + _fresh(ITEM * new))
 
 
 def copy(
