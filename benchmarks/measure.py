@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tnconv.codegen.store import VARIABLE
+from tnconv.codegen.prices.store import VARIABLE
 
 Call = Callable[[], object]
 Clock = Callable[[], float]

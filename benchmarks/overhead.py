@@ -25,7 +25,7 @@ from benchmarks.contestants import OPERATIONS
 
 MOST_CALL, MOST_COMPILE = 4.0, 100.0  # microseconds and milliseconds that are allowed
 TINY = Layer("tiny", ("conv",), 2, 3, (3, 3), (1, 1), (1, 1), (1, 1), 1, (2, 5, 5), (3, 5, 5))
-KEEP = ("tnconv.codegen.store", "tnconv.codegen.cost")  # what a process reads once
+KEEP = ("tnconv.codegen.prices.store", "tnconv.codegen.prices.cost")  # what a process reads once
 BATCH = 8
 
 

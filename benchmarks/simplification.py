@@ -17,7 +17,7 @@ from statistics import median
 from benchmarks import cases, measure
 from benchmarks.cases import Layer
 from tnconv import diagrams
-from tnconv.codegen.contraction import path_flops
+from tnconv.codegen.lowering.contraction import path_flops
 from tnconv.diagrams import Expression, TensorNetwork
 from tnconv.simplify import NORMAL_RULES, VIEW_RULES, fixed_point, simplify
 

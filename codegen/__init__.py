@@ -1,8 +1,8 @@
 """From diagrams to fast torch: paths, costs, routes, plans and programs."""
 
-from tnconv.codegen.calibration import calibrate
 from tnconv.codegen.compiler import compile
 from tnconv.codegen.planner import ROUTES, Plan
-from tnconv.codegen.program import Program
+from tnconv.codegen.prices.calibration import calibrate
+from tnconv.codegen.programs.program import Program
 
 __all__ = ["ROUTES", "Plan", "Program", "calibrate", "compile"]

@@ -9,15 +9,15 @@ from typing import overload
 import torch
 from torch import Tensor as Array
 
-from tnconv.codegen import cost
-from tnconv.codegen.calibration import coefficients
-from tnconv.codegen.chunks import chunked, whole
-from tnconv.codegen.joint import chosen_together
 from tnconv.codegen.planner import ROUTES, Plan, Room, plans
-from tnconv.codegen.program import SPARE, Program, together
-from tnconv.codegen.source import argument_names
-from tnconv.codegen.store import Json
-from tnconv.codegen.tuning import tuned
+from tnconv.codegen.prices import cost
+from tnconv.codegen.prices.calibration import coefficients
+from tnconv.codegen.prices.store import Json
+from tnconv.codegen.programs.chunks import chunked, whole
+from tnconv.codegen.programs.joint import chosen_together
+from tnconv.codegen.programs.program import SPARE, Program, together
+from tnconv.codegen.programs.source import argument_names
+from tnconv.codegen.programs.tuning import tuned
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import Firing

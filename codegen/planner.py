@@ -9,21 +9,21 @@ from math import isqrt, prod, sqrt
 
 import torch
 
-from tnconv.codegen import cost
-from tnconv.codegen.arrays import Array, Step, Writer
-from tnconv.codegen.contraction import contract
-from tnconv.codegen.convolution import native
-from tnconv.codegen.covers import Cover, Route, dense, window
-from tnconv.codegen.displacement import displacement
-from tnconv.codegen.hadamard import multiplied
-from tnconv.codegen.loops import loops
-from tnconv.codegen.pairs import sum_out
-from tnconv.codegen.pixel_gram import pixel_gram
-from tnconv.codegen.pooling import pooling
-from tnconv.codegen.schedule import Schedule, need
-from tnconv.codegen.selections import opened, scatter, selected
-from tnconv.codegen.taps import taps
-from tnconv.codegen.views import Value, write
+from tnconv.codegen.lowering.arrays import Array, Step, Writer
+from tnconv.codegen.lowering.contraction import contract
+from tnconv.codegen.lowering.covers import Cover, Route, dense, window
+from tnconv.codegen.lowering.pairs import sum_out
+from tnconv.codegen.lowering.schedule import Schedule, need
+from tnconv.codegen.lowering.selections import opened, scatter, selected
+from tnconv.codegen.lowering.values import Value, write
+from tnconv.codegen.prices import cost
+from tnconv.codegen.routes.convolution import native
+from tnconv.codegen.routes.displacement import displacement
+from tnconv.codegen.routes.hadamard import multiplied
+from tnconv.codegen.routes.loops import loops
+from tnconv.codegen.routes.pixel_gram import pixel_gram
+from tnconv.codegen.routes.pooling import pooling
+from tnconv.codegen.routes.taps import taps
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 

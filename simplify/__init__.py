@@ -4,7 +4,7 @@ from tnconv.simplify.driver import Firing, Simplified, fixed_point, measure, sim
 from tnconv.simplify.offered import OFFERED, Offer
 from tnconv.simplify.queries import constants, mirrored
 from tnconv.simplify.rules import NORMAL_RULES, Rule
-from tnconv.simplify.views import VIEW_RULES
+from tnconv.simplify.view_rules import VIEW_RULES
 
 __all__ = [
     "NORMAL_RULES",

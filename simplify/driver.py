@@ -11,7 +11,7 @@ from tnconv.diagrams.expression import Expression, Sum
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.diagrams.notation import node
 from tnconv.simplify.rules import NORMAL_RULES, Rule
-from tnconv.simplify.views import VIEW_RULES
+from tnconv.simplify.view_rules import VIEW_RULES
 
 CACHED = 512  # simplified networks that are remembered
 

@@ -11,7 +11,7 @@ from math import gcd
 from tnconv.diagrams.affine import Axis, Leg, Pattern, Tensor, Terms, View, exactly, fresh, reach
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify.rules import implied, swap
-from tnconv.simplify.views import solve_for
+from tnconv.simplify.view_rules import solve_for
 
 Offer = Callable[[TensorNetwork], Iterator[TensorNetwork]]
 

@@ -2,7 +2,7 @@
 
 ``None`` means that the rule does not match. Every rule lowers the measure of
 `tnconv.simplify.driver` by itself, so any order ends. Form N keeps the patterns that native kernels
-match; the rules that turn patterns into views are in `tnconv.simplify.views`.
+match; the rules that turn patterns into views are in `tnconv.simplify.view_rules`.
 """
 
 from collections.abc import Callable, Iterator

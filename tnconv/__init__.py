@@ -2,19 +2,12 @@
 
 from torch import Tensor
 
-from tnconv import codegen, diagrams, functional, models, nn, optim, quantities
+from tnconv import codegen, diagrams, functional, losses, models, nn, operators, optim, quantities
 from tnconv.codegen import Program, compile
-from tnconv.codegen.cache import cache_clear, cache_info, cached, place
+from tnconv.codegen.programs.cache import cache_clear, cache_info, cached, place
 from tnconv.diagrams import Expression, Sum, TensorNetwork
-from tnconv.models import (
-    FisherOperator,
-    GGNOperator,
-    HessianOperator,
-    Result,
-    compute,
-    hessian_diagonal,
-    observe,
-)
+from tnconv.models import Result, compute, observe
+from tnconv.operators import FisherOperator, GGNOperator, HessianOperator, hessian_diagonal
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,9 +28,11 @@ __all__ = [
     "diagrams",
     "functional",
     "hessian_diagonal",
+    "losses",
     "models",
     "nn",
     "observe",
+    "operators",
     "optim",
     "quantities",
 ]

@@ -8,8 +8,10 @@ import torch
 
 import tnconv
 from tnconv import functional
-from tnconv.codegen import cache, paths, store
-from tnconv.codegen.contraction import contraction_path
+from tnconv.codegen.lowering import paths
+from tnconv.codegen.lowering.contraction import contraction_path
+from tnconv.codegen.prices import store
+from tnconv.codegen.programs import cache
 from tnconv.diagrams import conv
 
 CHAIN = [(f"a{at}", f"a{at + 1}", f"b{at % 3}") for at in range(paths.ON_DISK_FROM)]

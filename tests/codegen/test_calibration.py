@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tnconv.codegen import calibration, cost, store, timing
-from tnconv.codegen.calibration import PROBES, calibrate, coefficients
-from tnconv.codegen.cost import SHIPPED
+from tnconv.codegen.prices import calibration, cost, store, timing
+from tnconv.codegen.prices.calibration import PROBES, calibrate, coefficients
+from tnconv.codegen.prices.cost import SHIPPED
 
 CPU = torch.device("cpu")
 NAMES = [name for name, *_ in PROBES]

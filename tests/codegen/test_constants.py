@@ -12,8 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tests.strategies import assert_close, operands_for
 from tnconv import compile
 from tnconv.codegen import Program
-from tnconv.codegen.constants import LARGEST
-from tnconv.codegen.covers import Cover, dense
+from tnconv.codegen.lowering.constants import LARGEST
+from tnconv.codegen.lowering.covers import Cover, dense
 from tnconv.codegen.planner import Plan, looped
 from tnconv.diagrams import Pattern, Tensor, TensorNetwork, View, conv, kfac_reduce
 

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from tnconv.codegen import cost
-from tnconv.codegen.arrays import Array
+from tnconv.codegen.lowering.arrays import Array
+from tnconv.codegen.prices import cost
 
 
 def test_coefficients_are_those_in_use() -> None:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import Case, assert_close, geometries, operands_for
-from tnconv.codegen import compile, displacement, planner
-from tnconv.codegen.program import Program
+from tnconv.codegen import compile, planner
+from tnconv.codegen.programs.program import Program
+from tnconv.codegen.routes import displacement
 from tnconv.diagrams import (
     Expression,
     conv,

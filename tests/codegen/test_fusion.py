@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.strategies import Case, assert_close, geometries, operands_for
 from tnconv import compile
-from tnconv.codegen import cost
-from tnconv.codegen.arrays import Step, Turns
-from tnconv.codegen.fusion import fused
+from tnconv.codegen.lowering.arrays import Step, Turns
+from tnconv.codegen.prices import cost
+from tnconv.codegen.programs.fusion import fused
 from tnconv.diagrams import (
     Expression,
     conv,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.codegen.test_mirrored import natively
-from tnconv.codegen.arrays import Array, Writer, contiguous
+from tnconv.codegen.lowering.arrays import Array, Writer, contiguous
 from tnconv.diagrams import conv
 
 Shape = tuple[int, ...]

@@ -8,11 +8,12 @@ from hypothesis import given
 from benchmarks.measure import peak_memory
 from tests.strategies import Case, assert_close, geometries, operands_for, shipped
 from tnconv import Program
-from tnconv.codegen import ROUTES, cost, planner
-from tnconv.codegen.arrays import Array, contiguous
-from tnconv.codegen.covers import Cover
+from tnconv.codegen import ROUTES, planner
+from tnconv.codegen.lowering.arrays import Array, contiguous
+from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.planner import looped
-from tnconv.codegen.source import argument_names
+from tnconv.codegen.prices import cost
+from tnconv.codegen.programs.source import argument_names
 from tnconv.diagrams import (
     TensorNetwork,
     conv,

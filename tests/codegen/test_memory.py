@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from benchmarks.measure import peak_memory
 from tests.strategies import assert_close, operands_for, shipped
 from tnconv import compile
-from tnconv.codegen import cost
-from tnconv.codegen.arrays import Array, Step
-from tnconv.codegen.cost import Kernel
+from tnconv.codegen.lowering.arrays import Array, Step
+from tnconv.codegen.lowering.schedule import Schedule
 from tnconv.codegen.planner import Plan
-from tnconv.codegen.schedule import Schedule
+from tnconv.codegen.prices import cost
+from tnconv.codegen.prices.cost import Kernel
 from tnconv.diagrams import (
     Expression,
     TensorNetwork,

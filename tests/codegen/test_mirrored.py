@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import ZOO, Case, assert_close, geometries, operands_for
 from tnconv import Program, compile
-from tnconv.codegen import convolution
+from tnconv.codegen.routes import convolution
 from tnconv.diagrams import Expression, conv
 
 GRADIENT = "torch.ops.aten.convolution_backward"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import ZOO, Case, assert_close, geometries, operands_for
 from tnconv import compile
-from tnconv.codegen import cost
+from tnconv.codegen.prices import cost
 from tnconv.diagrams import Tensor, TensorNetwork, View, fold
 from tnconv.diagrams.affine import Axis
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.strategies import ZOO, Case, assert_close, geometries, operands_for
 from tnconv import Program, compile
-from tnconv.codegen import ROUTES, covers, planner
+from tnconv.codegen import ROUTES, planner
+from tnconv.codegen.lowering import covers
 
 LAYERS = ("conv", "conv_transpose", "input_vjp", "weight_vjp", "per_sample", "gradient_norms")
 CLAIMS: dict[str, tuple[str, ...]] = {

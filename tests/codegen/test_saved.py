@@ -13,7 +13,7 @@ from hypothesis import given
 from tests.strategies import SUMS, ZOO, Case, networks, operands_for
 from tnconv import Program, compile
 from tnconv.codegen import ROUTES
-from tnconv.codegen.source import WIDTH
+from tnconv.codegen.programs.source import WIDTH
 from tnconv.diagrams import (
     Expression,
     TensorNetwork,
@@ -144,7 +144,7 @@ def test_names_that_end_docstrings(tmp_path: Path) -> None:
 
 
 def check_docstring(network: Expression) -> None:
-    from tnconv.codegen.source import documented
+    from tnconv.codegen.programs.source import documented
 
     text = documented([str(network)], "")
     docstring = ast.get_docstring(ast.parse(text))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.measure import peak_memory
-from tnconv.codegen.native_shapes import Convolution
-from tnconv.codegen.scratch import scratch
+from tnconv.codegen.prices.native_shapes import Convolution
+from tnconv.codegen.prices.scratch import scratch
 
 KINDS = ("convolution", "weight gradient", "input gradient")
 CONVOLVE = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}

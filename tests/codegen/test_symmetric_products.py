@@ -9,8 +9,8 @@ from torch import Tensor
 from tests.derivatives import DERIVATIVES
 from tnconv import compile
 from tnconv.codegen import Program
-from tnconv.codegen.pairs import BLOCKS, LEAST_ROWS
-from tnconv.codegen.source import HELPERS
+from tnconv.codegen.lowering.pairs import BLOCKS, LEAST_ROWS
+from tnconv.codegen.programs.source import HELPERS
 from tnconv.diagrams import kfac_expand
 
 CHANNELS = 4 * LEAST_ROWS + 3

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.strategies import assert_close, operands_for, shipped
 from tnconv import compile
-from tnconv.codegen import store, timing, tuning
+from tnconv.codegen.prices import store, timing
+from tnconv.codegen.programs import tuning
 from tnconv.diagrams import Expression, TensorNetwork, conv, kfac_expand, with_bias
 
 FACTOR = kfac_expand((4, 32, 16, 16), 3, padding=1)

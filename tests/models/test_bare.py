@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import tnconv
 from tests.loops import per_sample_gradients
 from tests.models.test_capture import QUANTITIES, assert_first_order, hooks
-from tests.models.test_hessian_diagonal import check as check_hessian
 from tests.models.test_second_order import diagonals
+from tests.operators.test_hessian_diagonal import check as check_hessian
 from tests.strategies import assert_close
 from tnconv.quantities import KFAC, GGNDiagonal, SquaredNorms
 

@@ -14,7 +14,7 @@ from tests.models.test_kronecker import assert_factors, by_group, explicit, patc
 from tests.models.test_second_order import diagonals
 from tests.strategies import assert_close
 from tnconv import quantities as q
-from tnconv.models.losses import curvature
+from tnconv.losses.roots import curvature
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -13,7 +13,7 @@ import tnconv
 from tests.models.test_capture import Residual, data, hooks
 from tests.models.test_layers import LAYERS
 from tests.strategies import assert_close
-from tnconv.models.losses import curvature
+from tnconv.losses.roots import curvature
 from tnconv.quantities import KFAC, KFLR, Gradient, KroneckerFactors, SampledColumns
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -7,7 +7,7 @@ from torch.func import jacrev, vmap
 
 from tests.models.test_kronecker import assert_factors
 from tests.strategies import assert_close
-from tnconv.models.losses import curvature
+from tnconv.losses.roots import curvature
 from tnconv.quantities import KroneckerFactors, kfra
 from tnconv.quantities.recursive import ACTIVATIONS
 

@@ -14,7 +14,7 @@ from tests.models.test_capture import Residual, data, hooks
 from tests.models.test_layers import LAYERS
 from tests.strategies import assert_close
 from tnconv.diagrams import gradient_dots
-from tnconv.models.losses import curvature
+from tnconv.losses.roots import curvature
 from tnconv.quantities import (
     DotProducts,
     ExactColumns,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tnconv.nn import memory, save_memory
-from tnconv.nn.memory_activations import Pointwise
+from tnconv.nn.memory.activations import Pointwise
 
 torch.manual_seed(0)
 D = {"dtype": torch.float64}

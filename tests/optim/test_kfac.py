@@ -12,7 +12,7 @@ from tests.models.test_kronecker import FACTORED, by_group, explicit, patches, w
 from tests.models.test_layers import LAYERS
 from tests.optim.nets import batch, small_net, train
 from tests.strategies import assert_close
-from tnconv.models.losses import curvature
+from tnconv.losses.roots import curvature
 from tnconv.optim import KFAC
 from tnconv.optim.damping import exact, factored, spectrum
 from tnconv.optim.inverses import eigenbasis, inverse

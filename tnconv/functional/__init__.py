@@ -19,15 +19,6 @@ from tnconv.functional.derivatives import (
     per_sample_weight_grad,
     weight_vjp,
 )
-from tnconv.functional.gradients import (
-    ggn_block,
-    ggn_diagonal,
-    ggn_vector_product,
-    gradient_dots,
-    gradient_norms,
-    ntk_block,
-    per_sample_ggn_diagonal,
-)
 from tnconv.functional.hessians import (
     input_diagonal_vjp,
     input_hessian_vjp,
@@ -42,6 +33,15 @@ from tnconv.functional.layers import (
     linear,
     unfold,
     unfolded_kernel,
+)
+from tnconv.functional.per_sample import (
+    ggn_block,
+    ggn_diagonal,
+    ggn_vector_product,
+    gradient_dots,
+    gradient_norms,
+    ntk_block,
+    per_sample_ggn_diagonal,
 )
 from tnconv.functional.sampling import sampled_input_vjp, sampled_weight_vjp
 from tnconv.functional.tangents import (

@@ -10,7 +10,7 @@ import torch
 
 from tnconv.diagrams.geometry import IntOrTuple, Padding
 from tnconv.functional.expressions import Scale
-from tnconv.functional.programs import ratio, run
+from tnconv.functional.lookup import ratio, run
 
 
 def kfac_expand(

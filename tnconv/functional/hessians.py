@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from tnconv.diagrams.geometry import IntOrTuple, Padding
-from tnconv.functional.programs import run
+from tnconv.functional.lookup import run
 
 
 def input_diagonal_vjp(

@@ -6,7 +6,7 @@ import torch
 
 from tnconv.diagrams import pool_counts, reciprocal_counts
 from tnconv.diagrams.geometry import IntOrTuple, Padding
-from tnconv.functional.programs import run
+from tnconv.functional.lookup import run
 
 
 def conv(

@@ -13,7 +13,7 @@ import torch
 from tnconv.diagrams import Leg
 from tnconv.diagrams.geometry import IntOrTuple, Padding
 from tnconv.functional.expressions import Scale
-from tnconv.functional.programs import ratio, run, several
+from tnconv.functional.lookup import ratio, run, several
 
 
 def sampled_weight_vjp(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from tnconv.diagrams.geometry import IntOrTuple, Padding
-from tnconv.functional.programs import run, several
+from tnconv.functional.lookup import run, several
 
 
 def input_jvp(

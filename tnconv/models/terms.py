@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tnconv.diagrams import per_sample_gradients
 from tnconv.models import samplewise
 from tnconv.models.capture import Call
+from tnconv.models.contracted import values
 from tnconv.models.layers import Operation, describe, explicit, repeated
-from tnconv.models.programs import values
 from tnconv.models.unfolding import joined
 from tnconv.quantities.base import Statistic
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tnconv import diagrams
 from tnconv.codegen import Program, compile
-from tnconv.codegen.cache import place
+from tnconv.codegen.programs.cache import place
 from tnconv.diagrams import Roles, TensorNetwork, View
 from tnconv.models.layers import Networks, Operation
 

@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tnconv.nn import memory, memory_layers
+from tnconv.nn import memory
 from tnconv.nn.conversion import Kind, patched, swapped_with_warning
 from tnconv.nn.draws import Draws, Sampling, checked
-from tnconv.nn.memory_convolution import Convolution
-from tnconv.nn.memory_functions import Bilinear, autocast_dtype, cast
-from tnconv.nn.memory_layers import padded
-from tnconv.nn.memory_linear import Linear
+from tnconv.nn.memory import layers as memory_layers
+from tnconv.nn.memory.convolution import Convolution
+from tnconv.nn.memory.functions import Bilinear, autocast_dtype, cast
+from tnconv.nn.memory.layers import padded
+from tnconv.nn.memory.linear import Linear
 from tnconv.nn.sampled_gradients import Layer, Sampled, Slices
 
 Index = Literal["batch", "in_channels", "planes", "rows", "columns"]

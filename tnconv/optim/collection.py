@@ -8,13 +8,13 @@ from weakref import WeakMethod, finalize
 import torch
 from torch import Tensor, nn
 
+from tnconv.losses.roots import recognised
 from tnconv.models.capture import Call, Inert, Pass, Watch
 from tnconv.models.graph import sources
-from tnconv.models.losses import recognised
 from tnconv.models.modules import unwrapped
 from tnconv.optim.ekfac import Basis, MomentCollector
 from tnconv.optim.inverses import wide
-from tnconv.quantities.kronecker import KFAC
+from tnconv.quantities.kronecker_factors import KFAC
 
 LossFunction = Callable[[Any, Any], Tensor]
 LossScale = Callable[[], float | Tensor]

@@ -15,8 +15,8 @@ from tnconv import diagrams
 from tnconv.diagrams import TensorNetwork, View
 from tnconv.models.capture import Pass
 from tnconv.models.collector import Collector
+from tnconv.models.contracted import values
 from tnconv.models.layers import Networks, Operation
-from tnconv.models.programs import values
 from tnconv.models.terms import Term
 from tnconv.models.unfolding import joined
 from tnconv.quantities.base import LOSS_GRADIENT, Statistic, Vectors

@@ -24,8 +24,8 @@ from tnconv.optim.saving import Resumable
 from tnconv.optim.settings import GROUPED, Schedule, check, due
 from tnconv.optim.steps import descend, natural_gradients, predicted_change
 from tnconv.optim.workers import Workers
-from tnconv.quantities import kronecker
-from tnconv.quantities.kronecker import Fisher, Reduction
+from tnconv.quantities import kronecker_factors as kronecker
+from tnconv.quantities.kronecker_factors import Fisher, Reduction
 
 Fallback = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]

@@ -1,6 +1,7 @@
 """What can be computed of a whole network, next to its gradient, in the field's words."""
 
 from tnconv.quantities.base import LossGradient, Quantity, Statistic, Vectors
+from tnconv.quantities.columns import ExactColumns, NoColumns, SampledColumns
 from tnconv.quantities.first_order import (
     DotProducts,
     Gradient,
@@ -10,10 +11,9 @@ from tnconv.quantities.first_order import (
     SumOfSquares,
     Variance,
 )
-from tnconv.quantities.kronecker import KFAC, KFLR, KroneckerFactors
+from tnconv.quantities.kronecker_factors import KFAC, KFLR, KroneckerFactors
 from tnconv.quantities.recursive import kfra
 from tnconv.quantities.second_order import GGNDiagonal
-from tnconv.quantities.vectors import ExactColumns, NoColumns, SampledColumns
 
 __all__ = [
     "KFAC",

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnconv.models.losses import curvature
-from tnconv.quantities.kronecker import KroneckerFactors
+from tnconv.losses.roots import curvature
+from tnconv.quantities.kronecker_factors import KroneckerFactors
 
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),

@@ -1,7 +1,7 @@
 """Quantities of the Gauss-Newton or Fisher matrix ``Σ_{m,n} J[m, n] J[m, n]ᵀ`` of the loss.
 
 J are the backpropagated columns m of a root of the loss's Hessian: all of them, or sampled ones
-(`tnconv.quantities.vectors`). For the losses here, Gauss-Newton and (type-2) Fisher are one.
+(`tnconv.quantities.columns`). For the losses here, Gauss-Newton and (type-2) Fisher are one.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tnconv import diagrams
 from tnconv.quantities.base import Quantity, Statistic, Vectors
-from tnconv.quantities.vectors import ExactColumns, SampledColumns
+from tnconv.quantities.columns import ExactColumns, SampledColumns
 
 Fisher = Literal["exact", "mc"]
 

@@ -1,0 +1,1 @@
+"""From tensor networks to steps: symbolic arrays, views, products, paths, covers, schedules."""

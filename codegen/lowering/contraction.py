@@ -1,0 +1,122 @@
+"""Contraction of dense values along the best path."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
+
+from tnconv.codegen.lowering.arrays import Array, Writer
+from tnconv.codegen.lowering.pairs import pair, sum_out
+from tnconv.codegen.lowering.paths import searched
+from tnconv.codegen.lowering.values import Value
+from tnconv.diagrams.affine import Leg, Sizes
+from tnconv.diagrams.network import TensorNetwork
+
+EXHAUSTIVE = 12  # up to so many values the search for the best order is exhaustive
+
+
+def contraction_path(
+    inputs: Sequence[Sequence[Leg]], output: Sequence[Leg], sizes: Sizes, optimize: str = "auto"
+) -> tuple[tuple[int, ...], ...]:
+    """Which values to contract in turn: positions in a list that loses them and gains the product.
+
+    ``optimize`` is ``"optimal"`` (cotengra's exhaustive search), ``"dp"`` (opt_einsum's dynamic
+    programming), or ``"auto"``: the former up to 12 values.
+
+    Raises:
+        ValueError: another ``optimize``.
+    """
+    if optimize not in ("auto", "optimal", "dp"):
+        raise ValueError(f"optimize is {optimize!r}; expected 'auto', 'optimal' or 'dp'")
+    if len(inputs) < 3:
+        return (tuple(range(len(inputs))),)
+    number: dict[Leg, int] = {}
+    for leg in (leg for legs in (*inputs, output) for leg in legs):
+        number.setdefault(leg, len(number))
+    return searched(
+        tuple(tuple(number[leg] for leg in legs) for legs in inputs),
+        tuple(number[leg] for leg in output),
+        tuple(sizes[leg] for leg in number),
+        "dp" if optimize == "auto" and len(inputs) > EXHAUSTIVE else optimize,
+    )
+
+
+def path_flops(network: TensorNetwork) -> int:
+    """The flops of the best pairwise path if every pattern were a dense array: what rules save.
+
+    >>> from tnconv.diagrams import linear
+    >>> path_flops(linear((8, 3), (4, 3)))
+    192
+    """
+    left = [frozenset(node.legs) for node in network.nodes]
+    output = frozenset(leg for leg in network.result.legs if network.holders[leg])
+    flops = 0
+    path = contraction_path([sorted(legs) for legs in left], sorted(output), network.sizes)
+    for positions in path if left else ():
+        met = frozenset().union(*(left[at] for at in positions))
+        left = [legs for at, legs in enumerate(left) if at not in positions]
+        left.append(met & output.union(*left))
+        flops += 2 * prod(network.sizes[leg] for leg in met)
+    return flops
+
+
+def contract(
+    writer: Writer,
+    values: Sequence[Value],
+    output: Sequence[Leg],
+    sizes: Sizes,
+    optimize: str = "auto",
+) -> tuple[Writer, Value]:
+    """``Σ Π values`` over all legs but ``output``, pair by pair along the best path.
+
+    Of mirrored halves, which are one value used twice, a path may also make each by itself.
+    """
+    along = _along_path(writer, values, output, sizes, optimize)
+    if len(values) < 4 or (halves := _halves(values)) is None:
+        return along
+    made = []
+    for half, other in (halves, halves[::-1]):
+        needed = {*output, *_legs(other)}
+        kept = [leg for leg in dict.fromkeys(_legs(half)) if leg in needed]
+        writer, value = _along_path(writer, half, kept, sizes, optimize)
+        made.append(value)
+    apart = pair(writer, made[0], made[1], output, output)
+    return min(along, apart, key=lambda found: found[0].seconds)
+
+
+def _legs(values: Sequence[Value]) -> Iterator[Leg]:
+    return (leg for value in values for leg in value.legs)
+
+
+def _halves(values: Sequence[Value]) -> tuple[list[Value], list[Value]] | None:
+    """Two halves, array by array the same, that an exchange of legs maps onto each other."""
+    twins: dict[Array, list[Value]] = defaultdict(list)
+    for value in values:
+        twins[value.array].append(value)
+    first, *others = twins.values()
+    if any(len(two) != 2 for two in (first, *others)):
+        return None
+    for turns in product((1, -1), repeat=len(others)):
+        pairs = [first, *(two[::turn] for two, turn in zip(others, turns, strict=True))]
+        one, other = [two[0] for two in pairs], [two[1] for two in pairs]
+        exchange = set(zip(_legs(one), _legs(other), strict=True))
+        shared = {*_legs(one)} & {*_legs(other)}
+        if len(exchange) == len({*_legs(one)}) and all((leg, leg) in exchange for leg in shared):
+            return one, other
+    return None
+
+
+def _along_path(
+    writer: Writer, values: Sequence[Value], output: Sequence[Leg], sizes: Sizes, optimize: str
+) -> tuple[Writer, Value]:
+    left = list(values)
+    for positions in contraction_path([v.legs for v in left], output, sizes, optimize):
+        chosen = [left[at] for at in positions]
+        left = [value for at, value in enumerate(left) if at not in positions]
+        needed = {*output, *(leg for value in left for leg in value.legs)}
+        made = chosen[0]
+        for other in chosen[1:]:
+            writer, made = pair(writer, made, other, needed, output)
+        writer, made = sum_out(writer, made, needed)
+        left.append(made)
+    return writer, left[0]

@@ -1,0 +1,310 @@
+"""Two dense values as a matrix product: its arrangements, copies and kernels."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+
+from tnconv.codegen.lowering.arrays import Array, Writer
+from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.prices import cost
+from tnconv.diagrams.affine import Leg
+
+Trial = tuple[Writer, Value]
+BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product
+LEAST_ROWS = 64  # of a block
+ROWS = (32, 16)  # of the blocks of a large product of few summed entries
+LARGE = 512  # rows and columns of it
+FEW = 16  # summed entries of it
+
+GRAM = '''def gram(x, blocks):
+    """x @ x.mT, which is symmetric: of every two mirrored blocks one is computed."""
+    size = x.shape[-2]
+    ends = [size * at // blocks for at in range(blocks + 1)]
+    for start, stop in zip(ends, ends[1:]):
+        rows = x[..., start:stop, :] @ x[..., start:, :].mT
+        if start == 0:
+            full = rows.new_empty(*rows.shape[:-2], size, size)
+        full[..., start:stop, start:] = rows
+        full[..., stop:, start:stop] = rows[..., stop - start :].mT
+    return full
+'''
+
+
+def sum_out(writer: Writer, value: Value, needed: Collection[Leg]) -> tuple[Writer, Value]:
+    """Sum the legs that nothing needs."""
+    dims = [dim for dim, leg in enumerate(value.legs) if leg not in needed]
+    writer, array = writer.sum(value.array, dims)
+    return writer, Value(array, tuple(leg for leg in value.legs if leg in needed))
+
+
+def pair(
+    writer: Writer, a: Value, b: Value, needed: Collection[Leg], hint: Sequence[Leg] = ()
+) -> tuple[Writer, Value]:
+    """``Σ a b`` over the legs that nothing else needs, by the cheapest arrangement.
+
+    ``hint`` is the order in which the legs are wanted in the end.
+    """
+    writer, a = sum_out(writer, a, {*needed, *b.legs})
+    writer, b = sum_out(writer, b, {*needed, *a.legs})
+    shared = [leg for leg in a.legs if leg in b.legs]
+    if all(leg in needed for leg in shared):
+        return hadamard(writer, a, b, hint)
+    if len(shared) == len(a.legs) == len(b.legs):
+        return _dot(writer, a, b, needed)
+    plans = list(_arrangements(a, b, needed, hint))
+    best = _cheapest([plan for plan in plans if not plan.lead], writer, hint)
+    if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], hint):
+        best = _cheapest([plan for plan in plans if plan.lead], writer, hint, best)  # no copies?
+    return best
+
+
+def _cheapest(
+    plans: Sequence["Arrangement"], writer: Writer, hint: Sequence[Leg], best: Trial | None = None
+) -> Trial:
+    """The first of the cheapest; what costs more as a bare product already is not written.
+
+    A product as large as an earlier result may be that of a mirrored half, and cost nothing.
+    """
+    least = float("inf") if best is None else _price(best, hint)
+    spent, earlier = writer.seconds, {prod(step.shape) for step in writer.steps}
+    for plan in plans:
+        if spent + (0.0 if plan.entries in earlier else plan.least_seconds) < least:
+            trial = _matmul(writer, plan)
+            if (seconds := _price(trial, hint)) < least:
+                best, least = trial, seconds
+    assert best is not None
+    return best
+
+
+def _price(trial: Trial, hint: Sequence[Leg]) -> float:
+    return trial[0].seconds + _reordering(trial[1], hint)
+
+
+def _reordering(value: Value, order: Sequence[Leg]) -> float:
+    """The seconds of the copy that a last product takes if its legs are in another order."""
+    if set(value.legs) != set(order):
+        return 0.0
+    array = value.arranged(order)
+    return cost.copy(array.size, *array.innermost).seconds if array.run < array.size else 0.0
+
+
+def hadamard(writer: Writer, a: Value, b: Value, hint: Sequence[Leg] = ()) -> tuple[Writer, Value]:
+    """No leg is summed: multiply with broadcasting, in the order in which legs are wanted."""
+    legs = _sorted((*a.legs, *(leg for leg in b.legs if leg not in a.legs)), hint)
+    first, second = (_broadcast(value, legs) for value in (a, b))
+    shape = [max(m, n) for m, n in zip(first.shape, second.shape, strict=True)]
+    kernel = cost.elementwise(prod(shape), a.array.size + b.array.size)
+    rows = [
+        factor.innermost for factor in (first, second) if factor.shape[-1:] == tuple(shape[-1:])
+    ]
+    seconds = kernel.seconds + sum(cost.gathering(prod(shape), *row) for row in rows)
+    kernel = replace(kernel, seconds=seconds)
+    writer, array = writer.run(
+        f"{first.code} * {second.code}", shape, kernel, f"product [{', '.join(legs)}]"
+    )
+    broadcast = [factor.expand(shape) for factor in (first, second)]
+    return writer, Value(array.laid_out_as(*broadcast), legs)
+
+
+def _dot(writer: Writer, a: Value, b: Value, needed: Collection[Leg]) -> tuple[Writer, Value]:
+    """No leg is free: one dot product, or several as a product and a sum.
+
+    Matrix products of one row and one column take several times longer.
+    """
+    if any(leg in needed for leg in a.legs):
+        return sum_out(*hadamard(writer, a, b), needed)
+    writer, first = writer.reshape(a.array, [a.array.size])
+    writer, second = writer.reshape(b.arranged(a.legs), [a.array.size])
+    kernel = cost.reduction(2 * a.array.size, 1, a.array.size)
+    comment = f"sum over {', '.join(a.legs)}"
+    writer, array = writer.run(f"{first.code} @ {second.code}", (), kernel, comment)
+    return writer, Value(array, ())
+
+
+def _broadcast(value: Value, legs: Sequence[Leg]) -> Array:
+    array = value.arranged([leg for leg in legs if leg in value.legs])
+    for dim, leg in enumerate(legs):
+        if leg not in value.legs:
+            array = array.unsqueeze(dim)
+    return array
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """``left @ right`` with legs (lead, batch, rows, summed) and (lead, batch, summed, columns).
+
+    ``lead`` are legs of one side only that stay batch dimensions (the other side broadcasts), which
+    saves a copy where they are not next to that side's other legs. ``rows`` and ``columns`` do not
+    count them.
+    """
+
+    left: Value
+    right: Value
+    lead: tuple[Leg, ...]
+    batch: tuple[Leg, ...]
+    summed: tuple[Leg, ...]
+    rows: tuple[Leg, ...]
+    columns: tuple[Leg, ...]
+
+    @property
+    def entries(self) -> int:
+        """Of the result."""
+        return prod(self._sizes[:-1])
+
+    @property
+    def least_seconds(self) -> float:
+        """A bound of the price: no copies, blocks; of mirrored halves half of the product."""
+        lead, batch, m, n, k = self._sizes
+        ways = (cost.matmul(lead * batch, m, n, k, blocks, along=True) for blocks in (False, True))
+        seconds = min(kernel.seconds for kernel in ways)
+        return seconds / 2 if self.left.array == self.right.array else seconds
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        size = {**self.left.sizes, **self.right.sizes}
+        legs = (self.lead, self.batch, self.rows, self.columns, self.summed)
+        return [prod(size[leg] for leg in some) for some in legs]
+
+
+def _arrangements(
+    a: Value, b: Value, needed: Collection[Leg], hint: Sequence[Leg]
+) -> Iterator[Arrangement]:
+    batch = [leg for leg in a.legs if leg in b.legs and leg in needed]
+    summed = [leg for leg in a.legs if leg in b.legs and leg not in needed]
+    orders = [
+        tuple(tuple(sorted(some, key=value.legs.index)) for some in (batch, summed))
+        for value in (a, b)
+    ]
+    for both, inner in dict.fromkeys(orders):
+        for left, right in _oriented(a, b, hint):
+            rows, columns = (
+                tuple(leg for leg in value.legs if leg not in both + inner)
+                for value in (left, right)
+            )
+            yield Arrangement(left, right, (), both, inner, rows, columns)
+            wanted = (_sorted(rows, hint), _sorted(columns, hint))
+            if wanted != (rows, columns):
+                yield Arrangement(left, right, (), both, inner, *wanted)
+            for cut in range(1, len(rows)):
+                yield Arrangement(left, right, rows[:cut], both, inner, rows[cut:], columns)
+            for cut in range(1, len(columns)):
+                yield Arrangement(left, right, columns[:cut], both, inner, rows, columns[cut:])
+
+
+def _sorted(legs: tuple[Leg, ...], order: Sequence[Leg]) -> tuple[Leg, ...]:
+    """In the order in which legs are wanted, if it is known of all."""
+    return tuple(sorted(legs, key=list(order).index)) if set(legs) <= set(order) else legs
+
+
+def _oriented(a: Value, b: Value, hint: Sequence[Leg]) -> list[tuple[Value, Value]]:
+    """Both orders, the one first whose result has the wanted order of legs."""
+
+    def last(value: Value, other: Value) -> int:
+        own = [hint.index(leg) for leg in value.legs if leg not in other.legs and leg in hint]
+        return max(own, default=-1)
+
+    return [(a, b), (b, a)] if last(a, b) <= last(b, a) else [(b, a), (a, b)]
+
+
+def _matmul(writer: Writer, plan: Arrangement) -> Trial:
+    """Copies that it takes have the summed legs last or, if that is cheaper, before the others."""
+    last = _product(writer, plan, summed_last=True)
+    if len(last[0].steps) == len(writer.steps) + 1:
+        return last
+    return min(last, _product(writer, plan, summed_last=False), key=lambda way: way[0].seconds)
+
+
+def _product(writer: Writer, plan: Arrangement, summed_last: bool) -> Trial:
+    writer, left = _matrix(writer, plan.left, plan, plan.rows, summed_last)
+    writer, right = _matrix(writer, plan.right, plan, plan.columns, summed_last)
+    right = _transpose(right)
+    n = right.shape[-1]
+    front = max(left.shape[:-2], right.shape[:-2], key=lambda shape: (len(shape), prod(shape)))
+    legs = (*plan.lead, *plan.batch, *plan.rows, *plan.columns)
+    kernel, code, shape = min(_products(left, right, front), key=lambda way: way[0].seconds)
+    held = [_copied(array, front) for array in (left, right)]
+    seconds = kernel.seconds + sum(cost.copy(entries, n).seconds for entries in held if entries)
+    held += [prod(array.shape[-2:]) for array in (left, right) if not _is_matrix(array)]
+    kernel = replace(kernel, seconds=seconds, scratch=kernel.scratch + cost.item() * sum(held))
+    comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
+    writer, array = writer.run(code, shape, kernel, comment)
+    size = {**plan.left.sizes, **plan.right.sizes}
+    split = array.free_reshape([size[leg] for leg in legs])
+    assert split is not None
+    return writer, Value(split, legs)
+
+
+def _products(
+    left: Array, right: Array, front: tuple[int, ...]
+) -> Iterator[tuple[cost.Kernel, str, tuple[int, ...]]]:
+    """Ways to compute ``left @ right``: the kernel, the code, and the shape of its value."""
+    m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
+    along = left.strides[-1] == right.strides[-2] == 1
+    kernel = cost.matmul(prod(front), m, n, k, along=along, conflict=_conflicts(left))
+    yield kernel, f"{left.code} @ {right.code}", (*front, m, n)
+    if m == n and (_transpose(left) == right or left == _transpose(right)):
+        half = left if _transpose(left) == right else _transpose(right)
+        for blocks in (b for b in BLOCKS if m >= b * LEAST_ROWS):
+            kernel = cost.gram(prod(front), m, k, blocks)
+            yield kernel, f"gram({half.code}, {blocks})", (*front, m, n)
+    rows = next((rows for rows in ROWS if m % rows == 0), 0)
+    if rows and not front and min(m, n) >= LARGE and k <= FEW:
+        parts = left.free_reshape([m // rows, rows, k])
+        assert parts is not None
+        code = f"{parts.code} @ {right.code}.expand({m // rows}, {k}, {n})"
+        yield cost.matmul(1, m, n, k, in_blocks=True), code, (m // rows, rows, n)
+
+
+def _copied(array: Array, front: tuple[int, ...]) -> int:
+    """Entries of the copy that torch makes of an operand whose batch dimensions do not merge."""
+    matrix = array.shape[-2:]
+    if len(front) < 2 or len(array.shape) < 3:
+        return 0
+    for _ in range(len(front) + 2 - len(array.shape)):
+        array = array.unsqueeze(0)
+    expanded = array.expand((*front, *matrix))
+    merged = (prod(front), *matrix)
+    return expanded.size if expanded.free_reshape(merged) is None else 0
+
+
+def _conflicts(array: Array) -> bool:
+    """Whether the columns of a transposed factor compete for the same places of a cache."""
+    row, column = array.strides[-2:]
+    return row == 1 < column and cost.conflicts(column)
+
+
+def _is_matrix(array: Array) -> bool:
+    """Whether BLAS takes the last dimensions as they are; torch copies others, one at a time."""
+    (m, n), (row, column) = array.shape[-2:], array.strides[-2:]
+    return (column == 1 and row >= n) or (row == 1 and column >= m)
+
+
+def _matrix(
+    writer: Writer, value: Value, plan: Arrangement, keep: Sequence[Leg], summed_last: bool
+) -> tuple[Writer, Array]:
+    """``(lead, batch, keep, summed)``, as it lies or a copy.
+
+    Both halves of a symmetric product make the same copy, if they need one: then it runs once.
+    """
+    lead = [leg for leg in plan.lead if leg in value.legs]
+    size = value.sizes
+
+    def flat(*groups: Sequence[Leg]) -> tuple[Array, list[int]]:
+        array = value.arranged([leg for group in groups for leg in group])
+        return array, [prod(size[leg] for leg in group) for group in groups]
+
+    front = [g for g in (lead, plan.batch) if g]
+    straight = flat(*front, keep, plan.summed)
+    if (free := straight[0].free_reshape(straight[1])) is not None:
+        return writer, free
+    swapped = flat(*front, plan.summed, keep)
+    if (free := swapped[0].free_reshape(swapped[1])) is not None:
+        return writer, _transpose(free)
+    writer, array = writer.reshape(*(straight if summed_last else swapped))
+    return writer, array if summed_last else _transpose(array)
+
+
+def _transpose(array: Array) -> Array:
+    dims = list(range(len(array.shape)))
+    return array.permute([*dims[:-2], dims[-1], dims[-2]])

@@ -1,0 +1,1 @@
+"""From plans to programs: printing, running, joining, chunking, explaining, tuning, caching."""

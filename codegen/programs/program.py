@@ -1,0 +1,203 @@
+"""Programs: the schedule of the chosen plans, its source, and running it."""
+
+import linecache
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Self
+
+import torch
+from torch import Tensor as Array
+from typing_extensions import TypeVar
+
+from tnconv.codegen.lowering.arrays import Step
+from tnconv.codegen.lowering.schedule import Schedule
+from tnconv.codegen.planner import Plan
+from tnconv.codegen.programs import source
+from tnconv.codegen.programs.checks import after_autocast, by_name, by_position
+from tnconv.codegen.programs.joint import scheduled
+from tnconv.diagrams.expression import Expression
+from tnconv.simplify import Firing
+
+if TYPE_CHECKING:
+    from tnconv.codegen.programs.chunks import Chunks
+
+Result = TypeVar("Result", Array, tuple[Array, ...], default=Array)
+_numbers = count(1)
+SPARE = 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Program(Generic[Result]):
+    """A compiled network: call it with operands by name, read its ``source``, let it ``explain``.
+
+    Of several networks, given as a tuple, the results are a tuple. ``terms`` holds the plans that
+    were considered for each term of each network, the chosen one first. ``chunks``, one for each
+    network, replace them where memory is limited. Intermediate results are deleted where they would
+    raise the peak by more than ``spare_memory`` bytes.
+    """
+
+    network: Expression | tuple[Expression, ...]
+    terms: tuple[tuple[Plan, ...], ...]
+    firings: tuple[Firing, ...]
+    chunks: tuple["Chunks", ...] = ()
+    spare_memory: int = SPARE
+
+    @property
+    def networks(self) -> tuple[Expression, ...]:
+        """What was compiled, also where it is one network."""
+        return self.network if isinstance(self.network, tuple) else (self.network,)
+
+    @cached_property
+    def operands(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each operand."""
+        return {name: shape for net in self.networks for name, shape in net.operands.items()}
+
+    @cached_property
+    def indices(self) -> frozenset[str]:
+        """The operands that list positions of legs: int64 tensors."""
+        return frozenset[str]().union(*(net.indices for net in self.networks))
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The steps of the chosen plans, equal ones once, and the results."""
+        chosen = iter(plans[0] for plans in self.terms)
+        return scheduled([[next(chosen) for _ in net.terms] for net in self.networks])
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of all networks and terms."""
+        return self.schedule.steps
+
+    def peak_memory(self, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes that a call holds at a time at most, beside its operands and without autograd.
+
+        It is predicted for processors and the precision that the program was compiled for.
+        """
+        if self.chunks:
+            return together([chunk.peak(dtype.itemsize) for chunk in self.chunks])
+        arguments = source.argument_names(self.operands).values()
+        kept = [x.name for x in source.constants(self.schedule, arguments, self.spare_memory)]
+        return self.schedule.held(dtype.itemsize, self.spare_memory, kept)
+
+    @cached_property
+    def source(self) -> str:
+        """Python that needs torch alone: a function ``contraction`` of the operands."""
+        return source.formatted(self.text)
+
+    @cached_property
+    def text(self) -> str:
+        """The source before it is laid out: what runs."""
+        return source.module(self.functions("contraction"))
+
+    def functions(self, name: str) -> list[str]:
+        """The texts of the function ``name`` and of those that it calls."""
+        arguments = source.argument_names(self.operands)
+        several = isinstance(self.network, tuple)
+        if not self.chunks:
+            names, spare = list(arguments.values()), self.spare_memory
+            indices = [arguments[index] for index in self.indices]
+            return source.definition(name, names, indices, self.schedule, several, spare)
+        from tnconv.codegen.programs.chunks import functions
+
+        return functions(name, self.chunks, arguments, several)
+
+    @cached_property
+    def function(self) -> Callable[..., Result]:
+        """The compiled source, a function of the operands by position."""
+        file = f"<tnconv program {next(_numbers)}>"
+        linecache.cache[file] = (len(self.text), None, self.text.splitlines(True), file)
+        namespace: dict[str, Callable[..., Result]] = {}
+        exec(compile(self.text, file, "exec"), namespace)
+        return namespace["contraction"]
+
+    def prepared(self) -> Self:
+        """This program, with what the first call would make: ``torch.compile`` can trace it."""
+        _ = self._by_name
+        return self
+
+    def save(self, path: str | Path) -> Path:
+        """Write the source as a module, for use without this library.
+
+        Raises:
+            ValueError: the path does not end in ``.py``.
+        """
+        if (path := Path(path)).suffix != ".py":
+            raise ValueError(f"path is {str(path)!r}; expected the name of a Python file, *.py")
+        equations: list[str] = [line for net in self.networks for line in str(net).splitlines()]
+        shapes: list[str] = [f"{name}: {shape}" for name, shape in self.operands.items()]
+        about = ["A contraction.", "", *equations, "", *(shapes or ["No operands."])]
+        path.write_text(source.documented(about, self.source), encoding="utf-8")
+        return path
+
+    def __call__(self, **operands: Array) -> Result:
+        """Run on tensors of the operands' shapes, one dtype (but `indices`) and one device.
+
+        Under autocast operands are cast to its dtype as by torch's own convolutions, which leave
+        float64 and complex tensors alone.
+
+        Raises:
+            ValueError: an operand is missing, unknown, or of another shape, dtype or device.
+            TypeError: an operand is not a tensor.
+        """
+        return self._by_name(self, operands)
+
+    def run(self, *given: Array) -> Result:
+        """As calling, with the operands by position, in the order of `operands`."""
+        if len(given) != len(self.operands):
+            names = ", ".join(self.operands) or "none"
+            raise ValueError(f"got {len(given)} operands; expected {len(self.operands)}: {names}")
+        return self._by_position(self, *given)
+
+    def run_cast(self, *given: Array) -> Result:
+        """As running on operands that fit, where autocast is on or numbers are complex."""
+        cast = [array.to(after_autocast(array)) for array in given]
+        if self.has_native_kernels and any(array.is_complex() for array in cast):
+            return self.for_complex.function(*cast)
+        return self.function(*cast)
+
+    @cached_property
+    def _by_position(self) -> Callable[..., Result]:
+        native = self.has_native_kernels
+        return by_position(self.function, self.operands, self.indices, casts_complex=native)
+
+    @cached_property
+    def _by_name(self) -> Callable[..., Result]:
+        return by_name(self._by_position, self.operands, self.indices)
+
+    @cached_property
+    def has_native_kernels(self) -> bool:
+        """Whether a step is one of torch's convolution kernels."""
+        return "conv" in self.text.replace("contraction", "")
+
+    @cached_property
+    def for_complex(self) -> "Program[Result]":
+        """The program without native convolutions, which torch has for real dtypes only."""
+        from tnconv.codegen.compiler import compile
+
+        return compile(self.network, dtype=torch.complex64)  # type: ignore[return-value]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        fields = self.network, self.terms, self.firings, self.chunks, self.spare_memory
+        return _restored, fields
+
+    def explain(self) -> str:
+        """What was compiled and how: networks, rules, plans, steps with costs, alternatives."""
+        from tnconv.codegen.programs.explanation import explain
+
+        return explain(self)
+
+
+def _restored(*fields: Any) -> Program[Any]:
+    return Program(*fields).prepared()
+
+
+def together(peaks: list[tuple[int, int]]) -> int:
+    """The peak of (peak, result) of parts that run in turn and keep their results."""
+    held = most = 0
+    for peak, result in peaks:
+        most = max(most, held + peak)
+        held += result
+    return most

@@ -1,0 +1,138 @@
+"""Tuning: the best few programs of a network are measured, and the winner is remembered."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice, product
+
+import torch
+
+from tnconv.codegen.planner import Plan
+from tnconv.codegen.prices import store, timing
+from tnconv.codegen.prices.store import Json
+from tnconv.codegen.programs.program import Program
+from tnconv.diagrams.expression import Expression
+from tnconv.diagrams.network import TensorNetwork
+from tnconv.simplify import simplify
+
+KIND = "tuning"
+MOST_MEASURED = 6  # programs
+MOST_COMBINED = 64  # ways to combine the plans of several terms that are considered
+PLAUSIBLE = 4.0  # a program that is predicted to take this many times the best is not measured
+BUDGET = 0.3  # seconds for all programs of a network
+FAILED = 1e9  # seconds that JSON can hold, where a program could not run
+FASTER = 0.97  # another program replaces the planner's choice if it takes less than this share
+
+
+def tuned(
+    program: Program,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: Mapping[str, Json],
+    limit: int | None = None,
+) -> Program:
+    """The fastest of the best few programs as measured, now or in an earlier process.
+
+    What is remembered counts only if it has a time for each of these programs: those of another
+    version of the compiler, or of other options, are measured anew. ``limit`` is in bytes.
+    """
+    found = {_digest(way): way for way in candidates(program, limit, dtype.itemsize)}
+    if len(found) == 1:
+        return program
+    key: dict[str, Json] = {
+        **store.circumstances(device),
+        "dtype": str(dtype),
+        "networks": [_described(net) for net in program.networks],
+        "options": dict(options),
+    }
+    seconds = _remembered(key, list(found))
+    if seconds is None:
+        seconds = timing.aside(lambda: _measured(found, device, dtype))
+        store.save(KIND, key, {name: min(taken, FAILED) for name, taken in seconds.items()})
+    planned, fastest = next(iter(found)), min(found, key=lambda name: seconds[name])
+    return found[fastest if seconds[fastest] < FASTER * seconds[planned] else planned]
+
+
+def candidates(program: Program, limit: int | None = None, item: int = 4) -> list[Program]:
+    """The program, then others that differ in their code, most promising first.
+
+    Of plans by the same routes only the best is measured, so that the few differ in kind.
+    """
+    lists = [_distinct(plans) for plans in program.terms]
+    ways = [program, *(_with(program, way) for way in islice(product(*lists), MOST_COMBINED))]
+    fitting = [way for way in ways if limit is None or _held(way, item) <= limit]
+    bound = PLAUSIBLE * min((way.schedule.seconds for way in fitting), default=0.0)
+    others = sorted(
+        (way for way in fitting if way.schedule.seconds <= bound),
+        key=lambda way: way.schedule.seconds,
+    )
+    different: dict[str, Program] = {}
+    for way in (program, *others):
+        different.setdefault(_digest(way), way)
+    return list(different.values())[:MOST_MEASURED]
+
+
+def _held(way: Program, item: int) -> int:
+    return way.schedule.held(item, way.spare_memory)
+
+
+def _distinct(plans: Sequence[Plan]) -> list[Plan]:
+    """The first plan, what torch would do, and the best plan by each set of routes."""
+    best: dict[object, Plan] = {}
+    for plan in plans:
+        best.setdefault((plan.is_torchs, frozenset(plan.routes)), plan)
+    return list(best.values())
+
+
+def _with(program: Program, choice: Sequence[Plan]) -> Program:
+    """The program with these plans first."""
+    terms = (
+        (plan, *(other for other in plans if other is not plan))
+        for plan, plans in zip(choice, program.terms, strict=True)
+    )
+    return replace(program, terms=tuple(terms))
+
+
+def _digest(program: Program) -> str:
+    """What a program computes by which calls, whatever its comments say."""
+    schedule = program.schedule
+    codes = [*(f"{step.name} = {step.code}" for step in schedule.steps)]
+    text = "\n".join([*codes, *(output.code for output in schedule.outputs)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _described(network: Expression) -> Json:
+    """Equal networks alike, up to the names of legs, and others not."""
+    return [
+        f"{t.nodes} {t.result} {sorted(t.sizes.items())} {t.scale}" for t in _canonical(network)
+    ]
+
+
+def _canonical(network: Expression) -> Iterator[TensorNetwork]:
+    for term in network.terms:
+        form = simplify(term).normal
+        assert isinstance(form, TensorNetwork)
+        yield form.canonical
+
+
+def _remembered(key: Mapping[str, Json], names: Sequence[str]) -> dict[str, float] | None:
+    """Seconds of each of the programs, if all are known."""
+    value = store.load(KIND, key)
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not all(
+        isinstance(taken, float) and taken > 0 for taken in value.values()
+    ):
+        store.ignored(KIND, key)
+        return None
+    seconds = {name: taken for name, taken in value.items() if isinstance(taken, float)}
+    return seconds if seconds.keys() >= set(names) else None
+
+
+def _measured(
+    programs: Mapping[str, Program], device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
+    shapes = next(iter(programs.values())).operands.values()
+    operands = [torch.randn(shape, device=device, dtype=dtype) for shape in shapes]
+    calls = [lambda run=program.run: run(*operands) for program in programs.values()]
+    return dict(zip(programs, timing.seconds_of(calls, device, BUDGET), strict=True))

@@ -1,0 +1,166 @@
+"""Loops: a network that falls apart along one leg, computed one position at a time."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from tnconv.codegen.lowering.arrays import Array, Step, Turns, Writer
+from tnconv.codegen.lowering.constants import constant_steps, words
+from tnconv.codegen.lowering.covers import Cover
+from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.prices import cost
+from tnconv.diagrams.affine import Leg, Sizes, Tensor, View
+from tnconv.diagrams.network import TensorNetwork
+
+NAME = re.compile(r"\bu\d+\b")  # results of steps of a body
+
+
+@dataclass(frozen=True)
+class Loop:
+    """``cover`` for one position of ``leg``: operands are parts of size one along ``dims``."""
+
+    cover: Cover
+    leg: Leg
+    dims: dict[str, int]  # for each operand the dimension that is the leg
+    joined: bool  # whether the parts of the result are joined, or added
+
+    @property
+    def body(self) -> Cover:
+        """The network of one position; its result holds the open legs, each as a dimension."""
+        network, nodes = self.cover.network, []
+        for node in network.tensors:
+            axes = tuple(x for x in node.view.axes if x.plain(network.sizes) != self.leg)
+            nodes.append(Tensor(node.name, View(_single(node.view.shape, self.dims, node), axes)))
+        patterns = (pattern for _, pattern in network.patterns)
+        held = {leg for node in network.nodes for leg in node.legs} - {self.leg}
+        sizes = {leg: size for leg, size in network.sizes.items() if leg in held}
+        result = View.of(sizes, *self._legs)
+        if self.joined:
+            result = View((1, *result.shape), result.axes)
+        arrays = {name: self._part(at, name) for at, name in enumerate(self.dims)}
+        body = TensorNetwork((*nodes, *patterns), result, sizes)
+        return Cover(body, arrays, Writer(letter="u"))
+
+    @property
+    def _legs(self) -> tuple[Leg, ...]:
+        """The open legs of the body in the result's order."""
+        network = self.cover.network
+        return tuple(x for x in network.result.legs if network.holders[x] and x != self.leg)
+
+    def _part(self, at: int, name: str) -> Array:
+        whole, dim = self.cover.arrays[name], self.dims[name]
+        shape = (*whole.shape[:dim], 1, *whole.shape[dim + 1 :])
+        return Array(f"part_{at + 1}", shape, whole.strides)
+
+    def around(self, steps: tuple[Step, ...], output: Array, routes: tuple[str, ...] = ()) -> Cover:
+        """The loop over steps for one position that end in ``output``, found by ``routes``."""
+        writer, steps, output = self._hoisted(steps, output)
+        network = self.cover.network
+        count = network.sizes[self.leg]
+        wholes = [self.cover.arrays[name].code for name in self.dims]
+        parts = [
+            f"{code}.split(1{f', {dim}' if dim else ''})"
+            for code, dim in zip(wholes, self.dims.values(), strict=True)
+        ]
+        over = f"zip({', '.join(parts)})" if len(parts) > 1 else parts[0]
+        names = ", ".join(f"part_{at + 1}" for at in range(len(parts)))
+        turns = Turns(f"for {names} in {over}", count, steps, output.code)
+        body = " ".join([output.code, *turns.body])
+        code = f"torch.cat([{body}])" if self.joined else f"sum({body})"
+        sizes = [network.sizes[leg] for leg in self._legs]
+        shape = (count, *sizes) if self.joined else tuple(sizes)
+        kernel = _kernel(steps, output, count, prod(sizes), self.joined)
+        comment = f"one {self.leg} at a time"
+        added = None if self.joined else turns
+        writer, array = writer.run(code, shape, kernel, comment, added)
+        legs = (self.leg, *self._legs) if self.joined else self._legs
+        every = tuple(range(len(network.nodes)))
+        cover = self.cover.put(writer, every, Value(array, legs), "loop")
+        return replace(cover, routes=(*cover.routes, *routes))
+
+    def _hoisted(
+        self, steps: tuple[Step, ...], output: Array
+    ) -> tuple[Writer, tuple[Step, ...], Array]:
+        """Steps that are the same for all positions come before the loop."""
+        writer, names = self.cover.writer, dict[str, str]()
+
+        def renamed(code: str) -> str:
+            return NAME.sub(lambda found: names.get(found[0], found[0]), code)
+
+        parts = [f"part_{at + 1}" for at in range(len(self.dims))]
+        for step in (constants := constant_steps(steps, parts)):
+            code = renamed(step.code)
+            writer, array = writer.run(code, step.shape, step.kernel, step.comment)
+            names[step.name] = array.code
+        left = (replace(s, code=renamed(s.code)) for s in steps if s not in constants)
+        return writer, tuple(left), replace(output, code=renamed(output.code), unshaped=None)
+
+
+def loops(cover: Cover, pairs: bool = False) -> Iterator[Loop]:
+    """The leg that all tensors hold as a dimension and no pattern holds: samples, mostly.
+
+    Per-sample gradients become one native call for each sample; norms, diagonals and sums of
+    squares never hold them all. Sums of products of two tensors have better routes, unless another
+    network needs the same products: then ``pairs`` are looped, too.
+    """
+    network = cover.network
+    tensors = list(network.tensors)
+    if cover.selection is not None:
+        return
+    for leg, at in network.holders.items():
+        open_ = leg in network.open_legs
+        if len(tensors) < 2 or network.sizes[leg] < 2:
+            continue
+        if not (open_ or pairs or len(tensors) > 2):
+            continue
+        if len(at) == len(tensors) and all(isinstance(network.nodes[p], Tensor) for p in at):
+            places = {(t.name, _dimension(t.view, leg, network.sizes)) for t in tensors}
+            dims = {name: dim for name, dim in places if dim is not None}
+            if len(dims) == len(places):
+                order = {t.name: dims[t.name] for t in tensors}
+                yield Loop(cover, leg, order, open_)
+                return
+
+
+def _dimension(view: View, leg: Leg, sizes: Sizes) -> int | None:
+    """The array dimension that a leg is by itself, if it is in no other axis."""
+    at = [p for p, axis in enumerate(view.axes) if leg in dict(axis.terms)]
+    if len(at) != 1 or view.axes[at[0]].plain(sizes) != leg:
+        return None
+    before = prod(axis.size for axis in view.axes[: at[0]])
+    for dim, size in enumerate(view.shape):
+        if prod(view.shape[:dim]) == before and size == sizes[leg]:
+            return dim
+    return None
+
+
+def _single(shape: tuple[int, ...], dims: dict[str, int], node: Tensor) -> tuple[int, ...]:
+    return (*shape[: dims[node.name]], 1, *shape[dims[node.name] + 1 :])
+
+
+def held(steps: Sequence[Step], added: int) -> int:
+    """The most bytes in a loop: a turn's values replace those of the one before, one by one.
+
+    After the last of them ``added`` entries are made.
+    """
+    sizes = [cost.item() * prod(step.shape) for step in steps]
+    new = [size + step.kernel.scratch for size, step in zip(sizes, steps, strict=True)]
+    return sum(sizes) + max([*new, cost.item() * added])
+
+
+def _kernel(
+    steps: tuple[Step, ...], output: Array, count: int, entries: int, joined: bool
+) -> cost.Kernel:
+    """The price of all turns, and of joining or adding what they give."""
+    seconds = cost.now().turn + sum(step.kernel.seconds for step in steps)
+    end = cost.copy(count * entries, entries) if joined else cost.elementwise(entries, 2 * entries)
+    origin = [prod(step.shape) for step in steps if step.name in words(output.code)]
+    kept = count * max([entries, *origin]) if joined else 0  # a part keeps what it is a view of
+    return cost.Kernel(
+        "loop",
+        count * sum(step.kernel.flops for step in steps),
+        count * sum(step.kernel.bytes for step in steps) + end.bytes,
+        count * seconds + end.seconds * (1 if joined else count),
+        held(steps, 0 if joined else entries) + cost.item() * kept,
+    )

@@ -1,0 +1,226 @@
+"""What is made of per-sample gradients: dot products, norms, the Gauss-Newton or Fisher matrix.
+
+``J[m, n, θ]`` is the gradient of sample n in the weight θ, for one cotangent or for several, m:
+columns of the loss Hessian's root (Gauss-Newton, Fisher) or of the network's Jacobian (neural
+tangent kernel). Layers as in `tnconv.functional.derivatives`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from tnconv.diagrams.geometry import IntOrTuple, Padding
+from tnconv.functional.lookup import run, several
+
+
+def gradient_dots(
+    x: torch.Tensor,  # (n, g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``G[m, n, m', n'] = Σ_θ J[m, n, θ] J[m', n', θ]``: dot products of all gradients.
+
+    The Gram matrix of the Gauss-Newton (Dangel et al. 2022, ViViT), and the layer's block of the
+    empirical neural tangent kernel. Shape (n, n) for one cotangent.
+
+    >>> gradient_dots(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(2, 8, 4, 7)).shape
+    torch.Size([2, 8, 2, 8])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "gradient_dots",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
+    )
+
+
+def ntk_block(
+    x: torch.Tensor,  # (n, g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
+    other_x: torch.Tensor,  # (n', g·c, *i')
+    other_grad_output: torch.Tensor,  # (n', g·d, *o') or (m', n', g·d, *o')
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``G[m, n, m', n'] = Σ_θ J[m, n, θ] J'[m', n', θ]``: `gradient_dots` between two batches.
+
+    The layer's block of the empirical neural tangent kernel (Jacot et al. 2018), between a batch
+    and another one, whose inputs may have another size. Without m or m' where there is one
+    cotangent.
+
+    >>> x, v = torch.rand(8, 3, 9), torch.rand(2, 8, 4, 7)
+    >>> ntk_block(x, (4, 3, 3), v, torch.rand(5, 3, 6), torch.rand(5, 4, 4)).shape
+    torch.Size([2, 8, 5])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    vectors = several(grad_output, x.dim())
+    other_vectors = several(other_grad_output, other_x.dim())
+    return run(
+        "ntk_block",
+        (vectors, other_vectors, x.shape, other_x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
+        other_x,
+        other_grad_output,
+    )
+
+
+def gradient_norms(
+    x: torch.Tensor,  # (n, g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``s[m, n] = Σ_θ J[m, n, θ]²``: squared norms of per-sample gradients, or ``s[n]``.
+
+    >>> gradient_norms(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(8, 4, 7)).shape
+    torch.Size([8])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "gradient_norms",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
+    )
+
+
+def ggn_diagonal(
+    x: torch.Tensor,  # (n, g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``d[gd, c, k] = Σ_{m,n} J[m, n, gdck]²``: the diagonal of the Gauss-Newton or Fisher.
+
+    >>> ggn_diagonal(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(2, 8, 4, 7)).shape
+    torch.Size([4, 3, 3])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "ggn_diagonal",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
+    )
+
+
+def per_sample_ggn_diagonal(
+    x: torch.Tensor,  # (n, g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``d[n, gd, c, k] = Σ_m J[m, n, gdck]²``: `ggn_diagonal` of every sample.
+
+    >>> per_sample_ggn_diagonal(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(8, 4, 7)).shape
+    torch.Size([8, 4, 3, 3])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "per_sample_ggn_diagonal",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
+    )
+
+
+def ggn_block(
+    x: torch.Tensor,  # (n, g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``B[θ, θ'] = Σ_{m,n} J[m, n, θ] J[m, n, θ']``, of shape ``(*weight, *weight)``.
+
+    >>> ggn_block(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(2, 8, 4, 7)).shape
+    torch.Size([4, 3, 3, 4, 3, 3])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "ggn_block",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
+    )
+
+
+def ggn_vector_product(
+    x: torch.Tensor,  # (n, g·c, *i)
+    weight_shape: Sequence[int],  # (g·d, c, *k)
+    grad_output: torch.Tensor,  # (n, g·d, *o) or (m, n, g·d, *o)
+    vector: torch.Tensor,  # (g·d, c, *k)
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
+) -> torch.Tensor:
+    """``p[θ] = Σ_{m,n,θ'} J[m, n, θ] J[m, n, θ'] u[θ']``: `ggn_block` times a vector.
+
+    >>> u, v = torch.rand(4, 3, 3), torch.rand(2, 8, 4, 7)
+    >>> ggn_vector_product(torch.rand(8, 3, 9), u.shape, v, u).shape
+    torch.Size([4, 3, 3])
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    geometry = (stride, padding, dilation, groups, transposed, output_padding)
+    return run(
+        "ggn_vector_product",
+        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
+        x,
+        grad_output,
+        vector,
+    )

@@ -1,0 +1,14 @@
+"""Losses: roots of their Hessians in the model's outputs, and what their mean divides by."""
+
+from tnconv.losses.reductions import Reduction, batch_size, divisor, reduction_of
+from tnconv.losses.roots import Curvature, curvature, recognised
+
+__all__ = [
+    "Curvature",
+    "Reduction",
+    "batch_size",
+    "curvature",
+    "divisor",
+    "recognised",
+    "reduction_of",
+]

@@ -1,0 +1,13 @@
+"""Matrices of whole networks: products with curvature matrices, and exact Hessian diagonals."""
+
+from tnconv.operators.curvature_operators import CurvatureOperator, GGNOperator, HessianOperator
+from tnconv.operators.fisher import FisherOperator
+from tnconv.operators.hessian_diagonal import hessian_diagonal
+
+__all__ = [
+    "CurvatureOperator",
+    "FisherOperator",
+    "GGNOperator",
+    "HessianOperator",
+    "hessian_diagonal",
+]

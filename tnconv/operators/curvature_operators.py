@@ -1,0 +1,259 @@
+"""Curvature of a whole network as linear operators: products, and never the matrix.
+
+Every product is two sweeps through a batch's graph (`tnconv.operators.linearization`): any model
+that autograd differentiates twice will do. Operators have the interface of SciPy's
+``LinearOperator`` without needing SciPy: its solvers take them as they are.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from math import nan
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from tnconv.losses.reductions import Reduction, divisor, reduction_of
+from tnconv.models.computing import Inputs, arguments
+from tnconv.models.modules import unwrapped
+from tnconv.models.propagation import LossFunction
+from tnconv.operators.linearization import Graph
+from tnconv.operators.parameter_space import Space, Vector
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Product = Callable[[Vector], Vector]
+V = TypeVar("V", bound="Tensor | Sequence[Tensor] | Mapping[str, Tensor] | np.ndarray[Any, Any]")
+
+
+class CurvatureOperator(ABC):
+    """A symmetric matrix over all entries of some parameters, seen through its products.
+
+    It belongs to ``loss_fn(model(inputs), targets)`` of all pairs in ``batches`` taken as one
+    batch: with a mean, every batch has the share of what it divides by, exactly for the losses that
+    `tnconv` knows, by the number of samples for others. Where several batches' loss says nothing of
+    its ``reduction``, that is an argument.
+
+    ``parameters`` names those that count, by default all that learn. A vector is a flat tensor or
+    array of all of them, a tuple of tensors in their shapes, or a mapping by name; a product has
+    the form of its vector, and a matrix's columns are vectors.
+
+    The model stays as it is, its buffers, its mode, its gradients. Where ``retain_graph`` is true
+    (the default for one batch), graphs stay until a parameter changes, so that no product runs the
+    model again; otherwise every product does, and one batch's graph is held at a time.
+
+    Raises:
+        NotImplementedError: a layer that drops entries at random.
+        ValueError: no batch, unknown parameters, or an unknown reduction of several batches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        batches: Iterable[tuple[Inputs, Any]],
+        parameters: Iterable[str] | None = None,
+        *,
+        reduction: Reduction | None = None,
+        retain_graph: bool | None = None,
+    ) -> None:
+        self.model, self.loss_fn = unwrapped(model), loss_fn
+        self.batches = list(batches) if iter(batches) is batches else batches
+        self.space = _space(self.model, parameters)
+        _refuse_dropout(self.model)
+        self.reduction = reduction or reduction_of(loss_fn)
+        self.shares = _shares(loss_fn, self.batches, self.reduction)
+        few = isinstance(self.batches, Sized) and len(self.batches) == 1
+        self.retain_graph = few if retain_graph is None else retain_graph
+        self._held: tuple[object, list[Product]] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters, in the order of flat vectors."""
+        return self.space.names
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """As many rows and columns as the parameters have entries."""
+        return self.space.size, self.space.size
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """The dtype of products with arrays, NumPy's."""
+        return self.space.array_dtype
+
+    def __matmul__(self, other: V) -> V:
+        """The product with a vector, or with a matrix whose columns are vectors.
+
+        Raises:
+            TypeError: an array of complex numbers.
+            ValueError: other shapes or names.
+        """
+        found: Any
+        if isinstance(other, Mapping):
+            found = dict(zip(self.names, self._times(self.space.vector(other)), strict=True))
+        elif isinstance(other, tuple | list):
+            found = self._times(self.space.vector(other))
+        elif isinstance(other, Tensor):
+            found = self._flat(other)
+        else:
+            array = cast("np.ndarray[Any, Any]", other)
+            found = self.space.to_array(self._flat(self.space.from_array(array)))
+        return cast(V, found)
+
+    def matvec(self, vector: V) -> V:
+        """The product with one vector."""
+        return self @ vector
+
+    matmat = rmatvec = rmatmat = matvec  # the matrix is symmetric
+
+    def adjoint(self) -> "CurvatureOperator":
+        """The operator itself: it is symmetric."""
+        return self
+
+    T = H = property(adjoint)
+
+    def check_deterministic(self) -> None:
+        """Compare two products with one vector, each from graphs of its own.
+
+        Raises:
+            RuntimeError: they differ, so the model or the batches are not the same every time.
+        """
+        draw = torch.randn(self.space.size, generator=torch.Generator().manual_seed(0))
+        vector = self.space.split(draw.to(self.space.device))
+        first, second = (self.space.join(self._sum(self._products(), [vector])[0]) for _ in "ab")
+        if not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * float(first.abs().max())):
+            raise RuntimeError(
+                "two products with one vector differ; expected a fixed model and data"
+            )
+
+    @abstractmethod
+    def _product(self, graph: Graph, share: float, batch: int) -> Product:
+        """The product that one batch adds; ``share`` is the factor of its loss."""
+
+    def _flat(self, given: Tensor) -> Tensor:
+        if given.dim() == 1:
+            return self.space.join(self._times(self.space.split(given)))
+        if given.dim() != 2 or len(given) != self.space.size:
+            size = self.space.size
+            raise ValueError(
+                f"operand has shape {tuple(given.shape)}; expected ({size},) or ({size}, k)"
+            )
+        found = self._all([self.space.split(column) for column in given.unbind(1)])
+        return torch.stack([self.space.join(each) for each in found], 1)
+
+    def _times(self, vector: Vector) -> Vector:
+        return self._all([vector])[0]
+
+    def _all(self, vectors: Sequence[Vector]) -> list[Vector]:
+        if not self.retain_graph:
+            return self._sum(self._products(), vectors)
+        state = _state(self.model)
+        if self._held is None or self._held[0] != state:
+            self._held = state, list(self._products())
+        return self._sum(self._held[1], vectors)
+
+    def _sum(self, products: Iterable[Product], vectors: Sequence[Vector]) -> list[Vector]:
+        totals = [tuple(torch.zeros_like(each) for each in vector) for vector in vectors]
+        for product in products:
+            for total, vector in zip(totals, vectors, strict=True):
+                for held, found in zip(total, product(vector), strict=True):
+                    held += found
+            del product  # and its graph, before the next one
+        return totals
+
+    def _products(self) -> Iterator[Product]:
+        """One product per batch, with its graph; a batch that counts for nothing has none."""
+        given = zip(self.batches, self.shares, strict=True)
+        for at, ((inputs, targets), share) in enumerate(given):
+            if share:
+                yield self._product(self._graph(inputs, targets), share, at)
+
+    def _graph(self, inputs: Inputs, targets: Any) -> Graph:
+        return Graph.of(self.model, self.names, self.loss_fn, arguments(inputs), targets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the graphs, which neither copies nor pickles carry."""
+        return self.__dict__ | {"_held": None}
+
+
+class HessianOperator(CurvatureOperator):
+    """``H[i, j] = ∂²L / ∂θ_i ∂θ_j``.
+
+    >>> model, batch = nn.Linear(3, 4), (torch.rand(8, 3), torch.randint(4, (8,)))
+    >>> hessian = HessianOperator(model, nn.CrossEntropyLoss(), [batch])
+    >>> hessian.shape, (hessian @ torch.rand(16)).shape
+    ((16, 16), torch.Size([16]))
+    """
+
+    def _product(self, graph: Graph, share: float, batch: int) -> Product:
+        return lambda vector: _scaled(graph.hessian(vector), share)
+
+
+class GGNOperator(CurvatureOperator):
+    """``G[i, j] = Σ_{y,y'} ∂y/∂θ_i ∂²L/∂y∂y' ∂y'/∂θ_j``, y all entries of the model's outputs.
+
+    >>> model, batch = nn.Linear(3, 4), (torch.rand(8, 3), torch.rand(8, 4))
+    >>> found = GGNOperator(model, nn.MSELoss(), [batch]) @ dict(model.named_parameters())
+    >>> found["weight"].shape
+    torch.Size([4, 3])
+    """
+
+    def _product(self, graph: Graph, share: float, batch: int) -> Product:
+        def product(vector: Vector) -> Vector:
+            middle = graph.loss_hessian(graph.push(vector))
+            return graph.pull(_scaled(middle, share))
+
+        return product
+
+
+def _space(model: nn.Module, parameters: Iterable[str] | None) -> Space:
+    named = dict(model.named_parameters())
+    learned = [name for name, parameter in named.items() if parameter.requires_grad]
+    names = tuple(learned if parameters is None else parameters)
+    unknown = ", ".join(repr(name) for name in names if name not in named)
+    if unknown or not names or len(set(names)) < len(names):
+        wrong = f"the model has no parameters {unknown}" if unknown else f"parameters are {names}"
+        raise ValueError(f"{wrong}; expected one or more of its own names, each once")
+    return Space(names, tuple(named[name].detach() for name in names))
+
+
+def _refuse_dropout(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+            raise NotImplementedError(
+                f"layer {name!r} drops other entries in every pass, which makes no one matrix; "
+                "expected evaluation mode"
+            )
+
+
+def _shares(
+    loss_fn: LossFunction, batches: Iterable[tuple[Inputs, Any]], kind: Reduction | None
+) -> list[float]:
+    """The factor of each batch's loss in that of all: its part of what a mean divides by."""
+    if isinstance(batches, Sized) and len(batches) == 1:
+        return [1.0]
+    parts = [
+        divisor(loss_fn, inputs, targets) if kind == "mean" else 1.0 for inputs, targets in batches
+    ]
+    if not parts:
+        raise ValueError("there are no batches; expected pairs of inputs and targets")
+    if len(parts) > 1 and kind is None:
+        raise ValueError(
+            "the loss does not say how several batches make one; expected reduction='mean' or 'sum'"
+        )
+    total = sum(parts) if kind == "mean" else 1.0
+    return [part / total if total else nan for part in parts]
+
+
+def _state(model: nn.Module) -> object:
+    """What changes when the model's values or mode do."""
+    held = [*model.parameters(), *model.buffers()]
+    modes = tuple(module.training for module in model.modules())
+    return [(each.data_ptr(), each._version) for each in held], modes
+
+
+def _scaled(vector: Vector, factor: float) -> Vector:
+    return vector if factor == 1 else tuple(each * factor for each in vector)

@@ -1,0 +1,111 @@
+"""The Fisher matrix of a whole network as a linear operator: exact, sampled, or empirical."""
+
+from collections.abc import Iterable
+from math import sqrt
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tnconv.losses.reductions import Reduction, batch_size
+from tnconv.losses.roots import curvature, recognised
+from tnconv.models.computing import Inputs
+from tnconv.models.modules import mixes_samples
+from tnconv.models.propagation import LossFunction
+from tnconv.operators.curvature_operators import GGNOperator, Product
+from tnconv.operators.linearization import Graph
+from tnconv.operators.parameter_space import Vector
+
+Fisher = Literal["type-2", "mc", "empirical"]
+
+
+class FisherOperator(GGNOperator):
+    """``F = 1/N Σ_n E[∂l_n/∂θ ∂l_n/∂θᵀ]`` with ``L = 1/N Σ_n l_n``, for a sum both without 1/N.
+
+    For ``fisher="type-2"`` the targets in l have the model's own distribution, which makes F the
+    Gauss-Newton matrix. For ``"mc"`` the mean is over so many ``samples`` of them, the same in
+    every product: they come from ``seed``, an integer that is drawn from ``generator``, and the
+    batch's number. For ``"empirical"`` targets are those given, and the loss can be any that is a
+    sum or a mean over samples.
+
+    >>> model, batch = nn.Linear(3, 4), (torch.rand(8, 3), torch.randint(4, (8,)))
+    >>> fisher = FisherOperator(model, nn.CrossEntropyLoss(), [batch], fisher="mc", samples=2)
+    >>> weight, bias = fisher @ (torch.rand(4, 3), torch.rand(4))
+    >>> weight.shape, bias.shape
+    (torch.Size([4, 3]), torch.Size([4]))
+
+    Raises:
+        NotImplementedError: a loss without a known distribution where one is needed, or layers
+            through which samples see each other.
+        ValueError: a ``fisher`` that there is not, fewer than one sample, or no reduction.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        batches: Iterable[tuple[Inputs, Any]],
+        parameters: Iterable[str] | None = None,
+        *,
+        fisher: Fisher = "type-2",
+        samples: int = 1,
+        generator: torch.Generator | None = None,
+        reduction: Reduction | None = None,
+        retain_graph: bool | None = None,
+    ) -> None:
+        if fisher not in get_args(Fisher):
+            raise ValueError(f"fisher is {fisher!r}; expected one of {get_args(Fisher)}")
+        if samples < 1:
+            raise ValueError(f"samples is {samples}; expected at least 1")
+        _refuse_batch_statistics(model)
+        super().__init__(
+            model, loss_fn, batches, parameters, reduction=reduction, retain_graph=retain_graph
+        )
+        if fisher != "empirical":
+            recognised(loss_fn)
+        elif self.reduction is None:
+            raise ValueError("the loss has no reduction; expected reduction='mean' or 'sum'")
+        self.fisher, self.samples = fisher, samples
+        device = "cpu" if generator is None else generator.device
+        draw = torch.randint(2**62, (), generator=generator, device=device)
+        self.seed = int(draw) if fisher == "mc" else 0
+        mean = fisher == "empirical" and self.reduction == "mean"
+        self._factor = sum(batch_size(inputs) for inputs, _ in self.batches) if mean else 1
+
+    def _product(self, graph: Graph, share: float, batch: int) -> Product:
+        if self.fisher == "type-2":
+            return super()._product(graph, share, batch)
+        vectors = self._vectors(graph, share, batch)
+
+        def product(vector: Vector) -> Vector:
+            (tangent,) = graph.push(vector)
+            return graph.pull((_outer(vectors, tangent),))
+
+        return product
+
+    def _vectors(self, graph: Graph, share: float, batch: int) -> Tensor:
+        """``s[m, n, *y]``: the middle of the matrix is ``Σ_m s[m, n] s[m, n]ᵀ`` for a sample."""
+        output = graph.output
+        if not isinstance(output, Tensor):
+            raise TypeError(f"the model gives a {type(output).__name__}; expected a tensor")
+        if self.fisher == "empirical":
+            return graph.loss_gradient[0][None] * (share * sqrt(self._factor))
+        generator = torch.Generator(output.device).manual_seed(self.seed + batch)
+        found = curvature(self.loss_fn, output, graph.targets)
+        return found.samples(self.samples, generator) * sqrt(share)
+
+
+def _outer(vectors: Tensor, tangent: Tensor) -> Tensor:
+    """``Σ_m s[m, n, y] Σ_y' s[m, n, y'] u[n, y']``."""
+    s, u = vectors.flatten(2), tangent.reshape(1, len(tangent), -1)
+    dots = (s * u).sum(2, keepdim=True)
+    return (s * dots).sum(0).reshape(tangent.shape)
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if mixes_samples(module):
+            raise NotImplementedError(
+                f"layer {name!r} normalises by the batch's statistics, so samples have no "
+                "distributions of their own; expected evaluation mode and running statistics"
+            )
