@@ -25,6 +25,7 @@ def compute(
     targets: Any,
     quantities: Sequence[Quantity[Any]],
     memory_limit: int | None = None,
+    batch_dim: int = 0,
 ) -> Result:
     """Quantities of ``loss_fn(model(inputs), targets)``, by parameter name.
 
@@ -49,7 +50,7 @@ def compute(
         TypeError: an output that is no tensor, where a quantity needs the loss's Hessian in it.
         ValueError: a loss that is no scalar, or a memory limit below what a layer needs.
     """
-    observation = Observation(model, quantities, memory_limit)
+    observation = Observation(model, quantities, memory_limit, batch_dim)
     with observation.watched(ready=_nothing) as watch, torch.enable_grad():
         args, kwargs = arguments(inputs)
         output = watch.model(*args, **kwargs)
@@ -59,16 +60,20 @@ def compute(
             raise ValueError(f"the loss has shape {tuple(loss.shape)}; expected a scalar")
         here = watch.passes[-1]
         observation.explain(here, (loss,))
+        observation.expect_apart(loss_fn, output, targets, here)
         observation.propagate(loss_fn, output, targets)
         if LOSS_GRADIENT in observation.collector.sources:
-            _backward(loss, [*sources(here.calls), *observation.fallback.expected])
+            _backward(loss, [*sources(here.calls), *observation.fallback.ends(here)])
             observation.expect((loss,), here, here.uses.keys())
         return observation.result(loss.detach())
 
 
 @contextmanager
 def observe(
-    model: nn.Module, quantities: Sequence[Quantity[Any]], memory_limit: int | None = None
+    model: nn.Module,
+    quantities: Sequence[Quantity[Any]],
+    memory_limit: int | None = None,
+    batch_dim: int = 0,
 ) -> Iterator["Observation"]:
     """Collect quantities while the user's own code runs the model and ``loss.backward()``.
 
@@ -93,7 +98,7 @@ def observe(
             that a micro-batch went without.
         ValueError: a memory limit below what a layer needs.
     """
-    observation = Observation(model, quantities, memory_limit)
+    observation = Observation(model, quantities, memory_limit, batch_dim)
     with observation.watched():
         yield observation
         observation.finish()

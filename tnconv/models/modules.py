@@ -1,6 +1,6 @@
 """Questions to modules: what they wrap, give, and compute with."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,10 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def tensors(output: Any) -> tuple[Tensor, ...]:
-    """The float tensors in what a module gives: one, or a sequence or mapping of them."""
-    given = output.values() if isinstance(output, Mapping) else output
-    found = given if isinstance(given, Iterable) and not isinstance(given, Tensor) else (given,)
-    return tuple(t for t in found if isinstance(t, Tensor) and t.is_floating_point())
+    """The float tensors in what a module gives: one, or nested sequences and mappings of them."""
+    if isinstance(output, Tensor):
+        return (output,) if output.is_floating_point() else ()
+    if isinstance(output, Mapping):
+        return tuple(t for each in output.values() for t in tensors(each))
+    if isinstance(output, list | tuple):
+        return tuple(t for each in output for t in tensors(each))
+    return ()
 
 
 def makes_another(module: nn.Module, name: str) -> bool:

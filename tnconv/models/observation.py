@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from tnconv.models.bare import noticing
 from tnconv.models.capture import Call, Pass, Watch, watching
 from tnconv.models.collector import Collector
+from tnconv.models.coupling import couples
 from tnconv.models.evidence import Evidence, expect
 from tnconv.models.fallback import Fallback
 from tnconv.models.propagation import LossFunction, Propagation
 from tnconv.models.result import Result
+from tnconv.models.sample_maps import Owned, SampleMap, Shared, along, is_fast, owners
+from tnconv.models.samples import Samples
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 
 
@@ -24,10 +27,14 @@ class Observation:
         model: nn.Module,
         quantities: Sequence[Quantity[Any]],
         memory_limit: int | None = None,
+        batch_dim: int = 0,
     ) -> None:
+        if batch_dim < 0:
+            raise ValueError(f"batch_dim is {batch_dim}; expected the number of a dimension, from 0")
         if memory_limit is not None and memory_limit <= 0:
             raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
         self.model, self.quantities, self.memory_limit = model, tuple(quantities), memory_limit
+        self.batch_dim = batch_dim
         self.per_sample = any(quantity.per_sample for quantity in quantities)
         each = [statistic for q in self.quantities for statistic in q.statistics().values()]
         self.statistics = tuple(dict.fromkeys(each))
@@ -36,8 +43,8 @@ class Observation:
 
     def _reset(self) -> None:
         self.collector = Collector(self.statistics, memory_limit=self.memory_limit)
-        self.fallback = Fallback(self.collector)
-        self._evidence = Evidence(lambda: self._propagation is None)
+        self.fallback = Fallback(self.collector, self._hand_over)
+        self._evidence = Evidence(self._is_users)
         self._others = [each for each in self.collector.sources if each != LOSS_GRADIENT]
         self._seen: dict[Vectors, set[Pass]] = {s: set() for s in (LOSS_GRADIENT, *self._others)}
 
@@ -45,9 +52,14 @@ class Observation:
     def watched(self, ready: Callable[[Pass], None] | None = None) -> Iterator[Watch]:
         """Hooks on the model for as long as the context is open."""
         ready = ready or self._returned
-        how = self.model, ready, self._receive, self.per_sample
+        how = self.model, ready, self._receive, self.per_sample, self.batch_dim
         with watching(*how) as self._watch, noticing(self._watch):
+            self.samples = Samples(self._watch)
             yield self._watch
+
+    def _is_users(self) -> bool:
+        """Whether the backward pass that is under way is the user's."""
+        return self._propagation is None and not self.samples.listening
 
     def _returned(self, here: Pass) -> None:
         """The user's own code goes on with what the model gave."""
@@ -55,6 +67,17 @@ class Observation:
         self._evidence.follow(self._watch, here)
 
     def _receive(self, here: Pass, call: Call, grad_output: Tensor) -> None:
+        """Take what arrives after a layer, unless all samples share it: see `Fallback`."""
+        if self.samples.take(call, grad_output) or isinstance(call.map, Shared):
+            return
+        if self.per_sample and call.map is None and call.parameters:
+            raise RuntimeError(
+                f"layer {call.name!r} ran after the model had returned, so that its samples are "
+                "not known; expected losses that call no layers of the model"
+            )
+        self._hand_over(here, call, grad_output)
+
+    def _hand_over(self, here: Pass, call: Call, grad_output: Tensor) -> None:
         if self._propagation is not None:
             self._propagation.receive(here, call, grad_output)
         else:
@@ -83,22 +106,75 @@ class Observation:
             return
         if not factor > 0:
             raise ValueError(f"factor is {factor}; expected a positive number")
-        self._propagation = Propagation(self.collector, self._watch.passes, output)
+        passes = self._watch.passes
+        self._propagation = Propagation(self.collector, passes, output, self.fallback.meetings)
         try:
             if not self._propagation.calls and any(here.calls for here in self._watch.passes):
                 raise ValueError(
                     f"an output of shape {tuple(output.shape)} comes from no layer; expected what "
                     "the model gave since the last result, before loss.backward()"
                 )
-            self._propagation.run(loss_fn, targets, factor)
+            owners = self._owners(loss_fn, output, targets)
+            self._propagation.run(loss_fn, targets, factor, owners)
             for source in self._others:
                 self._seen[source].update(self._propagation.calls.values())
         finally:
             self._propagation = None
 
+    def _owners(self, loss_fn: LossFunction, output: Tensor, targets: Any) -> Tensor | None:
+        """Whose each row of an output is, where that is not the number of its row."""
+        passes = set(self._propagation.calls.values()) if self._propagation is not None else set()
+        if not self.per_sample or len(passes) != 1:
+            return None
+        here = passes.pop()
+        if here not in self.fallback.known:
+            return None
+        listened, self._propagation = self._propagation, None
+        try:
+            found = self.samples.of(output, here, self.fallback.known[here])
+        finally:
+            self._propagation = listened
+        if not isinstance(found, Owned):
+            raise NotImplementedError(
+                f"samples of an output of shape {tuple(output.shape)} cannot be told apart, which "
+                "the loss's curvature needs; expected what the model gave"
+            )
+        self.expect_apart(loss_fn, output, targets, here, (found,))
+        if is_fast(found):
+            return None
+        shape = tuple(output.shape)
+        own = owners(found, shape, here.samples, output.device)
+        return along(own, found, shape).expand(shape)
+
+    def expect_apart(
+        self,
+        loss_fn: LossFunction,
+        output: Any,
+        targets: Any,
+        here: Pass,
+        maps: Sequence[SampleMap] | None = None,
+    ) -> None:
+        """Check that a loss couples no samples, where they are to be told apart.
+
+        Raises:
+            NotImplementedError: it does.
+        """
+        known = self.fallback.known.get(here)
+        if known is None or here.samples == 1:
+            return
+        key = getattr(loss_fn, "__code__", type(loss_fn))
+        if key in known.losses:
+            return
+        if couples(loss_fn, output, targets, here.maps if maps is None else maps, here.samples):
+            raise NotImplementedError(
+                "the loss couples samples: its gradient at the output of one depends on others, so "
+                "none has a gradient of its own; expected a sum or mean over samples"
+            )
+        known.losses.add(key)
+
     def explain(self, here: Pass, roots: Sequence[Tensor]) -> None:
         """Find the parameters that need the fallback in a pass, with a warning for each."""
-        self.fallback.prepare(self._watch, here, roots)
+        self.fallback.prepare(self._watch, here, roots, self.samples)
 
     def expect_tensor(self, output: Any) -> None:
         """Check what vectors other than the loss's gradient start from, if there are any.
@@ -126,6 +202,7 @@ class Observation:
         for here in self._watch.passes:
             self.expect(self._evidence.roots(here), here, self._evidence.parameters)
         self._expect_all_vectors()
+        self.fallback.flush()
         self.collector.settle(LOSS_GRADIENT)
         self.fallback.finish(self._watch)
         self.collector.finish()

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tnconv.diagrams import per_sample_gradients
-from tnconv.models import samplewise
-from tnconv.models.capture import Call
+from tnconv.models.arrangement import arranged
+from tnconv.models.capture import Alone, Call
 from tnconv.models.contracted import values
 from tnconv.models.layers import Operation, describe, explicit, repeated
+from tnconv.models.sample_maps import Silent
 from tnconv.models.unfolding import joined
 from tnconv.quantities.base import Statistic
 
@@ -26,28 +27,41 @@ class Arrival:
     grad_output: Tensor  # (n, *o) or (m, n, *o)
     vectors: int | None = None
 
-    @cached_property
-    def described(self) -> tuple[Operation, Tensor]:
-        """The call's operation and its operand x."""
-        return describe(self.call.module, self.call.x, self.call.output_shape)
+    samples: int | None = None
 
-    def term(
-        self, operand: str, parameter: nn.Parameter, samples: int, dtype: torch.dtype
-    ) -> "Term":
+    @cached_property
+    def described(self) -> tuple[Operation, Tensor, Tensor]:
+        """The call's operation, its operand x, and the vectors, with the samples in front."""
+        call, v = self.call, self.grad_output
+        if call.map is not None and self.samples is not None:
+            return arranged(call, v, self.samples, len(self._lead))
+        return *describe(call.module, call.x, call.output_shape), v
+
+    def term(self, operand: str, parameter: nn.Parameter, dtype: torch.dtype) -> "Term":
         """The call as an operation on operands in a dtype."""
-        if not self.call.described:
-            return self._explicit(operand, parameter, samples)
-        operation, x = self.described
+        if isinstance(self.call, Alone):
+            return Term.known(self.grad_output.to(dtype), self.vectors)
+        if isinstance(self.call.map, Silent):
+            return self._zero(parameter, dtype)
+        operation, x, given = self.described
         shape = operation.networks[operand].shape
-        v = self.grad_output.reshape(*self._lead, *shape).to(dtype)
+        v = given.reshape(*self._lead, *shape).to(dtype)
         return Term(operation, operand, x.to(dtype), v, self.vectors)
 
-    def _explicit(self, operand: str, parameter: nn.Parameter, samples: int) -> "Term":
-        call, own = self.call, {operand: parameter}
-        found = samplewise.per_sample_gradients(
-            call.module, call.args, call.kwargs, [self.grad_output], own, samples
-        )
-        return Term.known(found[operand])
+    def _zero(self, parameter: nn.Parameter, dtype: torch.dtype) -> "Term":
+        """Where no gradient came, whose each row would be is not known.
+
+        Raises:
+            RuntimeError: there is one.
+        """
+        if self.grad_output.any():
+            raise RuntimeError(
+                f"a gradient came after layer {self.call.name!r}, which no output of the model "
+                "depends on; expected losses of the model's outputs alone"
+            )
+        samples = 1 if self.samples is None else self.samples
+        zeros = parameter.new_zeros(*self._lead, samples, *parameter.shape, dtype=dtype)
+        return Term.known(zeros, self.vectors)
 
     @property
     def _lead(self) -> tuple[int, ...]:

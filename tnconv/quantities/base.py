@@ -10,7 +10,7 @@ and says what is made of them at the end. It never sees a layer type, a hook or 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,14 @@ Diagram = Callable[..., Expression]
 
 @dataclass(frozen=True)
 class Vectors:
-    """Where v comes from; equal sources are propagated backwards once, for all quantities."""
+    """Where v comes from; equal sources are propagated backwards once, for all quantities.
+
+    Sources ``by_sample`` get the samples of the output's entries, as ``owners`` of the output's
+    shape, where these are not the rows of dimension 0: each of their vectors has one position of
+    every sample.
+    """
+
+    by_sample: ClassVar[bool] = False
 
     def columns(
         self, loss_fn: Callable[[Any, Any], Tensor], output: Tensor, targets: Any
