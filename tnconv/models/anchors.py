@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from tnconv.models.arrangement import own_dimensions
 from tnconv.models.capture import Call, Pass
+from tnconv.models.layers import own_dimensions
 from tnconv.models.modules import tensors
 from tnconv.models.sample_maps import Batch, Owned, candidates, owners
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -55,8 +56,8 @@ class Call:
         return tuple(a for a in (*self.args, *self.kwargs.values()) if isinstance(a, Tensor))
 
     @property
-    def x(self) -> Tensor:
-        """The layer's input.
+    def given(self) -> tuple[Tensor, ...]:
+        """The tensors that the layer read, detached, in the order of its parameters.
 
         Raises:
             RuntimeError: it was changed in place after the layer had read it.
@@ -66,7 +67,12 @@ class Call:
                 f"the input of layer {self.name!r} was changed in place after the layer had read "
                 "it; expected it to stay until the backward pass"
             )
-        return self.inputs[0].detach()
+        return tuple(tensor.detach() for tensor in self.inputs)
+
+    @property
+    def x(self) -> Tensor:
+        """The first of the tensors that the layer read."""
+        return self.given[0]
 
     def release(self) -> None:
         """Free what the call read: nothing needs it any more."""
@@ -287,9 +293,24 @@ class _Hook:
             return
         here = self.watch.pass_of(module, args, kwargs)
         edge, shape = get_gradient_edge(watched), tuple(output.shape)
-        call = Call(self.name, module, args, kwargs, shape, edge, describes(module), learns)
+        known = describes(module)
+        call = Call(self.name, module, args, _ordered(module, kwargs), shape, edge, known, learns)
         if call.inputs:
+            call.described = known and describes(module, call.given, shape)
             self.watch.follow(here, call, watched)
+
+
+def _ordered(module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keywords in the order of the parameters of ``forward``; names that it does not show last."""
+    if len(kwargs) < 2:
+        return kwargs
+    names = [*signature(module.forward).parameters]
+    return dict(
+        sorted(
+            kwargs.items(),
+            key=lambda item: names.index(item[0]) if item[0] in names else len(names),
+        )
+    )
 
 
 def _before_views(output: Tensor) -> Tensor:
