@@ -4,7 +4,7 @@ A described layer that reads a view of an input is an anchor: whose each of its 
 from strides. Where there is none, the model runs again with another sample in one's place.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tnconv.models.capture import Call, Pass
@@ -112,25 +113,29 @@ class Unrunnable(Exception):
 
 
 def replaced(
-    model: nn.Module, here: Pass, possible: Sequence[Sequence[Owned]]
+    model: nn.Module,
+    here: Pass,
+    possible: Sequence[Sequence[Owned]],
+    noise: float = 0.0,
 ) -> tuple[list[Replaced], tuple[bool, ...]]:
     """What happens to each output where samples are replaced, and which inputs have the samples.
 
     Rows of its own change with a sample, and no others. An input of as many rows as samples that
     changes all of an output belongs to all samples, if the model runs on fewer samples with it
-    whole, and not with all inputs cut.
+    whole, and not with all inputs cut. ``noise`` is added to the parameters.
 
     Raises:
         Unrunnable: the model raised something.
     """
     batched = tuple(is_batched(here, each) for each in here.leaves)
     with untouched(model), torch.no_grad():
+        values = _noisy(model, noise) if noise else {}
         state = torch.random.get_rng_state()
 
         def run(change: Change) -> list[Tensor]:
             torch.random.set_rng_state(state)
             try:
-                return outputs_of(model, here, change)
+                return outputs_of(model, here, change, values)
             except Exception as error:
                 raise Unrunnable(str(error)) from error
 
@@ -155,11 +160,24 @@ Change = Callable[[int, Tensor], Tensor]
 Run = Callable[[Change], list[Tensor]]
 
 
-def outputs_of(model: nn.Module, here: Pass, change: Change) -> list[Tensor]:
-    """What the model gives for inputs some of which are changed."""
+def _noisy(model: nn.Module, noise: float) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: p + noise * torch.randn(p.shape, generator=generator).to(p)
+        for name, p in model.named_parameters()
+        if p.is_floating_point()
+    }
+
+
+def outputs_of(
+    model: nn.Module, here: Pass, change: Change, values: Mapping[str, Tensor]
+) -> list[Tensor]:
+    """What the model gives for inputs some of which are changed, and other parameters' values."""
     flat, spec = tree_flatten((here.args, here.kwargs))
     new = [change(at, x) if isinstance(x, Tensor) else x for at, x in enumerate(flat)]
     args, kwargs = tree_unflatten(new, spec)
+    if values:
+        return list(tensors(functional_call(model, dict(values), args, kwargs)))
     return list(tensors(model(*args, **kwargs)))
 
 

@@ -20,7 +20,7 @@ from tnconv.models.capture import Call, Pass, Watch
 from tnconv.models.collector import Collector
 from tnconv.models.graph import past, unexplained
 from tnconv.models.meeting_points import Unsupported
-from tnconv.models.meetings import Deliver, Meeting, alone, meeting
+from tnconv.models.meetings import Deliver, Meeting, by_itself, meeting
 from tnconv.models.sample_maps import Owned, Shared, Silent, Unknown, is_fast
 from tnconv.models.samples import Known, Samples
 from tnconv.models.samplewise import per_sample_gradients
@@ -74,6 +74,7 @@ class Fallback:
     ) -> None:
         if not any(y.requires_grad for y in here.outputs):
             return
+        _refuse_counts(here)
         known = self.known[here] = samples.explain(here)
         lost = _lost(here, names)
         _refuse_others(here, roots, names)
@@ -84,7 +85,7 @@ class Fallback:
             if isinstance(call.map, Shared) and call.edge is not None
         }
         for parameter in lost:
-            call = alone(names[parameter], parameter, here.samples)
+            call = by_itself(names[parameter], parameter, here.samples)
             ends[call] = get_gradient_edge(parameter)
             here.uses[parameter] = 1
         if not ends:
@@ -199,6 +200,20 @@ def _explains(call: Call, samples: int) -> bool:
     if isinstance(call.module, Bare):
         return call.map is not None and is_fast(call.map)
     return isinstance(call.map, Silent) or is_arranged(call, samples)
+
+
+def _refuse_counts(here: Pass) -> None:
+    """Refuse tables whose gradients depend on the whole batch.
+
+    Raises:
+        NotImplementedError: there is one.
+    """
+    for call in here.calls:
+        if getattr(call.module, "scale_grad_by_freq", False):
+            raise NotImplementedError(
+                f"layer {call.name!r} divides gradients by counts in the whole batch "
+                "(scale_grad_by_freq), so no sample has a gradient of its own"
+            )
 
 
 def _refuse_others(

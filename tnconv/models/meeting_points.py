@@ -36,7 +36,7 @@ Maps = tuple[SampleMap, ...]  # of the gradients after an operation's outputs
 LIGHT = ("Repeat", "Cat", "Stack", "Slice", "Select", "Index", "Embedding", "View", "Sum", "Where")
 
 
-class Unsupported(Exception):
+class Unsupported(NotImplementedError):
     """A graph whose meeting points cannot be used, and why."""
 
 
@@ -119,44 +119,46 @@ def points(graph: Graph, end: Node, maps: Mapping[Node, Maps]) -> list[Point]:
     return list(dict.fromkeys(found))
 
 
-def is_slow(point: Point) -> bool:
-    """Whether an operation is called for each sample by itself, and that takes long."""
-    name = point.node.name()
-    if _is_product(point) or name.startswith(("Expand", *LIGHT)):
-        return False
-    return not _broadcasts(point)
+def is_light(point: Point) -> bool:
+    """Whether an operation moves entries about, so that a call for each sample takes no time."""
+    return point.node.name().startswith(LIGHT)
 
 
-def cotangent(point: Point, grads: Sequence[Tensor | None], samples: int) -> Tensor | None:
+def cotangent(
+    point: Point, grads: Sequence[Tensor | None], samples: int
+) -> tuple[Tensor | None, bool]:
     """``(n, *x)``: the gradient of an operation's input x for every sample.
 
+    And whether the operation was called for one sample after another.
+
     Raises:
-        Unsupported: private parts of torch that are not as they were.
+        Unsupported: private parts of torch that are not as they were, or sizes that do not fit.
     """
-    shape, node = _shape(point.below), point.node
-    known = [resized(m, tuple(g.shape), samples) for m, g in zip(point.maps, grads, strict=True)
-             if g is not None]  # fmt: skip
-    given = [g for g in grads if g is not None]
+    shape, given = _shape(point.below), [g for g in grads if g is not None]
     if not given:
-        return None
+        return None, False
     if samples == 1:
-        alone = _input(node, grads, point.at)
-        return None if alone is None else alone.sum_to_size(shape)[None]
+        alone = _input(point, grads)
+        return None if alone is None else alone.sum_to_size(shape)[None], False
+    if len(grads) != len(point.maps):
+        raise Unsupported(f"{point.node.name()} has another number of outputs")
+    pairs = zip(point.maps, grads, strict=True)
+    known = [resized(m, tuple(g.shape), samples) for m, g in pairs if g is not None]
     if any(each is None for each in known):
-        raise Unsupported("a gradient has another size than its samples explain")
-    if len(given) == 1 and isinstance(known[0], Owned):
-        (g,), (own,) = given, known
-        if node.name().startswith("Expand") and _sums_over(own, tuple(g.shape), shape):
-            return _reduced(unfolded(g, own, samples), shape)
+        raise Unsupported(f"a gradient after {point.node.name()} has another size than before")
+    (g, *others), own = given, known[0]
+    if not others and isinstance(own, Owned):
+        if point.node.name().startswith("Expand") and _sums_over(own, g, shape):
+            return _reduced(unfolded(g, own, samples), shape), False
         if (product := _product(point, g, own, samples)) is not None:
-            return product
-        if _broadcasts(point):
-            whole = _input(node, grads, point.at)
+            return product, False
+        if _sums_over(own, g, shape) and not _is_product(point):
+            whole = _input(point, grads)
             if whole is None:
-                return None
-            if whole.shape == g.shape and _sums_over(own, tuple(g.shape), shape):
-                return _reduced(unfolded(whole, own, samples), shape)
-    return _one_by_one(point, grads, shape, samples)
+                return None, False
+            if whole.shape == g.shape != shape:
+                return _reduced(unfolded(whole, own, samples), shape), False
+    return _one_by_one(point, grads, shape, samples), True
 
 
 def pulled(point: Point, each: Tensor, ends: Sequence[GradientEdge]) -> list[Tensor | None]:
@@ -187,10 +189,13 @@ def _batched_pull(
     return [None if any(g is None for g in column) else torch.stack(column) for column in columns]
 
 
-def _input(node: Node, grads: Sequence[Tensor | None], at: int) -> Tensor | None:
-    """What an operation called by itself makes of gradients, for one of its inputs."""
-    found = node(*grads)  # type: ignore[operator]
-    result = found[at] if isinstance(found, tuple) else found
+def _input(point: Point, grads: Sequence[Tensor | None]) -> Tensor | None:
+    """What an operation called by itself makes of gradients, for the point's input.
+
+    Where that was broadcast, in the shape of the output: an entry for each of the output's.
+    """
+    found = point.node(*grads)  # type: ignore[operator]
+    result = found[point.at] if isinstance(found, tuple) else found
     return result if isinstance(result, Tensor) else None
 
 
@@ -204,19 +209,10 @@ def _shape(edge: GradientEdge) -> tuple[int, ...]:
         raise Unsupported("this version of torch does not show the shapes in its graph") from None
 
 
-def _broadcasts(point: Point) -> bool:
-    """Whether an operation works entry by entry, so that it leaves sums to the engine."""
-    name = point.node.name()
-    kinds = ("Add", "Sub", "Rsub", "Mul", "Div", "Pow", "Maximum", "Minimum", "Lerp", "Atan2")
-    return name.rstrip("012").removesuffix("Backward") in kinds or (
-        name == "AddmmBackward0" and point.at == 0
-    )
-
-
-def _sums_over(known: Owned, full: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of a shape that was broadcast had no dimension where samples are."""
-    at = known.dim - (len(full) - len(shape))
-    return at < 0 or shape[at] == 1
+def _sums_over(known: Owned, g: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of a shape, broadcast to a gradient's, had no dimension of samples."""
+    at = known.dim - (g.dim() - len(shape))
+    return len(shape) <= g.dim() and (at < 0 or shape[at] == 1)
 
 
 def _reduced(each: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -271,7 +267,7 @@ def _one_by_one(
             g if g is None or isinstance(m, Silent) else g * _mask(m, g, n, samples, device)
             for m, g in zip(point.maps, grads, strict=True)
         ]
-        found = _input(point.node, masked, point.at)
+        found = _input(point, masked)
         if found is None:
             return None
         rows.append(found.sum_to_size(shape))

@@ -14,7 +14,7 @@ from tnconv.models.meeting_points import (
     Point,
     Unsupported,
     cotangent,
-    is_slow,
+    is_light,
     points,
     pulled,
 )
@@ -25,7 +25,7 @@ Deliver = Callable[[Pass, Call, Tensor], None]
 Places = tuple[tuple[int, int, Maps], ...]  # of an end's points: operation, input, maps
 
 
-def alone(name: str, parameter: nn.Parameter, samples: int) -> Alone:
+def by_itself(name: str, parameter: nn.Parameter, samples: int) -> Alone:
     """The call that stands for a parameter's part in a pass."""
     shape = (samples, *parameter.shape)
     return Alone(name, nn.Identity(), (), {}, shape, None, True, (("parameter", parameter),))
@@ -39,6 +39,7 @@ class Meeting:
     ends: Mapping[Call, GradientEdge]
     points: Mapping[Call, Sequence[Point]]
     deliver: Deliver
+    slow: Callable[[Call, str], None] = lambda call, operation: None
 
     def __post_init__(self) -> None:
         self._at: dict[Node, dict[Point, list[Call]]] = {}
@@ -69,7 +70,9 @@ class Meeting:
     @torch.no_grad()
     def _arrived(self, node: Node, grads: tuple[Tensor | None, ...]) -> None:
         for point, calls in self._at[node].items():
-            each = cotangent(point, grads, self.here.samples)
+            each, one_by_one = cotangent(point, grads, self.here.samples)
+            if one_by_one and not is_light(point):
+                self.slow(calls[0], node.name())
             found: Sequence[Tensor | None] = [None for _ in calls]
             if each is not None:
                 found = pulled(point, each, [self.ends[call] for call in calls])
@@ -125,8 +128,14 @@ def meeting(
         return Meeting(here, ends, found, deliver)
     key = graph.names, tuple(graph.places.get(end.node) for end in ends.values())
     if key not in known.plans:
-        known.plans[key] = _plan(graph, here, samples, ends, slow)
+        known.plans[key] = _plan(graph, here, samples, ends)
     plan: Sequence[Places] = known.plans[key]
+
+    def slow_once(call: Call, operation: str) -> None:
+        if call.name not in known.slow:
+            known.slow.add(call.name)
+            slow(call, operation)
+
     return Meeting(
         here,
         ends,
@@ -135,6 +144,7 @@ def meeting(
             for call, places in zip(ends, plan, strict=True)
         },
         deliver,
+        slow_once,
     )
 
 
@@ -143,18 +153,13 @@ def _plan(
     here: Pass,
     samples: Samples,
     ends: Mapping[Call, GradientEdge],
-    slow: Callable[[Call, str], None],
 ) -> list[Places]:
     owned = [c.edge.node for c in here.calls if c.edge is not None and isinstance(c.map, Owned)]
     stops = set(owned) - {end.node for end in ends.values()}
     nodes = graph.above([end.node for end in ends.values()], stops)
     _, maps = samples.coded(here, here.maps, nodes, list(ends.values()))
     plan = []
-    for call, end in ends.items():
+    for end in ends.values():
         found = points(graph, end.node, maps)
-        for point in found:
-            if is_slow(point):
-                slow(call, point.node.name())
-                break
         plan.append(tuple((graph.places[p.node], p.at, p.maps) for p in found))
     return plan

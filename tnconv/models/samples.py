@@ -36,6 +36,7 @@ from tnconv.models.sample_maps import (
 )
 
 EVERY = 100
+NOISE = 0.1  # on parameters, where weights that are zero hide what depends on what
 Signature = tuple[object, ...]
 _seeds = count(1)
 
@@ -52,6 +53,8 @@ class Known:
     plans: dict[Any, Any] = field(default_factory=dict)
     derived: dict[Any, Owned] = field(default_factory=dict)
     losses: set[object] = field(default_factory=set)
+    open: bool = False  # calls whose gradient was zero, so far
+    slow: set[str] = field(default_factory=set)
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Signature, Known]] = WeakKeyDictionary()
@@ -106,15 +109,22 @@ class Samples:
         pairs += zip(known.calls, (call.output_shape for call in here.calls), strict=True)
         if any(resized(found, shape, here.samples) is None for found, shape in pairs):
             return False
-        if known.batches % EVERY:
+        if known.batches % EVERY and not known.open:
             return True
         maps = [resized(m, s, here.samples) for m, s in zip(known.outputs, shapes, strict=True)]
         found, _ = self.coded(here, [m or Silent() for m in maps])
-        return all(
-            isinstance(found[call], Silent)
-            or found[call] == resized(was, call.output_shape, here.samples)
-            for call, was in zip(here.calls, known.calls, strict=True)
-        )
+        calls = []
+        for call, was in zip(here.calls, known.calls, strict=True):
+            now = found[call]
+            if isinstance(now, Silent):
+                now = was
+            elif not isinstance(was, Silent) and now != resized(
+                was, call.output_shape, here.samples
+            ):
+                return False
+            calls.append(now)
+        known.calls, known.open = tuple(calls), _leaves_open(here, calls)
+        return True
 
     def _searched(self, here: Pass) -> Known:
         """The first batch size among the inputs' for which there is evidence."""
@@ -155,7 +165,9 @@ class Samples:
                 used = [each for each in fixed if batched[each[2]]]
                 if _contradict(used, calls):
                     raise _mixed(here)
-        return Known(tuple(guess), tuple(calls[c] for c in here.calls), batched, here.samples)
+        found = tuple(calls[c] for c in here.calls)
+        opened = _leaves_open(here, found)
+        return Known(tuple(guess), found, batched, here.samples, open=opened)
 
     def _again(
         self,
@@ -173,6 +185,8 @@ class Samples:
         self.watch.paused = True
         try:
             found, batched = replaced(self.watch.model, here, possible)
+            if not any(each.changed for each in found):  # weights that are zero hide the samples
+                found, batched = replaced(self.watch.model, here, possible, noise=NOISE)
         except Unrunnable as error:
             if sure:
                 return guess, batched
@@ -185,7 +199,7 @@ class Samples:
         for at, (each, result) in enumerate(zip(possible, found, strict=True)):
             if not each:
                 continue
-            if not result.changed and sure:
+            if sure and (not result.changed or guess[at] in result.left):
                 continue
             guess[at] = result.known or Unknown("no dimension of it changes with a sample")
         if not any(isinstance(each, Owned) for each in guess):
@@ -313,6 +327,13 @@ def _signature(model: nn.Module, here: Pass) -> Signature:
     outputs = tuple((y.dim(), y.requires_grad) for y in here.outputs)
     inputs = tuple(x.dim() if isinstance(x, Tensor) else type(x) for x in here.leaves)
     return model.training, here.batch_dim, calls, outputs, inputs
+
+
+def _leaves_open(here: Pass, calls: Sequence[SampleMap]) -> bool:
+    """Whether a call that showed no gradient could show one in another batch."""
+    silent = [c for c, m in zip(here.calls, calls, strict=True) if isinstance(m, Silent)]
+    nodes = before(here.outputs) if silent else set()
+    return any(c.edge is not None and c.edge.node in nodes for c in silent)
 
 
 def _sized(known: SampleMap, tensor: Tensor, here: Pass) -> SampleMap:

@@ -99,10 +99,15 @@ class Term:
                 return found
             each = torch.stack([term.gradients for term in terms])
             return cls.known(each.sum(0), first.vectors)
-        settings = (len(terms), first.operation.recipe, *first.operation.arguments)
-        read = {name: torch.stack([term.read[name] for term in terms]) for name in first.read}
+        calls, recipe, arguments = 1, first.operation.recipe, first.operation.arguments
+        put = torch.stack
+        if recipe is repeated:
+            put, (calls, recipe, *rest) = torch.cat, arguments
+            arguments = tuple(rest)
+        settings = (calls * len(terms), recipe, *arguments)
+        read = {name: put([term.read[name] for term in terms]) for name in first.read}
         given = [term.v for term in terms if term.v is not None]
-        v = torch.stack(given, 0 if first.vectors is None else 1) if given else None
+        v = put(given, 0 if first.vectors is None else 1) if given else None
         return cls(Operation(repeated, settings), first.operand, read, v, first.vectors)
 
     @classmethod
