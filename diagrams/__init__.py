@@ -39,6 +39,7 @@ from tnconv.diagrams.gradients import (
     ntk_block,
     per_sample_gradients,
 )
+from tnconv.diagrams.jacobian_products import combined_gradients, gradient_projections
 from tnconv.diagrams.kronecker import (
     Roles,
     input_factor,
@@ -75,6 +76,7 @@ __all__ = [
     "View",
     "avg_pool",
     "bias",
+    "combined_gradients",
     "compose",
     "conv",
     "conv_transpose",
@@ -89,6 +91,7 @@ __all__ = [
     "grad_reduce",
     "gradient_dots",
     "gradient_norms",
+    "gradient_projections",
     "gradient_sum",
     "group_average",
     "hessian_vjp",

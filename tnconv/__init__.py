@@ -7,7 +7,14 @@ from tnconv.codegen import Program, compile
 from tnconv.codegen.programs.cache import cache_clear, cache_info, cached, place
 from tnconv.diagrams import Expression, Sum, TensorNetwork
 from tnconv.models import Result, compute, observe
-from tnconv.operators import FisherOperator, GGNOperator, HessianOperator, hessian_diagonal
+from tnconv.operators import (
+    FisherOperator,
+    GGNOperator,
+    HessianOperator,
+    LowRankGGN,
+    hessian_diagonal,
+    low_rank_ggn,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,6 +22,7 @@ __all__ = [
     "FisherOperator",
     "GGNOperator",
     "HessianOperator",
+    "LowRankGGN",
     "Program",
     "Result",
     "Sum",
@@ -29,6 +37,7 @@ __all__ = [
     "functional",
     "hessian_diagonal",
     "losses",
+    "low_rank_ggn",
     "models",
     "nn",
     "observe",
