@@ -46,43 +46,81 @@ class DirectionalDerivatives:
 
 
 @dataclass(frozen=True, eq=False)
+class Gradients:
+    """``g_n = Σ_m weights[m] J[m, n]``, what sample n adds to the loss's gradient, from rows."""
+
+    rows: JacobianRows
+    weights: Tensor  # (m,)
+
+    @property
+    def samples(self) -> int:
+        return self.rows.samples
+
+    def total(self) -> dict[str, Tensor]:
+        """``Σ_n g_n`` by parameter name."""
+        every = self.weights[:, None].expand(-1, self.rows.samples)
+        return {name: g[0] for name, g in self.rows.combined(every[None]).items()}
+
+    def projected(self, directions: Named) -> Tensor:
+        """``g_n · u_k`` of shape ``(n, k)`` in double precision."""
+        found = self.rows.projected(directions).double()
+        return torch.einsum("m,kmn->nk", self.weights.double(), found)
+
+
+@dataclass(frozen=True, eq=False)
 class LowRankBlock:
     """``G = V Vᵀ`` over some of the parameters, V with a column for each pair (m, n).
 
-    ``rows`` has V's columns as the loss gives them, ``gradients`` one row for each sample whose
-    gradient is wanted. ``curvature_scale`` and ``gradient_scale`` are the factors that make sums
-    over the samples used unbiased for all; ``averages`` is whether the loss is a mean. Where
-    gradients are of the samples of the curvature, ``both`` has them after the rows, so that one
-    Gram matrix shows all inner products.
+    V's columns are ``scale[m, n] J[m, n]`` with the rows J of the vectors m, as many as ``scale``
+    has; ``rows`` may have more after them. Where ``gradients`` are made of the same rows, one Gram
+    matrix shows all inner products. ``curvature_scale`` and ``gradient_scale`` are the factors that
+    make sums over the samples used unbiased for all; ``averages`` is whether the loss is a mean.
     """
 
     rows: JacobianRows
-    gradients: JacobianRows
-    both: JacobianRows | None
+    scale: Tensor  # (m, n)
+    gradients: Gradients
     averages: bool
     curvature_scale: float
     gradient_scale: float
 
+    @property
+    def columns(self) -> JacobianRows:
+        """The rows that V's columns are multiples of."""
+        return self.rows.between(0, len(self.scale))
+
     @cached_property
-    def _inner_products(self) -> tuple[Tensor, Tensor]:
-        """``V_i · V_j`` and ``g_n · V_j`` of rows as the loss gives them, in double precision."""
-        size, count = self.rows.vectors * self.rows.samples, self.gradients.samples
-        if self.both is None:
-            cross = self.gradients.cross_gram(self.rows)
-            return self.rows.gram().double().reshape(size, size), cross.double().reshape(-1, size)
-        every = self.both.gram().double().reshape(size + count, size + count)
-        return every[:size, :size], every[size:, :size]
+    def _factors(self) -> Tensor:
+        """From rows as the loss gives them to V's columns, ``(m·n,)``."""
+        return self.scale.double().flatten() * sqrt(self.curvature_scale)
+
+    @cached_property
+    def _products_of_all(self) -> Tensor:
+        """``J[m, n] · J[m', n']`` of all rows, in double precision."""
+        return self.rows.gram().double()
 
     @cached_property
     def gram(self) -> Tensor:
         """``K = VᵀV`` of shape ``(m·n, m·n)``, m first, in double precision."""
-        found: Tensor = self._inner_products[0] * self.curvature_scale
-        return found
+        count, size = len(self.scale), self.scale.numel()
+        known = "_products_of_all" in self.__dict__ or count == self.rows.vectors
+        every = self._products_of_all if known else self.columns.gram().double()
+        found = every[:count, :, :count].reshape(size, size)
+        return self._factors[:, None] * found * self._factors
 
     @cached_property
     def gradient_products(self) -> Tensor:
         """``g_n · V_j`` of shape ``(n, m·n')``, with g_n what the sample adds to the gradient."""
-        return self._inner_products[1] * (self.gradient_scale * sqrt(self.curvature_scale))
+        if self.gradients.rows is self.rows:
+            every = self._products_of_all
+        else:
+            every = self.gradients.rows.cross_gram(self.columns).double()
+        found = torch.einsum("m,mnij->nij", self.gradients.weights.double(), every)
+        return found[:, : len(self.scale)].flatten(1) * (self.gradient_scale * self._factors)
+
+    def gradient(self) -> dict[str, Tensor]:
+        """The loss's gradient by name, an unbiased estimate where samples were chosen for it."""
+        return {n: g * self.gradient_scale for n, g in self.gradients.total().items()}
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
@@ -148,8 +186,7 @@ class LowRankBlock:
             else:
                 values, vectors = directions.values.double(), directions.gram_vectors
             slopes, products = self._along_eigenvectors(values, vectors)
-        shape = (self.rows.vectors, self.rows.samples, products.shape[1])
-        return self._of_samples(slopes, products.reshape(shape).square().sum(0))
+        return self._of_samples(slopes, self._summed_squares(products))
 
     def newton_step(
         self, damping: float | Tensor | Damping, k: int | None = None
@@ -165,8 +202,7 @@ class LowRankBlock:
         """
         values, vectors = self._chosen(k, None)
         slopes, products = self._along_eigenvectors(values, vectors)
-        shape = (self.rows.vectors, self.rows.samples, len(values))
-        curvatures = products.reshape(shape).square().sum(0)
+        curvatures = self._summed_squares(products)
         if callable(damping):
             means = slopes * len(slopes), curvatures * len(curvatures)
             damping = damping(values, *means)
@@ -217,7 +253,9 @@ class LowRankBlock:
 
     def diagonal(self) -> dict[str, Tensor]:
         """``G[i, i]`` in the parameters' shapes, by name."""
-        return {n: value * self.curvature_scale for n, value in self.rows.squares().items()}
+        vectors, samples = self.scale.shape
+        scaled = self.columns.scaled(self._factors.reshape(vectors, samples))
+        return scaled.squares()
 
     def _chosen(self, k: int | None, criterion: Criterion | None) -> tuple[Tensor, Tensor]:
         """Eigenvalues above zero and their eigenvectors of the Gram matrix, as columns."""
@@ -241,9 +279,12 @@ class LowRankBlock:
 
     def _along(self, directions: Named) -> tuple[Tensor, Tensor]:
         self._check_names(directions)
-        products = self.rows.projected(directions).double().flatten(1).T
-        slopes = self.gradients.projected(directions).double().flatten(1).T
-        return self.gradient_scale * slopes, sqrt(self.curvature_scale) * products
+        products = self.columns.projected(directions).double().flatten(1) * self._factors
+        return self.gradient_scale * self.gradients.projected(directions), products.T
+
+    def _summed_squares(self, products: Tensor) -> Tensor:  # (m·n, k)
+        """``Σ_m (V_mn · e_k)²`` of shape ``(n, k)``: what samples add to curvatures."""
+        return products.reshape(*self.scale.shape, -1).square().sum(0)
 
     def _of_samples(self, slopes: Tensor, curvatures: Tensor) -> DirectionalDerivatives:
         """From what samples add to the loss's derivatives to derivatives of their own losses."""
@@ -257,12 +298,11 @@ class LowRankBlock:
         """``Vᵀ v``, of shape ``(m·n,)`` in double precision."""
         self._check_names(vector)
         one = {name: vector[name].unsqueeze(0) for name in self.rows.like}
-        return self.rows.projected(one).double().flatten() * sqrt(self.curvature_scale)
+        return self.columns.projected(one).double().flatten() * self._factors
 
     def _combined(self, coefficients: Tensor) -> dict[str, Tensor]:  # (k, m·n)
         """``V c``, by name."""
-        shape = (-1, self.rows.vectors, self.rows.samples)
-        return self.rows.combined((coefficients * sqrt(self.curvature_scale)).reshape(shape))
+        return self.columns.combined((coefficients * self._factors).reshape(-1, *self.scale.shape))
 
     def _single(self, coefficients: Tensor) -> dict[str, Tensor]:  # (m·n,)
         found = self._combined(coefficients.unsqueeze(0))

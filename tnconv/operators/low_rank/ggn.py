@@ -16,12 +16,15 @@ from tnconv.operators.low_rank.block import (
     Criterion,
     DirectionalDerivatives,
     Eigenpairs,
+    Gradients,
     LowRankBlock,
     Named,
 )
 from tnconv.operators.low_rank.damping import Damping
+from tnconv.operators.low_rank.label_columns import LabelColumns, has_label_root
 from tnconv.operators.low_rank.rows import JacobianRows, LossGradients, WithGradient
 from tnconv.operators.parameter_space import Space
+from tnconv.quantities.base import Vectors
 from tnconv.quantities.second_order import Fisher, columns
 
 if TYPE_CHECKING:
@@ -76,35 +79,50 @@ def low_rank_ggn(
             groups, a memory limit below what is needed.
     """
     batch = _Batch(inputs, targets, batch_size(inputs), loss_fn)
-    curved, used = batch.positions("curvature_samples", curvature_samples), None
-    if gradient_samples is not None:
-        used = batch.positions("gradient_samples", gradient_samples)
-    source = columns(fisher, samples, generator)
-    same = used == curved or (used is None and curved is None)
-    names = _groups(model, groups)
-
-    def rows(which: tuple[int, ...] | None, vectors: Any) -> JacobianRows:
-        return JacobianRows.of(model, loss_fn, *batch.part(which), vectors, memory_limit)
-
-    if same:
-        both = rows(curved, WithGradient(source))
-        count = both.vectors - 1
-        found, gradients = both.between(0, count), both.between(count, count + 1)
+    curved = batch.positions("curvature_samples", curvature_samples)
+    used = batch.positions("gradient_samples", gradient_samples)
+    source, names = columns(fisher, samples, generator), _groups(model, groups)
+    how = model, loss_fn, memory_limit
+    if used == curved:
+        label = fisher == "exact" and has_label_root(loss_fn, targets)
+        rows, scale, weights = _with_gradients(batch, curved, source, label, *how)
+        gradients = Gradients(rows, weights)
     else:
-        found, gradients = rows(curved, source), rows(used, LossGradients())
+        rows = JacobianRows.of(model, loss_fn, *batch.part(curved), source, memory_limit)
+        other = JacobianRows.of(model, loss_fn, *batch.part(used), LossGradients(), memory_limit)
+        scale = torch.ones(rows.vectors, rows.samples).to(rows.device, rows.dtype)
+        gradients = Gradients(other, torch.ones(1).to(scale))
     averages = reduction_of(loss_fn) == "mean"
-    scales = batch.scale(curved), batch.scale(used)
-    blocks = {
-        name: LowRankBlock(
-            found.only(own),
-            gradients.only(own),
-            both.only(own) if same else None,
-            averages,
-            *scales,
-        )
-        for name, own in names.items()
-    }
-    return LowRankGGN(blocks, {name: found.like[name] for own in names.values() for name in own})
+    scales = averages, batch.scale(curved), batch.scale(used)
+    blocks = {}
+    for name, own in names.items():
+        part = rows.only(own)
+        same = part if gradients.rows is rows else gradients.rows.only(own)
+        blocks[name] = LowRankBlock(part, scale, Gradients(same, gradients.weights), *scales)
+    return LowRankGGN(blocks, {name: rows.like[name] for own in names.values() for name in own})
+
+
+def _with_gradients(
+    batch: "_Batch",
+    positions: tuple[int, ...] | None,
+    source: Vectors,
+    label: bool,
+    model: nn.Module,
+    loss_fn: LossFunction,
+    memory_limit: int | None,
+) -> tuple[JacobianRows, Tensor, Tensor]:
+    """Rows of columns and gradients, the columns' scale ``(m, n)``, and the gradients' weights."""
+    inputs, targets = batch.part(positions)
+    if not label:
+        rows = JacobianRows.of(model, loss_fn, inputs, targets, WithGradient(source), memory_limit)
+        scale = torch.ones(rows.vectors - 1, rows.samples).to(rows.device, rows.dtype)
+        weights = torch.zeros(rows.vectors).to(scale)
+        weights[-1] = 1
+        return rows, scale, weights
+    found = LabelColumns([])
+    rows = JacobianRows.of(model, loss_fn, inputs, targets, found, memory_limit)
+    (root,) = found.roots
+    return rows, root.scale, root.gradient_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +196,13 @@ class LowRankGGN:
     ) -> dict[str, Tensor]:
         """`LowRankBlock.newton_step` of every block: k directions in each."""
         return self._joined({n: b.newton_step(damping, k) for n, b in self.blocks.items()})
+
+    def gradient(self) -> dict[str, Tensor]:
+        """The loss's gradient by name, as a combination of rows that are there anyway.
+
+        Where ``gradient_samples`` were chosen, it is their unbiased estimate.
+        """
+        return self._joined({name: block.gradient() for name, block in self.blocks.items()})
 
     def __matmul__(self, vector: V) -> V:
         """``G v``, in the form of v.

@@ -8,7 +8,7 @@ samples first (data space), the orders between, and products of pixels before th
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -144,18 +144,18 @@ class JacobianRows:
     def only(self, names: Iterable[str]) -> "JacobianRows":
         """The rows in some of the parameters."""
         chosen = list(names)
-        return JacobianRows(
-            {name: self.terms[name] for name in chosen if name in self.terms},
-            {name: self.like[name] for name in chosen},
-            self.vectors,
-            self.samples,
-            self.memory_limit,
-        )
+        terms = {name: self.terms[name] for name in chosen if name in self.terms}
+        return replace(self, terms=terms, like={name: self.like[name] for name in chosen})
 
     def between(self, start: int, stop: int) -> "JacobianRows":
         """The rows of the vectors ``start <= m < stop``."""
         terms = {name: _between(term, start, stop) for name, term in self.terms.items()}
-        return JacobianRows(terms, self.like, stop - start, self.samples, self.memory_limit)
+        return replace(self, terms=terms, vectors=stop - start)
+
+    def scaled(self, factors: Tensor) -> "JacobianRows":  # (m, n)
+        """The rows ``factors[m, n] J[m, n, θ]``."""
+        terms = {name: _scaled(term, factors) for name, term in self.terms.items()}
+        return replace(self, terms=terms)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -240,6 +240,18 @@ def _between(term: Term, start: int, stop: int) -> Term:
     if term.v is None:
         return Term.known(term.gradients[start:stop], stop - start)
     return Term(term.operation, term.operand, term.x, term.v[start:stop], stop - start)
+
+
+def _scaled(term: Term, factors: Tensor) -> Term:
+    if term.v is None:
+        each = term.gradients
+        lead = factors.reshape(*factors.shape, *[1] * (each.dim() - 2))
+        return Term.known(each * lead.to(each), term.vectors)
+    axes = term.operation.networks[term.operand].result.axes
+    shape = [len(factors), *(1 for _ in axes)]
+    shape[1 + [axis.terms for axis in axes].index((("n", 1),))] = factors.shape[1]
+    by_axis = term.v.reshape(len(factors), *(axis.size for axis in axes))
+    return replace(term, v=(by_axis * factors.reshape(shape).to(term.v)).reshape(term.v.shape))
 
 
 def _cross(term: Term, other: Term) -> Tensor:
