@@ -48,6 +48,7 @@ from tnconv.diagrams.kronecker import (
     output_half,
 )
 from tnconv.diagrams.layers import (
+    bilinear,
     conv,
     conv_transpose,
     fold,
@@ -76,6 +77,7 @@ __all__ = [
     "View",
     "avg_pool",
     "bias",
+    "bilinear",
     "combined_gradients",
     "compose",
     "conv",

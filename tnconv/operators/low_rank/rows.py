@@ -21,7 +21,6 @@ from tnconv.diagrams import Expression
 from tnconv.models.capture import Pass
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, ran
-from tnconv.models.contracted import values
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.models.modules import unwrapped
 from tnconv.models.observation import Observation
@@ -192,7 +191,7 @@ class JacobianRows:
                 found[name] = like.new_zeros(shape)
                 continue
             term = self.terms[name]
-            given = {"coefficients": coefficients.to(term.x)}
+            given = {"coefficients": coefficients.to(self.device, self.dtype)}
             how = diagrams.combined_gradients, (len(coefficients),)
             found[name] = self._value(term, given, *how).reshape(shape)
         return found
@@ -202,7 +201,7 @@ class JacobianRows:
         count = len(next(iter(directions.values())))
         total = self._zeros((count, self.vectors, self.samples))
         for name, term in self.terms.items() if count else ():
-            given = {"directions": directions[name].to(term.x)}
+            given = {"directions": directions[name].to(self.device, self.dtype)}
             total += self._value(term, given, diagrams.gradient_projections, (count,))
         return total
 
@@ -231,15 +230,13 @@ class JacobianRows:
         diagram: Callable[..., Expression],
         arguments: tuple[Any, ...] = (),
     ) -> Tensor:
-        operands = {"x": term.x} | ({} if term.v is None else {"grad_output": term.v})
-        how = term.operation, term.operand, operands | dict(given), term.vectors
-        return values([Statistic(diagram, arguments)], *how, self.memory_limit)[0]
+        return term.values([Statistic(diagram, arguments)], self.memory_limit, given)[0]
 
 
 def _between(term: Term, start: int, stop: int) -> Term:
     if term.v is None:
         return Term.known(term.gradients[start:stop], stop - start)
-    return Term(term.operation, term.operand, term.x, term.v[start:stop], stop - start)
+    return replace(term, v=term.v[start:stop], vectors=stop - start)
 
 
 def _scaled(term: Term, factors: Tensor) -> Term:
@@ -259,10 +256,8 @@ def _cross(term: Term, other: Term) -> Tensor:
     if (term.v is None) != (other.v is None) or term.operand != other.operand:
         term, other = (Term.known(each.gradients, each.vectors) for each in (term, other))
     what = term.operation, other.operation, term.operand, term.vectors, other.vectors
-    program = cached(_cross_program, place(term.x), *what)
-    given = {"x": term.x, "other_x": other.x}
-    if term.v is not None and other.v is not None:
-        given |= {"grad_output": term.v, "other_grad_output": other.v}
+    given = term.operands | {f"other_{name}": each for name, each in other.operands.items()}
+    program = cached(_cross_program, place(next(iter(given.values()))), *what)
     return program.run(*[given[name] for name in program.operands])
 
 
