@@ -47,6 +47,7 @@ from tnconv.diagrams.kronecker import (
     output_half,
 )
 from tnconv.diagrams.layers import (
+    bilinear,
     conv,
     conv_transpose,
     fold,
@@ -75,6 +76,7 @@ __all__ = [
     "View",
     "avg_pool",
     "bias",
+    "bilinear",
     "compose",
     "conv",
     "conv_transpose",

@@ -29,10 +29,11 @@ def values(
     """
     if not statistics:
         return []
-    limit = None if memory_limit is None else (memory_limit, operands["x"].dtype)
+    like = next(iter(operands.values()))
+    limit = None if memory_limit is None else (memory_limit, like.dtype)
     what = tuple(statistics), operation, operand, vectors, limit
     try:
-        program = looked_up(_program, device_of(operands["x"]), *what)
+        program = looked_up(_program, device_of(like), *what)
     except ValueError as error:
         if limit is None:
             raise

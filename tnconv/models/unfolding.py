@@ -14,7 +14,7 @@ from tnconv import diagrams
 from tnconv.codegen import Program
 from tnconv.codegen.tiers import Build, device_of, looked_up
 from tnconv.diagrams import Roles, TensorNetwork, View
-from tnconv.models.layers import Networks, Operation
+from tnconv.models.layers import Networks, Operands, Operation
 
 Sizes = tuple[tuple[str, int], ...]
 
@@ -33,7 +33,7 @@ def of_patches(operand: str, view: View, roles: Roles, sizes: Sizes) -> Networks
 def joined(
     operations: Sequence[Operation],
     operand: str,
-    given: Sequence[tuple[Tensor, Tensor]],  # x and v of each call
+    given: Sequence[tuple[Operands, Tensor]],  # what each call read, and v after it
     vectors: int | None = None,
 ) -> tuple[Operation, Tensor, Tensor] | None:
     """Calls as one operation with its x and v; None if they read the parameter differently."""
@@ -45,7 +45,7 @@ def joined(
     for operation, (read, after) in zip(operations, given, strict=True):
         what = device_of(after), operation, operand, vectors
         patches, outputs = looked_up(_patches, *what), looked_up(_outputs, *what)
-        x.append(patches.run(*[read for _ in patches.operands]).to(after))  # a bias reads no x
+        x.append(patches.run(*[read[name] for name in patches.operands]).to(after))
         v.append(outputs.run(after))
     view, roles, own = keys.pop()
     rows, columns = torch.cat(x, 1), torch.cat(v, 1 if vectors is None else 2)
