@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tnconv import diagrams
-from tnconv.codegen import Program, compile
-from tnconv.codegen.programs.cache import cached, place
+from tnconv.codegen import Program
+from tnconv.codegen.tiers import Build, device_of, looked_up
 from tnconv.diagrams import Expression
 from tnconv.models.capture import Pass
 from tnconv.models.collector import Collector
@@ -257,11 +257,13 @@ def _cross(term: Term, other: Term) -> Tensor:
         term, other = (Term.known(each.gradients, each.vectors) for each in (term, other))
     what = term.operation, other.operation, term.operand, term.vectors, other.vectors
     given = term.operands | {f"other_{name}": each for name, each in other.operands.items()}
-    program = cached(_cross_program, place(next(iter(given.values()))), *what)
-    return program.run(*[given[name] for name in program.operands])
+    program = looked_up(_cross_program, device_of(next(iter(given.values()))), *what)
+    found: Tensor = program.run(*[given[name] for name in program.operands])
+    return found
 
 
 def _cross_program(
+    compiled: Build,
     device: str,
     operation: Operation,
     other: Operation,
@@ -273,4 +275,4 @@ def _cross_program(
     network: Expression = diagrams.ntk_block(*layers, operand, vectors, other_vectors)
     for cotangent, given in (("grad_output", operation), ("other_grad_output", other)):
         network = known(network, cotangent) if given.recipe is explicit else network
-    return compile(network, device=device)
+    return compiled(network, device=device)
