@@ -298,7 +298,9 @@ def per_sample_gradients(situation: Situation) -> dict[str, Tensor]:
                 error(y, torch.zeros(1)), list(named.values()), materialize_grads=True
             )
         )
-    return {name: torch.stack(each) for name, each in zip(named, zip(*rows, strict=True), strict=True)}
+    return {
+        name: torch.stack(each) for name, each in zip(named, zip(*rows, strict=True), strict=True)
+    }
 
 
 def ggn_diagonals(situation: Situation) -> dict[str, Tensor]:

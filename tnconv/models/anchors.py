@@ -72,13 +72,14 @@ def _map_of_view(view: Tensor, source: Tensor, here: Pass) -> Owned | None:
         return None
     generator = torch.Generator().manual_seed(view.numel())
     at = [torch.randint(size, (PROBES,), generator=generator) for size in view.shape]
-    place = torch.full((PROBES,), view.storage_offset() - source.storage_offset())
+    place = torch.full((PROBES,), int(view.storage_offset() - source.storage_offset()))
     for index, stride in zip(at, view.stride(), strict=True):
         place = place + index * stride
     sample = torch.full_like(place, -1)
-    order = sorted(range(source.dim()), key=lambda dim: (-source.stride(dim), source.shape[dim]))
+    strides = source.stride()
+    order = sorted(range(source.dim()), key=lambda dim: (-strides[dim], source.shape[dim]))
     for dim in order:
-        size, stride = source.shape[dim], source.stride(dim)
+        size, stride = source.shape[dim], strides[dim]
         if size == 1:
             continue
         if not stride:
@@ -218,9 +219,7 @@ def _within(changed: Tensor, known: Owned, sample: int, here: Pass) -> bool:
     return not bool((rows & (own != sample)).any())
 
 
-def _with_another(
-    batched: Sequence[bool], sample: int, here: Pass, at: int, x: Tensor
-) -> Tensor:
+def _with_another(batched: Sequence[bool], sample: int, here: Pass, at: int, x: Tensor) -> Tensor:
     """An input with another sample in one's place, or half of itself where all are equal."""
     if not batched[at]:
         return x
@@ -261,4 +260,3 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module.__dict__.update(attributes)
                 module._buffers.clear()
                 module._buffers.update(buffers)
-

@@ -123,7 +123,9 @@ class Pass:
     def sizes(self) -> list[int]:
         """What the batch size can be: the size of that dimension of each input tensor."""
         given = [each for each in self.leaves if isinstance(each, Tensor)]
-        return list(dict.fromkeys(t.shape[self.batch_dim] for t in given if t.dim() > self.batch_dim))
+        return list(
+            dict.fromkeys(t.shape[self.batch_dim] for t in given if t.dim() > self.batch_dim)
+        )
 
     @property
     def samples(self) -> int:

@@ -216,9 +216,7 @@ def _refuse_counts(here: Pass) -> None:
             )
 
 
-def _refuse_others(
-    here: Pass, roots: Sequence[Tensor], names: Mapping[nn.Parameter, str]
-) -> None:
+def _refuse_others(here: Pass, roots: Sequence[Tensor], names: Mapping[nn.Parameter, str]) -> None:
     """Refuse parameters that the loss reads by itself.
 
     Raises:
@@ -259,4 +257,3 @@ def _check(name: str, found: Tensor, expected: Tensor) -> None:
             f"the gradients of parameter {name!r}, sample by sample, do not add up to its "
             "gradient; expected layers that are not random and keep samples apart"
         )
-

@@ -92,7 +92,9 @@ class Point:
     @property
     def below(self) -> GradientEdge:
         """Where the gradient of that input goes."""
-        return GradientEdge(*self.node.next_functions[self.at])
+        node, output = self.node.next_functions[self.at]
+        assert node is not None
+        return GradientEdge(node, output)
 
 
 def points(graph: Graph, end: Node, maps: Mapping[Node, Maps]) -> list[Point]:
@@ -181,10 +183,10 @@ def _batched_pull(
 ) -> list[Tensor | None]:
     how = {"retain_graph": True, "allow_unused": True}
     try:
-        got = torch.autograd.grad([start], ends, [each], is_grads_batched=True, **how)  # type: ignore[arg-type]
+        got = torch.autograd.grad([start], ends, [each], is_grads_batched=True, **how)
         return list(got)
     except (RuntimeError, NotImplementedError):  # no rule for a batch of gradients
-        rows = [torch.autograd.grad([start], ends, [g], **how) for g in each]  # type: ignore[arg-type]
+        rows = [torch.autograd.grad([start], ends, [g], **how) for g in each]
     columns = zip(*rows, strict=True)
     return [None if any(g is None for g in column) else torch.stack(column) for column in columns]
 
@@ -230,7 +232,7 @@ def _is_product(point: Point) -> bool:
 
 
 def _product(point: Point, g: Tensor, known: Owned, samples: int) -> Tensor | None:
-    """``gw[n] = x[n]ᵀ g[n]`` of ``x w``, or ``g[n] x[n]ᵀ`` of ``w x``, where x has samples' rows."""
+    """``gw[n] = x[n]ᵀ g[n]`` of ``x w``, or ``g[n] x[n]ᵀ`` of ``w x``, with x the samples' rows."""
     if not _is_product(point):
         return None
     node: torch.autograd.graph.Node = point.node

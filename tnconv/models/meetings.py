@@ -92,7 +92,7 @@ class Meeting:
             self.deliver(self.here, call, gradient)
 
     def flush(self, calls: Iterable[Call] = (), like: Tensor | None = None) -> None:
-        """Hand over what points that saw no gradient hold up; zero for those calls that got none."""
+        """Hand over what points that saw no gradient hold up; zero for calls that got none."""
         for call in list(self._left):
             self._hand_over(call)
         for call in calls:
@@ -119,7 +119,9 @@ def meeting(
         Unsupported: there are no such points, for one of them.
     """
     given = zip(here.outputs, here.maps, strict=True)
-    roots = [get_gradient_edge(y).node for y, m in given if isinstance(m, Owned) and y.requires_grad]
+    roots = [
+        get_gradient_edge(y).node for y, m in given if isinstance(m, Owned) and y.requires_grad
+    ]
     graph = Graph(roots)
     if here.samples == 1:
         found = {c: [Point(p, at, ()) for p, at in graph.parents[e.node]] for c, e in ends.items()}

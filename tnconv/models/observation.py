@@ -20,7 +20,9 @@ from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 
 
 class Observation:
-    """What was seen of a model since the last result."""
+    """What was seen of a model since the last result; ``collector_type`` makes something of it."""
+
+    collector_type: type[Collector] = Collector
 
     def __init__(
         self,
@@ -30,7 +32,7 @@ class Observation:
         batch_dim: int = 0,
     ) -> None:
         if batch_dim < 0:
-            raise ValueError(f"batch_dim is {batch_dim}; expected the number of a dimension, from 0")
+            raise ValueError(f"batch_dim is {batch_dim}; expected a dimension, counted from 0")
         if memory_limit is not None and memory_limit <= 0:
             raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
         self.model, self.quantities, self.memory_limit = model, tuple(quantities), memory_limit
@@ -42,7 +44,7 @@ class Observation:
         self._reset()
 
     def _reset(self) -> None:
-        self.collector = Collector(self.statistics, memory_limit=self.memory_limit)
+        self.collector = self.collector_type(self.statistics, memory_limit=self.memory_limit)
         self.fallback = Fallback(self.collector, self._hand_over)
         self._evidence = Evidence(self._is_users)
         self._others = [each for each in self.collector.sources if each != LOSS_GRADIENT]

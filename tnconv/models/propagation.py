@@ -4,6 +4,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import prod, sqrt
 from typing import Any
 
@@ -76,8 +77,10 @@ class Propagation:
                     continue
                 self._source = source
                 given = loss_fn, self.output.detach(), targets, self._at_a_time(source)
-                apart = {"owners": owners} if owners is not None and source.by_sample else {}
-                for self._part, vectors in enumerate(source.parts(*given, **apart)):
+                parts: Callable[..., Iterator[Tensor]] = source.parts
+                if owners is not None and source.by_sample:
+                    parts = partial(parts, owners=owners)
+                for self._part, vectors in enumerate(parts(*given)):
                     self._send(vectors if factor == 1 else sqrt(factor) * vectors)
                 self.collector.close(self.calls, source)
 

@@ -106,8 +106,8 @@ def unfolded(tensor: Tensor, known: Owned, samples: int, lead: int = 0) -> Tenso
     if isinstance(known, Batch):
         return tensor.unsqueeze(dim + 1).movedim(dim, lead)
     if known.order == "nt":
-        return tensor.unflatten(dim, (samples, known.t)).movedim(dim, lead)
-    return tensor.unflatten(dim, (known.t, samples)).movedim(dim + 1, lead)
+        return torch.unflatten(tensor, dim, (samples, known.t)).movedim(dim, lead)
+    return torch.unflatten(tensor, dim, (known.t, samples)).movedim(dim + 1, lead)
 
 
 def front(tensor: Tensor, known: Owned, samples: int, lead: int = 0) -> Tensor:
@@ -121,8 +121,8 @@ def folded(tensor: Tensor, known: Owned, samples: int, lead: int = 0) -> Tensor:
     """Dimension 0 as ``(t, n)`` after ``lead`` other dimensions: t calls on one batch each."""
     assert isinstance(known, Fold) and known.dim == 0
     if known.order == "tn":
-        return tensor.unflatten(lead, (known.t, samples))
-    return tensor.unflatten(lead, (samples, known.t)).transpose(lead, lead + 1)
+        return torch.unflatten(tensor, lead, (known.t, samples))
+    return torch.unflatten(tensor, lead, (samples, known.t)).transpose(lead, lead + 1)
 
 
 def is_fast(known: SampleMap) -> bool:

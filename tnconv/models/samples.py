@@ -97,7 +97,9 @@ class Samples:
             known = kept[signature] = self._searched(here)
         known.batches += 1
         here.maps, here.batched = known.outputs, known.batched
-        here.maps = tuple(_sized(m, y, here) for m, y in zip(known.outputs, here.outputs, strict=True))
+        here.maps = tuple(
+            _sized(m, y, here) for m, y in zip(known.outputs, here.outputs, strict=True)
+        )
         for call, found in zip(here.calls, known.calls, strict=True):
             call.map = resized(found, call.output_shape, here.samples) or found
         return known
@@ -151,7 +153,9 @@ class Samples:
                 "samples, so none has a gradient of its own"
             )
         batched = tuple(is_batched(here, each) for each in here.leaves)
-        guess: list[SampleMap] = [each[0] if each else _none(y) for each, y in zip(possible, here.outputs, strict=True)]
+        guess: list[SampleMap] = [
+            each[0] if each else _none(y) for each, y in zip(possible, here.outputs, strict=True)
+        ]
         fixed = list(anchors(here))
         calls: Mapping[Call, SampleMap] = {}
         sure = _all_lead_to(fixed, guess, here)
@@ -266,7 +270,7 @@ class Samples:
         try:
             with self._listening(here):
                 how = {"retain_graph": True, "allow_unused": True}
-                torch.autograd.grad(roots, ends, cotangents, **how)  # type: ignore[arg-type]
+                torch.autograd.grad(roots, ends, cotangents, **how)
             return self._sketches
         finally:
             for handle in handles:

@@ -32,7 +32,9 @@ def per_sample_gradients(
     def one(sample: Sequence[Tensor], v: Sequence[Tensor]) -> dict[str, Tensor]:
         left = iter(sample)
         pairs = zip(flat, here.batched, strict=True)
-        args, kwargs = tree_unflatten([next(left).unsqueeze(dim) if s else a for a, s in pairs], spec)
+        args, kwargs = tree_unflatten(
+            [next(left).unsqueeze(dim) if s else a for a, s in pairs], spec
+        )
 
         def outputs(own: dict[str, Tensor]) -> tuple[Tensor, ...]:
             found = tensors(functional_call(model, own, args, kwargs))
