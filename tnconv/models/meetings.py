@@ -18,7 +18,7 @@ from tnconv.models.meeting_points import (
     points,
     pulled,
 )
-from tnconv.models.sample_maps import Owned
+from tnconv.models.sample_maps import Owned, Silent
 from tnconv.models.samples import Known, Samples
 
 Deliver = Callable[[Pass, Call, Tensor], None]
@@ -129,12 +129,15 @@ def meeting(
             raise Unsupported("an output of the model is a parameter")
         return Meeting(here, ends, found, deliver)
     key = graph.names, tuple(graph.places.get(end.node) for end in ends.values())
-    if key not in known.plans:
-        known.plans[key] = _plan(graph, here, samples, ends)
-    plan: Sequence[Places] = known.plans[key]
+    plan: Sequence[Places] | None = known.plans.get(key)
+    told = True
+    if plan is None:
+        plan, told = _plan(graph, here, samples, ends)
+        if told:
+            known.plans[key] = plan
 
     def slow_once(call: Call, operation: str) -> None:
-        if call.name not in known.slow:
+        if told and call.name not in known.slow:
             known.slow.add(call.name)
             slow(call, operation)
 
@@ -155,7 +158,8 @@ def _plan(
     here: Pass,
     samples: Samples,
     ends: Mapping[Call, GradientEdge],
-) -> list[Places]:
+) -> tuple[list[Places], bool]:
+    """The points of every end; and whether gradients came everywhere, to tell where they are."""
     owned = [c.edge.node for c in here.calls if c.edge is not None and isinstance(c.map, Owned)]
     stops = set(owned) - {end.node for end in ends.values()}
     nodes = graph.above([end.node for end in ends.values()], stops)
@@ -164,4 +168,4 @@ def _plan(
     for end in ends.values():
         found = points(graph, end.node, maps)
         plan.append(tuple((graph.places[p.node], p.at, p.maps) for p in found))
-    return plan
+    return plan, not any(all(isinstance(m, Silent) for m in maps[node]) for node in nodes)

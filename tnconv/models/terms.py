@@ -53,12 +53,12 @@ class Arrival:
         """Where no gradient came, whose each row would be is not known.
 
         Raises:
-            RuntimeError: there is one.
+            NotImplementedError: there is one.
         """
         if self.grad_output.any():
-            raise RuntimeError(
-                f"a gradient came after layer {self.call.name!r}, which no output of the model "
-                "depends on; expected losses of the model's outputs alone"
+            raise NotImplementedError(
+                f"a gradient came after layer {self.call.name!r}, and no output of the model that "
+                "tells samples apart depends on it; expected losses of such outputs alone"
             )
         samples = 1 if self.samples is None else self.samples
         zeros = parameter.new_zeros(*self._lead, samples, *parameter.shape, dtype=dtype)
