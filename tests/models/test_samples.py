@@ -77,7 +77,12 @@ def test_random_layouts(situation: Situation, loop: bool, second: int) -> None:
             with pytest.raises(NotImplementedError, match="samples see each other"):
                 first_order(situation, loop)
             return
-        assert_first_order(first_order(situation, loop), per_sample_gradients(situation))
+        try:
+            found = first_order(situation, loop)
+        except NotImplementedError as error:  # a few words, by chance the same for all samples
+            assert situation.model.given.words and "expected a batch whose samples differ" in str(error)
+            return
+        assert_first_order(found, per_sample_gradients(situation))
         if second == 0 and situation.model.output != "channels":
             model, x = situation.model, situation.x
             targets, dim = torch.zeros_like(model(x).detach()), model.given.batch_dim

@@ -200,6 +200,11 @@ class Samples:
             ) from error
         finally:
             self.watch.paused = False
+        if not sure and not any(each.changed for each in found):
+            raise NotImplementedError(
+                "no output of the model changes with a sample, so nothing shows whose their rows "
+                "are; expected a batch whose samples differ"
+            )
         for at, (each, result) in enumerate(zip(possible, found, strict=True)):
             if not each:
                 continue
