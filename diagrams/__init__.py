@@ -14,17 +14,12 @@ from tnconv.diagrams.affine import (
     mask,
 )
 from tnconv.diagrams.composition import compose
-from tnconv.diagrams.curvature import (
+from tnconv.diagrams.convolution_factors import (
     grad_expand,
     grad_reduce,
-    group_average,
     kfac_expand,
-    kfac_expand_transpose,
     kfac_reduce,
-    kfac_reduce_transpose,
     mean_patches,
-    mean_patches_transpose,
-    with_ones,
 )
 from tnconv.diagrams.expression import Expression, Sum
 from tnconv.diagrams.gradients import (
@@ -39,20 +34,14 @@ from tnconv.diagrams.gradients import (
     ntk_block,
     per_sample_gradients,
 )
-from tnconv.diagrams.kronecker import (
-    Roles,
-    input_factor,
-    input_half,
-    output_factor,
-    output_half,
-)
+from tnconv.diagrams.hyperparameters import Hyperparameters
+from tnconv.diagrams.kronecker import input_factor, output_factor
 from tnconv.diagrams.layers import (
     conv,
     conv_transpose,
     fold,
     linear,
     unfold,
-    unfold_transpose,
     unfolded_kernel,
     with_bias,
 )
@@ -60,10 +49,12 @@ from tnconv.diagrams.network import TensorNetwork
 from tnconv.diagrams.padding import pad
 from tnconv.diagrams.pointwise import bias, lookup, repeated, scale
 from tnconv.diagrams.pooling import avg_pool, pool_counts, reciprocal_counts
+from tnconv.diagrams.roles import Roles, input_half, output_half
 
 __all__ = [
     "Axis",
     "Expression",
+    "Hyperparameters",
     "Leg",
     "Node",
     "Pattern",
@@ -90,20 +81,16 @@ __all__ = [
     "gradient_dots",
     "gradient_norms",
     "gradient_sum",
-    "group_average",
     "hessian_vjp",
     "index_pattern",
     "input_factor",
     "input_half",
     "kfac_expand",
-    "kfac_expand_transpose",
     "kfac_reduce",
-    "kfac_reduce_transpose",
     "linear",
     "lookup",
     "mask",
     "mean_patches",
-    "mean_patches_transpose",
     "ntk_block",
     "output_factor",
     "output_half",
@@ -114,8 +101,6 @@ __all__ = [
     "repeated",
     "scale",
     "unfold",
-    "unfold_transpose",
     "unfolded_kernel",
     "with_bias",
-    "with_ones",
 ]
