@@ -37,6 +37,7 @@ from tnconv.diagrams.gradients import (
 from tnconv.diagrams.hyperparameters import Hyperparameters
 from tnconv.diagrams.kronecker import input_factor, output_factor
 from tnconv.diagrams.layers import (
+    bilinear,
     conv,
     conv_transpose,
     fold,
@@ -66,6 +67,7 @@ __all__ = [
     "View",
     "avg_pool",
     "bias",
+    "bilinear",
     "compose",
     "conv",
     "conv_transpose",

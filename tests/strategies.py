@@ -408,6 +408,11 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
         (*c.input_shape[:1], *c.input_shape[2:], c.input_shape[1]),
         (c.weight_shape[0], c.input_shape[1]),
     ),
+    "bilinear": lambda c: diagrams.bilinear(
+        (*c.input_shape[:1], c.input_shape[1]),
+        (*c.input_shape[:1], c.input_shape[2]),
+        (c.weight_shape[0], c.input_shape[1], c.input_shape[2]),
+    ),
     "lookup": lambda c: diagrams.lookup(
         (*c.input_shape[:1], *c.input_shape[2:], c.input_shape[1]),
         (c.input_shape[1], c.weight_shape[0]),

@@ -29,10 +29,11 @@ def values(
     """
     if not statistics:
         return []
-    limit = None if memory_limit is None else (memory_limit, operands["x"].dtype)
+    like = next(iter(operands.values()))
+    limit = None if memory_limit is None else (memory_limit, like.dtype)
     what = tuple(statistics), operation, operand, vectors, limit
     try:
-        program = cached(_program, place(operands["x"]), *what)
+        program = cached(_program, place(like), *what)
     except ValueError as error:
         if limit is None:
             raise

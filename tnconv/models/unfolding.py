@@ -15,7 +15,7 @@ from tnconv import diagrams
 from tnconv.codegen import Program, compile
 from tnconv.codegen.programs.cache import place
 from tnconv.diagrams import Roles, TensorNetwork, View
-from tnconv.models.layers import Networks, Operation
+from tnconv.models.layers import Networks, Operands, Operation
 
 Sizes = tuple[tuple[str, int], ...]
 
@@ -34,7 +34,7 @@ def of_patches(operand: str, view: View, roles: Roles, sizes: Sizes) -> Networks
 def joined(
     operations: Sequence[Operation],
     operand: str,
-    given: Sequence[tuple[Tensor, Tensor]],  # x and v of each call
+    given: Sequence[tuple[Operands, Tensor]],  # what each call read, and v after it
     vectors: int | None = None,
 ) -> tuple[Operation, Tensor, Tensor] | None:
     """Calls as one operation with its x and v; None if they read the parameter differently."""
@@ -45,7 +45,7 @@ def joined(
     x, v = [], []
     for operation, (read, after) in zip(operations, given, strict=True):
         patches, outputs = _programs(place(after), operation, operand, vectors)
-        x.append(patches.run(*[read for _ in patches.operands]).to(after))  # a bias reads no x
+        x.append(patches.run(*[read[name] for name in patches.operands]).to(after))
         v.append(outputs.run(after))
     view, roles, own = keys.pop()
     rows, columns = torch.cat(x, 1), torch.cat(v, 1 if vectors is None else 2)
