@@ -35,6 +35,7 @@ from tnconv.diagrams.gradients import (
     per_sample_gradients,
 )
 from tnconv.diagrams.hyperparameters import Hyperparameters
+from tnconv.diagrams.jacobian_products import combined_gradients, gradient_projections
 from tnconv.diagrams.kronecker import input_factor, output_factor
 from tnconv.diagrams.layers import (
     bilinear,
@@ -68,6 +69,7 @@ __all__ = [
     "avg_pool",
     "bias",
     "bilinear",
+    "combined_gradients",
     "compose",
     "conv",
     "conv_transpose",
@@ -82,6 +84,7 @@ __all__ = [
     "grad_reduce",
     "gradient_dots",
     "gradient_norms",
+    "gradient_projections",
     "gradient_sum",
     "hessian_vjp",
     "index_pattern",

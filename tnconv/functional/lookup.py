@@ -7,8 +7,8 @@ from typing import TypeVarTuple
 import torch
 from torch import Tensor
 
-from tnconv.codegen import Program, compile
-from tnconv.codegen.programs.cache import cached, place
+from tnconv.codegen import Program
+from tnconv.codegen.tiers import Build, FirstLookup, device_of, looked_up, searched
 from tnconv.diagrams import Expression, Hyperparameters, TensorNetwork
 from tnconv.diagrams.layers import layer
 
@@ -16,9 +16,18 @@ Settings = TypeVarTuple("Settings")
 Shape = Sequence[int]
 
 
-def program(device: str, build: Callable[[*Settings], Expression], *settings: *Settings) -> Program:
-    """The diagram that ``build`` makes of the settings, compiled."""
-    return compile(build(*settings), device=device)
+def program(
+    compiled: Build, device: str, build: Callable[[*Settings], Expression], *settings: *Settings
+) -> Program:
+    """The diagram that ``build`` makes of the settings, compiled by one of the compilers.
+
+    Args:
+        compiled: the compiler of a tier.
+        device: for whose prices the program is chosen.
+        build: a function to a diagram.
+        settings: its arguments.
+    """
+    return compiled(build(*settings), device=device)
 
 
 def operation(
@@ -27,22 +36,26 @@ def operation(
     """The operation ``(operands, *settings)`` whose diagram is ``build(*settings)``: a decorator.
 
     Operands come in the order in which the diagram holds them. Programs are looked up by ``build``
-    and the settings, so that nothing is built at the second call with equal ones.
+    and the settings, so that nothing is built at a later call with equal ones.
 
+    >>> from tnconv import diagrams
     >>> @operation
-    ... def double(shape: Shape) -> Expression:
+    ... def doubled(shape: Shape) -> Expression:
     ...     return diagrams.bias((2, *shape), shape).vjp("bias")
-    >>> double((torch.ones(2, 3),), (3,))
+    >>> doubled((torch.ones(2, 3),), (3,))
     tensor([2., 2., 2.])
     """
 
     @wraps(build)
     def run(operands: tuple[Tensor, ...], *settings: *Settings) -> Tensor:
-        device = place(operands[0])
+        device = device_of(operands[0])
+        found: Program
         try:
-            found = cached(program, device, build, *settings)
+            found = searched(program, device, build, *settings)
+        except FirstLookup as first:
+            found = first.program
         except TypeError:  # sizes can be symbols or in lists, which do not hash
-            found = cached(program, device, build, *map(_hashable, settings))
+            found = looked_up(program, device, build, *map(_hashable, settings))
         return found.run(*operands)
 
     # For torch.compile an operation is one call: it runs our compiler, but never traces it.
