@@ -52,7 +52,7 @@ def test_imports_point_down(path):
 ROOMS = {
     "tnconv/codegen": ("prices", "lowering", "routes", "planner", "programs", "compiler"),
     "tnconv": (
-        *("functional", "nn", "losses", "quantities", "models", "operators", "optim"),
+        *("functional", "nn", "losses", "recursions", "quantities", "models", "operators", "optim"),
         *("demo", "cli"),
     ),
 }

@@ -2,12 +2,29 @@
 
 from torch import Tensor
 
-from tnconv import codegen, diagrams, functional, losses, models, nn, operators, optim, quantities
+from tnconv import (
+    codegen,
+    diagrams,
+    functional,
+    losses,
+    models,
+    nn,
+    operators,
+    optim,
+    quantities,
+    recursions,
+)
 from tnconv.codegen import Program, compile
 from tnconv.codegen.programs.cache import cache_clear, cache_info, cached, place
 from tnconv.diagrams import Expression, Sum, TensorNetwork
 from tnconv.models import Result, compute, observe
-from tnconv.operators import FisherOperator, GGNOperator, HessianOperator, hessian_diagonal
+from tnconv.operators import (
+    FisherOperator,
+    GGNOperator,
+    HessianOperator,
+    hesscale,
+    hessian_diagonal,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +44,7 @@ __all__ = [
     "contract",
     "diagrams",
     "functional",
+    "hesscale",
     "hessian_diagonal",
     "losses",
     "models",
@@ -35,6 +53,7 @@ __all__ = [
     "operators",
     "optim",
     "quantities",
+    "recursions",
 ]
 
 
