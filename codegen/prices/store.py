@@ -99,13 +99,14 @@ def _precision() -> dict[str, Json]:
 
 
 def float32_format(family: object) -> Json:
-    """The setting of a family of kernels, such as `torch.backends.cuda.matmul`.
+    """The format in which kernels of `torch.backends.cuda.matmul`, or another, compute float32.
 
-    That is ``"ieee"``, ``"tf32"``, ``"bf16"`` or ``"none"`` from torch 2.9 on, before whether TF32
-    is allowed.
+    ``"ieee"``, ``"tf32"`` or ``"bf16"`` from torch 2.9 on; before, whether TF32 is allowed.
     """
     setting: Json = getattr(family, "fp32_precision", None)
-    return getattr(family, "allow_tf32", None) if setting is None else setting
+    if setting is None:
+        return getattr(family, "allow_tf32", None)
+    return "ieee" if setting == "none" else setting
 
 
 @cache
