@@ -86,7 +86,7 @@ def test_factors_have_their_shapes(kind: str, data: st.DataObject, joint: bool) 
 @settings(max_examples=settings.default.max_examples // 2)
 def test_biases_have_their_shapes(shape: tuple[int, ...], vectors: int | None) -> None:
     several = () if vectors is None else (vectors,)
-    n, channels, *positions = shape
+    _, channels, *positions = shape
     v, tangent = (torch.ones(*several, *sizes) for sizes in (shape, (channels,)))
     each = v.flatten(len(several) + 2).sum(-1) if positions else v
     values = T.bias_vjp(shape, v), T.per_sample_bias_grad(shape, v), T.bias_jvp(shape, tangent)
