@@ -11,9 +11,11 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from tnconv import nn as ours
 from tnconv.models.layers import describes
+from tnconv.optim.blocked import pieces
 
 TRANSPOSED = (
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -59,6 +61,10 @@ class Block:
         inputs, outputs = (first // groups, second) if transposed else (second, first // groups)
         patch = inputs * prod(self.weight.shape[2:])
         return groups, outputs, patch + (self.bias is not None)
+
+    def pieces(self, most: int) -> int:
+        """How many blocks its larger factor has on the diagonal, if none has more rows."""
+        return pieces(max(self.shape[1:]), most)
 
     def rows(self, values: Mapping[Tensor, Tensor]) -> Tensor:
         """``G[g, d, a]`` of tensors by parameter; zeros for those without."""
@@ -153,7 +159,9 @@ def _found(
 
 def _layout(module: nn.Module, key: str) -> Layout | None:
     """How a module's parameter is laid out, if there are factors for it."""
-    if not isinstance(module, LAYERS) or not describes(module) or key not in ("weight", "bias"):
+    known = isinstance(module, LAYERS) and describes(module)
+    inside = isinstance(module, NonDynamicallyQuantizableLinear)  # attention computes by itself
+    if not known or inside or key not in ("weight", "bias"):
         return None
     if key == "bias":
         return 1, False
