@@ -367,27 +367,36 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
     "unfolded_kernel": lambda c: diagrams.unfolded_kernel(
         c.input_shape[-c.dims - 1 :], c.weight_shape, **c.kwargs
     ),
-    "kfac_expand_transpose": lambda c: diagrams.kfac_expand_transpose(
-        c.output_shape, c.kernel_size, **transposed(c)
+    "kfac_expand_transposed": lambda c: diagrams.kfac_expand(
+        c.output_shape, c.kernel_size, **transposed(c), transposed=True
     ),
-    "kfac_reduce_transpose": lambda c: diagrams.kfac_reduce_transpose(
-        c.output_shape, c.kernel_size, **transposed(c)
+    "kfac_reduce_transposed": lambda c: diagrams.kfac_reduce(
+        c.output_shape, c.kernel_size, **transposed(c), transposed=True
     ),
     "grad_expand": lambda c: diagrams.grad_expand(c.output_shape, c.groups),
     "grad_reduce": lambda c: diagrams.grad_reduce(c.output_shape, c.groups),
-    "group_average": lambda c: diagrams.group_average(ZOO["kfac_expand"](c)),
-    "mean_patches": lambda c: diagrams.mean_patches(c.input_shape, c.kernel_size, **c.kwargs),
-    "mean_patches_transpose": lambda c: diagrams.mean_patches_transpose(
-        c.output_shape, c.kernel_size, **transposed(c)
+    "kfac_expand_average": lambda c: diagrams.kfac_expand(
+        c.input_shape, c.kernel_size, **c.kwargs, per_group=False
     ),
-    "unfold_transpose": lambda c: diagrams.unfold_transpose(
+    "mean_patches": lambda c: diagrams.mean_patches(c.input_shape, c.kernel_size, **c.kwargs),
+    "mean_patches_transposed": lambda c: diagrams.mean_patches(
+        c.output_shape, c.kernel_size, **transposed(c), transposed=True
+    ),
+    "unfold_transposed": lambda c: diagrams.unfold(
         c.output_shape,
         c.kernel_size,
         **{name: at for name, at in transposed(c).items() if name != "groups"},
+        transposed=True,
     ),
     "gradient_dots": lambda c: diagrams.gradient_dots(ZOO["conv"](c), vectors=2),
     "ntk_block": lambda c: diagrams.ntk_block(
         ZOO["conv"](c), ZOO["conv"](other_batch(c)), vectors=2, other_vectors=1
+    ),
+    "combined_gradients": lambda c: diagrams.combined_gradients(
+        ZOO["conv"](c), vectors=2, combinations=2
+    ),
+    "gradient_projections": lambda c: diagrams.gradient_projections(
+        ZOO["conv"](c), vectors=2, directions=2
     ),
     "gradient_norms": lambda c: diagrams.gradient_norms(ZOO["conv"](c)),
     "ggn_diagonal": lambda c: diagrams.ggn_diagonal(ZOO["conv"](c), vectors=2),
@@ -404,6 +413,11 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
     "linear": lambda c: diagrams.linear(
         (*c.input_shape[:1], *c.input_shape[2:], c.input_shape[1]),
         (c.weight_shape[0], c.input_shape[1]),
+    ),
+    "bilinear": lambda c: diagrams.bilinear(
+        (*c.input_shape[:1], c.input_shape[1]),
+        (*c.input_shape[:1], c.input_shape[2]),
+        (c.weight_shape[0], c.input_shape[1], c.input_shape[2]),
     ),
     "lookup": lambda c: diagrams.lookup(
         (*c.input_shape[:1], *c.input_shape[2:], c.input_shape[1]),

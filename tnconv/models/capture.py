@@ -6,9 +6,10 @@ changed in place afterwards. All hooks are gone when the watch ends, whatever en
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 from weakref import WeakSet
 
@@ -47,7 +48,7 @@ class Call:
     parameters: tuple[tuple[str, nn.Parameter], ...] = ()
     versions: tuple[int, ...] = ()
     reached: bool = False
-    held: Held | None = None
+    held: tuple[Held, ...] = ()
 
     def __post_init__(self) -> None:
         self.versions = tuple(tensor._version for tensor in self.inputs)
@@ -58,32 +59,42 @@ class Call:
         return tuple(a for a in (*self.args, *self.kwargs.values()) if isinstance(a, Tensor))
 
     @property
-    def x(self) -> Tensor:
-        """The layer's input.
+    def given(self) -> tuple[Tensor, ...]:
+        """The tensors that the layer read, detached, in the order of its parameters.
 
         Raises:
             RuntimeError: it was changed in place after the layer had read it, or freed.
         """
-        if self.held is not None:
-            return self.held.value(self.name)
+        if self.held:
+            return tuple(each.value(self.name) for each in self.held)
         if tuple(tensor._version for tensor in self.inputs) != self.versions:
             raise RuntimeError(
                 f"the input of layer {self.name!r} was changed in place after the layer had read "
                 "it; expected it to stay until the backward pass"
             )
-        return self.inputs[0].detach()
+        return tuple(tensor.detach() for tensor in self.inputs)
+
+    @property
+    def x(self) -> Tensor:
+        """The first of the tensors that the layer read."""
+        return self.given[0]
 
     def release(self) -> None:
         """Free what the call read: nothing needs it any more."""
         self.args, self.kwargs = (), {}
 
     def hold_as_the_graph_does(self) -> None:
-        """Keep the first input no longer than the autograd graph keeps its saved tensors.
+        """Keep the inputs no longer than the autograd graph keeps its saved tensors.
 
-        Under activation checkpointing it is freed, and recomputed with its segment.
+        Under activation checkpointing they are freed, and recomputed with their segment.
         """
-        self.held = Held(self.inputs[0])
+        self.held = tuple(Held(tensor) for tensor in self.inputs)
         self.release()
+
+    def free(self) -> None:
+        """A backward pass used what the call read: others may keep it."""
+        for each in self.held:
+            each.free()
 
 
 @dataclass(eq=False)
@@ -206,14 +217,14 @@ class Watch:
         self._on_backward(tensor, arrived)
 
     def follow(self, here: Pass, call: Call, output: Tensor) -> None:
-        """Note a call, and ask for the gradient after its output."""
+        """Note a call, and ask for the gradient after its output, or what that is a view of."""
 
         def arrived(grad: Tensor | None) -> None:
             if self.muted:
                 return
             call.reached, self._reached = True, here
             if grad is not None:
-                self.receive(here, call, grad)
+                self.receive(here, call, grad.reshape(call.output_shape))
 
         here.add(call)
         self._on_backward(output, arrived)
@@ -329,16 +340,37 @@ class _Hook:
             return
         if deaf or (in_backward() and not in_reentrant_checkpoint()):
             if saves:  # a checkpoint's recomputation saves what its first run saved
-                Held(inputs[0])
+                _ = [Held(tensor) for tensor in inputs]
             return
         here = self.watch.pass_of(module, args, kwargs)
         edge, shape = get_gradient_edge(watched), tuple(output.shape)
-        call = Call(self.name, module, args, kwargs, shape, edge, describes(module), learns)
+        known = describes(module)
+        call = Call(self.name, module, args, _ordered(module, kwargs), shape, edge, known, learns)
+        whole = not self.watch.per_sample or _batched(call.inputs, here.samples)
+        call.described = known and whole and describes(module, call.given, shape)
         if self.watch.loose and call.described:
             call.hold_as_the_graph_does()
-        if self.watch.per_sample and inputs[0].shape[:1] != (here.samples,):
-            call.described = False
+        elif saves:
+            _ = [Held(tensor) for tensor in call.inputs]
         self.watch.follow(here, call, watched)
+
+
+def _batched(inputs: Sequence[Tensor], samples: int) -> bool:
+    """Whether dimension 0 of every input is the batch."""
+    return all(tensor.shape[:1] == (samples,) for tensor in inputs)
+
+
+def _ordered(module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keywords in the order of the parameters of ``forward``; names that it does not show last."""
+    if len(kwargs) < 2:
+        return kwargs
+    names = [*signature(module.forward).parameters]
+    return dict(
+        sorted(
+            kwargs.items(),
+            key=lambda item: names.index(item[0]) if item[0] in names else len(names),
+        )
+    )
 
 
 def _before_views(output: Tensor) -> Tensor:

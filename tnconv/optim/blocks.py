@@ -13,21 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from tnconv import nn as ours
-from tnconv.models.layers import describes
+from tnconv.models import layers
+from tnconv.models.layers import Layout
 from tnconv.optim.blocked import pieces
-
-TRANSPOSED = (
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(ours.ConvTranspose1d, ours.ConvTranspose2d, ours.ConvTranspose3d, ours.ConvTransposeNd),
-)
-LAYERS = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(ours.Conv1d, ours.Conv2d, ours.Conv3d, ours.ConvNd),
-    *TRANSPOSED,
-)
-Layout = tuple[int, bool]
-"""The number of groups, and whether input channels come first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,23 +134,18 @@ def _found(
         own = module._parameters
         weight = own.get("weight") if known(own.get("weight")) else None
         bias = own.get("bias") if known(own.get("bias")) else None
-        layout = _layout(module, "weight")
-        if layout is None:
+        laid_out = _layout(module, "weight")
+        if laid_out is None:
             continue
         together = weight is not None and bias is not None and alone(weight) and alone(bias)
         if weight is not None and weight not in seen:
-            yield Block(name, weight, bias if together else None, layout)
+            yield Block(name, weight, bias if together else None, laid_out)
         if bias is not None and not together and bias not in seen:
             yield Block(name, None, bias)
         seen |= {p for p in (weight, bias) if p is not None}
 
 
 def _layout(module: nn.Module, key: str) -> Layout | None:
-    """How a module's parameter is laid out, if there are factors for it."""
-    known = isinstance(module, LAYERS) and describes(module)
-    inside = isinstance(module, NonDynamicallyQuantizableLinear)  # attention computes by itself
-    if not known or inside or key not in ("weight", "bias"):
-        return None
-    if key == "bias":
-        return 1, False
-    return getattr(module, "groups", 1), isinstance(module, TRANSPOSED)
+    """How a module's parameter is laid out; attention computes with its output layer by itself."""
+    inside = isinstance(module, NonDynamicallyQuantizableLinear)
+    return None if inside else layers.layout(module, key)

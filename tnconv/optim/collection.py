@@ -272,8 +272,8 @@ class FactorWatch:
         for _, _, arrival in arrived:
             call = arrival.call
             others = [each for _, p in call.parameters for each in waiting.get(p, ())]
-            if call.held is not None and not any(each[2] is arrival for each in others):
-                call.held.free()
+            if not any(each[2] is arrival for each in others):
+                call.free()
         if parameter in self._found and parameter.grad is not None:
             self._found[parameter].version = parameter.grad._version
 

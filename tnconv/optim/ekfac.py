@@ -40,7 +40,7 @@ def moments(
 ) -> Tensor:
     """``S[g, d', a'] = Σ_{m,n} (Σ_{d,a} R[g, d, d'] J[m, n, g, d, a] Q[g, a, a'])²``."""
     assert term.v is not None
-    found = joined([term.operation], term.operand, [(term.x, term.v)], term.vectors)
+    found = joined([term.operation], term.operand, [(term.read, term.v)], term.vectors)
     assert found is not None
     q, r = (vectors.to(term.v.dtype) for vectors in basis)
     groups = len(q)
