@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from tnconv import functional
-from tnconv.diagrams.geometry import IntOrTuple, per_dimension
+from tnconv.diagrams.hyperparameters import IntOrTuple, per_dimension
 from tnconv.nn.symbolic import has_symbolic_sizes
 
 NATIVE_DIMS = 3  # torch has convolutions in so many
