@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tnconv.models.bare import noticing
-from tnconv.models.capture import Call, Pass, Watch, watching
+from tnconv.models.capture import Call, Pass, Watch, alone, watching
+from tnconv.models.checkpoints import refuse_reentrant_nodes
 from tnconv.models.collector import Collector
 from tnconv.models.coupling import couples
 from tnconv.models.evidence import Evidence, expect
@@ -111,13 +112,15 @@ class Observation:
         passes = self._watch.passes
         self._propagation = Propagation(self.collector, passes, output, self.fallback.meetings)
         try:
+            refuse_reentrant_nodes(self._propagation.nodes)
             if not self._propagation.calls and any(here.calls for here in self._watch.passes):
                 raise ValueError(
                     f"an output of shape {tuple(output.shape)} comes from no layer; expected what "
                     "the model gave since the last result, before loss.backward()"
                 )
             owners = self._owners(loss_fn, output, targets)
-            self._propagation.run(loss_fn, targets, factor, owners)
+            with alone(self._watch.model, self._watch):
+                self._propagation.run(loss_fn, targets, factor, owners)
             for source in self._others:
                 self._seen[source].update(self._propagation.calls.values())
         finally:

@@ -37,7 +37,7 @@ class Propagation:
         output: Tensor,
         meetings: Mapping[Pass, Meeting],
     ) -> None:
-        nodes = before([output])
+        self.nodes = nodes = before([output])
         self.calls: dict[Call, Pass] = {
             call: here
             for here in passes

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from tnconv.models.anchors import Unrunnable, anchors, is_batched, replaced
-from tnconv.models.capture import Call, Pass, Watch
+from tnconv.models.capture import Call, Pass, Watch, alone
+from tnconv.models.checkpoints import refuse_reentrant_nodes
 from tnconv.models.coded import LEVELS, Codes, Sketch, judged
 from tnconv.models.graph import before, sources
 from tnconv.models.meeting_points import Maps
@@ -130,6 +131,7 @@ class Samples:
 
     def _searched(self, here: Pass) -> Known:
         """The first batch size among the inputs' for which there is evidence."""
+        refuse_reentrant_nodes(before(here.outputs))
         first: NotImplementedError | None = None
         for size in here.sizes:
             here.size = size
@@ -188,9 +190,10 @@ class Samples:
         batched = tuple(is_batched(here, each) for each in here.leaves)
         self.watch.paused = True
         try:
-            found, batched = replaced(self.watch.model, here, possible)
-            if not any(each.changed for each in found):  # weights that are zero hide the samples
-                found, batched = replaced(self.watch.model, here, possible, noise=NOISE)
+            with alone(self.watch.model, self.watch):
+                found, batched = replaced(self.watch.model, here, possible)
+                if not any(each.changed for each in found):  # weights that are zero hide samples
+                    found, batched = replaced(self.watch.model, here, possible, noise=NOISE)
         except Unrunnable as error:
             if sure:
                 return guess, batched
@@ -273,7 +276,7 @@ class Samples:
         self._sketches, self._samples, self._plain = {}, here.samples, plain
         handles = [node.register_prehook(self._look(node)) for node in nodes]
         try:
-            with self._listening(here):
+            with self._listening(here), alone(self.watch.model, self.watch):
                 how = {"retain_graph": True, "allow_unused": True}
                 torch.autograd.grad(roots, ends, cotangents, **how)
             return self._sketches
