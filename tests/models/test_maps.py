@@ -86,9 +86,11 @@ def test_time_in_the_batch_of_a_convolution() -> None:
 def test_factors_of_folded_frames_are_those_of_a_convolution_over_time(flavour: Any) -> None:
     """A kernel of one step in time, by itself: every frame is one of its positions."""
     frames = Made(
-        lambda m, x: m.conv(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).sum((1, 3, 4)),
+        lambda m, x: (
+            m.conv(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).sum((1, 3, 4))
+        ),
         conv=nn.Conv2d(2, 3, 3),
-    )  # fmt: skip
+    )
     volume = Made(lambda m, x: m.conv(x).sum((2, 3, 4)), conv=nn.Conv3d(2, 3, (1, 3, 3)))
     volume.conv.weight.data = frames.conv.weight.data.unsqueeze(2)
     volume.conv.bias.data = frames.conv.bias.data
@@ -180,9 +182,8 @@ def test_samples_along_another_dimension_of_the_inputs() -> None:
     model = Made(lambda m, x: m.head(torch.tanh(m.first(x)).mean(0)),
                  first=nn.Linear(3, 4), head=nn.Linear(4, 3))  # fmt: skip
     x, y = torch.randn(5, 4, 3), labels(4)
-    each = per_sample_gradients(
-        Made(lambda m, x: model(x.transpose(0, 1)), model=model), F.cross_entropy, x.transpose(0, 1), y, 0.25
-    )  # fmt: skip
+    turned = Made(lambda m, x: model(x.transpose(0, 1)), model=model)
+    each = per_sample_gradients(turned, F.cross_entropy, x.transpose(0, 1), y, 1 / 4)
     expected = {name.removeprefix("model."): value for name, value in each.items()}
     loss = nn.CrossEntropyLoss()
     assert_first_order(tnconv.compute(model, loss, x, y, QUANTITIES, batch_dim=1), expected)

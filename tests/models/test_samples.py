@@ -80,7 +80,9 @@ def test_random_layouts(situation: Situation, loop: bool, second: int) -> None:
         try:
             found = first_order(situation, loop)
         except NotImplementedError as error:  # a few words, by chance the same for all samples
-            assert situation.model.given.words and "expected a batch whose samples differ" in str(error)
+            assert situation.model.given.words and "expected a batch whose samples differ" in str(
+                error
+            )
             return
         assert_first_order(found, per_sample_gradients(situation))
         if second == 0 and situation.model.output != "channels":

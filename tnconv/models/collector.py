@@ -122,7 +122,7 @@ class Collector:
             dtype = parameter.dtype
             if self.least_dtype is not None:
                 dtype = torch.promote_types(dtype, self.least_dtype)
-            terms = [each.term(name, parameter, dtype) for name, each in arrivals]
+            terms = [each.term(name, parameter, here.samples, dtype) for name, each in arrivals]
             needed = [each.factored for each in self.statistics if each.vectors == source]
             term = Term.of(terms, any(needed))
             self.add(parameter, term, here, source, part)

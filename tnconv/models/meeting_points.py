@@ -206,7 +206,7 @@ def _shape(edge: GradientEdge) -> tuple[int, ...]:
     if variable is not None:
         return tuple(variable.shape)
     try:
-        return tuple(edge.node._input_metadata[edge.output_nr].shape)  # type: ignore[attr-defined]
+        return tuple(edge.node._input_metadata[edge.output_nr].shape)
     except AttributeError:
         raise Unsupported("this version of torch does not show the shapes in its graph") from None
 

@@ -118,15 +118,19 @@ class Observation:
                     f"an output of shape {tuple(output.shape)} comes from no layer; expected what "
                     "the model gave since the last result, before loss.backward()"
                 )
-            owners = self._owners(loss_fn, output, targets)
+            owners = self._owners(output)
             with alone(self._watch.model, self._watch):
                 self._propagation.run(loss_fn, targets, factor, owners)
+            for here in set(self._propagation.calls.values()):
+                of = [m for y, m in zip(here.outputs, here.maps, strict=False) if y is output]
+                if of:
+                    self.expect_apart(loss_fn, output, targets, here, of)
             for source in self._others:
                 self._seen[source].update(self._propagation.calls.values())
         finally:
             self._propagation = None
 
-    def _owners(self, loss_fn: LossFunction, output: Tensor, targets: Any) -> Tensor | None:
+    def _owners(self, output: Tensor) -> Tensor | None:
         """Whose each row of an output is, where that is not the number of its row."""
         passes = set(self._propagation.calls.values()) if self._propagation is not None else set()
         if not self.per_sample or len(passes) != 1:
@@ -144,7 +148,6 @@ class Observation:
                 f"samples of an output of shape {tuple(output.shape)} cannot be told apart, which "
                 "the loss's curvature needs; expected what the model gave"
             )
-        self.expect_apart(loss_fn, output, targets, here, (found,))
         if is_fast(found):
             return None
         shape = tuple(output.shape)

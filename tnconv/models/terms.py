@@ -37,19 +37,21 @@ class Arrival:
             return arranged(call, v, self.samples, len(self._lead))
         return *describe(call.module, call.given, call.output_shape), v
 
-    def term(self, operand: str, parameter: nn.Parameter, dtype: torch.dtype) -> "Term":
+    def term(
+        self, operand: str, parameter: nn.Parameter, samples: int, dtype: torch.dtype
+    ) -> "Term":
         """The call as an operation on operands in a dtype."""
         if isinstance(self.call, Alone):
             return Term.known(self.grad_output.to(dtype), self.vectors)
         if isinstance(self.call.map, Silent):
-            return self._zero(parameter, dtype)
+            return self._zero(parameter, samples, dtype)
         operation, operands, given = self.described
         shape = operation.networks[operand].shape
         v = given.reshape(*self._lead, *shape).to(dtype)
         read = {name: array.to(dtype) for name, array in operands.items()}
         return Term(operation, operand, read, v, self.vectors)
 
-    def _zero(self, parameter: nn.Parameter, dtype: torch.dtype) -> "Term":
+    def _zero(self, parameter: nn.Parameter, samples: int, dtype: torch.dtype) -> "Term":
         """Where no gradient came, whose each row would be is not known.
 
         Raises:
@@ -60,7 +62,6 @@ class Arrival:
                 f"a gradient came after layer {self.call.name!r}, and no output of the model that "
                 "tells samples apart depends on it; expected losses of such outputs alone"
             )
-        samples = 1 if self.samples is None else self.samples
         zeros = parameter.new_zeros(*self._lead, samples, *parameter.shape, dtype=dtype)
         return Term.known(zeros, self.vectors)
 
