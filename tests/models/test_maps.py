@@ -364,6 +364,17 @@ def test_evidence_is_kept_for_each_signature(passes: list[bool]) -> None:
         assert len(passes) == 6
 
 
+def test_meeting_points_are_kept_for_each_graph(passes: list[bool]) -> None:
+    model = Made(
+        lambda m, x: m.head(torch.tanh(m.words(x) + m.places(torch.arange(x.shape[1]))).sum(1)),
+        words=nn.Embedding(11, 5), places=nn.Embedding(8, 5), head=nn.Linear(5, 3),
+    )  # fmt: skip
+    for step in range(4):
+        n, t = 2 + step % 3, 3 + step % 2
+        tnconv.compute(model, F.cross_entropy, words(n, t), labels(n), [SquaredNorms()])
+        assert len(passes) == 4
+
+
 def test_nothing_is_asked_where_samples_stay_together(passes: list[bool]) -> None:
     model, x, y = nn.Linear(3, 4), torch.randn(5, 3), labels(5)
     tnconv.compute(model, F.cross_entropy, x, y, [Gradient()])
@@ -409,16 +420,19 @@ def test_codes_tell_rows(found: Batch | Fold) -> None:
     shape = (4, 8, 3) if isinstance(found, Fold) else (4, 4, 3)
     codes, g = Codes.drawn(4, 1), torch.randn(shape)
     plain, coded = (Sketch.of(x, 4, True) for x in (g, codes.applied(g, found)))
-    assert judged(plain, coded, codes) == found
+    assert judged(plain, coded, codes) == (found, True)
 
 
 def test_codes_tell_what_is_shared_or_not_said() -> None:
     codes, each = Codes.drawn(4, 1), torch.randn(4, 5, 4, 4)
     sums = (each.sum(0), codes.applied(each, Batch(0)).sum(0))
     plain, coded = (Sketch.of(g, 4, True) for g in sums)
-    assert judged(plain, coded, codes) == Shared()
+    assert judged(plain, coded, codes) == (Shared(), True)
     g = torch.randn(5, 4, 4)
     rows = g * codes.values[torch.tensor([2, 0, 3, 1])][:, None]
-    assert isinstance(judged(Sketch.of(g, 4, True), Sketch.of(rows, 4, True), codes), Unknown)
+    assert isinstance(judged(Sketch.of(g, 4, True), Sketch.of(rows, 4, True), codes)[0], Unknown)
     nothing = Sketch.of(torch.zeros(4, 3), 4, True)
-    assert judged(nothing, nothing, codes) == Silent() == judged(None, None, codes)
+    assert judged(nothing, nothing, codes) == (Silent(), False) == judged(None, None, codes)
+    one = torch.randn(4, 4) * torch.tensor([0.0, 1, 0, 0])[:, None]
+    plain, coded = (Sketch.of(g, 4, True) for g in (one, codes.applied(one, Batch(0))))
+    assert judged(plain, coded, codes) == (Batch(0), False)

@@ -104,38 +104,43 @@ class Seen:
     coded: list[Sketch] = field(default_factory=list)
 
 
-def judged(plain: Sketch | None, coded: Sketch | None, codes: Codes) -> SampleMap:
-    """The map that explains what codes did to a gradient."""
+def judged(plain: Sketch | None, coded: Sketch | None, codes: Codes) -> tuple[SampleMap, bool]:
+    """The map that explains what codes did to a gradient; and whether that is evidence.
+
+    It is none where nothing came, or only one sample's gradient, or so little of a gradient that
+    several maps explain it. For that gradient they all mean the same; others can tell them apart.
+    """
     if plain is None or coded is None or plain.is_zero:
-        return Silent()
+        return Silent(), False
     if plain.shape != coded.shape:
-        return Unknown("its shape changes from pass to pass")
+        return Unknown("its shape changes from pass to pass"), True
     possible = list(candidates(plain.shape, len(codes.values)))
     fits = [known for known in possible if _agrees(plain, coded, known, codes)]
-    if len(fits) == 1:
-        return fits[0]
     if fits:
-        return Unknown(f"{len(fits)} dimensions of its output explain them equally well")
+        return fits[0], len(fits) == 1 and _has_several(plain, fits[0], codes)
     live = plain.entries != 0
     ratio = torch.log2((coded.entries / plain.entries)[live].double())
     mixed = ~((2 ** (ratio - ratio.round()) - 1).abs() < 1e-4)
     if live.any() and mixed.double().mean() >= MIXED:
-        return Shared()
+        return Shared(), True
     return Unknown(
         "its rows follow no dimension's order"
         if possible
         else f"no dimension of its output {plain.shape} holds them"
-    )
+    ), True
+
+
+def _has_several(plain: Sketch, known: Owned, codes: Codes) -> bool:
+    """Whether rows of several samples have a gradient."""
+    live = plain.norms[known.dim] > 0
+    own = owners(known, plain.shape, len(codes.values)).to(live.device)[live]
+    return bool((own != own[0]).any())
 
 
 def _agrees(plain: Sketch, coded: Sketch, known: Owned, codes: Codes) -> bool:
-    """Every row became its sample's code times as much; rows of several samples are evidence."""
+    """Whether every row became its sample's code times as much."""
     base, norm = plain.rows[known.dim], plain.norms[known.dim]
     code = codes.rows(known, plain.shape).to(base)
-    live = norm > 0
-    own = owners(known, plain.shape, len(codes.values)).to(live.device)[live]
-    if not len(own) or bool((own == own[0]).all()):
-        return False
     error = (coded.rows[known.dim] - code * base).abs()
     return bool((error <= _tolerance(base) * code * norm).all())
 

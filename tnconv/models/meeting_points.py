@@ -10,6 +10,7 @@ The engine, not an operation, sums a gradient over broadcast dimensions, so an o
 called by itself shows the gradient before that sum.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -183,7 +184,9 @@ def _batched_pull(
 ) -> list[Tensor | None]:
     how = {"retain_graph": True, "allow_unused": True}
     try:
-        got = torch.autograd.grad([start], ends, [each], is_grads_batched=True, **how)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            got = torch.autograd.grad([start], ends, [each], is_grads_batched=True, **how)
         return list(got)
     except (RuntimeError, NotImplementedError):  # no rule for a batch of gradients
         rows = [torch.autograd.grad([start], ends, [g], **how) for g in each]

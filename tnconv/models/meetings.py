@@ -18,7 +18,7 @@ from tnconv.models.meeting_points import (
     points,
     pulled,
 )
-from tnconv.models.sample_maps import Owned, Silent
+from tnconv.models.sample_maps import Owned
 from tnconv.models.samples import Known, Samples
 
 Deliver = Callable[[Pass, Call, Tensor], None]
@@ -168,4 +168,5 @@ def _plan(
     for end in ends.values():
         found = points(graph, end.node, maps)
         plan.append(tuple((graph.places[p.node], p.at, p.maps) for p in found))
-    return plan, not any(all(isinstance(m, Silent) for m in maps[node]) for node in nodes)
+    between = set(nodes) - {end.node for end in ends.values()}
+    return plan, not between & samples.untold

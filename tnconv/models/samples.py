@@ -69,6 +69,7 @@ class Samples:
         self.listening = False
         self._sketches: dict[Call | Node, list[Sketch | None]] = {}
         self._samples, self._plain = 1, True
+        self.untold: set[Call | Node] = set()  # in the last coded passes
 
     def take(self, call: Call, gradient: Tensor) -> bool:
         """Look at a gradient after a call, if it is one of a coded pass."""
@@ -119,14 +120,14 @@ class Samples:
         calls = []
         for call, was in zip(here.calls, known.calls, strict=True):
             now = found[call]
-            if isinstance(now, Silent):
+            if call in self.untold and not isinstance(was, Silent):
                 now = was
             elif not isinstance(was, Silent) and now != resized(
                 was, call.output_shape, here.samples
             ):
                 return False
             calls.append(now)
-        known.calls, known.open = tuple(calls), _leaves_open(here, calls)
+        known.calls, known.open = tuple(calls), self._leaves_open(here)
         return True
 
     def _searched(self, here: Pass) -> Known:
@@ -163,16 +164,18 @@ class Samples:
         sure = _all_lead_to(fixed, guess, here)
         if sure:
             calls, _ = self.coded(here, guess)
-            sure = _agree(fixed, calls)
+            told = [each for each in fixed if each[0] not in self.untold]
+            sure = _agree(told, calls)
         if not sure or _is_open(fixed, calls, here):
             guess, batched = self._again(here, possible, guess, sure)
             if not sure:
                 calls, _ = self.coded(here, guess)
-                used = [each for each in fixed if batched[each[2]]]
+                told = [each for each in fixed if each[0] not in self.untold]
+                used = [each for each in told if batched[each[2]]]
                 if _contradict(used, calls):
                     raise _mixed(here)
         found = tuple(calls[c] for c in here.calls)
-        opened = _leaves_open(here, found)
+        opened = self._leaves_open(here)
         return Known(tuple(guess), found, batched, here.samples, open=opened)
 
     def _again(
@@ -253,10 +256,14 @@ class Samples:
         plain = self._sent(tensors, cotangents, stops, here, nodes, True)
         coded = self._sent(tensors, with_codes, stops, here, nodes, False)
 
+        self.untold = set()
+
         def pairs(place: Call | Node) -> Iterator[SampleMap]:
             before, after = plain.get(place, [None]), coded.get(place, [None])
-            for one, other in zip(before, after, strict=True):
-                yield judged(one, other, codes)
+            found = [judged(*each, codes) for each in zip(before, after, strict=True)]
+            if not any(told for _, told in found):
+                self.untold.add(place)
+            yield from (known for known, _ in found)
 
         found = {call: next(pairs(call)) for call in watched}
         return found, {node: tuple(pairs(node)) for node in nodes}
@@ -304,6 +311,12 @@ class Samples:
             for call, was in reached.items():
                 call.reached = was
 
+    def _leaves_open(self, here: Pass) -> bool:
+        """Whether a call of which too little is known could show more in another batch."""
+        open_calls = [call for call in here.calls if call in self.untold]
+        nodes = before(here.outputs) if open_calls else set()
+        return any(call.edge is not None and call.edge.node in nodes for call in open_calls)
+
     def of(self, output: Tensor, here: Pass, known: Known) -> SampleMap:
         """The map of a tensor that was made of the model's outputs, or of its layers'.
 
@@ -339,13 +352,6 @@ def _signature(model: nn.Module, here: Pass) -> Signature:
     outputs = tuple((y.dim(), y.requires_grad) for y in here.outputs)
     inputs = tuple(x.dim() if isinstance(x, Tensor) else type(x) for x in here.leaves)
     return model.training, here.batch_dim, calls, outputs, inputs
-
-
-def _leaves_open(here: Pass, calls: Sequence[SampleMap]) -> bool:
-    """Whether a call that showed no gradient could show one in another batch."""
-    silent = [c for c, m in zip(here.calls, calls, strict=True) if isinstance(m, Silent)]
-    nodes = before(here.outputs) if silent else set()
-    return any(c.edge is not None and c.edge.node in nodes for c in silent)
 
 
 def _sized(known: SampleMap, tensor: Tensor, here: Pass) -> SampleMap:
