@@ -30,8 +30,9 @@ def compute(
 ) -> Result:
     """Quantities of ``loss_fn(model(inputs), targets)``, by parameter name.
 
-    ``inputs`` is a tensor, or a sequence or mapping of the model's arguments; dimension 0 of every
-    layer's input is the batch. Nothing is written onto the model. Weight gradients that no quantity
+    ``inputs`` is a tensor, or a sequence or mapping of the model's arguments; the batch is dimension
+    ``batch_dim`` of those. Inside the model it may be anywhere, also folded with time or windows:
+    coded backward passes find it, at the first batch of a kind and at every hundredth. Nothing is written onto the model. Weight gradients that no quantity
     asks for are not computed. ``memory_limit`` is how many bytes the quantities of one parameter
     may take at a time, results included, beside what autograd holds: where they need more, they are
     computed in chunks of samples or channels. The vectors that Gauss-Newton quantities send
@@ -46,7 +47,7 @@ def compute(
     (torch.Size([4, 3, 3, 3]), torch.Size([8]))
 
     Raises:
-        NotImplementedError: a layer that mixes samples, where a quantity needs them apart, or one
+        NotImplementedError: samples that see each other, where a quantity needs them apart, or one
             in a reentrant checkpoint.
         RuntimeError: a gradient that passed a layer unseen.
         TypeError: an output that is no tensor, where a quantity needs the loss's Hessian in it.
@@ -98,7 +99,8 @@ def observe(
 
     Every call of the model is a micro-batch of its own; ``result()`` is for all since the last one.
     What needs more than the loss's gradient, such as Gauss-Newton diagonals, also needs
-    ``propagate`` for every micro-batch. ``memory_limit`` is as in `compute`.
+    ``propagate`` for every micro-batch. ``memory_limit`` and ``batch_dim`` are as in `compute`, but
+    a loss is not seen, so that nobody checks whether it couples samples.
 
     >>> from tnconv.quantities import GGNDiagonal, SquaredNorms
     >>> model, loss_fn = nn.Linear(3, 2), nn.MSELoss()
@@ -112,7 +114,7 @@ def observe(
     (torch.Size([16]), torch.Size([2, 3]))
 
     Raises:
-        NotImplementedError: a layer that mixes samples, where a quantity needs them apart.
+        NotImplementedError: samples that see each other, where a quantity needs them apart.
         RuntimeError: a gradient that passed a layer unseen, or a backward pass or ``propagate``
             that a micro-batch went without.
         ValueError: a memory limit below what a layer needs.
