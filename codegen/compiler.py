@@ -7,22 +7,19 @@ from itertools import islice, product
 from typing import overload
 
 import torch
-from torch import Tensor as Array
+from torch import Tensor
 
-from tnconv.codegen.planner import ROUTES, Plan, Room, plans
+from tnconv.codegen.lowering.forms import forms_of
+from tnconv.codegen.lowering.plans import Plan
+from tnconv.codegen.planner import ROUTES, Room, plans
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.calibration import coefficients
 from tnconv.codegen.prices.store import Json
 from tnconv.codegen.programs.chunks import chunked, whole
 from tnconv.codegen.programs.joint import chosen_together
 from tnconv.codegen.programs.program import SPARE, Program, together
-from tnconv.codegen.programs.source import argument_names
 from tnconv.codegen.programs.tuning import tuned
 from tnconv.diagrams.expression import Expression
-from tnconv.diagrams.network import TensorNetwork
-from tnconv.simplify import Firing
-from tnconv.simplify import simplify as simplified
-from tnconv.simplify.offered import polyphase
 
 MOST_CHOICES = 64  # ways to combine plans that are tried for a memory limit
 
@@ -59,7 +56,7 @@ def compile(
     dtype: torch.dtype = torch.float32,
     tune: bool = False,
     device: torch.device | str = "cpu",
-) -> Program[tuple[Array, ...]]: ...
+) -> Program[tuple[Tensor, ...]]: ...
 def compile(
     network: Expression | Sequence[Expression],
     simplify: bool = True,
@@ -69,7 +66,7 @@ def compile(
     dtype: torch.dtype = torch.float32,
     tune: bool = False,
     device: torch.device | str = "cpu",
-) -> Program | Program[tuple[Array, ...]]:
+) -> Program | Program[tuple[Tensor, ...]]:
     """Find the cheapest program for a network, or one for several that shares what they can.
 
     ``simplify=False`` covers the network as it is given only. ``optimize`` chooses the path search
@@ -138,15 +135,15 @@ def _planned(network: Expression | tuple[Expression, ...], options: Options) -> 
     """The program of the plans that are best together; as lean as needed, or as can be."""
     limit = options.memory_limit
     program: Program = Program(network, (), (), (), SPARE if limit is None else 0)
-    arguments = argument_names(program.operands)
+    positions = {name: at for at, name in enumerate(program.operands)}
     alone = isinstance(network, Expression) and len(network.terms) == 1
     lists, firings = [], []
     room = Room(limit, options.item)
     for net in program.networks:
         for term in net.terms:
-            forms, fired = _forms(term, options.simplify)
+            forms, fired = forms_of(term, options.simplify)
             plain = len(net.terms) == 1  # the sum of several is contiguous anyway
-            how = arguments, options.routes, options.optimize, plain, room
+            how = positions, options.routes, options.optimize, plain, room
             lists.append(plans(forms, *how, several=len(program.networks) > 1))
             firings += fired
     program = replace(program, firings=tuple(firings))
@@ -207,30 +204,3 @@ def _in_turn(program: Program, options: Options, limit: int) -> Program:
             f"memory_limit is {limit} bytes; the least that would do is {least_peak} bytes"
         )
     return replace(program, terms=(), chunks=tuple(chunks))
-
-
-def _forms(network: TensorNetwork, simplify: bool) -> tuple[dict[str, TensorNetwork], list[Firing]]:
-    """The forms to plan for, equal ones once. An empty network has only its normal form."""
-    empty = network.scale == 0 or 0 in network.sizes.values()
-    if not simplify and not empty:
-        return {"as given": network}, []
-    result = simplified(network)
-    assert isinstance(result.normal, TensorNetwork) and isinstance(result.views, TensorNetwork)
-    forms = {} if empty else {"as given": network}
-    for name, form in (("in form N", result.normal), ("in form V", result.views)):
-        if form not in forms.values():
-            forms[name] = form
-    if not empty:
-        forms |= _by_polyphase(result.normal)
-    return forms, list(result.trace)
-
-
-def _by_polyphase(normal: TensorNetwork) -> dict[str, TensorNetwork]:
-    """The one offered rewrite whose gains are predicted well, for every pattern that it fits.
-
-    Squares of gradients, of four tensors, took longer by it wherever it was measured.
-    """
-    after = normal
-    for _ in normal.patterns if len(list(normal.tensors)) <= 2 else ():
-        after = next(polyphase(after), after)
-    return {} if after is normal else {"by polyphase": after}

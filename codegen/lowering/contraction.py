@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
 
-from tnconv.codegen.lowering.arrays import Array, Writer
 from tnconv.codegen.lowering.pairs import pair, sum_out
 from tnconv.codegen.lowering.paths import searched
+from tnconv.codegen.lowering.steps import Writer
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
@@ -90,7 +91,7 @@ def _legs(values: Sequence[Value]) -> Iterator[Leg]:
 
 def _halves(values: Sequence[Value]) -> tuple[list[Value], list[Value]] | None:
     """Two halves, array by array the same, that an exchange of legs maps onto each other."""
-    twins: dict[Array, list[Value]] = defaultdict(list)
+    twins: dict[Strided, list[Value]] = defaultdict(list)
     for value in values:
         twins[value.array].append(value)
     first, *others = twins.values()

@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from tnconv.codegen.programs.parts import Window, narrowed, outermost, read_only_what_is_needed
-from tnconv.codegen.programs.source import function, returned
+from tnconv.codegen.programs.source import Function, function, returned
 from tnconv.diagrams.affine import Leg
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
@@ -228,9 +228,9 @@ class _Way:
 
 def functions(
     name: str, chunks: Sequence[Chunks], arguments: Mapping[str, str], several: bool
-) -> list[str]:
-    """The texts of a function that runs the chunks of each network in turn, and of its parts."""
-    texts: list[str] = []
+) -> list[Function]:
+    """A function that runs the chunks of each network in turn, and those of its parts."""
+    texts: list[Function] = []
     body: list[str] = []
     results = []
     for number, chunk in enumerate(chunks, 1):
@@ -243,7 +243,7 @@ def functions(
         body += _lines(chunk, calls, f"result{mark}")
         results.append(f"result{mark}")
     body.append(returned(results, several))
-    return [*texts, function(name, list(arguments.values()), body)]
+    return [*texts, Function(function(name, arguments.values(), body))]
 
 
 def _call(chunk: Chunks, piece: Piece, name: str, arguments: Mapping[str, str]) -> str:

@@ -9,22 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 import torch
-from torch import Tensor as Array
+from torch import Tensor
 from typing_extensions import TypeVar
 
-from tnconv.codegen.lowering.arrays import Step
+from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.planner import Plan
+from tnconv.codegen.lowering.steps import Step
 from tnconv.codegen.programs import source
 from tnconv.codegen.programs.checks import after_autocast, by_name, by_position
 from tnconv.codegen.programs.joint import scheduled
+from tnconv.codegen.programs.names import argument_names, operations
+from tnconv.codegen.programs.source import Function
 from tnconv.diagrams.expression import Expression
 from tnconv.simplify import Firing
 
 if TYPE_CHECKING:
     from tnconv.codegen.programs.chunks import Chunks
 
-Result = TypeVar("Result", Array, tuple[Array, ...], default=Array)
+Result = TypeVar("Result", Tensor, tuple[Tensor, ...], default=Tensor)
 _numbers = count(1)
 SPARE = 2**20  # bytes
 
@@ -78,8 +80,7 @@ class Program(Generic[Result]):
         """
         if self.chunks:
             return together([chunk.peak(dtype.itemsize) for chunk in self.chunks])
-        arguments = source.argument_names(self.operands).values()
-        kept = [x.name for x in source.constants(self.schedule, arguments, self.spare_memory)]
+        kept = source.constants(self.schedule, self.spare_memory)
         return self.schedule.held(dtype.itemsize, self.spare_memory, kept)
 
     @cached_property
@@ -92,9 +93,9 @@ class Program(Generic[Result]):
         """The source before it is laid out: what runs."""
         return source.module(self.functions("contraction"))
 
-    def functions(self, name: str) -> list[str]:
-        """The texts of the function ``name`` and of those that it calls."""
-        arguments = source.argument_names(self.operands)
+    def functions(self, name: str) -> list[Function]:
+        """The function ``name`` and those that it calls."""
+        arguments = argument_names(self.operands)
         several = isinstance(self.network, tuple)
         if not self.chunks:
             names, spare = list(arguments.values()), self.spare_memory
@@ -132,7 +133,7 @@ class Program(Generic[Result]):
         path.write_text(source.documented(about, self.source), encoding="utf-8")
         return path
 
-    def __call__(self, **operands: Array) -> Result:
+    def __call__(self, /, **operands: Tensor) -> Result:
         """Run on tensors of the operands' shapes, one dtype (but `indices`) and one device.
 
         Under autocast operands are cast to its dtype as by torch's own convolutions, which leave
@@ -144,14 +145,14 @@ class Program(Generic[Result]):
         """
         return self._by_name(self, operands)
 
-    def run(self, *given: Array) -> Result:
+    def run(self, *given: Tensor) -> Result:
         """As calling, with the operands by position, in the order of `operands`."""
         if len(given) != len(self.operands):
             names = ", ".join(self.operands) or "none"
             raise ValueError(f"got {len(given)} operands; expected {len(self.operands)}: {names}")
         return self._by_position(self, *given)
 
-    def run_cast(self, *given: Array) -> Result:
+    def run_cast(self, *given: Tensor) -> Result:
         """As running on operands that fit, where autocast is on or numbers are complex."""
         cast = [array.to(after_autocast(array)) for array in given]
         if self.has_native_kernels and any(array.is_complex() for array in cast):
@@ -170,7 +171,9 @@ class Program(Generic[Result]):
     @cached_property
     def has_native_kernels(self) -> bool:
         """Whether a step is one of torch's convolution kernels."""
-        return "conv" in self.text.replace("contraction", "")
+        if self.chunks:
+            return any(part.has_native_kernels for chunk in self.chunks for part in chunk.parts)
+        return any(each.native for each in operations(step.value for step in self.steps))
 
     @cached_property
     def for_complex(self) -> "Program[Result]":

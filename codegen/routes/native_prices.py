@@ -6,7 +6,7 @@ from math import prod
 
 import torch
 
-from tnconv.codegen.lowering.arrays import Array
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.native_shapes import Convolution, Shape
 from tnconv.codegen.prices.onednn import by_vectors, few_as_they_are
@@ -18,8 +18,8 @@ def price(
     match: Match,
     roles: Roles,
     kind: str,
-    first: Array,
-    second: Array,
+    first: Strided,
+    second: Strided,
     shape: tuple[int, ...],
     padding: Sequence[int],
 ) -> cost.Kernel:
