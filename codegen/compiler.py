@@ -16,8 +16,9 @@ from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.calibration import coefficients
 from tnconv.codegen.prices.store import Json
 from tnconv.codegen.programs.chunks import chunked, whole
+from tnconv.codegen.programs.explanation import explain
 from tnconv.codegen.programs.joint import chosen_together
-from tnconv.codegen.programs.program import SPARE, Program, together
+from tnconv.codegen.programs.program import SPARE, Program, Services, together
 from tnconv.codegen.programs.tuning import tuned
 from tnconv.diagrams.expression import Expression
 
@@ -134,7 +135,8 @@ def _check_operands(networks: Sequence[Expression]) -> None:
 def _planned(network: Expression | tuple[Expression, ...], options: Options) -> Program:
     """The program of the plans that are best together; as lean as needed, or as can be."""
     limit = options.memory_limit
-    program: Program = Program(network, (), (), (), SPARE if limit is None else 0)
+    spare = SPARE if limit is None else 0
+    program: Program = Program(network, (), (), (), spare, Services(compile, explain))
     positions = {name: at for at, name in enumerate(program.operands)}
     alone = isinstance(network, Expression) and len(network.terms) == 1
     lists, firings = [], []

@@ -13,17 +13,17 @@ from tnconv.codegen.lowering.pairs import sum_out
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import need
 from tnconv.codegen.lowering.selections import opened, scatter, selected
-from tnconv.codegen.lowering.steps import CONTIGUOUS, SCALE, Step, Writer
 from tnconv.codegen.lowering.strided import ONE
 from tnconv.codegen.lowering.values import Value, write
+from tnconv.codegen.lowering.writer import CONTIGUOUS, SCALE, Step, Writer
 from tnconv.codegen.prices import cost
-from tnconv.codegen.routes.convolution import native
+from tnconv.codegen.routes.box_sums import pooling
 from tnconv.codegen.routes.dense import dense
 from tnconv.codegen.routes.displacement import displacement
 from tnconv.codegen.routes.hadamard import multiplied
 from tnconv.codegen.routes.loops import loops
+from tnconv.codegen.routes.native import native
 from tnconv.codegen.routes.pixel_gram import pixel_gram
-from tnconv.codegen.routes.pooling import pooling
 from tnconv.codegen.routes.taps import taps
 from tnconv.codegen.routes.window import window
 from tnconv.diagrams.affine import Leg, Sizes

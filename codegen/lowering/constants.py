@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from tnconv.codegen.lowering.steps import Step
 from tnconv.codegen.lowering.strided import LIKE
+from tnconv.codegen.lowering.writer import Step
 
 LARGEST = 2**22  # entries: larger constants are not kept
 
@@ -11,7 +11,7 @@ LARGEST = 2**22  # entries: larger constants are not kept
 def constant_steps(steps: Sequence[Step]) -> list[Step]:
     """The steps that depend on no operand, nor on steps that do.
 
-    >>> from tnconv.codegen.lowering.steps import ADD, SCALE, Writer
+    >>> from tnconv.codegen.lowering.writer import ADD, SCALE, Writer
     >>> from tnconv.codegen.lowering.strided import operand
     >>> from tnconv.codegen.prices.cost import copy
     >>> writer, three = Writer().run(SCALE, [LIKE], (), copy(1, 1), "three", (3.0,))

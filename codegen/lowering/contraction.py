@@ -7,9 +7,9 @@ from math import prod
 
 from tnconv.codegen.lowering.pairs import pair, sum_out
 from tnconv.codegen.lowering.paths import searched
-from tnconv.codegen.lowering.steps import Writer
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-from tnconv.codegen.lowering.steps import Writer
 from tnconv.codegen.lowering.strided import Strided, operand
 from tnconv.codegen.lowering.values import Value, read
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.diagrams.affine import Leg, Node, Selection, Tensor, View
 from tnconv.diagrams.network import TensorNetwork
 

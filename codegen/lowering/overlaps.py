@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from tnconv.codegen.lowering.steps import Writer
 from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 
 OVERLAP_ADD = '''def overlap_add(x, sizes, starts, steps, taps):

@@ -6,9 +6,9 @@ from functools import cached_property
 from math import prod
 
 from tnconv.codegen.lowering import layouts
-from tnconv.codegen.lowering.steps import MATMUL, MULTIPLY, Writer
 from tnconv.codegen.lowering.strided import Operation, Strided
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import MATMUL, MULTIPLY, Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg
 

@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.lowering.steps import Step
 from tnconv.codegen.lowering.strided import PERMUTE, RESHAPE, UNFOLD, Operation, Strided
+from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
 
 CLEARLY = 1.4  # another plan replaces one native kernel only if it is predicted this much faster

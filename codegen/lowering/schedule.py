@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tnconv.codegen.lowering.steps import Step
 from tnconv.codegen.lowering.strided import ONE, Strided
+from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
 
 ITEMS = (2, 4, 8, 16)  # bytes of an entry: a program runs in any precision

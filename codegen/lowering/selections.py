@@ -6,9 +6,9 @@ from math import prod
 
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.pairs import pair
-from tnconv.codegen.lowering.steps import Writer
 from tnconv.codegen.lowering.strided import LIKE, Operation, Strided
 from tnconv.codegen.lowering.values import Value, read
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Axis, Leg, Node, Selection, Tensor, View
 

@@ -1,25 +1,23 @@
 """What a program is and how it came about, in words and numbers."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tnconv.codegen.lowering.contraction import path_flops
 from tnconv.codegen.lowering.forms import forms_of
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.lowering.steps import Step
 from tnconv.codegen.lowering.strided import LIKE, ONE
+from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.programs.names import Names, argument_names
+from tnconv.codegen.programs.program import Program
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import Firing
-
-if TYPE_CHECKING:
-    from tnconv.codegen.programs.program import Program, Result
 
 KIND = 25  # columns of the longest kind of kernel
 
 
-def explain(program: "Program[Result]") -> str:
+def explain(program: Program[Any]) -> str:
     """Networks, rules that fired, plans, steps in order with costs, alternatives and why not."""
     lines: list[str] = [line for net in program.networks for line in _indented("network", str(net))]
     lines += _indented("operands", "\n".join(_shapes(program)) or "none")
@@ -33,7 +31,7 @@ def _indented(title: str, text: str) -> list[str]:
     return [title, *(f"  {line}".rstrip() for line in text.splitlines())]
 
 
-def _shapes(program: "Program[Result]") -> Iterator[str]:
+def _shapes(program: Program[Any]) -> Iterator[str]:
     return (f"{name} {shape}" for name, shape in program.operands.items())
 
 
@@ -44,7 +42,7 @@ def _fired(firing: Firing) -> str:
     return f"{firing}; {saved}"
 
 
-def _planned(program: "Program[Result]") -> Iterator[str]:
+def _planned(program: Program[Any]) -> Iterator[str]:
     terms = [term for net in program.networks for term in net.terms]
     for term, (plan, *_) in zip(terms, program.terms, strict=True):
         yield from _indented(f"plan, from the network {plan.label}", str(_form(term, plan.form)))
@@ -121,7 +119,7 @@ def _why_not(plan: Plan, chosen: Plan) -> str:
     return "shares less with other terms" if plan.seconds < chosen.seconds else "the same time"
 
 
-def _chunked(program: "Program[Result]") -> Iterator[str]:
+def _chunked(program: Program[Any]) -> Iterator[str]:
     for chunk in program.chunks:
         yield str(chunk)
         for number, part in enumerate(chunk.parts, 1):

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-from tnconv.codegen.lowering.steps import Step
 from tnconv.codegen.lowering.strided import Strided, strided
 from tnconv.codegen.lowering.substitution import recomputed, substituted
 from tnconv.codegen.lowering.turns import (
@@ -15,6 +14,7 @@ from tnconv.codegen.lowering.turns import (
     held,
     turns_of,
 )
+from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
 
 FREE = cost.Kernel("part of a loop", 0, 0, 0.0)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from tnconv.codegen.lowering.layouts import contiguous
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.lowering.steps import ADD, Step
 from tnconv.codegen.lowering.strided import EXPAND, PERMUTE, RESHAPE, UNSQUEEZE, Strided, strided
 from tnconv.codegen.lowering.turns import ADDED, turns_of
+from tnconv.codegen.lowering.writer import ADD, Step
 from tnconv.codegen.prices import cost
 from tnconv.codegen.programs.fusion import fused, shares
-from tnconv.codegen.routes.convolution import CONVOLUTION
+from tnconv.codegen.routes.native import CONVOLUTION
 
 MOST_PLANS = 8  # considered together for each network
 Steps = dict[Strided, Step]

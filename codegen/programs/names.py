@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from unicodedata import normalize
 
-from tnconv.codegen.lowering.steps import Step
 from tnconv.codegen.lowering.strided import OPERAND, Operation, Strided, helpers
 from tnconv.codegen.lowering.turns import ADDED_TOGETHER, Turns
+from tnconv.codegen.lowering.writer import Step
 
 FIXED = frozenset(
     {

@@ -2,11 +2,11 @@
 
 import linecache
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import Any, Generic, Self
 
 import torch
 from torch import Tensor
@@ -14,17 +14,15 @@ from typing_extensions import TypeVar
 
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.lowering.steps import Step
+from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.programs import source
 from tnconv.codegen.programs.checks import after_autocast, by_name, by_position
 from tnconv.codegen.programs.joint import scheduled
 from tnconv.codegen.programs.names import argument_names, operations
+from tnconv.codegen.programs.pieces import Chunks, functions_of_chunks
 from tnconv.codegen.programs.source import Function
 from tnconv.diagrams.expression import Expression
 from tnconv.simplify import Firing
-
-if TYPE_CHECKING:
-    from tnconv.codegen.programs.chunks import Chunks
 
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...], default=Tensor)
 _numbers = count(1)
@@ -38,14 +36,15 @@ class Program(Generic[Result]):
     Of several networks, given as a tuple, the results are a tuple. ``terms`` holds the plans that
     were considered for each term of each network, the chosen one first. ``chunks``, one for each
     network, replace them where memory is limited. Intermediate results are deleted where they would
-    raise the peak by more than ``spare_memory`` bytes.
+    raise the peak by more than ``spare_memory`` bytes. ``services`` are those of the compiler.
     """
 
     network: Expression | tuple[Expression, ...]
     terms: tuple[tuple[Plan, ...], ...]
     firings: tuple[Firing, ...]
-    chunks: tuple["Chunks", ...] = ()
+    chunks: "tuple[Chunks[Program[Any]], ...]" = ()
     spare_memory: int = SPARE
+    services: "Services | None" = field(default=None, compare=False, repr=False)
 
     @property
     def networks(self) -> tuple[Expression, ...]:
@@ -101,9 +100,7 @@ class Program(Generic[Result]):
             names, spare = list(arguments.values()), self.spare_memory
             indices = [arguments[index] for index in self.indices]
             return source.definition(name, names, indices, self.schedule, several, spare)
-        from tnconv.codegen.programs.chunks import functions
-
-        return functions(name, self.chunks, arguments, several)
+        return functions_of_chunks(name, self.chunks, arguments, several)
 
     @cached_property
     def function(self) -> Callable[..., Result]:
@@ -178,23 +175,33 @@ class Program(Generic[Result]):
     @cached_property
     def for_complex(self) -> "Program[Result]":
         """The program without native convolutions, which torch has for real dtypes only."""
-        from tnconv.codegen.compiler import compile
-
-        return compile(self.network, dtype=torch.complex64)  # type: ignore[return-value]
-
-    def __reduce__(self) -> tuple[object, ...]:
-        fields = self.network, self.terms, self.firings, self.chunks, self.spare_memory
-        return _restored, fields
+        program: Program[Result] = self._compiler.compile(self.network, dtype=torch.complex64)
+        return program
 
     def explain(self) -> str:
         """What was compiled and how: networks, rules, plans, steps with costs, alternatives."""
-        from tnconv.codegen.programs.explanation import explain
+        return self._compiler.explain(self)
 
-        return explain(self)
+    @property
+    def _compiler(self) -> "Services":
+        if self.services is None:
+            raise ValueError("services is None; expected those of the compiler, as in its programs")
+        return self.services
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restored, tuple(getattr(self, each.name) for each in fields(self))
 
 
-def _restored(*fields: Any) -> Program[Any]:
-    return Program(*fields).prepared()
+@dataclass(frozen=True)
+class Services:
+    """What a program asks of those who know more than it does."""
+
+    compile: Callable[..., Program[Any]]
+    explain: Callable[[Program[Any]], str]
+
+
+def _restored(*values: Any) -> Program[Any]:
+    return Program(*values).prepared()
 
 
 def together(peaks: list[tuple[int, int]]) -> int:

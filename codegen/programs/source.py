@@ -7,8 +7,8 @@ from textwrap import wrap
 
 from tnconv.codegen.lowering.constants import constant_steps
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.lowering.steps import Step
 from tnconv.codegen.lowering.strided import LIKE, ONE, Operation, Strided
+from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.programs.names import Names, operations
 
 WIDTH, INDENT = 100, " " * 4
@@ -32,7 +32,9 @@ def kept(constants, like):
         KEPT[key] = constants(like)
     return KEPT[key]
 '''
-KEPT = Operation("kept", "kept({}, like)".format, imports=("torch",), helper=KEPT_SOURCE)
+KEPT = Operation(
+    "kept", lambda made_by: f"kept({made_by}, like)", imports=("torch",), helper=KEPT_SOURCE
+)
 NEW_ONE = Operation("one", lambda: "torch.ones(())", imports=("torch",))
 
 

@@ -13,7 +13,9 @@ from dataclasses import replace
 from math import prod
 
 from tnconv.codegen.lowering.covers import Cover
-from tnconv.codegen.lowering.steps import (
+from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import (
     ADD,
     CONCATENATE,
     CONTIGUOUS,
@@ -22,8 +24,6 @@ from tnconv.codegen.lowering.steps import (
     SUBTRACT,
     Writer,
 )
-from tnconv.codegen.lowering.strided import Operation, Strided
-from tnconv.codegen.lowering.values import Value
 from tnconv.codegen.prices import cost
 from tnconv.codegen.routes.tap_pairs import Dimension, Shared
 from tnconv.codegen.routes.window import window_on

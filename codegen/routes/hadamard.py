@@ -5,8 +5,8 @@ from itertools import combinations
 
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.pairs import hadamard
-from tnconv.codegen.lowering.steps import MULTIPLY, Writer
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import MULTIPLY, Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Tensor
 

@@ -6,10 +6,10 @@ from math import prod
 
 from tnconv.codegen.lowering.constants import constant_steps
 from tnconv.codegen.lowering.covers import Cover
-from tnconv.codegen.lowering.steps import Step
 from tnconv.codegen.lowering.strided import Strided, strided
 from tnconv.codegen.lowering.turns import ADDED, JOINED, PART, Turns, held
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg, Sizes, Tensor, View
 from tnconv.diagrams.network import TensorNetwork

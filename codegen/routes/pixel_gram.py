@@ -6,9 +6,9 @@ from math import prod
 
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.pairs import pair
-from tnconv.codegen.lowering.steps import ADD, Writer
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import ADD, Writer
 from tnconv.codegen.prices import cost
 from tnconv.codegen.routes.window import window_on
 from tnconv.diagrams.affine import Leg, Sizes

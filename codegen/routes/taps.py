@@ -5,9 +5,9 @@ from math import prod
 
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.pairs import sum_out
-from tnconv.codegen.lowering.steps import ADD, STACK, Writer
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import ADD, STACK, Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg, Pattern, Tensor
 from tnconv.diagrams.network import TensorNetwork

@@ -7,8 +7,8 @@ import torch
 
 from tests.strategies import assert_close, operands_for
 from tnconv.codegen import compile
-from tnconv.codegen.lowering.steps import CONTIGUOUS, MATMUL, SUM
 from tnconv.codegen.lowering.strided import operand
+from tnconv.codegen.lowering.writer import CONTIGUOUS, MATMUL, SUM
 from tnconv.diagrams import conv, kfac_reduce, kfac_reduce_transpose, linear, per_sample_gradients
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tests.strategies import Case, assert_close, geometries, operands_for
 from tnconv import compile
-from tnconv.codegen.lowering.steps import MULTIPLY, SCALE, Step, Writer
 from tnconv.codegen.lowering.strided import operand, strided
 from tnconv.codegen.lowering.turns import ADDED, ADDED_TOGETHER, PART, PICKED, Turns
+from tnconv.codegen.lowering.writer import MULTIPLY, SCALE, Step, Writer
 from tnconv.codegen.prices import cost
 from tnconv.codegen.programs.fusion import fused
 from tnconv.diagrams import (

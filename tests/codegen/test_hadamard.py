@@ -5,7 +5,7 @@ from hypothesis import given
 
 from tests.strategies import Case, assert_close, geometries, operands_for
 from tnconv import compile
-from tnconv.codegen.routes.convolution import WEIGHT_GRADIENT
+from tnconv.codegen.routes.native import WEIGHT_GRADIENT
 from tnconv.diagrams import conv, diagonal_vjp
 
 pytestmark = pytest.mark.usefixtures("double_precision")

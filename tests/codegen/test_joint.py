@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.strategies import assert_close, networks, operands_for, shipped
 from tnconv import compile
-from tnconv.codegen.lowering.steps import PAD
 from tnconv.codegen.lowering.strided import operand
+from tnconv.codegen.lowering.writer import PAD
 from tnconv.diagrams import Expression, TensorNetwork, conv, kfac_expand, kfac_reduce, unfold
 
 pytestmark = pytest.mark.usefixtures("double_precision")

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tests.codegen.test_mirrored import natively
 from tnconv.codegen.lowering.layouts import of_entries
-from tnconv.codegen.lowering.steps import FLIP, Writer
 from tnconv.codegen.lowering.strided import operand
+from tnconv.codegen.lowering.writer import FLIP, Writer
 from tnconv.diagrams import conv
 
 Shape = tuple[int, ...]

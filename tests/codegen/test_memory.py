@@ -11,8 +11,8 @@ from tests.strategies import assert_close, operands_for, shipped
 from tnconv import compile
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.lowering.steps import ADD, Step, Writer
 from tnconv.codegen.lowering.strided import Strided, operand
+from tnconv.codegen.lowering.writer import ADD, Step, Writer
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.cost import Kernel
 from tnconv.diagrams import (

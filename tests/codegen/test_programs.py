@@ -18,7 +18,7 @@ from tests.strategies import (
 )
 from tnconv import cache_info, compile, contract
 from tnconv.codegen import ROUTES, Program
-from tnconv.codegen.lowering.steps import STACK
+from tnconv.codegen.lowering.writer import STACK
 from tnconv.diagrams import (
     Sum,
     TensorNetwork,

@@ -7,7 +7,7 @@ from math import prod
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.strided import LIKE, Operation
 from tnconv.codegen.prices import cost
-from tnconv.codegen.routes.convolution import native
+from tnconv.codegen.routes.native import native
 from tnconv.codegen.routes.window import window_on
 from tnconv.diagrams.affine import Leg, Tensor, View
 

@@ -6,9 +6,9 @@ from math import inf, prod
 from typing import Any
 
 from tnconv.codegen.lowering.covers import Cover
-from tnconv.codegen.lowering.steps import Writer
 from tnconv.codegen.lowering.strided import Operation, Strided
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.onednn import MARGIN, NARROWEST
 from tnconv.codegen.routes.matches import Match, Roles, matched
