@@ -19,6 +19,7 @@ from tnconv.codegen.programs.chunks import chunked, whole
 from tnconv.codegen.programs.explanation import explain
 from tnconv.codegen.programs.joint import chosen_together
 from tnconv.codegen.programs.program import SPARE, Program, Services, together
+from tnconv.codegen.programs.styles import STYLES
 from tnconv.codegen.programs.tuning import tuned
 from tnconv.diagrams.expression import Expression
 
@@ -34,6 +35,7 @@ class Options:
     routes: tuple[str, ...]
     item: int
     memory_limit: int | None
+    style: str = "torch"
 
 
 @overload
@@ -46,6 +48,7 @@ def compile(
     dtype: torch.dtype = torch.float32,
     tune: bool = False,
     device: torch.device | str = "cpu",
+    style: str = "torch",
 ) -> Program: ...
 @overload
 def compile(
@@ -57,6 +60,7 @@ def compile(
     dtype: torch.dtype = torch.float32,
     tune: bool = False,
     device: torch.device | str = "cpu",
+    style: str = "torch",
 ) -> Program[tuple[Tensor, ...]]: ...
 def compile(
     network: Expression | Sequence[Expression],
@@ -67,6 +71,7 @@ def compile(
     dtype: torch.dtype = torch.float32,
     tune: bool = False,
     device: torch.device | str = "cpu",
+    style: str = "torch",
 ) -> Program | Program[tuple[Tensor, ...]]:
     """Find the cheapest program for a network, or one for several that shares what they can.
 
@@ -80,6 +85,9 @@ def compile(
     ``tune=True`` measures the best few programs on ``device``, with operands of ``dtype``, and
     remembers their times on disk for later calls; a network in chunks is not measured.
 
+    ``style="einsum"`` writes calls of ``torch.einsum`` in the order of the best path, with patterns
+    as 0/1 tensors: for reading, and as slow as einsums are.
+
     >>> from tnconv.diagrams import conv
     >>> print(compile(conv((8, 3, 32, 32), (16, 3, 3, 3), padding=1)).source)
     import torch.nn.functional as F
@@ -91,20 +99,25 @@ def compile(
     <BLANKLINE>
 
     Raises:
-        ValueError: an unknown route or path search, no network, an operand that has two shapes, or
-            a memory limit below what the network needs.
+        ValueError: an unknown route, path search or style, no network, an operand that has two
+            shapes, or a memory limit below what the network needs, or in einsum style.
     """
     if not routes or any(name not in ROUTES for name in routes):
         raise ValueError(f"routes are {list(routes)}; expected some of {list(ROUTES)}")
     if memory_limit is not None and memory_limit <= 0:
         raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
+    if style not in STYLES:
+        raise ValueError(f"style is {style!r}; expected one of {list(STYLES)}")
+    if style != "torch" and memory_limit is not None:
+        raise ValueError(f"memory_limit is {memory_limit} and style {style!r}; expected 'torch'")
     one = isinstance(network, Expression)
     networks = (network,) if isinstance(network, Expression) else tuple(network)
     _check_operands(networks)
     used = tuple(name for name in ROUTES if name in (*routes, "dense"))
     if dtype.is_complex:  # torch has native kernels for real dtypes only
         used = tuple(name for name in used if name not in ("native", "pooling"))
-    options = Options(simplify, optimize, used, dtype.itemsize, memory_limit)
+    used = used if style == "torch" else ("dense",)
+    options = Options(simplify, optimize, used, dtype.itemsize, memory_limit, style)
     with cost.using(coefficients(torch.device(device)), dtype.itemsize):
         program = _planned(networks if not one else networks[0], options)
         if memory_limit is not None and program.peak_memory(dtype) > memory_limit:
@@ -135,15 +148,15 @@ def _check_operands(networks: Sequence[Expression]) -> None:
 def _planned(network: Expression | tuple[Expression, ...], options: Options) -> Program:
     """The program of the plans that are best together; as lean as needed, or as can be."""
     limit = options.memory_limit
-    spare = SPARE if limit is None else 0
-    program: Program = Program(network, (), (), (), spare, Services(compile, explain))
+    spare, services = SPARE if limit is None else 0, Services(compile, explain)
+    program: Program = Program(network, (), (), (), spare, services, options.style)
     positions = {name: at for at, name in enumerate(program.operands)}
     alone = isinstance(network, Expression) and len(network.terms) == 1
     lists, firings = [], []
     room = Room(limit, options.item)
     for net in program.networks:
         for term in net.terms:
-            forms, fired = forms_of(term, options.simplify)
+            forms, fired = forms_of(term, options.simplify, options.style)
             plain = len(net.terms) == 1  # the sum of several is contiguous anyway
             how = positions, options.routes, options.optimize, plain, room
             lists.append(plans(forms, *how, several=len(program.networks) > 1))

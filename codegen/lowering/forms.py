@@ -1,5 +1,6 @@
 """Forms: a network as it is given, simplified, and with offered rewrites, to be planned for."""
 
+from tnconv.codegen.lowering.explicit import explicit
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import Firing
 from tnconv.simplify import simplify as simplified
@@ -7,12 +8,15 @@ from tnconv.simplify.offered import polyphase
 
 
 def forms_of(
-    network: TensorNetwork, simplify: bool = True
+    network: TensorNetwork, simplify: bool = True, style: str = "torch"
 ) -> tuple[dict[str, TensorNetwork], list[Firing]]:
     """The forms to plan for, by name and equal ones once, and the rules that fired.
 
-    An empty network has only its normal form.
+    An empty network has only its normal form. In einsum style every form is `explicit`.
     """
+    if style == "einsum":
+        forms, fired = forms_of(network, simplify)
+        return {name: explicit(form) for name, form in forms.items()}, fired
     empty = network.scale == 0 or 0 in network.sizes.values()
     if not simplify and not empty:
         return {"as given": network}, []

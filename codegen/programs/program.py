@@ -21,6 +21,7 @@ from tnconv.codegen.programs.joint import scheduled
 from tnconv.codegen.programs.names import argument_names, operations
 from tnconv.codegen.programs.pieces import Chunks, functions_of_chunks
 from tnconv.codegen.programs.source import Function
+from tnconv.codegen.programs.styles import STYLES
 from tnconv.diagrams.expression import Expression
 from tnconv.simplify import Firing
 
@@ -36,7 +37,8 @@ class Program(Generic[Result]):
     Of several networks, given as a tuple, the results are a tuple. ``terms`` holds the plans that
     were considered for each term of each network, the chosen one first. ``chunks``, one for each
     network, replace them where memory is limited. Intermediate results are deleted where they would
-    raise the peak by more than ``spare_memory`` bytes. ``services`` are those of the compiler.
+    raise the peak by more than ``spare_memory`` bytes. ``services`` are those of the compiler,
+    ``style`` is one of `STYLES`, in which steps are printed.
     """
 
     network: Expression | tuple[Expression, ...]
@@ -45,6 +47,7 @@ class Program(Generic[Result]):
     chunks: "tuple[Chunks[Program[Any]], ...]" = ()
     spare_memory: int = SPARE
     services: "Services | None" = field(default=None, compare=False, repr=False)
+    style: str = "torch"
 
     @property
     def networks(self) -> tuple[Expression, ...]:
@@ -79,8 +82,9 @@ class Program(Generic[Result]):
         """
         if self.chunks:
             return together([chunk.peak(dtype.itemsize) for chunk in self.chunks])
-        kept = source.constants(self.schedule, self.spare_memory)
-        return self.schedule.held(dtype.itemsize, self.spare_memory, kept)
+        spare = self.spare_memory
+        kept = source.constants(self.schedule, spare) if self.style == "torch" else []
+        return self.schedule.held(dtype.itemsize, spare, kept)
 
     @cached_property
     def source(self) -> str:
@@ -99,7 +103,7 @@ class Program(Generic[Result]):
         if not self.chunks:
             names, spare = list(arguments.values()), self.spare_memory
             indices = [arguments[index] for index in self.indices]
-            return source.definition(name, names, indices, self.schedule, several, spare)
+            return STYLES[self.style](name, names, indices, self.schedule, several, spare)
         return functions_of_chunks(name, self.chunks, arguments, several)
 
     @cached_property

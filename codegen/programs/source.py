@@ -100,7 +100,7 @@ def definition(
     read |= {output.origin for output in schedule.outputs}
     kept = [names.text(step.value) for step in made_once if step.value in read]
     values = [argument for argument in arguments if argument not in indices]
-    body, used = _beginning(values, read | ({LIKE} if kept else set()))
+    body, used = beginning(values, read | ({LIKE} if kept else set()))
     functions = []
     if kept:
         lines = [*(_line(step, names) for step in made_once), f"return {_tuple(kept)}"]
@@ -130,20 +130,22 @@ def returned(results: Sequence[str], several: bool) -> str:
 
 
 def _line(step: Step, names: Names) -> str:
-    """A step, with its comment behind it or, if it is long, above."""
-    line = f"{names.text(step.value)} = {names.call(step.value)}"
-    if not step.comment:
+    return commented(f"{names.text(step.value)} = {names.call(step.value)}", step.comment)
+
+
+def commented(line: str, comment: str) -> str:
+    """A line of a function with a comment behind it or, if it is long, above."""
+    if not comment:
         return line
-    beside = f"{line}  # {step.comment}"
-    short = "\n" not in line and len(INDENT + beside) <= WIDTH
-    return beside if short else f"# {step.comment}\n{INDENT}{line}"
+    beside = f"{line}  # {comment}"
+    return beside if len(INDENT + beside) <= WIDTH else f"# {comment}\n{INDENT}{line}"
 
 
 def _tuple(names: Sequence[str]) -> str:
     return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
 
 
-def _beginning(
+def beginning(
     values: Sequence[str], read: Collection[Strided]
 ) -> tuple[list[str], list[Operation]]:
     """The constant 1 and the tensor that constants are like, if they are read.
