@@ -39,6 +39,7 @@ from tnconv.diagrams.gradients import (
     ntk_block,
     per_sample_gradients,
 )
+from tnconv.diagrams.jacobian_products import combined_gradients, gradient_projections
 from tnconv.diagrams.kronecker import (
     Roles,
     input_factor,
@@ -47,6 +48,7 @@ from tnconv.diagrams.kronecker import (
     output_half,
 )
 from tnconv.diagrams.layers import (
+    bilinear,
     conv,
     conv_transpose,
     fold,
@@ -75,6 +77,8 @@ __all__ = [
     "View",
     "avg_pool",
     "bias",
+    "bilinear",
+    "combined_gradients",
     "compose",
     "conv",
     "conv_transpose",
@@ -89,6 +93,7 @@ __all__ = [
     "grad_reduce",
     "gradient_dots",
     "gradient_norms",
+    "gradient_projections",
     "gradient_sum",
     "group_average",
     "hessian_vjp",

@@ -106,6 +106,36 @@ def linear(input_shape: Sequence[int], weight_shape: Sequence[int]) -> TensorNet
     return TensorNetwork(nodes, View.of(sizes, *leading, "d"), sizes)
 
 
+def bilinear(
+    input_shape: Sequence[int], other_shape: Sequence[int], weight_shape: Sequence[int]
+) -> TensorNetwork:
+    """``y[n, o, d] = Σ_{a,b} x[n, o, a] w[d, a, b] z[n, o, b]``, for positions o.
+
+    Operands ``x`` of shape ``(n, *o, a)``, ``other`` (z) of shape ``(n, *o, b)``, and ``weight`` of
+    shape ``(d, a, b)``: ``torch.nn.Bilinear``.
+
+    >>> bilinear((8, 5, 3), (8, 5, 2), (4, 3, 2)).shape
+    (8, 5, 4)
+
+    Raises:
+        ValueError: inputs that differ before their last dimension, or a weight that does not fit.
+    """
+    x, z = checked_shape("input", input_shape), checked_shape("other input", other_shape)
+    weight = checked_shape("weight", weight_shape)
+    if not x or x[:-1] != z[:-1]:
+        raise ValueError(f"inputs have shapes {x} and {z}; expected equal ones but for the last")
+    if len(weight) != 3 or weight[1:] != (x[-1], z[-1]):
+        raise ValueError(f"weight has shape {weight}; expected (out_features, {x[-1]}, {z[-1]})")
+    leading = ("n", *(f"o{at}" for at in range(1, len(x) - 1)))[: len(x) - 1]
+    sizes = dict(zip((*leading, "a", "b", "d"), (*x, z[-1], weight[0]), strict=True))
+    nodes = (
+        Tensor("x", View.of(sizes, *leading, "a")),
+        Tensor("other", View.of(sizes, *leading, "b")),
+        Tensor("weight", View.of(sizes, "d", "a", "b")),
+    )
+    return TensorNetwork(nodes, View.of(sizes, *leading, "d"), sizes)
+
+
 def patches(h: Geometry) -> TensorNetwork:
     """``U[n, g, c, k, o] = Σ_i x[n, gc, i] Π[k, o, i]`` with one result dimension per leg."""
     result = View.of(h.sizes, *h.samples, "g", "c", *h.legs("k"), *h.legs("o"))

@@ -58,11 +58,12 @@ def lookup(input_shape: Sequence[int], weight_shape: Sequence[int]) -> TensorNet
     return TensorNetwork(nodes, View.of(sizes, *leading, "d"), sizes)
 
 
-def repeated(layer: TensorNetwork, calls: int) -> TensorNetwork:
+def repeated(layer: TensorNetwork, calls: int, operands: Sequence[str] = ("x",)) -> TensorNetwork:
     """``y[t, n, ...] = layer(x[t, n, ...])``: several calls of a layer, with the same parameters.
 
-    A call is one more output position, in front of the others in operand ``x`` and the result, so
-    that every quantity of a layer is also one of a layer that a network calls more than once.
+    A call is one more output position, in front of the others in the ``operands`` that differ from
+    call to call and in the result, so that every quantity of a layer is also one of a layer that a
+    network calls more than once.
 
     >>> from tnconv.diagrams import conv
     >>> repeated(conv((8, 3, 9), (4, 3, 3)), 2).vjp("weight", per_sample=True).shape
@@ -75,8 +76,8 @@ def repeated(layer: TensorNetwork, calls: int) -> TensorNetwork:
         raise ValueError(f"leg 't' exists already; the legs are {sorted(layer.sizes)}")
     sizes = dict(layer.sizes) | {"t": calls}
     nodes = (
-        Tensor("x", node.view.prepend(sizes, ("t",)))
-        if isinstance(node, Tensor) and node.name == "x"
+        Tensor(node.name, node.view.prepend(sizes, ("t",)))
+        if isinstance(node, Tensor) and node.name in operands
         else node
         for node in layer.nodes
     )

@@ -10,13 +10,18 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 def per_sample_gradients(
-    model: nn.Module, loss_fn: Loss, inputs: Tensor, targets: Tensor, factor: float = 1.0
+    model: nn.Module,
+    loss_fn: Loss,
+    inputs: Tensor | tuple[Tensor, ...],
+    targets: Tensor,
+    factor: float = 1.0,
 ) -> dict[str, Tensor]:
     """``g[n, θ]`` of every parameter that the loss reaches, times a factor."""
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     rows: dict[str, list[Tensor]] = {name: [] for name in named}
-    for n in range(len(inputs)):
-        loss = factor * loss_fn(model(inputs[n : n + 1]), targets[n : n + 1])
+    args = (inputs,) if isinstance(inputs, Tensor) else inputs
+    for n in range(len(args[0])):
+        loss = factor * loss_fn(model(*(x[n : n + 1] for x in args)), targets[n : n + 1])
         grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         for name, grad in zip(named, grads, strict=True):
             if grad is not None:

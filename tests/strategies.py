@@ -389,6 +389,12 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
     "ntk_block": lambda c: diagrams.ntk_block(
         ZOO["conv"](c), ZOO["conv"](other_batch(c)), vectors=2, other_vectors=1
     ),
+    "combined_gradients": lambda c: diagrams.combined_gradients(
+        ZOO["conv"](c), vectors=2, combinations=2
+    ),
+    "gradient_projections": lambda c: diagrams.gradient_projections(
+        ZOO["conv"](c), vectors=2, directions=2
+    ),
     "gradient_norms": lambda c: diagrams.gradient_norms(ZOO["conv"](c)),
     "ggn_diagonal": lambda c: diagrams.ggn_diagonal(ZOO["conv"](c), vectors=2),
     "ggn_block": lambda c: diagrams.ggn_block(ZOO["conv"](c)),
@@ -404,6 +410,11 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
     "linear": lambda c: diagrams.linear(
         (*c.input_shape[:1], *c.input_shape[2:], c.input_shape[1]),
         (c.weight_shape[0], c.input_shape[1]),
+    ),
+    "bilinear": lambda c: diagrams.bilinear(
+        (*c.input_shape[:1], c.input_shape[1]),
+        (*c.input_shape[:1], c.input_shape[2]),
+        (c.weight_shape[0], c.input_shape[1], c.input_shape[2]),
     ),
     "lookup": lambda c: diagrams.lookup(
         (*c.input_shape[:1], *c.input_shape[2:], c.input_shape[1]),

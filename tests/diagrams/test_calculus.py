@@ -239,6 +239,7 @@ NATIVE = {
     "diagonal_vjp": diagonal,
     "hessian_vjp": hessian,
     "linear": lambda case: lambda x, weight: F.linear(x, weight),
+    "bilinear": lambda case: lambda x, other, weight: F.bilinear(x, other, weight),
     "lookup": lambda case: lambda x, weight: x @ weight,
     "scale": lambda case: lambda x, weight: x * weight.reshape(-1, *[1] * case.dims),
     "bias": lambda case: lambda bias: bias.expand(case.input_shape),

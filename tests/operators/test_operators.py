@@ -58,7 +58,7 @@ def dense_ggn(model: nn.Module, loss_fn: Loss, x: Tensor, y: Tensor) -> Tensor:
     return whole.T @ middle @ whole
 
 
-def check(operator: tnconv.models.CurvatureOperator, expected: Tensor) -> None:
+def check(operator: tnconv.operators.CurvatureOperator, expected: Tensor) -> None:
     """All columns at once, and one vector in every form."""
     size = len(expected)
     assert operator.shape == (size, size)
@@ -111,7 +111,7 @@ LOSSES: dict[str, tuple[Loss, Callable[[int], Tensor]]] = {
 
 @pytest.mark.parametrize("case", LAYERS)
 @pytest.mark.parametrize("operator", [HessianOperator, GGNOperator])
-def test_layers(case: str, operator: type[tnconv.models.CurvatureOperator]) -> None:
+def test_layers(case: str, operator: type[tnconv.operators.CurvatureOperator]) -> None:
     x, y = torch.randn(3, 2, 4, 4), torch.randint(3, (3,))
     model, loss_fn = head(LAYERS[case](), x), nn.CrossEntropyLoss()
     dense = dense_hessian if operator is HessianOperator else dense_ggn
@@ -120,7 +120,7 @@ def test_layers(case: str, operator: type[tnconv.models.CurvatureOperator]) -> N
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("operator", [HessianOperator, GGNOperator])
-def test_losses(loss: str, operator: type[tnconv.models.CurvatureOperator]) -> None:
+def test_losses(loss: str, operator: type[tnconv.operators.CurvatureOperator]) -> None:
     (loss_fn, draw), x = LOSSES[loss], torch.randn(4, 2, 3, 3)
     model, y = head(nn.Conv2d(2, 2, 2), x), draw(4)
     dense = dense_hessian if operator is HessianOperator else dense_ggn

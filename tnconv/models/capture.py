@@ -6,9 +6,10 @@ changed in place afterwards. All hooks are gone when the watch ends, whatever en
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -50,8 +51,8 @@ class Call:
         return tuple(a for a in (*self.args, *self.kwargs.values()) if isinstance(a, Tensor))
 
     @property
-    def x(self) -> Tensor:
-        """The layer's input.
+    def given(self) -> tuple[Tensor, ...]:
+        """The tensors that the layer read, detached, in the order of its parameters.
 
         Raises:
             RuntimeError: it was changed in place after the layer had read it.
@@ -61,7 +62,12 @@ class Call:
                 f"the input of layer {self.name!r} was changed in place after the layer had read "
                 "it; expected it to stay until the backward pass"
             )
-        return self.inputs[0].detach()
+        return tuple(tensor.detach() for tensor in self.inputs)
+
+    @property
+    def x(self) -> Tensor:
+        """The first of the tensors that the layer read."""
+        return self.given[0]
 
     def release(self) -> None:
         """Free what the call read: nothing needs it any more."""
@@ -162,12 +168,12 @@ class Watch:
         self._on_backward(tensor, lambda grad: None if grad is None else hook(grad))
 
     def follow(self, here: Pass, call: Call, output: Tensor) -> None:
-        """Note a call, and ask for the gradient after its output."""
+        """Note a call, and ask for the gradient after its output, or what that is a view of."""
 
         def arrived(grad: Tensor | None) -> None:
             call.reached = True
             if grad is not None:
-                self.receive(here, call, grad)
+                self.receive(here, call, grad.reshape(call.output_shape))
 
         here.add(call)
         self._on_backward(output, arrived)
@@ -251,11 +257,30 @@ class _Hook:
             return
         here = self.watch.pass_of(module, args, kwargs)
         edge, shape = get_gradient_edge(watched), tuple(output.shape)
-        call = Call(self.name, module, args, kwargs, shape, edge, describes(module), learns)
+        known = describes(module)
+        call = Call(self.name, module, args, _ordered(module, kwargs), shape, edge, known, learns)
         if call.inputs:
-            if self.watch.per_sample and call.inputs[0].shape[:1] != (here.samples,):
-                call.described = False
+            whole = not self.watch.per_sample or _batched(call.inputs, here.samples)
+            call.described = known and whole and describes(module, call.given, shape)
             self.watch.follow(here, call, watched)
+
+
+def _batched(inputs: Sequence[Tensor], samples: int) -> bool:
+    """Whether dimension 0 of every input is the batch."""
+    return all(tensor.shape[:1] == (samples,) for tensor in inputs)
+
+
+def _ordered(module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keywords in the order of the parameters of ``forward``; names that it does not show last."""
+    if len(kwargs) < 2:
+        return kwargs
+    names = [*signature(module.forward).parameters]
+    return dict(
+        sorted(
+            kwargs.items(),
+            key=lambda item: names.index(item[0]) if item[0] in names else len(names),
+        )
+    )
 
 
 def _before_views(output: Tensor) -> Tensor:

@@ -192,10 +192,11 @@ class Collector:
             return list(terms.values())
         like = next(iter(terms.values()))
         lead = () if like.vectors is None else (like.vectors,)
+        values = next(iter(like.read.values()))
         return [
             terms[here]
             if here in terms
-            else Term.known(like.x.new_zeros(*lead, here.samples, *parameter.shape), like.vectors)
+            else Term.known(values.new_zeros(*lead, here.samples, *parameter.shape), like.vectors)
             for here in self._in_order()
         ]
 

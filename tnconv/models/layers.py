@@ -1,21 +1,21 @@
 """What a layer computes, as diagrams: one description per type of module, and nothing else.
 
 A description takes a call apart into an `Operation`, the diagrams that are linear in each
-parameter, and the operand ``x`` that they read: the module's input, padded, normalised or one-hot.
+parameter, and the operands that they read: a module's inputs, padded, normalised or one-hot.
 Quantities are functions of these diagrams and never ask which layer they come from.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from tnconv import diagrams
-from tnconv import nn as ours
 from tnconv.diagrams import Expression, Sum, TensorNetwork
+from tnconv.nn.conversion import patched
 
 Shape = tuple[int, ...]
 Networks = Mapping[str, TensorNetwork]
@@ -25,8 +25,9 @@ Networks = Mapping[str, TensorNetwork]
 class Operation:
     """Diagrams ``{parameter: y}`` by a recipe (a module's function) and its arguments.
 
-    Each is linear in operand ``x`` and in its parameter, an operand of that name, and has leg n,
-    the sample. Equal recipes and arguments mean equal diagrams: programs are looked up by them.
+    Each is linear in its parameter, an operand of that name, and has leg n, the sample. What else
+    it reads are operands of the call, such as ``x``. Equal recipes and arguments mean equal
+    diagrams: programs are looked up by them.
     """
 
     recipe: Callable[..., Networks]
@@ -43,95 +44,135 @@ def _networks(operation: Operation) -> Networks:
     return operation.recipe(*operation.arguments)
 
 
-Description = Callable[[Any, Tensor, Shape], tuple[Operation, Tensor]]
-"""From a module, its input and its output's shape to the operation and its operand ``x``."""
+Operand = Tensor | Callable[[], Tensor]
+"""A tensor with the batch in dimension 0, or what computes it once it is needed."""
 
-_LAYERS: dict[type[nn.Module], Description] = {}
+Operands = Mapping[str, Tensor]
+Description = Callable[..., tuple[Operation, Operand | Mapping[str, Operand]] | None]
+"""From a module, each tensor that a call of it reads, and the shape of what it gives.
+
+What comes back is the operation and its operands by name; one alone is ``x``. None declines: such
+calls count as those of a layer without a description.
+"""
+
+Layout = tuple[int, bool]
+"""How a weight is a matrix per group: the number of groups, and whether inputs come first."""
 
 
-def register_layer(kind: type[nn.Module]) -> Callable[[Description], Description]:
+class Registered(NamedTuple):
+    """What is known of a type of module."""
+
+    description: Description
+    layout: Callable[[Any], Layout] | None = None
+
+
+_LAYERS: dict[type[nn.Module] | str, Registered] = {}
+
+
+def register_layer(
+    kind: type[nn.Module] | str, layout: Layout | Callable[[Any], Layout] | None = None
+) -> Callable[[Description], Description]:
     """Describe a type of module, for all quantities: a decorator for a `Description`.
 
-    Subclasses count as long as they inherit ``forward``.
+    The function gets the module, every tensor that the call reads (in the order of the parameters
+    of ``forward``), and the output's shape; it returns the operation and its operands, or None for
+    a call that it does not describe, which then runs sample by sample. Subclasses count as long as
+    they inherit ``forward``.
+
+    Args:
+        kind: The type, or its qualified name, ``"package.module.Class"``, where importing it is not
+            wanted.
+        layout: For optimizers that read ``weight`` as one matrix ``(d, a)`` of outputs and inputs
+            per group: the number of groups, and whether inputs come first in its shape; or a
+            function of the module to these. Without it, they leave the layer alone.
 
     >>> import torch
-    >>> class Gain(nn.Module):
+    >>> class Gate(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
     ...         self.weight = nn.Parameter(torch.ones(3))
-    ...     def forward(self, x):
-    ...         return x * self.weight
-    >>> def gain(x_shape, dimension):
-    ...     return {"weight": diagrams.scale(x_shape, x_shape[dimension:], dimension)}
-    >>> @register_layer(Gain)
-    ... def _(module, x, output_shape):
-    ...     return Operation(gain, (tuple(x.shape), -1)), x
-    >>> describe(Gain(), torch.rand(8, 5, 3), (8, 5, 3))[0].networks["weight"].shape
-    (8, 5, 3)
+    ...     def forward(self, x, gate):
+    ...         return x * gate * self.weight
+    >>> def gated(shape):
+    ...     sizes = dict(zip(("n", "d"), shape))
+    ...     view = diagrams.View.of
+    ...     nodes = [diagrams.Tensor(name, view(sizes, "n", "d")) for name in ("x", "gate")]
+    ...     nodes.append(diagrams.Tensor("weight", view(sizes, "d")))
+    ...     return {"weight": TensorNetwork(tuple(nodes), view(sizes, "n", "d"), sizes)}
+    >>> @register_layer(Gate)
+    ... def _(module, x, gate, output_shape):
+    ...     if x.dim() != 2 or x.shape != gate.shape:
+    ...         return None
+    ...     return Operation(gated, (tuple(x.shape),)), {"x": x, "gate": gate}
+    >>> operation, operands = describe(Gate(), [torch.rand(8, 3), torch.rand(8, 3)], (8, 3))
+    >>> operation.networks["weight"].shape, list(operands)
+    ((8, 3), ['x', 'gate'])
+    >>> describes(Gate(), [torch.rand(8, 1), torch.rand(8, 3)], (8, 3))
+    False
     """
 
     def register(description: Description) -> Description:
-        _LAYERS[kind] = description
+        found = (lambda module: layout) if isinstance(layout, tuple) else layout
+        _LAYERS[kind] = Registered(description, found)
         return description
 
     return register
 
 
-def describes(module: nn.Module) -> bool:
-    """Whether a module's type is described and its parameters are what its type computes with."""
-    return _description(module) is not None
+def describes(
+    module: nn.Module, inputs: Sequence[Tensor] | None = None, output_shape: Shape = ()
+) -> bool:
+    """Whether a module's type is described and its parameters are what its type computes with.
 
-
-def describe(module: nn.Module, x: Tensor, output_shape: Shape) -> tuple[Operation, Tensor]:
-    """The operation of one call of a described module, and its operand ``x``."""
-    description = _description(module)
-    assert description is not None, type(module)
-    return description(module, x, output_shape)
-
-
-def _description(module: nn.Module) -> Description | None:
-    """The nearest described ancestor's, unless a subclass computes something else.
-
-    An embedding whose gradients are scaled by words' counts in the batch mixes samples.
+    With the tensors that a call of it read, whether its description takes that call.
     """
+    found = _registered(module)
+    if found is None or inputs is None:
+        return found is not None
+    return _described(found, module, inputs, output_shape) is not None
+
+
+def describe(
+    module: nn.Module, inputs: Sequence[Tensor], output_shape: Shape
+) -> tuple[Operation, Operands]:
+    """The operation of one call that `describes` takes, and its operands."""
+    registered = _registered(module)
+    assert registered is not None, type(module)
+    found = _described(registered, module, inputs, output_shape)
+    assert found is not None, type(module)
+    operation, given = found
+    named = given if isinstance(given, Mapping) else {"x": given}
+    return operation, {key: at if isinstance(at, Tensor) else at() for key, at in named.items()}
+
+
+def layout(module: nn.Module, name: str) -> Layout | None:
+    """How a parameter of a described module is a matrix, if it is one: a bias is a column."""
+    found = _registered(module)
+    if found is None or found.layout is None or name not in ("weight", "bias"):
+        return None
+    return (1, False) if name == "bias" else found.layout(module)
+
+
+def _described(
+    found: Registered, module: nn.Module, inputs: Sequence[Tensor], output_shape: Shape
+) -> tuple[Operation, Operand | Mapping[str, Operand]] | None:
+    with torch.no_grad():
+        return found.description(module, *inputs, output_shape)
+
+
+def _registered(module: nn.Module) -> Registered | None:
+    """The nearest described ancestor's, unless a subclass or the object computes something else."""
     kind = type(module)
-    if getattr(module, "scale_grad_by_freq", False):
+    if patched(module):
         return None
     for ancestor in kind.__mro__:
-        if ancestor in _LAYERS:
+        called = f"{ancestor.__module__}.{ancestor.__qualname__}"
+        found = _LAYERS.get(ancestor) or _LAYERS.get(called)
+        if found is not None:
             names = ("forward", "_conv_forward")
             same = all(getattr(kind, m, None) is getattr(ancestor, m, None) for m in names)
-            return _LAYERS[ancestor] if same else None
+            return found if same else None
     return None
-
-
-def linear(x_shape: Shape, weight_shape: Shape) -> Networks:
-    """``y[n, o, d] = Σ_c x[n, o, c] w[d, c] + b[d]``."""
-    layer = diagrams.linear(x_shape, weight_shape)
-    return {"weight": layer, "bias": diagrams.bias(layer.shape, weight_shape[:1], -1)}
-
-
-def conv(x_shape: Shape, weight_shape: Shape, *settings: Any) -> Networks:
-    """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, o, i] w[gd, c, k] + b[gd]``."""
-    layer = diagrams.conv(x_shape, weight_shape, *settings)
-    return {"weight": layer, "bias": diagrams.bias(layer.shape, weight_shape[:1])}
-
-
-def conv_transpose(x_shape: Shape, weight_shape: Shape, *settings: Any) -> Networks:
-    """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, i, o] w[gc, d, k] + b[gd]``."""
-    layer = diagrams.conv_transpose(x_shape, weight_shape, *settings)
-    return {"weight": layer, "bias": diagrams.bias(layer.shape, layer.shape[1:2])}
-
-
-def scale(x_shape: Shape, weight_shape: Shape, dimension: int) -> Networks:
-    """``y[n, o, d] = x[n, o, d] w[d] + b[d]``."""
-    layer = diagrams.scale(x_shape, weight_shape, dimension)
-    return {"weight": layer, "bias": diagrams.bias(x_shape, weight_shape, dimension)}
-
-
-def lookup(x_shape: Shape, weight_shape: Shape) -> Networks:
-    """``y[n, o, d] = Σ_c x[n, o, c] w[c, d]``."""
-    return {"weight": diagrams.lookup(x_shape, weight_shape)}
 
 
 def explicit(vectors: int | None, samples: int, shape: Shape) -> Networks:
@@ -150,13 +191,13 @@ def explicit(vectors: int | None, samples: int, shape: Shape) -> Networks:
     return {"parameter": TensorNetwork(nodes, view(sizes, "n", *positions), sizes)}
 
 
-def known(network: Expression) -> Expression:
+def known(network: Expression, cotangent: str = "grad_output") -> Expression:
     """A diagram over an `explicit` layer, without the cotangent that such a layer has."""
 
     def without(term: TensorNetwork) -> TensorNetwork:
         nodes: list[diagrams.Node] = []
         for node in term.nodes:
-            if not isinstance(node, diagrams.Tensor) or node.name != "grad_output":
+            if not isinstance(node, diagrams.Tensor) or node.name != cotangent:
                 nodes.append(node)
             elif len(legs := node.legs) == 3:
                 nodes.append(diagrams.delta(legs[0], legs[2]))
@@ -168,107 +209,7 @@ def known(network: Expression) -> Expression:
 def repeated(calls: int, recipe: Callable[..., Networks], *arguments: Any) -> Networks:
     """Several calls of one operation: see `tnconv.diagrams.repeated`."""
     networks = _networks(Operation(recipe, arguments))
-    return {name: diagrams.repeated(layer, calls) for name, layer in networks.items()}
-
-
-@register_layer(nn.Linear)
-def _linear(layer: nn.Linear, x: Tensor, output_shape: Shape) -> tuple[Operation, Tensor]:
-    x = x if x.dim() > 1 else x[None]
-    return Operation(linear, (tuple(x.shape), tuple(layer.weight.shape))), x
-
-
-@register_layer(nn.Conv1d)
-@register_layer(nn.Conv2d)
-@register_layer(nn.Conv3d)
-@register_layer(ours.Conv1d)
-@register_layer(ours.Conv2d)
-@register_layer(ours.Conv3d)
-@register_layer(ours.ConvNd)
-def _conv(layer: nn.Conv2d, x: Tensor, output_shape: Shape) -> tuple[Operation, Tensor]:
-    """Zeros are no pad, but in Π; every other padding mode is applied to x."""
-    x = x if x.dim() == layer.weight.dim() else x[None]
-    padding: Any = layer.padding
-    if layer.padding_mode != "zeros":
-        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, layer.padding_mode), 0
-    settings = (layer.stride, padding, layer.dilation, layer.groups)
-    return Operation(conv, (tuple(x.shape), tuple(layer.weight.shape), *settings)), x
-
-
-@register_layer(nn.ConvTranspose1d)
-@register_layer(nn.ConvTranspose2d)
-@register_layer(nn.ConvTranspose3d)
-@register_layer(ours.ConvTranspose1d)
-@register_layer(ours.ConvTranspose2d)
-@register_layer(ours.ConvTranspose3d)
-@register_layer(ours.ConvTransposeNd)
-def _conv_transpose(
-    layer: nn.ConvTranspose2d, x: Tensor, output_shape: Shape
-) -> tuple[Operation, Tensor]:
-    """The output tells its padding, which a call can choose by ``output_size``."""
-    dims = layer.weight.dim() - 2
-    x = x if x.dim() == dims + 2 else x[None]
-    each = zip(
-        *(x.shape[-dims:], output_shape[-dims:], layer.weight.shape[2:]),
-        *(layer.stride, layer.padding, layer.dilation),
-        strict=True,
-    )
-    rest = tuple(o - ((i - 1) * s - 2 * int(p) + d * (k - 1) + 1) for i, o, k, s, p, d in each)
-    settings = (layer.stride, layer.padding, rest, layer.groups, layer.dilation)
-    return Operation(conv_transpose, (tuple(x.shape), tuple(layer.weight.shape), *settings)), x
-
-
-@register_layer(nn.BatchNorm1d)
-@register_layer(nn.BatchNorm2d)
-@register_layer(nn.BatchNorm3d)
-@register_layer(nn.SyncBatchNorm)
-def _batch_norm(layer: nn.BatchNorm2d, x: Tensor, output_shape: Shape) -> tuple[Operation, Tensor]:
-    """Where it normalises by running statistics, which are constants."""
-    own = layer.training or layer.running_mean is None
-    running = (None, None) if own else (layer.running_mean, layer.running_var)
-    return _scale(F.batch_norm(x, *running, training=own, eps=layer.eps))
-
-
-@register_layer(nn.InstanceNorm1d)
-@register_layer(nn.InstanceNorm2d)
-@register_layer(nn.InstanceNorm3d)
-def _instance_norm(
-    layer: nn.InstanceNorm2d, x: Tensor, output_shape: Shape
-) -> tuple[Operation, Tensor]:
-    own = layer.training or layer.running_mean is None
-    running = (None, None) if own else (layer.running_mean, layer.running_var)
-    x = x if x.dim() == layer._get_no_batch_dim() + 1 else x[None]
-    return _scale(F.instance_norm(x, *running, use_input_stats=own, eps=layer.eps))
-
-
-@register_layer(nn.GroupNorm)
-def _group_norm(layer: nn.GroupNorm, x: Tensor, output_shape: Shape) -> tuple[Operation, Tensor]:
-    return _scale(F.group_norm(x, layer.num_groups, eps=layer.eps))
-
-
-@register_layer(nn.LayerNorm)
-def _layer_norm(layer: nn.LayerNorm, x: Tensor, output_shape: Shape) -> tuple[Operation, Tensor]:
-    shape = tuple(layer.normalized_shape)
-    x = x if x.dim() > len(shape) else x[None]
-    return _scale(F.layer_norm(x, shape, eps=layer.eps), -len(shape))
-
-
-@register_layer(nn.RMSNorm)
-def _rms_norm(layer: nn.RMSNorm, x: Tensor, output_shape: Shape) -> tuple[Operation, Tensor]:
-    shape = tuple(layer.normalized_shape)
-    x = x if x.dim() > len(shape) else x[None]
-    return _scale(F.rms_norm(x, shape, eps=layer.eps), -len(shape))
-
-
-@register_layer(nn.Embedding)
-def _embedding(layer: nn.Embedding, x: Tensor, output_shape: Shape) -> tuple[Operation, Tensor]:
-    """One-hot rows; those of ``padding_idx``, whose row is never learned, are zero."""
-    rows = F.one_hot(x if x.dim() else x[None], layer.num_embeddings).to(layer.weight.dtype)
-    if layer.padding_idx is not None:
-        rows[..., layer.padding_idx] = 0
-    return Operation(lookup, (tuple(rows.shape), tuple(layer.weight.shape))), rows
-
-
-def _scale(x: Tensor, dimension: int = 1) -> tuple[Operation, Tensor]:
-    """``weight`` times the normalised input: a weight that is frozen or missing costs nothing."""
-    shape = tuple(x.shape[dimension:]) if dimension < 0 else tuple(x.shape[1:2])
-    return Operation(scale, (tuple(x.shape), shape, dimension)), x
+    return {
+        name: diagrams.repeated(layer, calls, tuple(layer.operands.keys() - {name}))
+        for name, layer in networks.items()
+    }

@@ -1,8 +1,9 @@
 """What statistics are made of: calls of layers, and what arrived after them, as operations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from tnconv.diagrams import per_sample_gradients
 from tnconv.models import samplewise
 from tnconv.models.capture import Call
 from tnconv.models.contracted import values
-from tnconv.models.layers import Operation, describe, explicit, repeated
+from tnconv.models.layers import Operands, Operation, describe, explicit, repeated
 from tnconv.models.unfolding import joined
 from tnconv.quantities.base import Statistic
 
@@ -27,9 +28,9 @@ class Arrival:
     vectors: int | None = None
 
     @cached_property
-    def described(self) -> tuple[Operation, Tensor]:
-        """The call's operation and its operand x."""
-        return describe(self.call.module, self.call.x, self.call.output_shape)
+    def described(self) -> tuple[Operation, Operands]:
+        """The call's operation and its operands."""
+        return describe(self.call.module, self.call.given, self.call.output_shape)
 
     def term(
         self, operand: str, parameter: nn.Parameter, samples: int, dtype: torch.dtype
@@ -37,10 +38,11 @@ class Arrival:
         """The call as an operation on operands in a dtype."""
         if not self.call.described:
             return self._explicit(operand, parameter, samples)
-        operation, x = self.described
+        operation, operands = self.described
         shape = operation.networks[operand].shape
         v = self.grad_output.reshape(*self._lead, *shape).to(dtype)
-        return Term(operation, operand, x.to(dtype), v, self.vectors)
+        read = {name: array.to(dtype) for name, array in operands.items()}
+        return Term(operation, operand, read, v, self.vectors)
 
     def _explicit(self, operand: str, parameter: nn.Parameter, samples: int) -> "Term":
         call, own = self.call, {operand: parameter}
@@ -60,7 +62,7 @@ class Term:
 
     operation: Operation
     operand: str
-    x: Tensor  # (n, ...), or (t, n, ...) for several calls
+    read: Mapping[str, Tensor]  # each (n, ...), or (t, n, ...) for several calls
     v: Tensor | None  # (n, *o) or (m, n, *o), with t before n
     vectors: int | None = None
 
@@ -69,7 +71,7 @@ class Term:
         """Gradients ``(n, *parameter)`` or ``(m, n, *parameter)`` as an operation of their own."""
         samples, *shape = gradients.shape if vectors is None else gradients.shape[1:]
         operation = Operation(explicit, (vectors, samples, tuple(shape)))
-        return cls(operation, "parameter", gradients, None, vectors)
+        return cls(operation, "parameter", {"x": gradients}, None, vectors)
 
     @classmethod
     def of(cls, terms: Sequence["Term"], factored: bool = False) -> "Term":
@@ -86,19 +88,19 @@ class Term:
             each = torch.stack([term.gradients for term in terms])
             return cls.known(each.sum(0), first.vectors)
         settings = (len(terms), first.operation.recipe, *first.operation.arguments)
-        x = torch.stack([term.x for term in terms])
+        read = {name: torch.stack([term.read[name] for term in terms]) for name in first.read}
         given = [term.v for term in terms if term.v is not None]
         v = torch.stack(given, 0 if first.vectors is None else 1) if given else None
-        return cls(Operation(repeated, settings), first.operand, x, v, first.vectors)
+        return cls(Operation(repeated, settings), first.operand, read, v, first.vectors)
 
     @classmethod
     def _unfolded(cls, terms: Sequence["Term"]) -> "Term | None":
         operand, vectors = terms[0].operand, terms[0].vectors
-        given = [(term.x, term.v) for term in terms if term.v is not None]
+        given = [(term.read, term.v) for term in terms if term.v is not None]
         if len(given) < len(terms) or any(term.operand != operand for term in terms):
             return None
         found = joined([term.operation for term in terms], operand, given, vectors)
-        return None if found is None else cls(found[0], operand, *found[1:], vectors)
+        return None if found is None else cls(found[0], operand, {"x": found[1]}, found[2], vectors)
 
     @classmethod
     def joined(cls, terms: Sequence["Term"]) -> "Term":
@@ -114,9 +116,17 @@ class Term:
         """``J[m, n, θ]``, all of it."""
         return self.values([EACH])[0]
 
+    @property
+    def operands(self) -> dict[str, Tensor]:
+        """What diagrams over the operation read."""
+        return dict(self.read) | ({} if self.v is None else {"grad_output": self.v})
+
     def values(
-        self, statistics: Sequence[Statistic], memory_limit: int | None = None
+        self,
+        statistics: Sequence[Statistic],
+        memory_limit: int | None = None,
+        given: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> list[Tensor]:
-        operands = {"x": self.x} | ({} if self.v is None else {"grad_output": self.v})
-        how = self.operation, self.operand, operands, self.vectors, memory_limit
-        return values(statistics, *how)
+        """The value of each statistic; ``given`` are operands that their diagrams add."""
+        how = self.operation, self.operand, self.operands | dict(given), self.vectors
+        return values(statistics, *how, memory_limit)

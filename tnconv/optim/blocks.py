@@ -12,20 +12,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from tnconv import nn as ours
-from tnconv.models.layers import describes
-
-TRANSPOSED = (
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(ours.ConvTranspose1d, ours.ConvTranspose2d, ours.ConvTranspose3d, ours.ConvTransposeNd),
-)
-LAYERS = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(ours.Conv1d, ours.Conv2d, ours.Conv3d, ours.ConvNd),
-    *TRANSPOSED,
-)
-Layout = tuple[int, bool]
-"""The number of groups, and whether input channels come first."""
+from tnconv.models.layers import Layout, layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +104,7 @@ def blocks(model: nn.Module, groups: Mapping[Tensor, int], joint: bool) -> list[
     def known(parameter: nn.Parameter | None) -> bool:
         if parameter is None or parameter not in groups or not parameter.requires_grad:
             return False
-        layouts = {_layout(module, key) for module, key in holders[parameter]}
+        layouts = {layout(module, key) for module, key in holders[parameter]}
         return len(layouts) == 1 and None not in layouts
 
     found = list(_found(model, known, lambda p: joint and len(holders[p]) == 1))
@@ -140,21 +127,12 @@ def _found(
         own = module._parameters
         weight = own.get("weight") if known(own.get("weight")) else None
         bias = own.get("bias") if known(own.get("bias")) else None
-        layout = _layout(module, "weight")
-        if layout is None:
+        laid_out = layout(module, "weight")
+        if laid_out is None:
             continue
         together = weight is not None and bias is not None and alone(weight) and alone(bias)
         if weight is not None and weight not in seen:
-            yield Block(name, weight, bias if together else None, layout)
+            yield Block(name, weight, bias if together else None, laid_out)
         if bias is not None and not together and bias not in seen:
             yield Block(name, None, bias)
         seen |= {p for p in (weight, bias) if p is not None}
-
-
-def _layout(module: nn.Module, key: str) -> Layout | None:
-    """How a module's parameter is laid out, if there are factors for it."""
-    if not isinstance(module, LAYERS) or not describes(module) or key not in ("weight", "bias"):
-        return None
-    if key == "bias":
-        return 1, False
-    return getattr(module, "groups", 1), isinstance(module, TRANSPOSED)

@@ -42,7 +42,7 @@ def moments(term: Term, basis: Basis) -> Tensor:
     Patches are unfolded, and end with a 1 where the basis has an entry for it.
     """
     assert term.v is not None
-    found = joined([term.operation], term.operand, [(term.x, term.v)], term.vectors)
+    found = joined([term.operation], term.operand, [(term.read, term.v)], term.vectors)
     assert found is not None
     q, r = (vectors.to(term.v.dtype) for vectors in basis)
     groups, d, a = len(q), r.shape[-1], q.shape[-1]
