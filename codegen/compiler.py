@@ -155,12 +155,17 @@ def check_operands(networks: Sequence[Expression]) -> None:
                 )
 
 
+def without_plans(
+    network: Expression | tuple[Expression, ...], spare_memory: int = SPARE, style: str = "torch"
+) -> Program:
+    """What a program is before it is planned."""
+    return Program(network, (), (), (), spare_memory, Services(compile, explain), style)
+
+
 def _planned(network: Expression | tuple[Expression, ...], options: Options) -> Program:
     """The program of the plans that are best together; as lean as needed, or as can be."""
     limit = options.memory_limit
-    spare, services = SPARE if limit is None else 0, Services(compile, explain)
-    program: Program = Program(network, (), (), (), spare, services, options.style)
-    positions = {name: at for at, name in enumerate(program.operands)}
+    program = without_plans(network, SPARE if limit is None else 0, options.style)
     alone = isinstance(network, Expression) and len(network.terms) == 1
     lists, firings = [], []
     room = Room(limit, options.item)
@@ -168,7 +173,7 @@ def _planned(network: Expression | tuple[Expression, ...], options: Options) -> 
         for term in net.terms:
             forms, fired = forms_of(term, options.simplify, options.style)
             plain = len(net.terms) == 1  # the sum of several is contiguous anyway
-            how = positions, options.routes, options.optimize, plain, room
+            how = program.positions, options.routes, options.optimize, plain, room
             lists.append(plans(forms, *how, several=len(program.networks) > 1))
             firings += fired
     program = replace(program, firings=tuple(firings))

@@ -215,7 +215,9 @@ class _Page:
         if value.operation is SYMMETRIC:
             inputs = [inputs[0], replace(inputs[0], dims=_transposed(inputs[0].dims))]
         if value.operation is MULTIPLY:
-            joint = self._joined(*inputs, [(dim, dim) for dim in range(len(value.shape))])
+            left, right = inputs
+            every = [(dim, dim) for dim in range(len(value.shape))]
+            joint = self._joined(left, right, every)
             if joint is None:
                 return None
             first, second = joint

@@ -59,6 +59,11 @@ class Program(Generic[Result]):
         """The shape of each operand."""
         return {name: shape for net in self.networks for name, shape in net.operands.items()}
 
+    @property
+    def positions(self) -> dict[str, int]:
+        """The position of each operand in a call."""
+        return {name: at for at, name in enumerate(self.operands)}
+
     @cached_property
     def indices(self) -> frozenset[str]:
         """The operands that list positions of legs: int64 tensors."""

@@ -40,7 +40,7 @@ def programs(network: TensorNetwork, *routes: str) -> Iterator[Program]:
     start = Cover.of(network, {name: at for at, name in enumerate(network.operands)})
     tried = [ROUTES[route] for route in routes or ROUTES if route != "loop"]
     for cover in looped(start, tried):
-        yield Program(network, ((planner._finish(cover, "as given", "auto", True),),), ())
+        yield Program(network, ((planner.finished(cover, "as given", "auto", True),),), ())
 
 
 @pytest.mark.parametrize("network", ONE_BY_ONE, ids=str)
