@@ -5,14 +5,13 @@ labels, so that products of rearranged matrices are printed as what they mean; c
 are not printed at all.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import prod
 from string import ascii_letters
 
 from tnconv.codegen.lowering.pairs import SYMMETRIC
-from tnconv.codegen.lowering.schedule import Schedule
 from tnconv.codegen.lowering.strided import (
     EXPAND,
     OPERAND,
@@ -32,7 +31,7 @@ from tnconv.codegen.lowering.writer import (
     Step,
 )
 from tnconv.codegen.programs.names import Names, operations
-from tnconv.codegen.programs.source import Function, beginning, commented, function, returned
+from tnconv.codegen.programs.source import Definition, Function, commented
 
 Label = int
 Labels = tuple[Label, ...]
@@ -59,34 +58,14 @@ class Labelled:
     dims: tuple[Labels, ...]
 
 
-def definition(
-    name: str,
-    arguments: Sequence[str],
-    indices: Collection[str],
-    schedule: Schedule,
-    several: bool,
-    spare: int,
-) -> list[Function]:
-    """A function that runs the steps of a schedule: as in `source`, but nothing is kept or deleted.
-
-    Args:
-        name: The function's name.
-        arguments: The names of its arguments.
-        indices: Those of them that are integers.
-        schedule: The steps.
-        several: Whether it returns a tuple.
-        spare: How many bytes may be held for nothing, which is no concern here.
-    """
-    page = _Page(arguments)
-    for step in schedule.steps:
+def printed(definition: Definition) -> list[Function]:
+    """The function; nothing is kept for later calls, and nothing deleted."""
+    page = _Page(definition.arguments)
+    for step in definition.schedule.steps:
         page.print(step)
-    results = [page.torch(output) for output in schedule.outputs]
-    read = {array for step in schedule.steps for array in step.value.reads}
-    read |= {output.origin for output in schedule.outputs}
-    values = [argument for argument in arguments if argument not in indices]
-    body, used = beginning(values, read)
-    lines = [*body, *page.lines, returned(results, several)]
-    return [Function(function(name, arguments, lines), (*used, *page.used))]
+    results = [page.torch(output) for output in definition.schedule.outputs]
+    text, used = definition.function(page.lines, definition.read, results)
+    return [Function(text, (*used, *page.used))]
 
 
 @dataclass

@@ -20,7 +20,7 @@ from tnconv.codegen.programs.checks import after_autocast, by_name, by_position
 from tnconv.codegen.programs.joint import scheduled
 from tnconv.codegen.programs.names import argument_names, operations
 from tnconv.codegen.programs.pieces import Chunks, functions_of_chunks
-from tnconv.codegen.programs.source import Function
+from tnconv.codegen.programs.source import Definition, Function
 from tnconv.codegen.programs.styles import STYLES
 from tnconv.diagrams.expression import Expression
 from tnconv.simplify import Firing
@@ -108,7 +108,8 @@ class Program(Generic[Result]):
         if not self.chunks:
             names, spare = list(arguments.values()), self.spare_memory
             indices = [arguments[index] for index in self.indices]
-            return STYLES[self.style](name, names, indices, self.schedule, several, spare)
+            definition = Definition(name, names, indices, self.schedule, several, spare)
+            return STYLES[self.style](definition)
         return functions_of_chunks(name, self.chunks, arguments, several)
 
     @cached_property

@@ -72,51 +72,69 @@ def _wrapped(line: str) -> list[str]:
     return [" " * 4 * (at > 0) + part for at, part in enumerate(lines)] or [""]
 
 
-def definition(
-    name: str,
-    arguments: Sequence[str],
-    indices: Collection[str],
-    schedule: Schedule,
-    several: bool,
-    spare: int,
-) -> list[Function]:
-    """A function that runs the steps of a schedule, and one that makes its constants.
+@dataclass(frozen=True)
+class Definition:
+    """A function to be printed, in any of the `STYLES`.
 
     Args:
         name: The function's name.
         arguments: The names of its arguments.
         indices: Those of them that are integers.
-        schedule: The steps.
+        schedule: The steps that it runs.
         several: Whether it returns a tuple.
         spare: Results are deleted as soon as more bytes than these would be held for nothing.
             Without any bytes to spare nothing is kept for the next call.
     """
-    names = Names.of(arguments, schedule.steps)
-    made_once = constants(schedule, spare)
-    once = {step.value for step in made_once}
+
+    name: str
+    arguments: Sequence[str]
+    indices: Collection[str]
+    schedule: Schedule
+    several: bool
+    spare: int
+
+    @property
+    def read(self) -> set[Strided]:
+        """What steps read, and what is returned."""
+        read = {array for step in self.schedule.steps for array in step.value.reads}
+        return read | {output.origin for output in self.schedule.outputs}
+
+    def function(
+        self, body: Sequence[str], read: Collection[Strided], results: Sequence[str]
+    ) -> tuple[str, list[Operation]]:
+        """The text of the function, from its lines and results, and what its beginning calls."""
+        values = [argument for argument in self.arguments if argument not in self.indices]
+        first, used = _beginning(values, read)
+        lines = [*first, *body, returned(results, self.several)]
+        return function(self.name, self.arguments, lines), used
+
+
+def printed(definition: Definition) -> list[Function]:
+    """The function in torch's words, and one that makes its constants."""
+    schedule, spare = definition.schedule, definition.spare
+    names = Names.of(definition.arguments, schedule.steps)
+    once = {step.value for step in constants(schedule, spare)}
+    made_once = [step for step in schedule.steps if step.value in once]
     steps = [step for step in schedule.steps if step.value not in once]
-    printed = {step.value for step in steps}
     read = {array for step in steps for array in step.value.reads}
     read |= {output.origin for output in schedule.outputs}
-    kept = [names.text(step.value) for step in made_once if step.value in read]
-    values = [argument for argument in arguments if argument not in indices]
-    body, used = beginning(values, read | ({LIKE} if kept else set()))
-    functions = []
-    if kept:
+    used, body, functions = [*operations(step.value for step in steps)], [], []
+    if kept := [names.text(step.value) for step in made_once if step.value in read]:
+        made_by = f"{definition.name}_constants"
         lines = [*(_line(step, names) for step in made_once), f"return {_tuple(kept)}"]
-        made_by = tuple(operations(step.value for step in made_once))
-        functions.append(Function(function(f"{name}_constants", ["like"], lines), made_by))
-        body.append(f"{_tuple(kept)} = {KEPT.call(f'{name}_constants')}")
-        used.append(KEPT)
+        calls = tuple(operations(step.value for step in made_once))
+        functions.append(Function(function(made_by, ["like"], lines), calls))
+        body.append(f"{_tuple(kept)} = {KEPT.call(made_by)}")
+        used, read = [KEPT, *used], read | {LIKE}
     releases = schedule.releases(spare)
     for at, step in enumerate(schedule.steps):
-        if dead := [names.text(x.value) for x in releases.get(at, ()) if x.value in printed]:
+        if dead := [names.text(x.value) for x in releases.get(at, ()) if x.value not in once]:
             body.append(f"del {', '.join(dead)}")
-        if step.value in printed:
+        if step.value not in once:
             body.append(_line(step, names))
-    body.append(returned([names.text(output) for output in schedule.outputs], several))
-    used += operations(step.value for step in steps)
-    return [*functions, Function(function(name, arguments, body), tuple(used))]
+    results = [names.text(output) for output in schedule.outputs]
+    text, first = definition.function(body, read, results)
+    return [*functions, Function(text, (*first, *used))]
 
 
 def constants(schedule: Schedule, spare: int) -> list[Step]:
@@ -145,7 +163,7 @@ def _tuple(names: Sequence[str]) -> str:
     return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
 
 
-def beginning(
+def _beginning(
     values: Sequence[str], read: Collection[Strided]
 ) -> tuple[list[str], list[Operation]]:
     """The constant 1 and the tensor that constants are like, if they are read.
