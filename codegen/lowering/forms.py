@@ -12,12 +12,12 @@ def forms_of(
 ) -> tuple[dict[str, TensorNetwork], list[Firing]]:
     """The forms to plan for, by name and equal ones once, and the rules that fired.
 
-    An empty network has only its normal form. In einsum style every form is `explicit`.
+    An empty network has only its normal form. In einsum style every other is `explicit`.
     """
-    if style == "einsum":
+    empty = network.scale == 0 or 0 in network.sizes.values()
+    if style == "einsum" and not empty:
         forms, fired = forms_of(network, simplify)
         return {name: explicit(form) for name, form in forms.items()}, fired
-    empty = network.scale == 0 or 0 in network.sizes.values()
     if not simplify and not empty:
         return {"as given": network}, []
     result = simplified(network)

@@ -66,7 +66,8 @@ def test_every_product_is_an_einsum_along_the_path(network: TensorNetwork) -> No
     legs = [node.legs for node in explicit(network).nodes]
     output = [leg for leg in network.result.legs if network.holders[leg]]
     path = contraction_path(legs, output, explicit(network).sizes)
-    assert len(products) >= len(path)
+    mirrored = len(network.operands) < len([*network.tensors])  # halves that are computed once
+    assert len(products) >= len(path) // (1 + mirrored)
 
 
 def test_products_are_printed_as_what_they_mean() -> None:
