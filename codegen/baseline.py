@@ -46,7 +46,7 @@ def baseline(
     networks = networks_of(network)
     check_operands(networks)
     one = isinstance(network, Expression)
-    with cost.using(coefficients(torch.device(device)), dtype.itemsize):
+    with cost.using(coefficients(torch.device(device), dtype), dtype.itemsize):
         empty: Program[Any] = without_plans(networks[0] if one else networks)
         terms = tuple(
             (first_plan(term, empty.positions, len(net.terms) == 1),)
