@@ -133,9 +133,9 @@ def _scaled_square(cover: Cover) -> Cover:
     """The one operand of a square takes the root of its scale, if halves and result are larger."""
     network = cover.network
     names = [tensor.name for tensor in network.tensors]
-    if len(names) != 2 or {*names} != cover.arrays.keys() or network.scale <= 0:
+    if len(names) != 2 or network.scale <= 0 or any([*cover.arrays] != [name] for name in names):
         return cover
-    name = names[0]
+    (name,) = cover.arrays
     array = cover.arrays[name]
     if network.scale == 1 or array.size > min(prod(network.shape), _half(network)):
         return cover
