@@ -2,7 +2,7 @@
 
 They come from data sheets and typical times of cuBLAS and cuDNN (4.5 us a launch, 16 us a call of a
 convolution, 2.5 TB/s, 35 Tflop/s of products in IEEE float32), and serve where an accelerator can
-not be calibrated: see decision 0010.
+not be calibrated: see decision 0011.
 """
 
 from collections.abc import Mapping
@@ -46,6 +46,7 @@ FLOAT32: Mapping[str, float] = {
     "DepthwiseConvolution.weight_gradient": 0.2,
     "DepthwiseConvolution.without_simd": 3e12,
     "DepthwiseConvolution.large_weight_gradient": 5e11,
+    "DepthwiseConvolution.largest": 10.0,
     "NativeConvolution.primitive": 1.15e-5,
     "NativeConvolution.weight_entry": NONE,
     "NativeConvolution.strided": 1.0,

@@ -7,6 +7,7 @@ A table is looked up by device, dtype, number of threads, versions and precision
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from tnconv.codegen.prices import store, timing
-from tnconv.codegen.prices.fitting import every_probe, fitted
-from tnconv.codegen.prices.kinds import Probe, every_coefficient
+from tnconv.codegen.prices.fitting import fitted, visible
+from tnconv.codegen.prices.kinds import KINDS, Probe, every_coefficient
 from tnconv.codegen.prices.shipped import shipped
 from tnconv.codegen.prices.store import Json
 from tnconv.codegen.prices.tables import SHIPPED, Table
@@ -38,9 +39,9 @@ def calibrate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.flo
     if _capturing():
         raise RuntimeError("a CUDA graph is being captured; expected calibration before a capture")
     start = shipped(device, dtype, torch.get_num_threads())
-    times = timing.aside(lambda: measured(start, device, dtype))
-    named = {one.name for one in every_coefficient()}
-    table, refused = fitted(start, {name: t for name, t in times.items() if name in named})
+    probes = {one.name: one.probe for one in every_coefficient() if visible(start, one)}
+    times = timing.aside(lambda: measured(probes, device, dtype))
+    table, refused = fitted(start, times)
     key = _key(device, dtype)
     for name, reason in refused.items():
         warnings.warn(
@@ -50,17 +51,18 @@ def calibrate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.flo
             stacklevel=2,
         )
     _known.cache_clear()
+    _here.pop(json.dumps(key), None)
     if refused:
         _here[json.dumps(key)] = table
     else:
-        _here.pop(json.dumps(key), None)
-        values: dict[str, Json] = {name: table.value(name) for name in sorted(named)}
-        store.save(KIND, key, values)
+        store.save(KIND, key, {one.name: table.value(one.name) for one in every_coefficient()})
     return table
 
 
-def measured(start: Table, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Seconds of every probe by its name; infinite for one that fails."""
+def measured(
+    probes: Mapping[str, Probe], device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
+    """Seconds of each probe; infinite for one that fails."""
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -73,7 +75,29 @@ def measured(start: Table, device: torch.device, dtype: torch.dtype) -> dict[str
             return inf
         return timing.seconds_of([call], device, BUDGET)[0]
 
-    return {name: seconds(probe) for name, probe in every_probe(start)}
+    return {name: seconds(probe) for name, probe in probes.items()}
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A probe with its measured and its predicted time."""
+
+    name: str
+    seconds: float
+    predicted: float
+
+
+def residuals(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Residual]:
+    """How well the table in use for a device predicts all probes, those without a coefficient too.
+
+    They are measured anew.
+    """
+    table = coefficients(device, dtype)
+    probes = {one.name: one.probe for one in every_coefficient()}
+    for kind in KINDS.values():
+        probes |= {f"{kind.__name__}, check {at}": one for at, one in enumerate(kind.checks, 1)}
+    times = timing.aside(lambda: measured(probes, device, dtype))
+    return [Residual(name, times[name], probe.seconds(table)) for name, probe in probes.items()]
 
 
 def coefficients(device: torch.device, dtype: torch.dtype = torch.float32) -> Table:

@@ -110,7 +110,7 @@ class NativeConvolution(Kind):
     a primitive of oneDNN.
     """
 
-    decisions: ClassVar = ("0007", "0010")
+    decisions: ClassVar = ("0007", "0011")
     calls: Calls
     copies: Copy
     depthwise: DepthwiseConvolution

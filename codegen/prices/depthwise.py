@@ -14,12 +14,13 @@ from tnconv.codegen.prices.tables import Machine
 
 @dataclass(frozen=True)
 class DepthwiseConvolution(Kind):
-    """``t = launch + rounded / relative · (flops / speed + moved · entry) + pages``.
+    """``t = launch + rounded · relative · (flops / speed + moved · entry) + pages``.
 
     ``rounded`` is how much larger the groups are after rounding up to whole SIMD lanes,
-    ``relative`` the speed of gradients relative to forward. Every entry of operands and result
-    takes its time, more so beyond the caches. Geometries without SIMD kernels, and weight
-    gradients of large windows, run at speeds of their own.
+    ``relative`` the time of gradients, and of windows as large as images, relative to forward
+    kernels of usual windows. Every entry of operands and result takes its time, more so beyond the
+    caches. Geometries without SIMD kernels, and weight gradients of large windows, run at speeds of
+    their own.
     """
 
     decisions: ClassVar = ("0006", "0008")
@@ -47,18 +48,24 @@ class DepthwiseConvolution(Kind):
         2e9, "flop/s", native("weight gradient", square(32, 7, groups=32))
     )
 
+    largest: float = coefficient(  # time of windows as large as images, relative to the formula
+        1.0, "times", native("convolution", square(16, 28, groups=16))
+    )
+
     def price(self, kind: str, c: Convolution) -> Kernel:
         """One kernel of this kind."""
         machine, moved = self.machine, c.entries.moved
-        simd, large = by_vectors(kind, c), prod(c.k) > machine.taps
+        simd, taps = by_vectors(kind, c), prod(c.k)
         speed = self.speed if simd else self.without_simd
         longer = whole(c.groups, machine.lanes) / c.groups
-        if kind == "weight gradient" and (large or not simd):
+        if kind == "weight gradient" and (taps > machine.taps or not simd):
             speed = self.large_weight_gradient
         elif kind == "weight gradient":
             longer /= self.weight_gradient
         elif kind == "input gradient":
             longer /= self.input_gradient
+        if taps > machine.largest:
+            longer *= self.largest
         entry = self.entry * (self.uncached if machine.entry * moved > machine.cached else 1)
         seconds = self.calls.launch + longer * (c.flops / speed + moved * entry)
         seconds += self.calls.pages(machine.entry * c.entries.of(kind))

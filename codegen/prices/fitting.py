@@ -1,9 +1,9 @@
 """Fitting: the coefficients with which prices of probes are their times."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import isfinite, sqrt
 
-from tnconv.codegen.prices.kinds import KINDS, Coefficient, Probe, every_coefficient
+from tnconv.codegen.prices.kinds import Coefficient, every_coefficient
 from tnconv.codegen.prices.tables import Table
 
 SWEEPS = 12
@@ -73,13 +73,3 @@ def _with(table: Table, one: Coefficient, seconds: float) -> Table:
             reached = priced(middle) <= seconds * (1 + CLOSE)
         near, far = (near, middle) if reached else (middle, far)
     return table.changed({one.name: sqrt(near * far)})
-
-
-def every_probe(table: Table) -> Iterator[tuple[str, Probe]]:
-    """Probes by name: those of coefficients that count, then those that only check formulas."""
-    for one in every_coefficient():
-        if visible(table, one):
-            yield one.name, one.probe
-    for kind in KINDS.values():
-        for at, probe in enumerate(kind.checks):
-            yield f"{kind.__name__} check {at + 1}", probe

@@ -44,7 +44,7 @@ def _seconds(table: Table) -> float:
 class Loop(Kind):
     """``t = count (turn + Σ t_step)``: the calls of a Python loop, and what a turn adds to them."""
 
-    decisions: ClassVar = ("0007", "0010")
+    decisions: ClassVar = ("0007", "0011")
     turn: float = coefficient(  # turns: slices of operands, and the Python around the calls
         2e-5, "s/call", Probe(_per_sample_gradients, _seconds)
     )

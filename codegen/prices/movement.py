@@ -42,7 +42,7 @@ class Calls(Kind):
     that a call takes the longer of the two.
     """
 
-    decisions: ClassVar = ("0010",)
+    decisions: ClassVar = ("0011",)
     machine: Machine
     launch: float = coefficient(  # of any call
         4e-6,
@@ -88,7 +88,7 @@ class Copy(Kind):
     entries compete for a cache set than it has ways before the next entry of a line is read.
     """
 
-    decisions: ClassVar = ("0008", "0010")
+    decisions: ClassVar = ("0008", "0011")
     calls: Calls
     machine: Machine
     near: float = coefficient(  # entries read in steps within a cache line
@@ -171,7 +171,7 @@ class Elementwise(Kind):
     Arithmetic takes no longer than memory traffic.
     """
 
-    decisions: ClassVar = ("0010",)
+    decisions: ClassVar = ("0011",)
     checks: ClassVar = (
         on(
             *((2**20,),) * 2,

@@ -179,7 +179,7 @@ class Gram(Kind):
     rows have mirrored. Half of the entries are computed, half are copied.
     """
 
-    decisions: ClassVar = ("0005", "0010")
+    decisions: ClassVar = ("0005", "0011")
     checks: ClassVar = (
         on(
             (512, 512),

@@ -65,7 +65,7 @@ class Reduction(Kind):
 class Fold(Kind):
     """``t = launch + n folded + pages``: torch's fold reads its n entries one by one."""
 
-    decisions: ClassVar = ("0010",)
+    decisions: ClassVar = ("0011",)
     calls: Calls
     machine: Machine
     folded: float = coefficient(  # entries read
@@ -102,7 +102,7 @@ class OverlappingSum(Kind):
     multiple of a copy's time.
     """
 
-    decisions: ClassVar = ("0006", "0010")
+    decisions: ClassVar = ("0006", "0011")
     calls: Calls
     copies: Copy
     zeros: Elementwise

@@ -33,6 +33,7 @@ class Machine:
     lanes: int = 16  # SIMD lanes: output channels of convolutions are rounded up to them ...
     narrow: int = 8  # ... and all other channels to these
     taps: int = 9  # of the largest window with a fast depthwise weight gradient
+    largest: int = 256  # taps of the largest window that depthwise kernels are made for
     overlaps: bool = False  # whether kernels run while the host prepares the next call
     workspace: int | None = None  # bytes that any convolution may hold; None: as oneDNN does
 

@@ -13,6 +13,7 @@ from torch._C._functorch import peek_interpreter_stack
 Call = Callable[[], object]
 T = TypeVar("T")
 SAMPLE = 5e-4  # seconds of a sample at least: short calls are repeated within it
+FINE = 1e-5  # seconds that a clock can tell apart
 FEWEST, MOST = 3, 15  # samples of each call
 BEHIND = 1.5  # a call is dropped early if it takes more than this many times the best's time
 
@@ -76,7 +77,8 @@ def _sample(call: Call, repetitions: int, device: torch.device) -> float:
 def _clock(device: torch.device) -> Callable[[], float]:
     """This thread's own time where it does all the work: other processes do not count then."""
     alone = device.type == "cpu" and torch.get_num_threads() == 1
-    return time.thread_time if alone else time.perf_counter
+    fine = time.get_clock_info("thread_time").resolution < FINE
+    return time.thread_time if alone and fine else time.perf_counter
 
 
 def synchronize(device: torch.device) -> None:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tnconv.codegen.prices import calibration, store, timing
-from tnconv.codegen.prices.calibration import calibrate, coefficients
-from tnconv.codegen.prices.fitting import every_probe, fitted, visible
+from tnconv.codegen.prices.calibration import Residual, calibrate, coefficients, residuals
+from tnconv.codegen.prices.fitting import fitted, visible
 from tnconv.codegen.prices.kinds import every_coefficient
 from tnconv.codegen.prices.shipped import shipped
 from tnconv.codegen.prices.tables import ACCELERATOR, SHIPPED, Table
@@ -35,12 +35,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def times(table: Table, **changed: float) -> dict[str, float]:
     """What each probe takes on a device for which a table is true."""
-    return {name: probe.seconds(table) for name, probe in every_probe(table)} | changed
+    return {name: one.probe.seconds(table) for name, one in SHOWN.items()} | changed
 
 
 def pretended(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[str, float]) -> None:
     """Probes are not run, but take these times."""
-    monkeypatch.setattr(calibration, "measured", lambda start, device, dtype: dict(seconds))
+    monkeypatch.setattr(calibration, "measured", lambda probes, device, dtype: dict(seconds))
 
 
 def scaled(factor: float, *names: str) -> Table:
@@ -127,6 +127,15 @@ def test_every_probe_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert not [message for message in refused if "it failed" in message]
     assert len(stored(folder)) == (0 if refused else 1)
     assert coefficients(CPU) == found
+
+
+def test_residuals_are_those_of_all_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "seconds_of", lambda calls, device, budget: [1.0])
+    found = {one.name: one for one in residuals(CPU)}
+    assert found.keys() > {one.name for one in every_coefficient()}
+    gemm = SHOWN["Product.gemm"].probe.seconds(coefficients(CPU))
+    assert found["Product.gemm"] == Residual("Product.gemm", 1.0, gemm)
+    assert found["Gram, check 1"].predicted > 0
 
 
 @pytest.mark.parametrize("seconds", [math.inf, 1e3])

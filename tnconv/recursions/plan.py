@@ -62,10 +62,7 @@ def made(
         if lead:
             name, rule = known(node)
             if rule is None:
-                raise NotImplementedError(
-                    f"no rule says how second derivatives go backwards through {describe(node)}; "
-                    "expected an operation that tnconv.recursions knows, or register_rule for it"
-                )
+                raise _unknown(name, describe(node))
             plan.at[node] = len(plan.order)
             plan.order.append(node)
             plan.rules[node] = rule
@@ -77,6 +74,15 @@ def made(
             plan.order.append(node)
     plan.order.reverse()
     return plan
+
+
+def _unknown(name: str, described: str) -> NotImplementedError:
+    what = "an operation that tnconv.recursions knows, or register_rule for it"
+    if name.startswith("ScaledDotProduct"):
+        what = "the model to run under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+    return NotImplementedError(
+        f"no rule says how second derivatives go backwards through {described}; expected {what}"
+    )
 
 
 def _users_last(root: Node) -> tuple[list[Node], dict[Node, tuple[End, ...]]]:
