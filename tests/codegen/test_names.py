@@ -97,7 +97,7 @@ def test_nothing_keeps_expressions_that_no_program_needs() -> None:
     compile(network.rename_operands({"x": "y"}))
     compile(replace(network, scale=network.scale * 3))
     gc.collect()
-    assert len(strided._known) == before
+    assert len(strided._known) <= before
 
 
 def test_no_code_is_parsed() -> None:
