@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from tnconv.losses.reductions import Reduction, divisor, reduction_of
 from tnconv.models.computing import Inputs, arguments
-from tnconv.models.modules import unwrapped
+from tnconv.models.modules import refuse_complex, unwrapped
 from tnconv.models.propagation import LossFunction
 from tnconv.operators.linearization import Graph
 from tnconv.operators.parameter_space import Space, Vector
@@ -217,6 +217,7 @@ def _space(model: nn.Module, parameters: Iterable[str] | None) -> Space:
     if unknown or not names or len(set(names)) < len(names):
         wrong = f"the model has no parameters {unknown}" if unknown else f"parameters are {names}"
         raise ValueError(f"{wrong}; expected one or more of its own names, each once")
+    refuse_complex((name, named[name]) for name in names)
     return Space(names, tuple(named[name].detach() for name in names))
 
 
