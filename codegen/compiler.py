@@ -101,8 +101,8 @@ def compile(
     if memory_limit is not None and memory_limit <= 0:
         raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
     one = isinstance(network, Expression)
-    networks = (network,) if isinstance(network, Expression) else tuple(network)
-    _check_operands(networks)
+    networks = networks_of(network)
+    check_operands(networks)
     used = tuple(name for name in ROUTES if name in (*routes, "dense"))
     if dtype.is_complex:  # torch has native kernels for real dtypes only
         used = tuple(name for name in used if name not in ("native", "pooling"))
@@ -121,7 +121,17 @@ def _named(options: Options) -> dict[str, Json]:
     return {**asdict(options), "routes": list(options.routes)}
 
 
-def _check_operands(networks: Sequence[Expression]) -> None:
+def networks_of(network: Expression | Sequence[Expression]) -> tuple[Expression, ...]:
+    """The networks to compile, also where it is one."""
+    return (network,) if isinstance(network, Expression) else tuple(network)
+
+
+def check_operands(networks: Sequence[Expression]) -> None:
+    """Raise unless there are networks, and each operand has one shape.
+
+    Raises:
+        ValueError: no network, or an operand that has two shapes.
+    """
     if not networks:
         raise ValueError("no networks are given; expected at least one")
     shapes: dict[str, tuple[int, ...]] = {}

@@ -247,7 +247,7 @@ def _search(
             _search(after, form, routes, finish, found, room)
         return
     if cover.pattern is None:
-        found.append(_finish(cover, form, *finish))
+        found.append(finished(cover, form, *finish))
         return
     for after in _covered(cover, routes):
         _search(after, form, routes, finish, found, room)
@@ -289,7 +289,7 @@ def _repeats(cover: Cover, after: Cover) -> bool:
     return mirrored and after.routes[-2:-1] == after.routes[-1:]
 
 
-def _finish(cover: Cover, form: str, optimize: str, contiguous_result: bool) -> Plan:
+def finished(cover: Cover, form: str, optimize: str, contiguous_result: bool) -> Plan:
     """Contract the dense tensors that are left, scale, and write the result's view."""
     network, values = cover.network, []
     for at in range(len(network.nodes)):

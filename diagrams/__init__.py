@@ -39,6 +39,7 @@ from tnconv.diagrams.gradients import (
     ntk_block,
     per_sample_gradients,
 )
+from tnconv.diagrams.jacobian_products import combined_gradients, gradient_projections
 from tnconv.diagrams.kronecker import (
     Roles,
     input_factor,
@@ -77,6 +78,7 @@ __all__ = [
     "avg_pool",
     "bias",
     "bilinear",
+    "combined_gradients",
     "compose",
     "conv",
     "conv_transpose",
@@ -91,6 +93,7 @@ __all__ = [
     "grad_reduce",
     "gradient_dots",
     "gradient_norms",
+    "gradient_projections",
     "gradient_sum",
     "group_average",
     "hessian_vjp",

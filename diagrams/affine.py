@@ -7,6 +7,7 @@ read (`Axis`, `View`) and which leg values meet (`Pattern`).
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd, prod
 
 Leg = str
@@ -20,8 +21,11 @@ def linear(terms: Mapping[Leg, int] | Iterable[tuple[Leg, int]]) -> Terms:
     >>> linear([("o", 2), ("k", 1), ("o", -2)])
     (('k', 1),)
     """
+    pairs = terms.items() if isinstance(terms, Mapping) else tuple(terms)
+    if len(pairs) == 1:
+        return tuple((leg, a) for leg, a in pairs if a)
     total: dict[Leg, int] = {}
-    for leg, a in terms.items() if isinstance(terms, Mapping) else terms:
+    for leg, a in pairs:
         total[leg] = total.get(leg, 0) + a
     return tuple(sorted((leg, a) for leg, a in total.items() if a))
 
@@ -122,13 +126,13 @@ class View:
             tuple(Axis(sizes[leg], 0, ((leg, 1),)) for group in legs for leg in group),
         )
 
-    @property
+    @cached_property
     def legs(self) -> tuple[Leg, ...]:
         """The legs in order of first appearance."""
         return tuple(dict.fromkeys(leg for axis in self.axes for leg, _ in axis.terms))
 
     def substitute(self, leg: Leg, offset: int, by: Terms) -> "View":
-        if not any(leg == other for axis in self.axes for other, _ in axis.terms):
+        if leg not in self.legs:
             return self
         return View(self.shape, tuple(axis.substitute(leg, offset, by) for axis in self.axes))
 
@@ -202,7 +206,7 @@ class Pattern:
         object.__setattr__(self, "terms", terms)
         object.__setattr__(self, "values", values)
 
-    @property
+    @cached_property
     def legs(self) -> tuple[Leg, ...]:
         return tuple(leg for leg, _ in self.terms)
 

@@ -48,12 +48,14 @@ class TensorNetwork(Expression):
     scale: Fraction = Fraction(1)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", MappingProxyType(dict(self.sizes)))
-        object.__setattr__(self, "scale", Fraction(self.scale))
+        sizes = dict(self.sizes)
+        object.__setattr__(self, "sizes", MappingProxyType(sizes))
+        if type(self.scale) is not Fraction:
+            object.__setattr__(self, "scale", Fraction(self.scale))
         for leg in iterate_legs(self.nodes, self.result):
-            if leg not in self.sizes:
-                raise ValueError(f"leg {leg!r} has no size; sized legs are {sorted(self.sizes)}")
-        for leg, size in self.sizes.items():
+            if leg not in sizes:
+                raise ValueError(f"leg {leg!r} has no size; sized legs are {sorted(sizes)}")
+        for leg, size in sizes.items():
             if size < 0:
                 raise ValueError(f"leg {leg!r} has size {size}; expected at least 0")
         shapes: dict[str, tuple[int, ...]] = {}
@@ -63,8 +65,9 @@ class TensorNetwork(Expression):
                     f"operand {node.name!r} appears with shapes {shapes[node.name]} and "
                     f"{node.shape}; expected one shape"
                 )
-        for node in self.tensors:
-            if node.name in self.indices and not isinstance(node, Selection):
+        indices = {node.name for node in self.nodes if isinstance(node, Selection)}
+        for node in self.tensors if indices else ():
+            if node.name in indices and not isinstance(node, Selection):
                 raise ValueError(f"operand {node.name!r} is a tensor and an index; name another")
 
     @property

@@ -24,6 +24,7 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("TNCONV_HYPOTHESIS", "fast"))
 os.environ.setdefault("TNCONV_CACHE_DIR", tempfile.mkdtemp(prefix="tnconv-tests-"))
+os.environ.setdefault("TNCONV_TIERED_COMPILATION", "0")  # programs as users see them in the end
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 

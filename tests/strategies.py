@@ -389,6 +389,12 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
     "ntk_block": lambda c: diagrams.ntk_block(
         ZOO["conv"](c), ZOO["conv"](other_batch(c)), vectors=2, other_vectors=1
     ),
+    "combined_gradients": lambda c: diagrams.combined_gradients(
+        ZOO["conv"](c), vectors=2, combinations=2
+    ),
+    "gradient_projections": lambda c: diagrams.gradient_projections(
+        ZOO["conv"](c), vectors=2, directions=2
+    ),
     "gradient_norms": lambda c: diagrams.gradient_norms(ZOO["conv"](c)),
     "ggn_diagonal": lambda c: diagrams.ggn_diagonal(ZOO["conv"](c), vectors=2),
     "ggn_block": lambda c: diagrams.ggn_block(ZOO["conv"](c)),

@@ -12,7 +12,7 @@ from benchmarks import bars, cases, contestants, further, layers, measure, overh
 from benchmarks.cases import Layer
 from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE
 from tnconv import functional
-from tnconv.codegen.programs.cache import cache_info
+from tnconv.codegen.tiers import cache_info
 
 TINY = {
     "general": Layer("tiny", ("a",), 3, 4, (3, 2), (1, 1), (1, 0), (1, 1), 1, (3, 6, 5), (4, 6, 4)),

@@ -4,10 +4,25 @@ from torch import Tensor
 
 from tnconv import codegen, diagrams, functional, losses, models, nn, operators, optim, quantities
 from tnconv.codegen import Program, compile
-from tnconv.codegen.programs.cache import cache_clear, cache_info, cached, place
+from tnconv.codegen.tiers import (
+    Build,
+    cache_clear,
+    cache_info,
+    device_of,
+    looked_up,
+    tiered_compilation,
+    warm,
+)
 from tnconv.diagrams import Expression, Sum, TensorNetwork
 from tnconv.models import Result, compute, observe
-from tnconv.operators import FisherOperator, GGNOperator, HessianOperator, hessian_diagonal
+from tnconv.operators import (
+    FisherOperator,
+    GGNOperator,
+    HessianOperator,
+    LowRankGGN,
+    hessian_diagonal,
+    low_rank_ggn,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,6 +30,7 @@ __all__ = [
     "FisherOperator",
     "GGNOperator",
     "HessianOperator",
+    "LowRankGGN",
     "Program",
     "Result",
     "Sum",
@@ -29,17 +45,22 @@ __all__ = [
     "functional",
     "hessian_diagonal",
     "losses",
+    "low_rank_ggn",
     "models",
     "nn",
     "observe",
     "operators",
     "optim",
     "quantities",
+    "tiered_compilation",
+    "warm",
 ]
 
 
 def contract(network: Expression, **operands: Tensor) -> Tensor:
     """Compile a network and run it; equal networks (up to leg names) are compiled once.
+
+    The first call runs a program that is made without a search: see `tiered_compilation`.
 
     >>> import torch
     >>> net = diagrams.conv((8, 3, 32, 32), (16, 3, 3, 3), stride=2, padding=1)
@@ -50,8 +71,10 @@ def contract(network: Expression, **operands: Tensor) -> Tensor:
         ValueError: an operand is missing, unknown, or of another shape, dtype or device.
         TypeError: an operand is not a tensor.
     """
-    return cached(_compiled, place(next(iter(operands.values()), None)), network)(**operands)
+    device = device_of(next(iter(operands.values()), None))
+    program: Program = looked_up(_compiled, device, network)
+    return program(**operands)
 
 
-def _compiled(device: str, network: Expression) -> Program:
-    return compile(network, device=device)
+def _compiled(compiled: Build, device: str, network: Expression) -> Program:
+    return compiled(network, device=device)

@@ -1,8 +1,9 @@
 """Contraction of dense values along the best path."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import product
+from functools import partial
+from itertools import pairwise, product
 from math import prod
 
 from tnconv.codegen.lowering.arrays import Array, Writer
@@ -12,6 +13,7 @@ from tnconv.codegen.lowering.values import Value
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 
+GREEDY = "greedy"  # the order of the baseline compiler, which searches for nothing
 EXHAUSTIVE = 12  # up to so many values the search for the best order is exhaustive
 
 
@@ -39,6 +41,44 @@ def contraction_path(
         tuple(sizes[leg] for leg in number),
         "dp" if optimize == "auto" and len(inputs) > EXHAUSTIVE else optimize,
     )
+
+
+def greedy_path(
+    inputs: Sequence[Sequence[Leg]], output: Sequence[Leg], sizes: Sizes
+) -> tuple[tuple[int, ...], ...]:
+    """A path that always contracts two neighbours with the smallest product.
+
+    >>> greedy_path(["ij", "jk", "kl"], "il", {"i": 8, "j": 8, "k": 8, "l": 2})
+    ((1, 2), (0, 1))
+    """
+    if len(inputs) < 3:
+        return (tuple(range(len(inputs))),)
+    left, path = [frozenset(legs) for legs in inputs], []
+    while len(left) > 1:
+        held = Counter(leg for legs in (*left, frozenset(output)) for leg in legs)
+        made = {pair: _product_legs(left, pair, held) for pair in _neighbours(left)}
+        best = min(made, key=lambda pair: prod(sizes[leg] for leg in made[pair]))
+        path.append(best)
+        left = [*(legs for at, legs in enumerate(left) if at not in best), made[best]]
+    return tuple(path)
+
+
+def _neighbours(left: Sequence[frozenset[Leg]]) -> list[tuple[int, int]]:
+    """Pairs of values that hold one leg, next to each other among its holders; or any pair."""
+    holders: dict[Leg, list[int]] = defaultdict(list)
+    for at, legs in enumerate(left):
+        for leg in legs:
+            holders[leg].append(at)
+    found = dict.fromkeys(pair for held in holders.values() for pair in pairwise(held))
+    return sorted(found) or [(0, 1)]
+
+
+def _product_legs(
+    left: Sequence[frozenset[Leg]], pair: tuple[int, int], held: Counter[Leg]
+) -> frozenset[Leg]:
+    """The legs of two values that others, or the result, hold as well."""
+    first, second = (left[at] for at in pair)
+    return frozenset(leg for leg in first | second if held[leg] > (leg in first) + (leg in second))
 
 
 def path_flops(network: TensorNetwork) -> int:
@@ -72,7 +112,7 @@ def contract(
     Of mirrored halves, which are one value used twice, a path may also make each by itself.
     """
     along = _along_path(writer, values, output, sizes, optimize)
-    if len(values) < 4 or (halves := _halves(values)) is None:
+    if optimize == GREEDY or len(values) < 4 or (halves := _halves(values)) is None:
         return along
     made = []
     for half, other in (halves, halves[::-1]):
@@ -110,13 +150,14 @@ def _along_path(
     writer: Writer, values: Sequence[Value], output: Sequence[Leg], sizes: Sizes, optimize: str
 ) -> tuple[Writer, Value]:
     left = list(values)
-    for positions in contraction_path([v.legs for v in left], output, sizes, optimize):
+    path = greedy_path if optimize == GREEDY else partial(contraction_path, optimize=optimize)
+    for positions in path([value.legs for value in left], output, sizes):
         chosen = [left[at] for at in positions]
         left = [value for at, value in enumerate(left) if at not in positions]
         needed = {*output, *(leg for value in left for leg in value.legs)}
         made = chosen[0]
         for other in chosen[1:]:
-            writer, made = pair(writer, made, other, needed, output)
+            writer, made = pair(writer, made, other, needed, output, optimize != GREEDY)
         writer, made = sum_out(writer, made, needed)
         left.append(made)
     return writer, left[0]

@@ -39,9 +39,14 @@ def sum_out(writer: Writer, value: Value, needed: Collection[Leg]) -> tuple[Writ
 
 
 def pair(
-    writer: Writer, a: Value, b: Value, needed: Collection[Leg], hint: Sequence[Leg] = ()
+    writer: Writer,
+    a: Value,
+    b: Value,
+    needed: Collection[Leg],
+    hint: Sequence[Leg] = (),
+    search: bool = True,
 ) -> tuple[Writer, Value]:
-    """``Σ a b`` over the legs that nothing else needs, by the cheapest arrangement.
+    """``Σ a b`` over the legs that nothing else needs, by the cheapest arrangement, or the first.
 
     ``hint`` is the order in which the legs are wanted in the end.
     """
@@ -52,6 +57,8 @@ def pair(
         return hadamard(writer, a, b, hint)
     if len(shared) == len(a.legs) == len(b.legs):
         return _dot(writer, a, b, needed)
+    if not search:
+        return _product(writer, next(_arrangements(a, b, needed, hint)), summed_last=True)
     plans = list(_arrangements(a, b, needed, hint))
     best = _cheapest([plan for plan in plans if not plan.lead], writer, hint)
     if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], hint):

@@ -8,10 +8,10 @@ import torch
 
 import tnconv
 from tnconv import functional
+from tnconv.codegen import tiers
 from tnconv.codegen.lowering import paths
 from tnconv.codegen.lowering.contraction import contraction_path
 from tnconv.codegen.prices import store
-from tnconv.codegen.programs import cache
 from tnconv.diagrams import conv
 
 CHAIN = [(f"a{at}", f"a{at + 1}", f"b{at % 3}") for at in range(paths.ON_DISK_FROM)]
@@ -34,7 +34,7 @@ def test_one_table_of_programs_counts() -> None:
         functional.conv(torch.randn(batch, 3, 8), weight)
     info = tnconv.cache_info()
     assert (info.misses, info.hits, info.currsize) == (3, 2, 3)
-    assert info.maxsize == cache.MOST_PROGRAMS
+    assert info.maxsize == tiers.MOST_PROGRAMS
     net = conv((4, 3, 8), (2, 3, 3))
     for _ in range(2):
         tnconv.contract(net, x=torch.randn(4, 3, 8), weight=weight)

@@ -5,23 +5,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tnconv.codegen import Program, compile
-from tnconv.codegen.programs.cache import cached, place
+from tnconv.codegen import Program
+from tnconv.codegen.tiers import Build, FirstLookup, device_of, looked_up, searched
 from tnconv.functional.expressions import EXPRESSIONS, Scale, Setting
 
 
-def program(device: str, name: str, *settings: Setting) -> Program:
-    """The expression ``name``, compiled."""
-    return compile(EXPRESSIONS[name](*settings), device=device)
+def program(compiled: Build, device: str, name: str, *settings: Setting) -> Program:
+    """The expression ``name``, compiled by one of the compilers."""
+    return compiled(EXPRESSIONS[name](*settings), device=device)
 
 
 def run(name: str, settings: tuple[object, ...], *operands: Tensor) -> Tensor:
     """The expression ``name``, compiled, on its operands in the order in which it holds them."""
-    device = place(operands[0])
+    device = device_of(operands[0])
+    found: Program
     try:
-        found = cached(program, device, name, *settings)
+        found = searched(program, device, name, *settings)
+    except FirstLookup as first:
+        found = first.program
     except TypeError:  # sizes can be symbols or in lists, which do not hash
-        found = cached(program, device, name, *map(_hashable, settings))
+        found = looked_up(program, device, name, *map(_hashable, settings))
     return found.run(*operands)
 
 

@@ -86,15 +86,10 @@ class Softmax(Curvature):
     def root(self) -> Tensor:
         """C - 1 columns ``√a √π_c (δ_cj - u_c u_j / (1 + q_C))``, with q = √π, u = q + e_C.
 
-        ``diag(q) (I - q qᵀ)`` is a root; a Householder reflection that maps q to the last axis
-        makes its last column zero.
+        ``diag(q) (I - q qᵀ)`` is a root: diag(q) times a basis of what is orthogonal to q.
         """
         q = self.y.softmax(1).sqrt()
-        last = q[:, -1:]
-        u = torch.cat([q[:, :-1], last + 1], 1)
-        reflected = -u.unsqueeze(2) * (u / (1 + last))[:, :-1].unsqueeze(1)
-        reflected.diagonal(dim1=1, dim2=2).add_(1)
-        return (self.factor.sqrt().unsqueeze(1) * q).unsqueeze(2) * reflected
+        return (self.factor.sqrt().unsqueeze(1) * q).unsqueeze(2) * complement(q)
 
     def draw(self, generator: torch.Generator | None = None) -> Tensor:
         n, c, positions = self.y.shape
@@ -103,6 +98,18 @@ class Softmax(Curvature):
         labels = torch.multinomial(flat, 1, generator=generator).reshape(n, 1, positions)
         hit = torch.zeros_like(probabilities).scatter_(1, labels, 1)
         return (probabilities - hit) * self.factor.sqrt().unsqueeze(1)
+
+
+def complement(q: Tensor) -> Tensor:  # (n, c, p)
+    """An orthonormal basis ``(n, c, c - 1, p)`` of all that is orthogonal to unit vectors q.
+
+    The Householder reflection that maps q to minus the last axis, without its last column.
+    """
+    last = q[:, -1:]
+    u = torch.cat([q[:, :-1], last + 1], 1)
+    reflected = -u.unsqueeze(2) * (u / (1 + last))[:, :-1].unsqueeze(1)
+    reflected.diagonal(dim1=1, dim2=2).add_(1)
+    return reflected
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,6 +50,18 @@ def compute(
         ValueError: a loss that is no scalar, or a memory limit below what a layer needs.
     """
     observation = Observation(model, quantities, memory_limit)
+    with ran(observation, loss_fn, inputs, targets) as loss:
+        return observation.result(loss)
+
+
+@contextmanager
+def ran(
+    observation: Observation, loss_fn: LossFunction, inputs: Inputs, targets: Any
+) -> Iterator[Tensor]:
+    """One batch, forwards and backwards, as seen by an observation, which then can be asked.
+
+    The loss is what the context gives.
+    """
     with observation.watched(ready=_nothing) as watch, torch.enable_grad():
         args, kwargs = arguments(inputs)
         output = watch.model(*args, **kwargs)
@@ -63,7 +75,7 @@ def compute(
         if LOSS_GRADIENT in observation.collector.sources:
             _backward(loss, [*sources(here.calls), *observation.fallback.expected])
             observation.expect((loss,), here, here.uses.keys())
-        return observation.result(loss.detach())
+        yield loss.detach()
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tnconv.codegen import Program, compile
-from tnconv.codegen.programs.cache import cached, place
+from tnconv.codegen import Program
+from tnconv.codegen.tiers import Build, device_of, looked_up
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.quantities.base import Statistic
 
@@ -33,7 +33,7 @@ def values(
     limit = None if memory_limit is None else (memory_limit, like.dtype)
     what = tuple(statistics), operation, operand, vectors, limit
     try:
-        program = cached(_program, place(like), *what)
+        program = looked_up(_program, device_of(like), *what)
     except ValueError as error:
         if limit is None:
             raise
@@ -43,6 +43,7 @@ def values(
 
 
 def _program(
+    compiled: Build,
     device: str,
     statistics: tuple[Statistic, ...],
     operation: Operation,
@@ -54,5 +55,5 @@ def _program(
     networks = [each.diagram(layer, operand, vectors, *each.arguments) for each in statistics]
     networks = [known(net) if operation.recipe is explicit else net for net in networks]
     if limit is None:
-        return compile(networks, device=device)
-    return compile(networks, memory_limit=limit[0], dtype=limit[1], device=device)
+        return compiled(networks, device=device)
+    return compiled(networks, memory_limit=limit[0], dtype=limit[1], device=device)

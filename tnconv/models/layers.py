@@ -193,13 +193,13 @@ def explicit(vectors: int | None, samples: int, shape: Shape) -> Networks:
     return {"parameter": TensorNetwork(nodes, view(sizes, "n", *positions), sizes)}
 
 
-def known(network: Expression) -> Expression:
+def known(network: Expression, cotangent: str = "grad_output") -> Expression:
     """A diagram over an `explicit` layer, without the cotangent that such a layer has."""
 
     def without(term: TensorNetwork) -> TensorNetwork:
         nodes: list[diagrams.Node] = []
         for node in term.nodes:
-            if not isinstance(node, diagrams.Tensor) or node.name != "grad_output":
+            if not isinstance(node, diagrams.Tensor) or node.name != cotangent:
                 nodes.append(node)
             elif len(legs := node.legs) == 3:
                 nodes.append(diagrams.delta(legs[0], legs[2]))

@@ -19,7 +19,9 @@ from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 
 
 class Observation:
-    """What was seen of a model since the last result."""
+    """What was seen of a model since the last result; ``collector_type`` makes something of it."""
+
+    collector_type: type[Collector] = Collector
 
     def __init__(
         self,
@@ -38,7 +40,9 @@ class Observation:
         self._reset()
 
     def _reset(self) -> None:
-        self.collector = Collector(self.statistics, torch.float32, memory_limit=self.memory_limit)
+        self.collector = self.collector_type(
+            self.statistics, torch.float32, memory_limit=self.memory_limit
+        )
         self.fallback = Fallback(self.collector)
         self._evidence = Evidence(lambda: self._propagation is None)
         self._others = [each for each in self.collector.sources if each != LOSS_GRADIENT]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -115,9 +116,17 @@ class Term:
         """``J[m, n, θ]``, all of it."""
         return self.values([EACH])[0]
 
+    @property
+    def operands(self) -> dict[str, Tensor]:
+        """What diagrams over the operation read."""
+        return dict(self.read) | ({} if self.v is None else {"grad_output": self.v})
+
     def values(
-        self, statistics: Sequence[Statistic], memory_limit: int | None = None
+        self,
+        statistics: Sequence[Statistic],
+        memory_limit: int | None = None,
+        given: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> list[Tensor]:
-        operands = dict(self.read) | ({} if self.v is None else {"grad_output": self.v})
-        how = self.operation, self.operand, operands, self.vectors, memory_limit
-        return values(statistics, *how)
+        """The value of each statistic; ``given`` are operands that their diagrams add."""
+        how = self.operation, self.operand, self.operands | dict(given), self.vectors
+        return values(statistics, *how, memory_limit)

@@ -6,14 +6,13 @@ output gradients apart, which Kronecker factors need. Unfolded, all calls are th
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from tnconv import diagrams
-from tnconv.codegen import Program, compile
-from tnconv.codegen.programs.cache import place
+from tnconv.codegen import Program
+from tnconv.codegen.tiers import Build, device_of, looked_up
 from tnconv.diagrams import Roles, TensorNetwork, View
 from tnconv.models.layers import Networks, Operands, Operation
 
@@ -44,7 +43,8 @@ def joined(
         return None
     x, v = [], []
     for operation, (read, after) in zip(operations, given, strict=True):
-        patches, outputs = _programs(place(after), operation, operand, vectors)
+        what = device_of(after), operation, operand, vectors
+        patches, outputs = looked_up(_patches, *what), looked_up(_outputs, *what)
         x.append(patches.run(*[read[name] for name in patches.operands]).to(after))
         v.append(outputs.run(after))
     view, roles, own = keys.pop()
@@ -61,16 +61,21 @@ def _parameter(layer: TensorNetwork, operand: str) -> tuple[View, Roles, Sizes]:
     return view, Roles(roles.groups, roles.outputs, roles.patch, ()), sizes
 
 
-@lru_cache(maxsize=4096)
-def _programs(
-    device: str, operation: Operation, operand: str, vectors: int | None
-) -> tuple[Program, Program]:
-    """From x to patches ``(n, q, *g, *a)``, and from v to ``(m, n, q, *g, *d)``."""
+def _patches(
+    compiled: Build, device: str, operation: Operation, operand: str, vectors: int | None
+) -> Program:
+    """From x to patches ``(n, q, *g, *a)``."""
     layer = operation.networks[operand]
-    roles, m = Roles.of(layer, operand), () if vectors is None else ("m",)
-    patches = diagrams.input_half(layer, operand)
-    outputs = diagrams.output_half(layer, operand, vectors)
+    roles, patches = Roles.of(layer, operand), diagrams.input_half(layer, operand)
     rows = View.of(patches.sizes, "n", roles.positions, *roles.groups, *roles.patch)
+    return compiled(patches.with_(result=rows), device=device)
+
+
+def _outputs(
+    compiled: Build, device: str, operation: Operation, operand: str, vectors: int | None
+) -> Program:
+    """From v to ``(m, n, q, *g, *d)``."""
+    layer, m = operation.networks[operand], () if vectors is None else ("m",)
+    roles, outputs = Roles.of(layer, operand), diagrams.output_half(layer, operand, vectors)
     columns = View.of(outputs.sizes, *m, "n", roles.positions, *roles.groups, *roles.outputs)
-    networks = patches.with_(result=rows), outputs.with_(result=columns)
-    return compile(networks[0], device=device), compile(networks[1], device=device)
+    return compiled(outputs.with_(result=columns), device=device)

@@ -3,11 +3,14 @@
 from tnconv.operators.curvature_operators import CurvatureOperator, GGNOperator, HessianOperator
 from tnconv.operators.fisher import FisherOperator
 from tnconv.operators.hessian_diagonal import hessian_diagonal
+from tnconv.operators.low_rank import LowRankGGN, low_rank_ggn
 
 __all__ = [
     "CurvatureOperator",
     "FisherOperator",
     "GGNOperator",
     "HessianOperator",
+    "LowRankGGN",
     "hessian_diagonal",
+    "low_rank_ggn",
 ]

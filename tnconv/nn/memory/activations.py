@@ -50,6 +50,7 @@ class Pointwise(nn.Module):
 
     readers: list[nn.Module] | None = None
     input_held = True
+    own_state = ("readers", "input_held")
     inplace: bool = False
 
     def _given_back(self, input: Tensor, output: Tensor) -> Tensor:

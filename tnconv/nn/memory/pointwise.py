@@ -66,6 +66,8 @@ def _gated(v: Tensor, bits: Tensor, on: float, off: float) -> Tensor:
 class FromOutput(Saving):
     """``dx = v f'(x)`` where y = f(x) determines f'(x); stores y."""
 
+    entrywise = True
+
     @staticmethod
     def forward(x: Tensor, y: Tensor, name: str, *settings: float) -> Tensor:
         return y.detach()  # no view: it may be changed in place

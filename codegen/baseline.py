@@ -1,0 +1,99 @@
+"""The baseline compiler: a program by the structure of its networks alone, without a search."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import torch
+
+from tnconv.codegen.compiler import check_operands, compile, networks_of
+from tnconv.codegen.lowering.covers import Cover, Route, dense, window
+from tnconv.codegen.lowering.selections import selected
+from tnconv.codegen.planner import Plan, finished
+from tnconv.codegen.prices import cost
+from tnconv.codegen.prices.calibration import coefficients
+from tnconv.codegen.programs.program import SPARE, Program
+from tnconv.codegen.programs.source import argument_names
+from tnconv.codegen.routes.convolution import native
+from tnconv.codegen.routes.hadamard import multiplied
+from tnconv.diagrams.expression import Expression
+from tnconv.diagrams.network import TensorNetwork
+from tnconv.simplify import simplify
+
+SEARCH = 0.1  # seconds: what a search takes; one call of a slower baseline program takes longer
+
+
+def baseline(
+    network: Expression | Sequence[Expression],
+    memory_limit: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Program[Any]:
+    """A program in a few milliseconds: native kernels, or windows and products in a greedy order.
+
+    Its results are those of `compile`, up to rounding. Networks for which it is predicted to take
+    longer than a search would, or to need more than the limit, are compiled.
+
+    Args:
+        network: One network or several, as for `compile`.
+        memory_limit: The bytes that a call may hold, on operands of ``dtype``.
+        dtype: The operands' precision, for what the program holds.
+        device: Where it runs, for the prices of kernels.
+    """
+    networks = networks_of(network)
+    check_operands(networks)
+    one = isinstance(network, Expression)
+    with cost.using(coefficients(torch.device(device)), dtype.itemsize):
+        empty: Program[Any] = Program(networks[0] if one else networks, (), (), (), SPARE)
+        arguments = argument_names(empty.operands)
+        terms = tuple(
+            (first_plan(term, arguments, len(net.terms) == 1),)
+            for net in networks
+            for term in net.terms
+        )
+        program = replace(empty, terms=terms)
+        slow = sum(plan.seconds for (plan,) in terms) > SEARCH
+    if slow or (memory_limit is not None and program.peak_memory(dtype) > memory_limit):
+        return compile(network, memory_limit=memory_limit, dtype=dtype, device=device)
+    return program
+
+
+def first_plan(
+    network: TensorNetwork, arguments: Mapping[str, str], contiguous_result: bool
+) -> Plan:
+    """The native kernel of the whole network, or the faster of native kernels and of windows."""
+    if network.scale == 0 or 0 in network.sizes.values():
+        normal = simplify(network).normal
+        assert isinstance(normal, TensorNetwork)
+        network = normal
+    start = multiplied(Cover.of(network, arguments))
+
+    def plan(routes: Sequence[Route]) -> Plan:
+        return finished(_covered(start, routes), "as given", "greedy", contiguous_result)
+
+    names = [tensor.name for tensor in network.tensors]
+    if start.pattern is None or len(names) < 2 or len({*names}) < len(names):
+        return plan(BY_WINDOWS)  # no native kernel, nor for Gram networks
+    natively = plan(NATIVELY)
+    if natively.is_torchs:
+        return natively
+    return min(natively, plan(BY_WINDOWS), key=lambda way: way.risk * way.seconds)
+
+
+def _cheapest_native(cover: Cover) -> Iterator[Cover]:
+    if found := [*native(cover)]:
+        yield min(found, key=lambda after: after.writer.seconds)
+
+
+NATIVELY: tuple[Route, ...] = (_cheapest_native, window, dense)
+BY_WINDOWS: tuple[Route, ...] = (window, _cheapest_native, dense)
+
+
+def _covered(cover: Cover, routes: Sequence[Route]) -> Cover:
+    """Every pattern by the first route that can, in the first way."""
+    while cover.selection is not None:
+        cover = next(selected(cover))
+    while cover.pattern is not None:
+        cover = next(chain.from_iterable(route(cover) for route in routes))
+    return cover

@@ -1,0 +1,167 @@
+"""Tiered compilation: new sizes run at once, and sizes that return get a searched program.
+
+As in a just-in-time compiler: what is looked up for the first time gets a program of the `baseline`
+compiler, which takes a few milliseconds; what returns is compiled, which takes some ten times
+longer. Results of both agree up to rounding. All who look programs up share one bounded table.
+"""
+
+import os
+from collections.abc import Callable, Hashable
+from functools import lru_cache
+from threading import Lock
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from tnconv.codegen.baseline import baseline
+from tnconv.codegen.compiler import compile
+from tnconv.codegen.programs.program import Program
+
+MOST_PROGRAMS = 8192  # some 100 kB each at most
+VARIABLE = "TNCONV_TIERED_COMPILATION"
+
+Build = Callable[..., Program[Any]]
+"""From a compiler, `compile` or `baseline`, and hashable arguments to a program."""
+
+
+class FirstLookup(Exception):  # a result that is not to be remembered, no error
+    """What `searched` raises instead of returning a program: here is one of the baseline tier."""
+
+    def __init__(self, program: Program[Any]) -> None:
+        super().__init__()
+        self.program = program
+
+
+@lru_cache(maxsize=MOST_PROGRAMS)
+def searched(build: Build, *arguments: Hashable) -> Program[Any]:
+    """``build(compile, *arguments)``, once; of many programs those that were used last are kept.
+
+    Raises:
+        FirstLookup: it was never looked up before, and carries a program of the baseline tier.
+        TypeError: an argument that does not hash.
+    """
+    key = (build, *arguments)
+    if _tiers.enabled and key not in _waiting.keys and not _is_traced():
+        program = build(baseline, *arguments)
+        _waiting.add(key)
+        raise FirstLookup(program)
+    program = build(compile, *arguments)
+    _waiting.remove(key)
+    return program
+
+
+def looked_up(build: Build, *arguments: Hashable) -> Program[Any]:
+    """The program for these arguments, of the tier that is due."""
+    try:
+        return searched(build, *arguments)
+    except FirstLookup as first:
+        return first.program
+
+
+class _Waiting:
+    """What ran once by a baseline program, as far as it is remembered."""
+
+    def __init__(self) -> None:
+        self.keys: dict[tuple[Hashable, ...], None] = {}
+        self.lock = Lock()
+
+    def add(self, key: tuple[Hashable, ...]) -> None:
+        with self.lock:
+            self.keys[key] = None
+            if len(self.keys) > MOST_PROGRAMS:
+                del self.keys[next(iter(self.keys))]
+
+    def remove(self, key: tuple[Hashable, ...]) -> None:
+        with self.lock:
+            self.keys.pop(key, None)
+
+    def clear(self) -> list[tuple[Hashable, ...]]:
+        """Nothing waits any more; what did."""
+        with self.lock:
+            keys, self.keys = list(self.keys), {}
+        return keys
+
+
+_waiting = _Waiting()
+
+
+class _Tiers:
+    enabled = os.environ.get(VARIABLE, "1") != "0"
+
+
+_tiers = _Tiers()
+
+
+class tiered_compilation:  # a setting, as torch's
+    """Turn tiered compilation on or off, for good or within a block, for the whole process.
+
+    With it off every program is searched for when it is first needed, as by `tnconv.compile`: every
+    call with a size takes the same path, and the first one takes longer. The environment variable
+    ``TNCONV_TIERED_COMPILATION=0`` turns it off from the start.
+
+    >>> import torch
+    >>> from tnconv import functional, tiered_compilation
+    >>> with tiered_compilation(False):
+    ...     functional.conv(torch.rand(8, 3, 9), torch.rand(4, 3, 3)).shape
+    torch.Size([8, 4, 7])
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self._before = _tiers.enabled
+        _tiers.enabled = enabled
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _tiers.enabled = self._before
+
+
+def warm() -> int:
+    """Compile what has only run by baseline programs so far, before it returns; how many those are.
+
+    >>> import torch
+    >>> from tnconv import cache_clear, functional, tiered_compilation, warm
+    >>> cache_clear()
+    >>> with tiered_compilation(True):
+    ...     for size in (9, 10):
+    ...         y = functional.conv(torch.rand(8, 3, size), torch.rand(4, 3, 3))
+    >>> warm()
+    2
+    """
+    keys = _waiting.clear()
+    with tiered_compilation(False):
+        for key in keys:
+            searched(*key)
+    return len(keys)
+
+
+def cache_clear() -> None:
+    """Forget all programs, and which ones were looked up."""
+    searched.cache_clear()
+    _waiting.clear()
+
+
+cache_info = searched.cache_info
+
+
+def _is_traced() -> bool:
+    """Whether a call is only traced, into a graph that runs later: that needs the best program."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def device_of(array: object) -> str:
+    """The device for whose prices programs on a tensor are chosen."""
+    if not isinstance(array, torch.Tensor) or array.is_cpu or array.is_meta:
+        return "cpu"
+    return str(array.device)

@@ -1,0 +1,18 @@
+"""Gauss-Newton matrices of low rank: Gram matrices, eigenpairs, Newton steps, solves."""
+
+from tnconv.operators.low_rank.block import DirectionalDerivatives, Eigenpairs, LowRankBlock
+from tnconv.operators.low_rank.damping import constant, noise_aware, relative
+from tnconv.operators.low_rank.ggn import LowRankGGN, low_rank_ggn
+from tnconv.operators.low_rank.rows import JacobianRows
+
+__all__ = [
+    "DirectionalDerivatives",
+    "Eigenpairs",
+    "JacobianRows",
+    "LowRankBlock",
+    "LowRankGGN",
+    "constant",
+    "low_rank_ggn",
+    "noise_aware",
+    "relative",
+]

@@ -1,0 +1,347 @@
+"""Gauss-Newton matrices of mini-batches by their low rank: a block for each group of parameters."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from tnconv.losses.reductions import batch_size, divisor, reduction_of
+from tnconv.models.computing import Inputs
+from tnconv.models.propagation import LossFunction
+from tnconv.operators.low_rank.block import (
+    Criterion,
+    DirectionalDerivatives,
+    Eigenpairs,
+    Gradients,
+    LowRankBlock,
+    Named,
+)
+from tnconv.operators.low_rank.damping import Damping
+from tnconv.operators.low_rank.label_columns import LabelColumns, has_label_root
+from tnconv.operators.low_rank.rows import JacobianRows, LossGradients, WithGradient
+from tnconv.operators.parameter_space import Space
+from tnconv.quantities.base import Vectors
+from tnconv.quantities.second_order import Fisher, columns
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Groups = Literal["network", "layer", "parameter"] | Mapping[str, Sequence[str]]
+"""One block for the whole network, for each layer, for each parameter, or names by block."""
+V = TypeVar("V", bound="Tensor | Mapping[str, Tensor] | np.ndarray[Any, Any]")
+
+
+def low_rank_ggn(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    inputs: Inputs,
+    targets: Any,
+    *,
+    fisher: Fisher = "exact",
+    samples: int = 1,
+    generator: torch.Generator | None = None,
+    curvature_samples: Sequence[int] | Tensor | None = None,
+    gradient_samples: Sequence[int] | Tensor | None = None,
+    groups: Groups = "network",
+    memory_limit: int | None = None,
+) -> "LowRankGGN":
+    """The Gauss-Newton matrix of ``loss_fn(model(inputs), targets)``, in factors.
+
+    Args:
+        model: Any model that `tnconv.compute` takes; its layers must keep samples apart.
+        loss_fn: A loss whose Hessian's root is known: cross-entropy, squared errors, binary
+            cross-entropy of logits, absolute errors.
+        inputs: The model's input, or a sequence or mapping of its arguments, batch first.
+        targets: The targets of the batch.
+        fisher: ``"exact"`` columns of the root, or ``"mc"``, which are sampled.
+        samples: The number of sampled columns for each sample of the batch.
+        generator: Where they are drawn; torch's default generator where it is None.
+        curvature_samples: Positions in the batch that the curvature is made of; all by default.
+            Estimates are scaled to be unbiased for the whole batch.
+        gradient_samples: Positions in the batch whose gradients are used for slopes and steps.
+        groups: ``"network"``, ``"layer"``, ``"parameter"``, or a mapping from names of blocks to
+            names of parameters; the matrix is block-diagonal over them, and zero elsewhere.
+        memory_limit: How many bytes the products of one parameter may hold at a time.
+
+    >>> model, loss_fn = nn.Linear(3, 4), nn.CrossEntropyLoss()
+    >>> ggn = low_rank_ggn(model, loss_fn, torch.rand(8, 3), torch.randint(4, (8,)))
+    >>> ggn.gram.shape, {name: tuple(s.shape) for name, s in ggn.newton_step(0.1).items()}
+    (torch.Size([24, 24]), {'weight': (4, 3), 'bias': (4,)})
+
+    Raises:
+        NotImplementedError: a loss without a known root, a layer that mixes samples, or one that
+            has no diagram.
+        ValueError: positions outside the batch, an empty subset, repeated or foreign names in
+            groups, a memory limit below what is needed.
+    """
+    batch = _Batch(inputs, targets, batch_size(inputs), loss_fn)
+    curved = batch.positions("curvature_samples", curvature_samples)
+    used = batch.positions("gradient_samples", gradient_samples)
+    source, names = columns(fisher, samples, generator), _groups(model, groups)
+    how = model, loss_fn, memory_limit
+    if used == curved:
+        label = fisher == "exact" and has_label_root(loss_fn, targets)
+        rows, scale, weights = _with_gradients(batch, curved, source, label, *how)
+        gradients = Gradients(rows, weights)
+    else:
+        rows = JacobianRows.of(model, loss_fn, *batch.part(curved), source, memory_limit)
+        other = JacobianRows.of(model, loss_fn, *batch.part(used), LossGradients(), memory_limit)
+        scale = torch.ones(rows.vectors, rows.samples).to(rows.device, rows.dtype)
+        gradients = Gradients(other, torch.ones(1).to(scale))
+    averages = reduction_of(loss_fn) == "mean"
+    scales = averages, batch.scale(curved), batch.scale(used)
+    blocks = {}
+    for name, own in names.items():
+        part = rows.only(own)
+        same = part if gradients.rows is rows else gradients.rows.only(own)
+        blocks[name] = LowRankBlock(part, scale, Gradients(same, gradients.weights), *scales)
+    return LowRankGGN(blocks, {name: rows.like[name] for own in names.values() for name in own})
+
+
+def _with_gradients(
+    batch: "_Batch",
+    positions: tuple[int, ...] | None,
+    source: Vectors,
+    label: bool,
+    model: nn.Module,
+    loss_fn: LossFunction,
+    memory_limit: int | None,
+) -> tuple[JacobianRows, Tensor, Tensor]:
+    """Rows of columns and gradients, the columns' scale ``(m, n)``, and the gradients' weights."""
+    inputs, targets = batch.part(positions)
+    if not label:
+        rows = JacobianRows.of(model, loss_fn, inputs, targets, WithGradient(source), memory_limit)
+        scale = torch.ones(rows.vectors - 1, rows.samples).to(rows.device, rows.dtype)
+        weights = torch.zeros(rows.vectors).to(scale)
+        weights[-1] = 1
+        return rows, scale, weights
+    found = LabelColumns([])
+    rows = JacobianRows.of(model, loss_fn, inputs, targets, found, memory_limit)
+    (root,) = found.roots
+    return rows, root.scale, root.gradient_weights
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankGGN:
+    """A Gauss-Newton matrix with blocks of low rank; see `low_rank_ggn`.
+
+    Vectors are flat, in the order of ``names``, or mappings by parameter name. Where there is one
+    block, its Gram matrix, eigenpairs and derivatives are methods here as well; where there are
+    several, they are those of ``blocks[name]``.
+    """
+
+    blocks: Mapping[str, LowRankBlock]
+    like: Mapping[str, Tensor]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters, in the order of flat vectors."""
+        return tuple(self.like)
+
+    @cached_property
+    def space(self) -> Space:
+        """Where its vectors live."""
+        return Space(self.names, tuple(self.like.values()))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns: entries of all parameters."""
+        return self.space.size, self.space.size
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """The dtype of products with arrays, NumPy's."""
+        return self.space.array_dtype
+
+    @property
+    def block(self) -> LowRankBlock:
+        """The only block.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if len(self.blocks) != 1:
+            names = ", ".join(self.blocks)
+            raise ValueError(
+                f"there are {len(self.blocks)} blocks; expected one of blocks[{names}]"
+            )
+        return next(iter(self.blocks.values()))
+
+    @property
+    def gram(self) -> Tensor:
+        """`LowRankBlock.gram` of the only block."""
+        return self.block.gram
+
+    def eigvalsh(self) -> Tensor:
+        """The eigenvalues of all blocks' Gram matrices in descending order."""
+        found = torch.cat([block.eigvalsh() for block in self.blocks.values()])
+        return found.sort(descending=True).values
+
+    def eigh(self, k: int | None = None, criterion: Criterion | None = None) -> Eigenpairs:
+        """`LowRankBlock.eigh` of the only block."""
+        return self.block.eigh(k, criterion)
+
+    def directional_derivatives(
+        self, directions: Eigenpairs | Named | None = None, k: int | None = None
+    ) -> DirectionalDerivatives:
+        """`LowRankBlock.directional_derivatives` of the only block."""
+        return self.block.directional_derivatives(directions, k)
+
+    def newton_step(
+        self, damping: float | Tensor | Damping, k: int | None = None
+    ) -> dict[str, Tensor]:
+        """`LowRankBlock.newton_step` of every block: k directions in each."""
+        return self._joined({n: b.newton_step(damping, k) for n, b in self.blocks.items()})
+
+    def gradient(self) -> dict[str, Tensor]:
+        """The loss's gradient by name, as a combination of rows that are there anyway.
+
+        Where ``gradient_samples`` were chosen, it is their unbiased estimate.
+        """
+        return self._joined({name: block.gradient() for name, block in self.blocks.items()})
+
+    def __matmul__(self, vector: V) -> V:
+        """``G v``, in the form of v.
+
+        Raises:
+            ValueError: another shape or other names.
+        """
+        return self._map(vector, lambda block, own: block.product(own))
+
+    def matvec(self, vector: V) -> V:
+        """``G v``, as SciPy's linear operators have it."""
+        return self @ vector
+
+    rmatvec = matvec  # the matrix is symmetric
+
+    def solve(self, vector: V, damping: float) -> V:
+        """``(G + δ I)⁻¹ v``, exactly, in the form of v.
+
+        Raises:
+            ValueError: a damping that is not positive, another shape or other names.
+        """
+        return self._map(vector, lambda block, own: block.solve(own, damping))
+
+    def logdet(self, damping: float) -> Tensor:
+        """``log det(G + δ I)``.
+
+        Raises:
+            ValueError: a damping that is not positive.
+        """
+        return torch.stack([block.logdet(damping) for block in self.blocks.values()]).sum()
+
+    def trace(self) -> Tensor:
+        """``Σ_i G[i, i]``."""
+        return torch.stack([block.trace() for block in self.blocks.values()]).sum()
+
+    def frobenius_norm(self) -> Tensor:
+        """``√(Σ_{i,j} G[i, j]²)``."""
+        norms = torch.stack([block.frobenius_norm() for block in self.blocks.values()])
+        return norms.square().sum().sqrt()
+
+    def diagonal(self) -> dict[str, Tensor]:
+        """``G[i, i]`` in the parameters' shapes, by name."""
+        return self._joined({name: block.diagonal() for name, block in self.blocks.items()})
+
+    def _map(self, vector: V, function: Any) -> V:
+        if isinstance(vector, Mapping):
+            return cast(V, self._mapped(vector, function))
+        flat = vector if isinstance(vector, Tensor) else self.space.from_array(vector)
+        given = dict(zip(self.names, self.space.split(flat), strict=True))
+        found = self.space.join(tuple(self._mapped(given, function).values()))
+        return cast(V, found if isinstance(vector, Tensor) else self.space.to_array(found))
+
+    def _mapped(self, vector: Named, function: Any) -> dict[str, Tensor]:
+        given = dict(zip(self.names, self.space.vector(vector), strict=True))
+        return self._joined(
+            {
+                name: function(block, {own: given[own] for own in block.rows.like})
+                for name, block in self.blocks.items()
+            }
+        )
+
+    def _joined(self, found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        every = {name: value for each in found.values() for name, value in each.items()}
+        return {name: every[name] for name in self.names}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch, parts of it, and what makes sums over a part unbiased for all."""
+
+    inputs: Inputs
+    targets: Any
+    size: int
+    loss_fn: LossFunction
+
+    def positions(self, name: str, given: Sequence[int] | Tensor | None) -> tuple[int, ...] | None:
+        """Positions in the batch, checked; None for all.
+
+        Raises:
+            ValueError: none at all, or one outside the batch.
+        """
+        if given is None:
+            return None
+        found = tuple(int(each) for each in given)
+        if not found or min(found) < 0 or max(found) >= self.size:
+            raise ValueError(f"{name} are {found}; expected positions from 0 to {self.size - 1}")
+        return None if found == tuple(range(self.size)) else found
+
+    def part(self, positions: tuple[int, ...] | None) -> tuple[Inputs, Any]:
+        """The inputs and targets at some positions."""
+        if positions is None:
+            return self.inputs, self.targets
+
+        def chosen(each: Any) -> Any:
+            if isinstance(each, Tensor) and each.shape[:1] == (self.size,):
+                return each[list(positions)]
+            return each
+
+        return tree_map(chosen, self.inputs), tree_map(chosen, self.targets)
+
+    def scale(self, positions: tuple[int, ...] | None) -> float:
+        """``N/K · r/r_K`` with the factors of the loss's reduction on all and on K samples."""
+        if positions is None:
+            return 1.0
+        ratio = self.size / len(positions)
+        if reduction_of(self.loss_fn) == "mean":
+            part = divisor(self.loss_fn, *self.part(positions))
+            ratio *= part / divisor(self.loss_fn, self.inputs, self.targets)
+        return ratio
+
+
+def _groups(model: nn.Module, groups: Groups) -> dict[str, list[str]]:
+    """The parameters of each block.
+
+    Raises:
+        ValueError: another word, or names that are repeated, foreign or frozen.
+    """
+    learned = [name for name, p in model.named_parameters() if p.requires_grad]
+    if groups == "network":
+        return {"network": learned}
+    if groups == "parameter":
+        return {name: [name] for name in learned}
+    if groups == "layer":
+        found: dict[str, list[str]] = {}
+        for name in learned:
+            found.setdefault(name.rpartition(".")[0], []).append(name)
+        return found
+    if isinstance(groups, str):
+        raise ValueError(f"groups is {groups!r}; expected 'network', 'layer' or 'parameter'")
+    found = {name: list(own) for name, own in groups.items()}
+    _check_partition([name for own in found.values() for name in own], learned)
+    return found
+
+
+def _check_partition(named: Iterable[str], learned: Sequence[str]) -> None:
+    given = list(named)
+    foreign = sorted(set(given) - set(learned))
+    repeated = sorted({name for name in given if given.count(name) > 1})
+    if foreign or repeated or not given:
+        wrong = f"no parameters that learn are called {', '.join(foreign)}" if foreign else ""
+        wrong = wrong or (f"{', '.join(repeated)} repeated" if repeated else "no names")
+        raise ValueError(f"groups: {wrong}; expected the model's own names, each once")

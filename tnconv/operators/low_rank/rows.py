@@ -1,0 +1,278 @@
+"""The rows ``J[m, n, θ]`` of a batch over all parameters of a network, never written out.
+
+Every parameter keeps what its layers read and the vectors m after them; Gram matrices, combinations
+of rows and projections onto directions are compiled networks over these (`tnconv.diagrams`), whose
+planner chooses for every layer between forming J (parameter space), contracting positions of two
+samples first (data space), the orders between, and products of pixels before the patterns.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnconv import diagrams
+from tnconv.codegen import Program
+from tnconv.codegen.tiers import Build, device_of, looked_up
+from tnconv.diagrams import Expression
+from tnconv.models.capture import Pass
+from tnconv.models.collector import Collector
+from tnconv.models.computing import Inputs, ran
+from tnconv.models.layers import Operation, explicit, known
+from tnconv.models.modules import unwrapped
+from tnconv.models.observation import Observation
+from tnconv.models.propagation import LossFunction
+from tnconv.models.terms import Term
+from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
+
+
+@dataclass(frozen=True)
+class LossGradients(Vectors):
+    """The loss's own gradient in the model's output as a single vector m."""
+
+    def columns(self, loss_fn: LossFunction, output: Tensor, targets: Any) -> Tensor:
+        end = output.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(loss_fn(end, targets), end)
+        return gradient.unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class WithGradient(LossGradients):
+    """The columns of a source of vectors, and after them the loss's own gradient as one more."""
+
+    source: Vectors
+
+    def columns(self, loss_fn: LossFunction, output: Tensor, targets: Any) -> Tensor:
+        gradient = super().columns(loss_fn, output, targets)
+        return torch.cat([self.source.columns(loss_fn, output, targets), gradient])
+
+
+@dataclass(frozen=True)
+class _Kept(Quantity[Tensor]):
+    """What makes an observation send vectors backwards; `_TermCollector` keeps them."""
+
+    source: Vectors
+
+    def statistics(self) -> Mapping[str, Statistic]:
+        each = Statistic(
+            diagrams.per_sample_gradients, samples=1, factored=True, vectors=self.source
+        )
+        return {"rows": each}
+
+    def result(self, found: Mapping[str, Tensor], samples: int) -> Tensor:
+        return found["rows"]
+
+
+@dataclass(eq=False)
+class _TermCollector(Collector):
+    """A collector that keeps the operation of every parameter with its operands, and no more."""
+
+    terms: dict[nn.Parameter, dict[Pass | None, Term]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+
+    def add(
+        self,
+        parameter: nn.Parameter,
+        term: Term,
+        here: Pass | None = None,
+        source: Vectors = LOSS_GRADIENT,
+        part: int = 0,
+    ) -> None:
+        self.terms[parameter][here] = term
+
+
+class _RowsObservation(Observation):
+    """An observation of one batch whose rows are kept."""
+
+    collector_type = _TermCollector
+
+
+@dataclass(frozen=True, eq=False)
+class JacobianRows:
+    """``J[m, n, θ]`` for the vectors m and samples n of a batch, θ all entries of some parameters.
+
+    ``terms`` has, by parameter name, the operation that θ enters with its operands; ``like`` the
+    parameters themselves. A parameter without a term has rows that are zero. ``memory_limit`` is
+    how many bytes the products of one parameter may hold beside their operands.
+    """
+
+    terms: Mapping[str, Term]
+    like: Mapping[str, Tensor]
+    vectors: int
+    samples: int
+    memory_limit: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        inputs: Inputs,
+        targets: Any,
+        source: Vectors,
+        memory_limit: int | None = None,
+    ) -> "JacobianRows":
+        """The rows of a batch: one forward pass, and one backward pass for each vector.
+
+        Raises:
+            NotImplementedError: a layer that mixes samples or has no diagram, or a loss without
+                the vectors.
+            ValueError: a loss that is no scalar.
+        """
+        observation = _RowsObservation(model, [_Kept(source)], memory_limit)
+        with ran(observation, loss_fn, inputs, targets):
+            observation.finish()
+            collector = observation.collector
+            assert isinstance(collector, _TermCollector)
+            named = dict(unwrapped(model).named_parameters())
+            samples = sum(here.samples for here in collector.passes)
+            found = {
+                name: Term.joined(list(collector.terms[p].values()))
+                for name, p in named.items()
+                if p in collector.terms
+            }
+        like = {name: p.detach() for name, p in named.items() if p.requires_grad}
+        vectors = next((t.vectors for t in found.values() if t.vectors is not None), 0)
+        return cls(found, like, vectors, samples, memory_limit)
+
+    def only(self, names: Iterable[str]) -> "JacobianRows":
+        """The rows in some of the parameters."""
+        chosen = list(names)
+        terms = {name: self.terms[name] for name in chosen if name in self.terms}
+        return replace(self, terms=terms, like={name: self.like[name] for name in chosen})
+
+    def between(self, start: int, stop: int) -> "JacobianRows":
+        """The rows of the vectors ``start <= m < stop``."""
+        terms = {name: _between(term, start, stop) for name, term in self.terms.items()}
+        return replace(self, terms=terms, vectors=stop - start)
+
+    def scaled(self, factors: Tensor) -> "JacobianRows":  # (m, n)
+        """The rows ``factors[m, n] J[m, n, θ]``."""
+        terms = {name: _scaled(term, factors) for name, term in self.terms.items()}
+        return replace(self, terms=terms)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What holds the entries of all parameters."""
+        dtypes = [each.dtype for each in self.like.values()]
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.like.values())).device
+
+    def gram(self) -> Tensor:
+        """``K[m, n, m', n'] = Σ_θ J[m, n, θ] J[m', n', θ]``; halves that mirror are made once."""
+        shape = (self.vectors, self.samples) * 2
+        return self._total(shape, diagrams.gradient_dots)
+
+    def cross_gram(self, other: "JacobianRows") -> Tensor:
+        """``K[m, n, m', n'] = Σ_θ J[m, n, θ] J'[m', n', θ]`` with the rows of another batch."""
+        total = self._zeros((self.vectors, self.samples, other.vectors, other.samples))
+        for name in self.terms.keys() & other.terms.keys():
+            total += _cross(self.terms[name], other.terms[name])
+        return total
+
+    def squared_norms(self) -> Tensor:
+        """``K[m, n] = Σ_θ J[m, n, θ]²``: the diagonal of `gram`."""
+        return self._total((self.vectors, self.samples), diagrams.gradient_norms)
+
+    def combined(self, coefficients: Tensor) -> dict[str, Tensor]:  # (f, m, n)
+        """``Σ_{m,n} c[f, m, n] J[m, n, θ]`` by parameter name, ``(f, *parameter)``."""
+        found = {}
+        for name, like in self.like.items():
+            shape = (len(coefficients), *like.shape)
+            if name not in self.terms or not len(coefficients):
+                found[name] = like.new_zeros(shape)
+                continue
+            term = self.terms[name]
+            given = {"coefficients": coefficients.to(self.device, self.dtype)}
+            how = diagrams.combined_gradients, (len(coefficients),)
+            found[name] = self._value(term, given, *how).reshape(shape)
+        return found
+
+    def projected(self, directions: Mapping[str, Tensor]) -> Tensor:  # each (f, *parameter)
+        """``Σ_θ J[m, n, θ] u[f, θ]``, of shape ``(f, m, n)``."""
+        count = len(next(iter(directions.values())))
+        total = self._zeros((count, self.vectors, self.samples))
+        for name, term in self.terms.items() if count else ():
+            given = {"directions": directions[name].to(self.device, self.dtype)}
+            total += self._value(term, given, diagrams.gradient_projections, (count,))
+        return total
+
+    def squares(self) -> dict[str, Tensor]:
+        """``Σ_{m,n} J[m, n, θ]²`` by parameter name: the diagonal of ``Jᵀ J``."""
+        return {
+            name: self._value(self.terms[name], {}, diagrams.ggn_diagonal).reshape(like.shape)
+            if name in self.terms
+            else torch.zeros_like(like)
+            for name, like in self.like.items()
+        }
+
+    def _total(self, shape: Sequence[int], diagram: Callable[..., Expression]) -> Tensor:
+        total = self._zeros(shape)
+        for term in self.terms.values():
+            total += self._value(term, {}, diagram)
+        return total
+
+    def _zeros(self, shape: Sequence[int]) -> Tensor:
+        return torch.zeros(tuple(shape), dtype=self.dtype, device=self.device)
+
+    def _value(
+        self,
+        term: Term,
+        given: Mapping[str, Tensor],
+        diagram: Callable[..., Expression],
+        arguments: tuple[Any, ...] = (),
+    ) -> Tensor:
+        return term.values([Statistic(diagram, arguments)], self.memory_limit, given)[0]
+
+
+def _between(term: Term, start: int, stop: int) -> Term:
+    if term.v is None:
+        return Term.known(term.gradients[start:stop], stop - start)
+    return replace(term, v=term.v[start:stop], vectors=stop - start)
+
+
+def _scaled(term: Term, factors: Tensor) -> Term:
+    if term.v is None:
+        each = term.gradients
+        lead = factors.reshape(*factors.shape, *[1] * (each.dim() - 2))
+        return Term.known(each * lead.to(each), term.vectors)
+    axes = term.operation.networks[term.operand].result.axes
+    shape = [len(factors), *(1 for _ in axes)]
+    shape[1 + [axis.terms for axis in axes].index((("n", 1),))] = factors.shape[1]
+    by_axis = term.v.reshape(len(factors), *(axis.size for axis in axes))
+    return replace(term, v=(by_axis * factors.reshape(shape).to(term.v)).reshape(term.v.shape))
+
+
+def _cross(term: Term, other: Term) -> Tensor:
+    """``Σ_θ J[m, n, θ] J'[m', n', θ]`` for one parameter; explicit rows where layers differ."""
+    if (term.v is None) != (other.v is None) or term.operand != other.operand:
+        term, other = (Term.known(each.gradients, each.vectors) for each in (term, other))
+    what = term.operation, other.operation, term.operand, term.vectors, other.vectors
+    given = term.operands | {f"other_{name}": each for name, each in other.operands.items()}
+    program = looked_up(_cross_program, device_of(next(iter(given.values()))), *what)
+    found: Tensor = program.run(*[given[name] for name in program.operands])
+    return found
+
+
+def _cross_program(
+    compiled: Build,
+    device: str,
+    operation: Operation,
+    other: Operation,
+    operand: str,
+    vectors: int | None,
+    other_vectors: int | None,
+) -> Program:
+    layers = operation.networks[operand], other.networks[operand]
+    network: Expression = diagrams.ntk_block(*layers, operand, vectors, other_vectors)
+    for cotangent, given in (("grad_output", operation), ("other_grad_output", other)):
+        network = known(network, cotangent) if given.recipe is explicit else network
+    return compiled(network, device=device)
