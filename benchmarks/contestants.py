@@ -17,8 +17,8 @@ from benchmarks import further
 from benchmarks.cases import Layer
 from benchmarks.per_sample import PER_SAMPLE, TooLargeError, squared_norms, unfolded_input
 from tnconv import diagrams, functional
-from tnconv.diagrams import Expression
-from tnconv.functional import expressions
+from tnconv.diagrams import Expression, Hyperparameters
+from tnconv.diagrams.layers import layer
 
 TOLERANCE = 1e-4  # largest difference to torch's result, relative to its largest entry, in float32
 MOST_WORK = 2 * 10**11  # flops of an einconv expression's path; above, it is not run at all
@@ -85,10 +85,9 @@ def network(operation: str, case: Case) -> Expression:
     """The diagram that `tnconv.functional` compiles for an operation."""
     h = case.layer
     if operation in ("kfac_reduce", "kfac_expand"):
-        build = getattr(diagrams, f"{operation}{'_transpose' * h.transposed}")
-        factor: Expression = build(case.x.shape, h.kernel_size, **case.settings)
-        return factor
-    net = expressions.layer(case.x.shape, case.weight.shape, **case.own_settings)
+        build: Callable[..., Expression] = getattr(diagrams, operation)
+        return build(case.x.shape, h.kernel_size, **case.own_settings, scale="kfc")
+    net = layer(case.x.shape, case.weight.shape, Hyperparameters(**case.own_settings))
     if operation == "gradient_norms":
         return diagrams.gradient_norms(net)
     if operation == "per_sample_weight_grad":
@@ -112,7 +111,8 @@ def _tnconv(operation: str, case: Case) -> Call:
         "kfac_expand": (x, case.layer.kernel_size),
     }
     function: Callable[..., Tensor] = getattr(functional, operation)
-    return partial(function, *arguments[operation], **case.own_settings)
+    settings = case.own_settings | ({"scale": "kfc"} if operation.startswith("kfac") else {})
+    return partial(function, *arguments[operation], **settings)
 
 
 def tuned(operation: str, case: Case) -> Call:

@@ -320,8 +320,8 @@ def factor(operation: str, reduce: bool, ones: bool = False) -> Callable[["Case"
 
     def pair(case: "Case") -> Pair:
         h = case.layer
-        given = _steps(case) | {"groups": h.groups}
-        given |= {"bias": True} if ones else {"transposed": True}
+        given = _steps(case) | {"groups": h.groups, "scale": "kfc"}
+        given |= {"joint": True} if ones else {"transposed": True}
         x = case.x if ones else case.grad_output
         if not ones:
             _limit(*x.shape[:2], *h.kernel_size, *h.input_shape[1:])

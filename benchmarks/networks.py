@@ -37,7 +37,7 @@ QUANTITIES: dict[str, tuple[quantities.Quantity[object], ...]] = {
         quantities.GGNDiagonal("mc", per_sample_diagonals=True),
     ),
     "GGN diagonal, exact": (quantities.GGNDiagonal(),),
-    "KFAC, one sample": (quantities.KFAC("hybrid", "mc"),),
+    "KFAC, one sample": (quantities.KFAC("hybrid", "mc", scale="kfc"),),
     "KFAC-expand, one sample": (quantities.KFAC("expand", "mc"),),
     "KFAC-reduce, one sample": (quantities.KFAC("reduce", "mc"),),
     "KFLR": (quantities.KFLR(),),
@@ -45,7 +45,7 @@ QUANTITIES: dict[str, tuple[quantities.Quantity[object], ...]] = {
         quantities.SquaredNorms(),
         quantities.Variance(),
         quantities.GGNDiagonal("mc"),
-        quantities.KFAC("hybrid", "mc"),
+        quantities.KFAC("hybrid", "mc", scale="kfc"),
     ),
 }
 BACKPACK = {

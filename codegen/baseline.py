@@ -44,7 +44,7 @@ def baseline(
     networks = networks_of(network)
     check_operands(networks)
     one = isinstance(network, Expression)
-    with cost.using(coefficients(torch.device(device)), dtype.itemsize):
+    with cost.using(coefficients(torch.device(device), dtype), dtype.itemsize):
         empty: Program[Any] = Program(networks[0] if one else networks, (), (), (), SPARE)
         arguments = argument_names(empty.operands)
         terms = tuple(

@@ -107,7 +107,7 @@ def compile(
     if dtype.is_complex:  # torch has native kernels for real dtypes only
         used = tuple(name for name in used if name not in ("native", "pooling"))
     options = Options(simplify, optimize, used, dtype.itemsize, memory_limit)
-    with cost.using(coefficients(torch.device(device)), dtype.itemsize):
+    with cost.using(coefficients(torch.device(device), dtype), dtype.itemsize):
         program = _planned(networks if not one else networks[0], options)
         if memory_limit is not None and program.peak_memory(dtype) > memory_limit:
             program = _in_turn(program, options, memory_limit)

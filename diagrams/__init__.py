@@ -14,17 +14,12 @@ from tnconv.diagrams.affine import (
     mask,
 )
 from tnconv.diagrams.composition import compose
-from tnconv.diagrams.curvature import (
+from tnconv.diagrams.convolution_factors import (
     grad_expand,
     grad_reduce,
-    group_average,
     kfac_expand,
-    kfac_expand_transpose,
     kfac_reduce,
-    kfac_reduce_transpose,
     mean_patches,
-    mean_patches_transpose,
-    with_ones,
 )
 from tnconv.diagrams.expression import Expression, Sum
 from tnconv.diagrams.gradients import (
@@ -39,14 +34,9 @@ from tnconv.diagrams.gradients import (
     ntk_block,
     per_sample_gradients,
 )
+from tnconv.diagrams.hyperparameters import Hyperparameters
 from tnconv.diagrams.jacobian_products import combined_gradients, gradient_projections
-from tnconv.diagrams.kronecker import (
-    Roles,
-    input_factor,
-    input_half,
-    output_factor,
-    output_half,
-)
+from tnconv.diagrams.kronecker import input_factor, output_factor
 from tnconv.diagrams.layers import (
     bilinear,
     conv,
@@ -54,7 +44,6 @@ from tnconv.diagrams.layers import (
     fold,
     linear,
     unfold,
-    unfold_transpose,
     unfolded_kernel,
     with_bias,
 )
@@ -62,10 +51,12 @@ from tnconv.diagrams.network import TensorNetwork
 from tnconv.diagrams.padding import pad
 from tnconv.diagrams.pointwise import bias, lookup, repeated, scale
 from tnconv.diagrams.pooling import avg_pool, pool_counts, reciprocal_counts
+from tnconv.diagrams.roles import Roles, input_half, output_half
 
 __all__ = [
     "Axis",
     "Expression",
+    "Hyperparameters",
     "Leg",
     "Node",
     "Pattern",
@@ -95,20 +86,16 @@ __all__ = [
     "gradient_norms",
     "gradient_projections",
     "gradient_sum",
-    "group_average",
     "hessian_vjp",
     "index_pattern",
     "input_factor",
     "input_half",
     "kfac_expand",
-    "kfac_expand_transpose",
     "kfac_reduce",
-    "kfac_reduce_transpose",
     "linear",
     "lookup",
     "mask",
     "mean_patches",
-    "mean_patches_transpose",
     "ntk_block",
     "output_factor",
     "output_half",
@@ -119,8 +106,6 @@ __all__ = [
     "repeated",
     "scale",
     "unfold",
-    "unfold_transpose",
     "unfolded_kernel",
     "with_bias",
-    "with_ones",
 ]

@@ -3,24 +3,87 @@
 from collections.abc import Sequence
 from math import prod
 
-from tnconv.diagrams.affine import Leg, Tensor, View
+from tnconv.diagrams.affine import Tensor, View
 from tnconv.diagrams.expression import Sum
-from tnconv.diagrams.geometry import (
-    Geometry,
+from tnconv.diagrams.geometry import Geometry, geometry, layer_geometry
+from tnconv.diagrams.hyperparameters import (
+    Hyperparameters,
     IntOrTuple,
     Padding,
     checked_shape,
-    geometry,
-    layer_geometry,
     per_dimension,
-    transposed_geometry,
-    transposed_layer_geometry,
 )
 from tnconv.diagrams.network import TensorNetwork
 
 
+def layer(
+    input_shape: Sequence[int], weight_shape: Sequence[int], h: Hyperparameters
+) -> TensorNetwork:
+    """The layer that these shapes and hyper-parameters mean: one diagram for all three kinds.
+
+    A weight matrix and an input with positions in front of its channels are a linear layer's;
+    all others are those of a convolution, transposed or not.
+
+    >>> layer((8, 4, 9), (4, 3, 2), Hyperparameters(stride=2, transposed=True)).shape
+    (8, 3, 18)
+    >>> layer((8, 5, 3), (4, 3), Hyperparameters()).shape
+    (8, 5, 4)
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    if len(weight_shape) == 2 < len(input_shape):
+        _check_default(h)
+        return linear(input_shape, weight_shape)
+    return convolution(input_shape, weight_shape, h)
+
+
+def convolution(
+    input_shape: Sequence[int], weight_shape: Sequence[int], h: Hyperparameters
+) -> TensorNetwork:
+    """`conv` or `conv_transpose`, as the hyper-parameters say.
+
+    >>> convolution((8, 4, 9), (4, 3, 2), Hyperparameters(stride=2, transposed=True)).shape
+    (8, 3, 18)
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    return of_geometry(layer_geometry(input_shape, weight_shape, h))
+
+
+def patch_layer(
+    input_shape: Sequence[int], kernel_size: IntOrTuple, h: Hyperparameters
+) -> TensorNetwork:
+    """The `layer` with one output channel per group: what its patches are read from.
+
+    ``kernel_size=()`` and positions in front of the channels mean a linear layer.
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    if not isinstance(kernel_size, int) and len(kernel_size) == 0 and len(input_shape) > 2:
+        return layer(input_shape, (1, input_shape[-1]), h)
+    return of_geometry(geometry(input_shape, kernel_size, h))
+
+
+def of_geometry(h: Geometry) -> TensorNetwork:
+    """The convolution of these sizes: input, patterns and weight."""
+    sizes = h.sizes | {"d": h.out_channels}
+    channels = (("g", "c"), "d") if h.transposed else (("g", "d"), "c")
+    weight = Tensor("weight", View.of(sizes, *channels, *h.legs("k")))
+    result = View.of(sizes, *h.samples, ("g", "d"), *h.legs("o"))
+    return TensorNetwork((_input(h), *h.patterns, weight), result, sizes)
+
+
 def _input(h: Geometry) -> Tensor:
     return Tensor("x", View.of(h.sizes, *h.samples, ("g", "c"), *h.legs("i")))
+
+
+def _check_default(h: Hyperparameters) -> None:
+    for name, value, default in zip(h._fields, h, Hyperparameters(), strict=True):
+        if value not in (default, (default,)):
+            raise ValueError(f"{name} is {value!r} for a linear layer; expected {default!r}")
 
 
 def conv(
@@ -44,8 +107,8 @@ def conv(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = layer_geometry(input_shape, weight_shape, stride, padding, dilation, groups)
-    return _layer(h, ("g", "d"), "c")
+    h = Hyperparameters(stride, padding, dilation, groups)
+    return convolution(input_shape, weight_shape, h)
 
 
 def conv_transpose(
@@ -69,18 +132,8 @@ def conv_transpose(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = transposed_layer_geometry(
-        input_shape, weight_shape, stride, padding, dilation, groups, output_padding
-    )
-    return _layer(h, ("g", "c"), "d")
-
-
-def _layer(h: Geometry, *channels: Leg | tuple[Leg, ...]) -> TensorNetwork:
-    """Input, patterns and a weight with these dimensions before those of the kernel."""
-    sizes = h.sizes | {"d": h.out_channels}
-    weight = Tensor("weight", View.of(sizes, *channels, *h.legs("k")))
-    result = View.of(sizes, *h.samples, ("g", "d"), *h.legs("o"))
-    return TensorNetwork((_input(h), *h.patterns, weight), result, sizes)
+    h = Hyperparameters(stride, padding, dilation, groups, True, output_padding)
+    return convolution(input_shape, weight_shape, h)
 
 
 def linear(input_shape: Sequence[int], weight_shape: Sequence[int]) -> TensorNetwork:
@@ -148,46 +201,27 @@ def unfold(
     dilation: IntOrTuple = 1,
     padding: Padding = 0,
     stride: IntOrTuple = 1,
+    transposed: bool = False,
+    output_padding: IntOrTuple = 0,
 ) -> TensorNetwork:
     """The unfolded input ``U[n, ck, o] = Σ_i x[n, c, i] Π[k, o, i]`` (im2col).
 
     Operand ``x`` of shape ``(n, c, *i)`` or ``(c, *i)``; result ``(n, c·K, O)`` as
-    ``torch.nn.functional.unfold``, for any number of spatial dimensions; its vjp is ``fold``.
+    ``torch.nn.functional.unfold``, for any number of spatial dimensions; its vjp is ``fold``. With
+    ``transposed``, the patches that a transposed convolution sees: i and o exchanged in Π.
 
     >>> unfold((8, 3, 32, 32), 5).shape
     (8, 75, 784)
-
-    Raises:
-        ValueError: shapes or hyper-parameters that do not fit together or give no output.
-    """
-    return _unfolded(geometry(input_shape, kernel_size, stride, padding, dilation))
-
-
-def unfold_transpose(
-    input_shape: Sequence[int],
-    kernel_size: IntOrTuple,
-    dilation: IntOrTuple = 1,
-    padding: Padding = 0,
-    stride: IntOrTuple = 1,
-    output_padding: IntOrTuple = 0,
-) -> TensorNetwork:
-    """`unfold` of a transposed convolution: ``U[n, ck, o] = Σ_i x[n, c, i] Π[k, i, o]``.
-
-    >>> unfold_transpose((8, 3, 16, 16), 2, stride=2).shape
+    >>> unfold((8, 3, 16, 16), 2, stride=2, transposed=True).shape
     (8, 12, 1024)
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    return _unfolded(
-        transposed_geometry(input_shape, kernel_size, stride, padding, dilation, 1, output_padding)
-    )
-
-
-def _unfolded(h: Geometry) -> TensorNetwork:
-    """The patches with one dimension for channels and taps and one for positions."""
-    batch = () if h.batch is None else (h.batch,)
-    return patches(h).reshape(*batch, h.patch, h.positions)
+    h = Hyperparameters(stride, padding, dilation, 1, transposed, output_padding)
+    sizes = geometry(input_shape, kernel_size, h)
+    batch = () if sizes.batch is None else (sizes.batch,)
+    return patches(sizes).reshape(*batch, sizes.patch, sizes.positions)
 
 
 def fold(

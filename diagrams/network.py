@@ -93,6 +93,10 @@ class TensorNetwork(Expression):
                 held[leg].append(at)
         return {leg: tuple(at) for leg, at in held.items()}
 
+    def size(self, legs: Iterable[Leg]) -> int:
+        """The number of values that the legs take together."""
+        return prod(self.sizes[leg] for leg in legs)
+
     @cached_property
     def open_legs(self) -> frozenset[Leg]:
         """The legs that the result holds; all others are summed."""

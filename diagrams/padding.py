@@ -5,7 +5,7 @@ from itertools import product
 
 from tnconv.diagrams.affine import Axis, Tensor, View
 from tnconv.diagrams.expression import Sum
-from tnconv.diagrams.geometry import Padding, checked_shape, paddings
+from tnconv.diagrams.hyperparameters import Padding, checked_shape, paddings
 from tnconv.diagrams.network import TensorNetwork
 
 Piece = tuple[int, Axis, Axis]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tnconv.diagrams.affine import Leg, Tensor, View
-from tnconv.diagrams.geometry import checked_shape
+from tnconv.diagrams.hyperparameters import checked_shape
 from tnconv.diagrams.network import TensorNetwork
 
 

@@ -8,12 +8,12 @@ from math import prod
 import torch
 
 from tnconv.diagrams.affine import Tensor, View
-from tnconv.diagrams.geometry import (
-    Geometry,
+from tnconv.diagrams.geometry import Geometry, geometry
+from tnconv.diagrams.hyperparameters import (
+    Hyperparameters,
     IntOrTuple,
     Padding,
     checked_shape,
-    geometry,
     paddings,
     per_dimension,
 )
@@ -119,7 +119,7 @@ def _pooling(
         (left, right + (s - 1 if ceil_mode else 0))
         for (left, right), s in zip(pads, strides, strict=True)
     ]
-    h = geometry(shape, kernels, strides, wide)
+    h = geometry(shape, kernels, Hyperparameters(strides, wide))
     windows = tuple(
         replace(w, output=min(w.output, -(-(w.input + w.padding) // w.stride))) if ceil_mode else w
         for w in h.windows

@@ -367,23 +367,26 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
     "unfolded_kernel": lambda c: diagrams.unfolded_kernel(
         c.input_shape[-c.dims - 1 :], c.weight_shape, **c.kwargs
     ),
-    "kfac_expand_transpose": lambda c: diagrams.kfac_expand_transpose(
-        c.output_shape, c.kernel_size, **transposed(c)
+    "kfac_expand_transposed": lambda c: diagrams.kfac_expand(
+        c.output_shape, c.kernel_size, **transposed(c), transposed=True
     ),
-    "kfac_reduce_transpose": lambda c: diagrams.kfac_reduce_transpose(
-        c.output_shape, c.kernel_size, **transposed(c)
+    "kfac_reduce_transposed": lambda c: diagrams.kfac_reduce(
+        c.output_shape, c.kernel_size, **transposed(c), transposed=True
     ),
     "grad_expand": lambda c: diagrams.grad_expand(c.output_shape, c.groups),
     "grad_reduce": lambda c: diagrams.grad_reduce(c.output_shape, c.groups),
-    "group_average": lambda c: diagrams.group_average(ZOO["kfac_expand"](c)),
-    "mean_patches": lambda c: diagrams.mean_patches(c.input_shape, c.kernel_size, **c.kwargs),
-    "mean_patches_transpose": lambda c: diagrams.mean_patches_transpose(
-        c.output_shape, c.kernel_size, **transposed(c)
+    "kfac_expand_average": lambda c: diagrams.kfac_expand(
+        c.input_shape, c.kernel_size, **c.kwargs, per_group=False
     ),
-    "unfold_transpose": lambda c: diagrams.unfold_transpose(
+    "mean_patches": lambda c: diagrams.mean_patches(c.input_shape, c.kernel_size, **c.kwargs),
+    "mean_patches_transposed": lambda c: diagrams.mean_patches(
+        c.output_shape, c.kernel_size, **transposed(c), transposed=True
+    ),
+    "unfold_transposed": lambda c: diagrams.unfold(
         c.output_shape,
         c.kernel_size,
         **{name: at for name, at in transposed(c).items() if name != "groups"},
+        transposed=True,
     ),
     "gradient_dots": lambda c: diagrams.gradient_dots(ZOO["conv"](c), vectors=2),
     "ntk_block": lambda c: diagrams.ntk_block(

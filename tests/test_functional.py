@@ -30,7 +30,7 @@ def factor(case: Case, x: Tensor, reduce: bool) -> Tensor:
     """The Kronecker factor from explicit patches."""
     patches = case.patches(x).flatten(2, 2 + case.dims).flatten(3)
     patches = patches.mean(-1, keepdim=True) if reduce else patches
-    return torch.einsum("ngao,ngbo->gab", patches, patches) / x.shape[0]
+    return torch.einsum("ngao,ngbo->gab", patches, patches) / (len(x) * patches.shape[-1])
 
 
 @given(case=geometries(empty=False))

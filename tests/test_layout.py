@@ -55,7 +55,7 @@ ROOMS = {
         *("compiler", "baseline", "tiers"),
     ),
     "tnconv": (
-        *("functional", "nn", "losses", "quantities", "models", "operators", "optim"),
+        *("functional", "nn", "losses", "recursions", "quantities", "models", "operators", "optim"),
         *("demo", "cli"),
     ),
 }

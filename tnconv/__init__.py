@@ -2,7 +2,18 @@
 
 from torch import Tensor
 
-from tnconv import codegen, diagrams, functional, losses, models, nn, operators, optim, quantities
+from tnconv import (
+    codegen,
+    diagrams,
+    functional,
+    losses,
+    models,
+    nn,
+    operators,
+    optim,
+    quantities,
+    recursions,
+)
 from tnconv.codegen import Program, compile
 from tnconv.codegen.tiers import (
     Build,
@@ -20,6 +31,7 @@ from tnconv.operators import (
     GGNOperator,
     HessianOperator,
     LowRankGGN,
+    hesscale,
     hessian_diagonal,
     low_rank_ggn,
 )
@@ -43,6 +55,7 @@ __all__ = [
     "contract",
     "diagrams",
     "functional",
+    "hesscale",
     "hessian_diagonal",
     "losses",
     "low_rank_ggn",
@@ -52,6 +65,7 @@ __all__ = [
     "operators",
     "optim",
     "quantities",
+    "recursions",
     "tiered_compilation",
     "warm",
 ]

@@ -18,7 +18,7 @@ OF_LAYER: dict[str, Callable[[TensorNetwork], Expression]] = {
     "per_sample": lambda layer: layer.vjp("weight", per_sample=True),
 }
 """Operations that derive from the diagram of a layer."""
-OF_INPUT: dict[str, Callable[..., TensorNetwork]] = {
+OF_INPUT: dict[str, Callable[..., Expression]] = {
     "unfold": diagrams.unfold,
     "kfac_expand": diagrams.kfac_expand,
     "kfac_reduce": diagrams.kfac_reduce,

@@ -201,7 +201,7 @@ def _show_compiler(settings: Settings, console: Console) -> None:
     console.out(compile(factor).explain(), highlight=False)
     console.out(f"simplified, in form V\n  {simplified}", highlight=False)
     settings.folder.mkdir(parents=True, exist_ok=True)
-    steps = [("as written", factor), ("simplified, in form V", simplified)]
+    steps = [("as written", factor.terms[0]), ("simplified, in form V", simplified)]
     for suffix in ("svg", "png"):
         console.out("wrote", factor.draw(settings.folder / f"factor.{suffix}"))
         console.out("wrote", draw_steps(steps, settings.folder / f"factor-simplified.{suffix}"))

@@ -14,6 +14,15 @@ class Entries:
     w: int
     y: int
 
+    @property
+    def moved(self) -> int:
+        """What a kernel reads and writes."""
+        return self.x + self.w + self.y
+
+    def of(self, kind: str) -> int:
+        """What a kernel of this kind writes."""
+        return {"convolution": self.y, "weight gradient": self.w, "input gradient": self.x}[kind]
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -39,6 +48,20 @@ class Convolution:
     def channels(self) -> Shape:
         """Those of one group: of the image and of the output."""
         return self.w[1], self.w[0] // self.groups
+
+    @property
+    def flops(self) -> int:
+        """Of any of the three kernels: every channel pair of a group meets at every (o, k)."""
+        pairs = self.groups * self.channels[0] * self.channels[1]
+        return 2 * self.samples * pairs * prod(self.o) * prod(self.k)
+
+    def pair(self, kind: str) -> Shape:
+        """The channels of a group that a kernel sums, and those that it keeps.
+
+        A weight gradient keeps both: those of the image are said first.
+        """
+        image, output = self.channels
+        return (output, image) if kind == "input gradient" else (image, output)
 
     @property
     def i(self) -> Shape:

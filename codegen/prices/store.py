@@ -84,13 +84,43 @@ def ignored(kind: str, key: Mapping[str, Json]) -> None:
 
 
 def circumstances(device: torch.device) -> dict[str, Json]:
-    """What measured times depend on: versions, the device, and how many threads torch uses."""
+    """What measured times depend on: versions, the device, threads, and precision settings.
+
+    The number of threads counts for processors only.
+    """
     return {
         "tnconv": _own_version(),
         "torch": torch.__version__,
         "device": device_name(device),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        "precision": _precision(),
     }
+
+
+def _precision() -> dict[str, Json]:
+    """Which formats float32 products and convolutions may use, and how kernels are chosen."""
+    cudnn, onednn = torch.backends.cudnn, torch.backends.mkldnn
+    families = {
+        "cublas": torch.backends.cuda.matmul,
+        "cudnn": getattr(cudnn, "conv", cudnn),
+        "onednn products": getattr(onednn, "matmul", None),
+        "onednn convolutions": getattr(onednn, "conv", None),
+    }
+    return {name: float32_format(family) for name, family in families.items()} | {
+        "cudnn benchmark": cudnn.benchmark,
+        "deterministic": cudnn.deterministic or torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def float32_format(family: object) -> Json:
+    """The format in which kernels of `torch.backends.cuda.matmul`, or another, compute float32.
+
+    ``"ieee"``, ``"tf32"`` or ``"bf16"`` from torch 2.9 on; before, whether TF32 is allowed.
+    """
+    setting: Json = getattr(family, "fp32_precision", None)
+    if setting is None:
+        return getattr(family, "allow_tf32", None)
+    return "ieee" if setting == "none" else setting
 
 
 @cache

@@ -12,15 +12,16 @@ from torch._C._functorch import peek_interpreter_stack
 
 Call = Callable[[], object]
 T = TypeVar("T")
-SAMPLE = 5e-4  # seconds that one sample takes at least, by repeating the call
+SAMPLE = 5e-4  # seconds of a sample at least: short calls are repeated within it
+FINE = 1e-5  # seconds that a clock can tell apart
 FEWEST, MOST = 3, 15  # samples of each call
-BEHIND = 1.5  # a call that takes so many times as long as the best is dropped early
+BEHIND = 1.5  # a call is dropped early if it takes more than this many times the best's time
 
 
 def aside(work: Callable[[], T]) -> T:
-    """Run where no autograd, autocast, transform or fake tensors apply.
+    """Run where no autograd, autocast, transform or fake-tensor mode applies.
 
-    If one does here, then in a thread of its own, whose memory is another pool.
+    If one does here, the work runs in a thread of its own, which allocates from another pool.
     """
     if _undisturbed():
         return _plainly(work)
@@ -30,7 +31,7 @@ def aside(work: Callable[[], T]) -> T:
 
 def _undisturbed() -> bool:
     probe = torch.empty(())
-    casts = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+    casts = any(map(torch.is_autocast_enabled, ("cpu", "cuda", "xpu", "mps")))
     plain = type(probe) is torch.Tensor and probe.device.type == "cpu"
     return plain and not casts and peek_interpreter_stack() is None
 
@@ -43,7 +44,7 @@ def _plainly(work: Callable[[], T]) -> T:
 def seconds_of(calls: Sequence[Call], device: torch.device, budget: float) -> list[float]:
     """Seconds of each call: medians of samples taken in turns, for about ``budget`` seconds.
 
-    Every call runs once before. One that fails, for lack of memory or of a kernel for the dtype,
+    Every call warms up first. One that fails, for lack of memory or of a kernel for the dtype,
     takes infinitely long.
     """
     once = [min(_sample(call, 1, device), _sample(call, 1, device)) for call in calls]
@@ -61,18 +62,27 @@ def seconds_of(calls: Sequence[Call], device: torch.device, budget: float) -> li
 
 
 def _sample(call: Call, repetitions: int, device: torch.device) -> float:
+    clock = _clock(device)
     try:
         synchronize(device)
-        started = time.perf_counter()
+        started = clock()
         for _ in range(repetitions):
             call()
         synchronize(device)
-        return (time.perf_counter() - started) / repetitions
+        return (clock() - started) / repetitions
     except RuntimeError:
         return inf
 
 
+def _clock(device: torch.device) -> Callable[[], float]:
+    """This thread's own time where it does all the work: other processes do not count then."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    fine = time.get_clock_info("thread_time").resolution < FINE
+    return time.thread_time if alone and fine else time.perf_counter
+
+
 def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
+    """Wait for the device to finish what it was given."""
     if device.type not in ("cpu", "meta"):
-        torch.get_device_module(device).synchronize(device)
+        module = torch.get_device_module(device)
+        module.synchronize(*(() if device.type == "mps" else (device,)))  # there is only one MPS

@@ -1,16 +1,14 @@
-"""What one of torch's convolution kernels costs, for the shapes that it is given."""
+"""The price of one of torch's convolution kernels, for a matched part of a network."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 
 import torch
 
 from tnconv.codegen.lowering.arrays import Array
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.native_shapes import Convolution, Shape
-from tnconv.codegen.prices.onednn import by_vectors, few_as_they_are
-from tnconv.codegen.prices.scratch import is_small, scratch
+from tnconv.codegen.prices.scratch import scratch
 from tnconv.codegen.routes.matches import Match, Roles
 
 
@@ -23,59 +21,31 @@ def price(
     shape: tuple[int, ...],
     padding: Sequence[int],
 ) -> cost.Kernel:
-    """The price of one kernel: every channel pair of a group meets at every (o, k).
+    """The price of one kernel, with the copies of operands that are in another order.
 
-    Operands in another order are copied first. Weight gradients are brought in order after, and the
-    weights of input gradients of one tap before.
+    Args:
+        match: the two tensors and the patterns that join them.
+        roles: the legs of the match that are groups, summed, and kept.
+        kind: ``"convolution"``, ``"weight gradient"`` or ``"input gradient"``.
+        first: image, or the kernel of an input gradient.
+        second: kernel, or the output of a gradient.
+        shape: of the result.
+        padding: that the kernel adds, for each dimension.
     """
-    legs = (*roles.group, *roles.summed, *roles.a, *roles.b)
-    flops = 2 * match.size(*legs) * prod(match.sizes("o")) * prod(match.sizes("k"))
-    channels = {
-        "convolution": (roles.summed, roles.b),
-        "weight gradient": (roles.a, roles.b),
-        "input gradient": (roles.summed, roles.a),
-    }[kind]
     layer = _layer(match, roles, kind, (first.shape, second.shape), shape, padding)
-    kernel = cost.convolution(
-        kind,
-        flops,
-        (match.size(*channels[0]), match.size(*channels[1])),
-        match.size(*roles.group),
-        prod(match.sizes("k")),
-        first.size + second.size + prod(shape),
-        prod(shape),
-        by_vectors(kind, layer),
-        few_as_they_are(kind, layer) and not is_small(layer),
-    )
-    copies = [cost.copy(x.size, *x.innermost).seconds for x in (first, second) if x.run < x.size]
-    seconds = sum(copies) + _longer(layer, kind, bool(copies)) * kernel.seconds
-    if is_small(layer):
-        entries = match.size(*roles.summed, *roles.a) * prod(layer.o) * prod(layer.k)
-        seconds += cost.copy(entries, layer.o[-1]).seconds
-    else:
-        seconds += cost.now().primitive
-        apart = "input gradient" if prod(layer.k) == 1 else "weight gradient"
-        seconds += cost.now().weight_entry * layer.entries.w if kind == apart else 0.0
-    copied = sum(array.size for array in (first, second) if array.run < array.size)
-    held = cost.item() * copied + scratch(kind, layer, cost.item(), torch.get_num_threads())
-    return replace(kernel, seconds=seconds, scratch=held)
+    copied = [array for array in (first, second) if array.run < array.size]
+    copies = [cost.copy(array.size, *array.innermost).seconds for array in copied]
+    kernel = cost.convolution(kind, layer, copies)
+    held = cost.bytes_per_entry() * sum(array.size for array in copied)
+    return replace(kernel, scratch=held + _workspace(kind, layer))
 
 
-def _longer(layer: Convolution, kind: str, copied: bool) -> float:
-    """How many times as long as its flops a kernel takes.
-
-    A kernel with more positions than outputs takes torch's slow paths; with a single output it is a
-    matrix product, if nothing is in the way. Input gradients of strided windows take longer, and
-    longest where these lie apart.
-    """
-    outputs, taps = prod(layer.o), prod(layer.k)
-    in_the_way = outputs > 1 or layer.dilated or copied
-    if taps > outputs and in_the_way and layer.channels != (1, 1):
-        return 5.0
-    if kind != "input gradient" or not layer.strided:
-        return 1.0
-    far = all(stride >= size for stride, size in zip(layer.strides, layer.k, strict=True))
-    return 1.6 if far else 1.3
+def _workspace(kind: str, layer: Convolution) -> int:
+    """Bytes beside the result: as oneDNN holds, or what the device's libraries may take at most."""
+    bound = cost.in_use().machine.workspace
+    if bound is not None:
+        return bound
+    return scratch(kind, layer, cost.bytes_per_entry(), torch.get_num_threads())
 
 
 def _layer(

@@ -7,7 +7,7 @@ import torch
 
 from tests.strategies import assert_close, operands_for
 from tnconv.codegen import compile
-from tnconv.diagrams import conv, kfac_reduce, kfac_reduce_transpose, linear, per_sample_gradients
+from tnconv.diagrams import conv, kfac_reduce, linear, per_sample_gradients
 
 
 def test_outer_products_need_no_copy_of_the_result() -> None:
@@ -36,7 +36,7 @@ def test_the_copy_of_a_result_in_another_order_is_priced() -> None:
 
 def test_the_last_product_has_its_legs_in_the_wanted_order() -> None:
     """Its factor is copied anyway: with the rows in order, the large result is not copied again."""
-    network = kfac_reduce_transpose((8, 64, 32, 32), 3, 2, 1, 1)
+    network = kfac_reduce((8, 64, 32, 32), 3, 2, 1, transposed=True, output_padding=1)
     program, operands = compile(network), operands_for(network)
     products = [step for step in program.steps if prod(step.shape) == prod(network.shape)]
     assert "copy" not in [step.kernel.kind for step in products]

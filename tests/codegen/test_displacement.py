@@ -18,7 +18,6 @@ from tnconv.diagrams import (
     ggn_block,
     gradient_norms,
     kfac_expand,
-    kfac_expand_transpose,
     kfac_reduce,
 )
 
@@ -87,7 +86,7 @@ def test_windows_that_do_not_meet_are_not_displaced() -> None:
     "network",
     [
         kfac_reduce((2, 3, 9, 9), 3),
-        kfac_expand_transpose((2, 3, 5), 3),
+        kfac_expand((2, 3, 5), 3, transposed=True),
         ggn_block(conv((2, 2, 7), (3, 2, 3))),
     ],
 )

@@ -49,7 +49,7 @@ def kfac(case, reduce):
     def value(x):
         u = case.patches(x).flatten(2, 2 + case.dims).flatten(3)
         u = u.mean(-1, keepdim=True) if reduce else u
-        return torch.einsum("ngao,ngbo->gab", u, u) / max(1, u.shape[0])
+        return torch.einsum("ngao,ngbo->gab", u, u) / max(1, u.shape[0] * u.shape[-1])
 
     return value
 
@@ -58,7 +58,7 @@ def unfolded_transpose(case, reduce):
     def value(x):
         u = case.transposed_patches(x)
         u = u.mean(-1, keepdim=True) if reduce else u
-        return torch.einsum("ngao,ngbo->gab", u, u) / max(1, u.shape[0])
+        return torch.einsum("ngao,ngbo->gab", u, u) / max(1, u.shape[0] * u.shape[-1])
 
     return value
 
@@ -209,14 +209,18 @@ NATIVE = {
     "unfolded_kernel": lambda case: lambda weight: input_jacobian(case, weight),
     "kfac_expand": lambda case: kfac(case, reduce=False),
     "kfac_reduce": lambda case: kfac(case, reduce=True),
-    "kfac_expand_transpose": lambda case: unfolded_transpose(case, reduce=False),
-    "kfac_reduce_transpose": lambda case: unfolded_transpose(case, reduce=True),
+    "kfac_expand_transposed": lambda case: unfolded_transpose(case, reduce=False),
+    "kfac_reduce_transposed": lambda case: unfolded_transpose(case, reduce=True),
+    "input_factor": lambda case: lambda x: len(x) * kfac(case, reduce=False)(x),
+    "output_factor": lambda case: (
+        lambda grad_output: grad_factor(case, reduce=False)(grad_output.flatten(0, 1))
+    ),
     "grad_expand": lambda case: grad_factor(case, reduce=False),
     "grad_reduce": lambda case: grad_factor(case, reduce=True),
-    "group_average": lambda case: lambda x: kfac(case, reduce=False)(x).mean(0, keepdim=True),
+    "kfac_expand_average": lambda case: lambda x: kfac(case, reduce=False)(x).mean(0, keepdim=True),
     "mean_patches": mean_patches,
-    "mean_patches_transpose": lambda case: lambda x: case.transposed_patches(x).mean(-1),
-    "unfold_transpose": lambda case: lambda x: case.transposed_patches(x).flatten(1, 2),
+    "mean_patches_transposed": lambda case: lambda x: case.transposed_patches(x).mean(-1),
+    "unfold_transposed": lambda case: lambda x: case.transposed_patches(x).flatten(1, 2),
     "gradient_dots": lambda case: of_gradients(
         case, lambda j, shape: torch.einsum("mnp,qrp->mnqr", j, j)
     ),
@@ -312,7 +316,8 @@ def test_zoo_is_complete():
     functions = {
         name
         for name in diagrams.__all__
-        if getattr(getattr(diagrams, name), "__annotations__", {}).get("return") is TensorNetwork
+        if getattr(getattr(diagrams, name), "__annotations__", {}).get("return")
+        in (TensorNetwork, TensorNetwork | Sum)
     }
     assert functions <= NATIVE.keys() <= ZOO.keys() | SUMS.keys()
     assert SUMS.keys() <= NATIVE.keys()

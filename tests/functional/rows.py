@@ -19,8 +19,8 @@ from torch.func import jacrev, jvp, vjp
 
 from tests.strategies import Case, geometries, transposed
 from tnconv import functional as T
-from tnconv.diagrams import TensorNetwork
-from tnconv.functional import expressions
+from tnconv.diagrams import Hyperparameters, TensorNetwork
+from tnconv.diagrams.layers import layer
 
 VECTORS = 2
 Value = Callable[..., Tensor]
@@ -82,7 +82,7 @@ class Layer:
         """Whose legs have names."""
         names = ("stride", "padding", "dilation", "groups", "transposed", "output_padding")
         settings = {name: self.kwargs[name] for name in names if name in self.kwargs}
-        return expressions.layer(self.shapes["x"], self.shapes["weight"], **settings)
+        return layer(self.shapes["x"], self.shapes["weight"], Hyperparameters(**settings))
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """What torch computes, with a batch."""
@@ -154,7 +154,7 @@ def factor(reduce: bool, ones: bool = False, average: bool = False) -> Value:
         u = layer.patches(x)
         u = torch.cat([u, torch.ones_like(u[:, :, :1])], 2) if ones else u
         u = u.mean(-1, keepdim=True) if reduce else u
-        a = torch.einsum("ngao,ngbo->gab", u, u) / max(1, len(u))
+        a = torch.einsum("ngao,ngbo->gab", u, u) / max(1, len(u) * u.shape[-1])
         return a.mean(0, keepdim=True) if average else a
 
     return value
@@ -459,24 +459,38 @@ ROWS: dict[str, Row] = {
     "weight_jacobian": Row("x", ours("weight_jacobian"), jacobian(1), dense=True),
     "kfac_expand": Row("x", ours("kfac_expand"), factor(reduce=False)),
     "kfac_reduce": Row("x", ours("kfac_reduce"), factor(reduce=True)),
-    "kfac_expand bias": Row("x", ours("kfac_expand", bias=True), factor(False, ones=True)),
-    "kfac_reduce bias": Row("x", ours("kfac_reduce", bias=True), factor(True, ones=True)),
+    "kfac_expand joint": Row("x", ours("kfac_expand", joint=True), factor(False, ones=True)),
+    "kfac_reduce joint": Row("x", ours("kfac_reduce", joint=True), factor(True, ones=True)),
     "kfac_expand average": Row(
-        "x", ours("kfac_expand", group_average=True), factor(False, average=True)
+        "x", ours("kfac_expand", per_group=False), factor(False, average=True)
     ),
-    "kfac_reduce bias average": Row(
+    "kfac_reduce joint average": Row(
         "x",
-        ours("kfac_reduce", bias=True, group_average=True),
+        ours("kfac_reduce", joint=True, per_group=False),
         factor(True, ones=True, average=True),
     ),
     "kfac_expand scale": Row(
         "x",
         ours("kfac_expand", scale=0.3),
-        lambda layer, x: 0.3 * max(1, len(x)) * factor(False)(layer, x),
+        lambda layer, x: (
+            0.3 * max(1, len(x)) * layer.patches(x).shape[-1] * factor(False)(layer, x)
+        ),
     ),
-    "kfac_reduce bias scale": Row(
+    "kfac_expand kfc": Row(
         "x",
-        ours("kfac_reduce", bias=True, scale=Fraction(1, 3)),
+        ours("kfac_expand", scale="kfc", joint=True),
+        lambda layer, x: layer.patches(x).shape[-1] * factor(False, ones=True)(layer, x),
+    ),
+    "kfac_reduce kfc": Row("x", ours("kfac_reduce", scale="kfc"), factor(reduce=True)),
+    "grad_expand kfc": Row(
+        "y",
+        ours("grad_expand", scale="kfc"),
+        lambda layer, y: grad_factor(False)(layer, y) / prod(y.shape[2:]),
+        SPATIAL,
+    ),
+    "kfac_reduce joint scale": Row(
+        "x",
+        ours("kfac_reduce", joint=True, scale=Fraction(1, 3)),
         lambda layer, x: (
             max(1, len(x)) * layer.patches(x).shape[-1] ** 2 / 3 * factor(True, ones=True)(layer, x)
         ),
@@ -485,7 +499,7 @@ ROWS: dict[str, Row] = {
     "grad_reduce": Row("y", ours("grad_reduce"), grad_factor(reduce=True), SPATIAL),
     "grad_expand average scale": Row(
         "y",
-        ours("grad_expand", group_average=True, scale=0.7),
+        ours("grad_expand", per_group=False, scale=0.7),
         lambda layer, y: 0.7 * grad_factor(False)(layer, y).mean(0, keepdim=True),
         SPATIAL,
     ),

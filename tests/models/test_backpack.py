@@ -114,7 +114,10 @@ SAMPLED = {
     "diag_ggn_mc": ("DiagGGNMC", q.GGNDiagonal("mc", SAMPLES)),
     "diag_ggn_mc_batch": ("BatchDiagGGNMC", q.GGNDiagonal("mc", SAMPLES, None, True)),
 }
-FACTORS = {"kflr": ("KFLR", q.KFLR()), "kfac": ("KFAC", q.KFAC("hybrid", "mc", SAMPLES))}
+FACTORS = {
+    "kflr": ("KFLR", q.KFLR()),
+    "kfac": ("KFAC", q.KFAC("hybrid", "mc", SAMPLES, scale="kfc")),
+}
 KNOWN_WRONG = {("groups", "batch_l2")}
 """Fields of networks that BackPACK gets wrong without saying so."""
 

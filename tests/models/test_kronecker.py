@@ -13,6 +13,7 @@ import tnconv
 from tests.models.test_capture import Residual, data, hooks
 from tests.models.test_layers import LAYERS
 from tests.strategies import assert_close
+from tnconv.diagrams.kronecker import Convention
 from tnconv.losses.roots import curvature
 from tnconv.quantities import KFAC, KFLR, Gradient, KroneckerFactors, SampledColumns
 
@@ -58,21 +59,23 @@ def weight_rows(layer: nn.Module, weight: Tensor) -> Tensor:
     return weight.reshape(groups, len(weight) // groups, -1)
 
 
-def explicit(u: Tensor, v: Tensor, flavour: str) -> KroneckerFactors:
+def explicit(u: Tensor, v: Tensor, flavour: str, scale: str = "ggn") -> KroneckerFactors:
     """The factors from patches ``u[n, g, a, o]`` and vectors ``v[m, n, g, d, o]``."""
     n, positions = u.shape[0], u.shape[-1]
     if flavour == "reduce":
         u = u.mean(-1, keepdim=True)
-    elif flavour == "expand":
+    elif scale == "ggn":
         u = u / positions**0.5
     if flavour != "expand":
         v = v.sum(-1, keepdim=True)
+    elif scale == "kfc":
+        v = v / positions**0.5
     a = torch.einsum("ngao,ngbo->gab", u, u) / n
     return KroneckerFactors(a, torch.einsum("mngdo,mngeo->gde", v, v))
 
 
 def of_bias(v: Tensor, flavour: str) -> KroneckerFactors:
-    """The factors of a bias, one block for all groups: patches are 1."""
+    """The factors of a bias, one block for all groups, with any scale: patches are 1."""
     v = v.flatten(2, 3)[:, :, None]
     b = explicit(torch.ones_like(v[0, :, :, :1]), v, flavour).grad_output
     return KroneckerFactors(torch.ones(1, 1, 1), b)
@@ -183,15 +186,18 @@ def seen(model: nn.Sequential, x: Tensor, vectors: Tensor) -> dict[str, tuple[Te
     return found
 
 
+@pytest.mark.parametrize("scale", ["ggn", "kfc"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_sampled_and_empirical_vectors(flavour: str, reduction: str) -> None:
+def test_the_table_of_scales(flavour: str, reduction: str, scale: Convention) -> None:
+    """Every Fisher, reduction, flavour and convention, as `diagrams.kronecker` says."""
     model, x, labels = small(), torch.randn(5, 2, 6, 6), torch.randint(4, (5,))
     loss_fn = nn.CrossEntropyLoss(reduction=reduction)
     ours, theirs = (torch.Generator().manual_seed(3) for _ in range(2))
-    sampled = KFAC(flavour, "mc", 2, ours)
-    empirical = KFAC(flavour, "empirical", reduction=reduction)
-    forward, exact = KFAC(flavour, "forward-only"), KFAC(flavour, "type-2")
+    sampled = KFAC(flavour, "mc", 2, ours, scale=scale)
+    empirical = KFAC(flavour, "empirical", reduction=reduction, scale=scale)
+    forward = KFAC(flavour, "forward-only", scale=scale)
+    exact = KFAC(flavour, "type-2", scale=scale)
     result = tnconv.compute(model, loss_fn, x, labels, [sampled, empirical, forward, exact])
     with tnconv.observe(model, [empirical]) as observation:
         loss_fn(model(x), labels).backward()
@@ -204,12 +210,12 @@ def test_sampled_and_empirical_vectors(flavour: str, reduction: str) -> None:
     every = curvature(loss_fn, output, labels).vectors()
     for kfac, vectors in ((sampled, columns), (empirical, own), (exact, every)):
         for name, given in seen(model, x, vectors).items():
-            assert_factors(result[kfac][name], explicit(*given, flavour))
+            assert_factors(result[kfac][name], explicit(*given, flavour, scale))
             if kfac is empirical:
-                assert_factors(again[name], explicit(*given, flavour))
+                assert_factors(again[name], explicit(*given, flavour, scale))
     for name, (u, v) in seen(model, x, own).items():
         identity = torch.eye(v.shape[3])[None]
-        expected = KroneckerFactors(explicit(u, v, flavour).input, identity)
+        expected = KroneckerFactors(explicit(u, v, flavour, scale).input, identity)
         assert_factors(result[forward][name], expected)
 
 
@@ -303,7 +309,7 @@ def test_equal_to_backpack_given_its_samples(samples: int, monkeypatch: pytest.M
     with backpack.backpack(extensions.KFAC(mc_samples=samples)):
         loss.backward()
     monkeypatch.setattr(SampledColumns, "columns", lambda *_: drawn[0])
-    kfac = KFAC("hybrid", "mc", samples)
+    kfac = KFAC("hybrid", "mc", samples, scale="kfc")
     result = tnconv.compute(model, loss_fn, x, labels, [kfac])[kfac]
     for name, parameter in theirs.named_parameters():
         b, *a = parameter.kfac

@@ -5,13 +5,6 @@ Every function can be differentiated (also twice), transformed by ``torch.func``
 ``torch.compile(fullgraph=True)``, also where nothing has been compiled before.
 """
 
-from tnconv.functional.curvature import (
-    grad_expand,
-    grad_reduce,
-    kfac_expand,
-    kfac_reduce,
-    mean_patches,
-)
 from tnconv.functional.derivatives import (
     bias_vjp,
     input_vjp,
@@ -19,13 +12,14 @@ from tnconv.functional.derivatives import (
     per_sample_weight_grad,
     weight_vjp,
 )
-from tnconv.functional.hessians import (
-    input_diagonal_vjp,
-    input_hessian_vjp,
-    weight_diagonal_vjp,
-    weight_hessian_vjp,
+from tnconv.functional.factors import (
+    grad_expand,
+    grad_reduce,
+    kfac_expand,
+    kfac_reduce,
+    mean_patches,
 )
-from tnconv.functional.layers import (
+from tnconv.functional.forward import (
     avg_pool,
     conv,
     conv_transpose,
@@ -33,6 +27,12 @@ from tnconv.functional.layers import (
     linear,
     unfold,
     unfolded_kernel,
+)
+from tnconv.functional.hessians import (
+    input_diagonal_vjp,
+    input_hessian_vjp,
+    weight_diagonal_vjp,
+    weight_hessian_vjp,
 )
 from tnconv.functional.per_sample import (
     ggn_block,

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
-from tnconv.diagrams.geometry import IntOrTuple, Padding
-from tnconv.functional.lookup import run, several
+from tnconv import diagrams
+from tnconv.diagrams import Expression, TensorNetwork
+from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.functional.lookup import Shape, legs, of_layer, operation, several
 
 
 def weight_vjp(
@@ -34,13 +36,9 @@ def weight_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run(
-        "weight_vjp",
-        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
-        x,
-        grad_output,
-    )
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    vectors = several(grad_output, x.dim())
+    return _weight_vjp((x, grad_output), x.shape, weight_shape, h, vectors)
 
 
 def per_sample_weight_grad(
@@ -62,12 +60,9 @@ def per_sample_weight_grad(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run(
-        "per_sample_weight_grad",
-        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
-        x,
-        grad_output,
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _per_sample_weight_grad(
+        (x, grad_output), x.shape, weight_shape, h, several(grad_output, x.dim())
     )
 
 
@@ -92,12 +87,9 @@ def input_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run(
-        "input_vjp",
-        (several(grad_output, len(input_shape)), input_shape, weight.shape, *geometry),
-        grad_output,
-        weight,
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _input_vjp(
+        (grad_output, weight), input_shape, weight.shape, h, several(grad_output, len(input_shape))
     )
 
 
@@ -114,7 +106,7 @@ def bias_vjp(
         ValueError: an output without batch and channels, or a cotangent that does not fit it.
     """
     vectors = several(grad_output, len(output_shape))
-    return run("bias_vjp", (vectors, output_shape), grad_output)
+    return _bias_vjp((grad_output,), output_shape, vectors)
 
 
 def per_sample_bias_grad(
@@ -130,4 +122,41 @@ def per_sample_bias_grad(
         ValueError: an output without batch and channels, or a cotangent that does not fit it.
     """
     vectors = several(grad_output, len(output_shape))
-    return run("per_sample_bias_grad", (vectors, output_shape), grad_output)
+    return _per_sample_bias_grad((grad_output,), output_shape, vectors)
+
+
+@of_layer
+def _weight_vjp(layer: TensorNetwork, vectors: int | None) -> Expression:
+    return layer.vjp("weight", extra=legs(vectors))
+
+
+@of_layer
+def _per_sample_weight_grad(layer: TensorNetwork, vectors: int | None) -> Expression:
+    return layer.vjp("weight", extra=legs(vectors), per_sample=True)
+
+
+@of_layer
+def _input_vjp(layer: TensorNetwork, vectors: int | None) -> Expression:
+    return layer.vjp("x", extra=legs(vectors))
+
+
+@operation
+def _bias_vjp(output_shape: Shape, vectors: int | None) -> Expression:
+    return bias_of(output_shape).vjp("bias", extra=legs(vectors))
+
+
+@operation
+def _per_sample_bias_grad(output_shape: Shape, vectors: int | None) -> Expression:
+    return bias_of(output_shape).vjp("bias", extra=legs(vectors), per_sample=True)
+
+
+def bias_of(output_shape: Shape) -> TensorNetwork:
+    """The bias of any layer with this output.
+
+    Raises:
+        ValueError: an output without batch and channels.
+    """
+    if len(output_shape) < 2:
+        shape = tuple(output_shape)
+        raise ValueError(f"output has shape {shape}; expected (batch, channels, *positions)")
+    return diagrams.bias(output_shape, output_shape[1:2])

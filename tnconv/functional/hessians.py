@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from tnconv.diagrams.geometry import IntOrTuple, Padding
-from tnconv.functional.lookup import run
+from tnconv import diagrams
+from tnconv.diagrams import Expression, TensorNetwork
+from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.functional.lookup import of_layer
 
 
 def input_diagonal_vjp(
@@ -32,8 +34,8 @@ def input_diagonal_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run("input_diagonal_vjp", (input_shape, weight.shape, *geometry), diagonal, weight)
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _input_diagonal_vjp((diagonal, weight), input_shape, weight.shape, h)
 
 
 def weight_diagonal_vjp(
@@ -55,8 +57,8 @@ def weight_diagonal_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run("weight_diagonal_vjp", (x.shape, weight_shape, *geometry), x, diagonal)
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _weight_diagonal_vjp((x, diagonal), x.shape, weight_shape, h)
 
 
 def input_hessian_vjp(
@@ -80,8 +82,8 @@ def input_hessian_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run("input_hessian_vjp", (input_shape, weight.shape, *geometry), weight, hessian)
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _input_hessian_vjp((weight, hessian), input_shape, weight.shape, h)
 
 
 def weight_hessian_vjp(
@@ -103,5 +105,25 @@ def weight_hessian_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run("weight_hessian_vjp", (x.shape, weight_shape, *geometry), x, hessian)
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _weight_hessian_vjp((x, hessian), x.shape, weight_shape, h)
+
+
+@of_layer
+def _input_diagonal_vjp(layer: TensorNetwork) -> Expression:
+    return diagrams.diagonal_vjp(layer, "x")
+
+
+@of_layer
+def _weight_diagonal_vjp(layer: TensorNetwork) -> Expression:
+    return diagrams.diagonal_vjp(layer, "weight")
+
+
+@of_layer
+def _input_hessian_vjp(layer: TensorNetwork) -> Expression:
+    return diagrams.hessian_vjp(layer, "x")
+
+
+@of_layer
+def _weight_hessian_vjp(layer: TensorNetwork) -> Expression:
+    return diagrams.hessian_vjp(layer, "weight")

@@ -1,35 +1,83 @@
-"""From an operation's name, shapes and hyper-parameters to its compiled program, looked up."""
+"""Operations: functions that build diagrams of shapes and settings become functions of tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import TypeVarTuple
 
 import torch
 from torch import Tensor
 
 from tnconv.codegen import Program
 from tnconv.codegen.tiers import Build, FirstLookup, device_of, looked_up, searched
-from tnconv.functional.expressions import EXPRESSIONS, Scale, Setting
+from tnconv.diagrams import Expression, Hyperparameters, TensorNetwork
+from tnconv.diagrams.layers import layer
+
+Settings = TypeVarTuple("Settings")
+Shape = Sequence[int]
 
 
-def program(compiled: Build, device: str, name: str, *settings: Setting) -> Program:
-    """The expression ``name``, compiled by one of the compilers."""
-    return compiled(EXPRESSIONS[name](*settings), device=device)
+def program(
+    compiled: Build, device: str, build: Callable[[*Settings], Expression], *settings: *Settings
+) -> Program:
+    """The diagram that ``build`` makes of the settings, compiled by one of the compilers.
+
+    Args:
+        compiled: the compiler of a tier.
+        device: for whose prices the program is chosen.
+        build: a function to a diagram.
+        settings: its arguments.
+    """
+    return compiled(build(*settings), device=device)
 
 
-def run(name: str, settings: tuple[object, ...], *operands: Tensor) -> Tensor:
-    """The expression ``name``, compiled, on its operands in the order in which it holds them."""
-    device = device_of(operands[0])
-    found: Program
-    try:
-        found = searched(program, device, name, *settings)
-    except FirstLookup as first:
-        found = first.program
-    except TypeError:  # sizes can be symbols or in lists, which do not hash
-        found = looked_up(program, device, name, *map(_hashable, settings))
-    return found.run(*operands)
+def operation(
+    build: Callable[[*Settings], Expression],
+) -> Callable[[tuple[Tensor, ...], *Settings], Tensor]:
+    """The operation ``(operands, *settings)`` whose diagram is ``build(*settings)``: a decorator.
+
+    Operands come in the order in which the diagram holds them. Programs are looked up by ``build``
+    and the settings, so that nothing is built at a later call with equal ones.
+
+    >>> from tnconv import diagrams
+    >>> @operation
+    ... def doubled(shape: Shape) -> Expression:
+    ...     return diagrams.bias((2, *shape), shape).vjp("bias")
+    >>> doubled((torch.ones(2, 3),), (3,))
+    tensor([2., 2., 2.])
+    """
+
+    @wraps(build)
+    def run(operands: tuple[Tensor, ...], *settings: *Settings) -> Tensor:
+        device = device_of(operands[0])
+        found: Program
+        try:
+            found = searched(program, device, build, *settings)
+        except FirstLookup as first:
+            found = first.program
+        except TypeError:  # sizes can be symbols or in lists, which do not hash
+            found = looked_up(program, device, build, *map(_hashable, settings))
+        return found.run(*operands)
+
+    # For torch.compile an operation is one call: it runs our compiler, but never traces it.
+    torch.compiler.allow_in_graph(run)  # type: ignore[no-untyped-call]
+    return run
 
 
-# For torch.compile `run` is one call: it runs our compiler, but never traces it.
-torch.compiler.allow_in_graph(run)  # type: ignore[no-untyped-call]
+def of_layer(
+    build: Callable[[TensorNetwork, *Settings], Expression],
+) -> Callable[[tuple[Tensor, ...], Shape, Shape, Hyperparameters, *Settings], Tensor]:
+    """The operation whose diagram is ``build(layer, *settings)`` for a layer of these shapes.
+
+    It is a convolution, a transposed one, or a linear layer: see `tnconv.diagrams.layers.layer`.
+    """
+
+    @wraps(build)
+    def of_shapes(
+        x_shape: Shape, weight_shape: Shape, h: Hyperparameters, *settings: *Settings
+    ) -> Expression:
+        return build(layer(x_shape, weight_shape, h), *settings)
+
+    return operation(of_shapes)
 
 
 def several(vectors: Tensor, dims: int) -> int | None:
@@ -37,17 +85,15 @@ def several(vectors: Tensor, dims: int) -> int | None:
     return vectors.shape[0] if vectors.dim() == dims + 1 else None
 
 
-def _hashable(setting: object) -> Setting:
+def legs(vectors: int | None) -> dict[str, int]:
+    """The leg of several cotangents or tangents, for the calculus on diagrams."""
+    return {} if vectors is None else {"m": vectors}
+
+
+def _hashable(setting: object) -> object:
     """Sizes as ints (under ``torch.compile`` they can be symbols) and sequences as tuples."""
-    if isinstance(setting, str):
-        return setting
-    if isinstance(setting, Sequence):
+    if isinstance(setting, Hyperparameters):
+        return Hyperparameters(*map(_hashable, setting))  # type: ignore[arg-type]
+    if isinstance(setting, Sequence) and not isinstance(setting, str):
         return tuple(map(_hashable, setting))
-    return int(setting) if isinstance(setting, torch.SymInt) else setting  # type: ignore[return-value]
-
-
-def ratio(scale: Scale | None) -> float | tuple[int, int] | None:
-    """A fraction as two ints, which a graph of ``torch.compile`` can hold."""
-    if scale is None or isinstance(scale, (int, float)):  # asking for a Fraction takes longer
-        return scale
-    return scale.numerator, scale.denominator
+    return int(setting) if isinstance(setting, torch.SymInt) else setting

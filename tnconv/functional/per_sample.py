@@ -9,8 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
-from tnconv.diagrams.geometry import IntOrTuple, Padding
-from tnconv.functional.lookup import run, several
+from tnconv import diagrams
+from tnconv.diagrams import Expression, TensorNetwork
+from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.diagrams.layers import layer
+from tnconv.functional.lookup import Shape, of_layer, operation, several
 
 
 def gradient_dots(
@@ -35,13 +38,9 @@ def gradient_dots(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run(
-        "gradient_dots",
-        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
-        x,
-        grad_output,
-    )
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    vectors = several(grad_output, x.dim())
+    return _gradient_dots((x, grad_output), x.shape, weight_shape, h, vectors)
 
 
 def ntk_block(
@@ -70,17 +69,10 @@ def ntk_block(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    vectors = several(grad_output, x.dim())
-    other_vectors = several(other_grad_output, other_x.dim())
-    return run(
-        "ntk_block",
-        (vectors, other_vectors, x.shape, other_x.shape, weight_shape, *geometry),
-        x,
-        grad_output,
-        other_x,
-        other_grad_output,
-    )
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    vectors = several(grad_output, x.dim()), several(other_grad_output, other_x.dim())
+    operands = (x, grad_output, other_x, other_grad_output)
+    return _ntk_block(operands, x.shape, other_x.shape, weight_shape, h, *vectors)
 
 
 def gradient_norms(
@@ -102,12 +94,9 @@ def gradient_norms(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run(
-        "gradient_norms",
-        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
-        x,
-        grad_output,
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _gradient_norms(
+        (x, grad_output), x.shape, weight_shape, h, several(grad_output, x.dim())
     )
 
 
@@ -130,13 +119,9 @@ def ggn_diagonal(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run(
-        "ggn_diagonal",
-        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
-        x,
-        grad_output,
-    )
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    vectors = several(grad_output, x.dim())
+    return _ggn_diagonal((x, grad_output), x.shape, weight_shape, h, vectors)
 
 
 def per_sample_ggn_diagonal(
@@ -158,12 +143,9 @@ def per_sample_ggn_diagonal(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run(
-        "per_sample_ggn_diagonal",
-        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
-        x,
-        grad_output,
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _per_sample_ggn_diagonal(
+        (x, grad_output), x.shape, weight_shape, h, several(grad_output, x.dim())
     )
 
 
@@ -186,13 +168,9 @@ def ggn_block(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run(
-        "ggn_block",
-        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
-        x,
-        grad_output,
-    )
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    vectors = several(grad_output, x.dim())
+    return _ggn_block((x, grad_output), x.shape, weight_shape, h, vectors)
 
 
 def ggn_vector_product(
@@ -216,11 +194,50 @@ def ggn_vector_product(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run(
-        "ggn_vector_product",
-        (several(grad_output, x.dim()), x.shape, weight_shape, *geometry),
-        x,
-        grad_output,
-        vector,
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _ggn_vector_product(
+        (x, grad_output, vector), x.shape, weight_shape, h, several(grad_output, x.dim())
     )
+
+
+@of_layer
+def _gradient_dots(layer: TensorNetwork, vectors: int | None) -> Expression:
+    return diagrams.gradient_dots(layer, vectors=vectors)
+
+
+@of_layer
+def _gradient_norms(layer: TensorNetwork, vectors: int | None) -> Expression:
+    return diagrams.gradient_norms(layer, vectors=vectors)
+
+
+@of_layer
+def _ggn_diagonal(layer: TensorNetwork, vectors: int | None) -> Expression:
+    return diagrams.ggn_diagonal(layer, vectors=vectors)
+
+
+@of_layer
+def _per_sample_ggn_diagonal(layer: TensorNetwork, vectors: int | None) -> Expression:
+    return diagrams.ggn_diagonal(layer, vectors=vectors, per_sample=True)
+
+
+@of_layer
+def _ggn_block(layer: TensorNetwork, vectors: int | None) -> Expression:
+    return diagrams.ggn_block(layer, vectors=vectors)
+
+
+@of_layer
+def _ggn_vector_product(layer: TensorNetwork, vectors: int | None) -> Expression:
+    return diagrams.ggn_vector_product(layer, vectors=vectors)
+
+
+@operation
+def _ntk_block(
+    shape: Shape,
+    other_shape: Shape,
+    weight_shape: Shape,
+    h: Hyperparameters,
+    vectors: int | None,
+    other_vectors: int | None,
+) -> Expression:
+    first, other = (layer(each, weight_shape, h) for each in (shape, other_shape))
+    return diagrams.ntk_block(first, other, vectors=vectors, other_vectors=other_vectors)

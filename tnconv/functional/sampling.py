@@ -7,13 +7,16 @@ memory fall with the number of positions of the legs that are not spatial.
 """
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import torch
 
-from tnconv.diagrams import Leg
-from tnconv.diagrams.geometry import IntOrTuple, Padding
-from tnconv.functional.expressions import Scale
-from tnconv.functional.lookup import ratio, run, several
+from tnconv.diagrams import Expression, Leg, Sum, TensorNetwork
+from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.functional.lookup import legs, of_layer, several
+from tnconv.functional.scales import Number, Ratio, exact, ratio
+
+Samples = tuple[tuple[Leg, int], ...]
 
 
 def sampled_weight_vjp(
@@ -27,7 +30,7 @@ def sampled_weight_vjp(
     groups: int = 1,
     transposed: bool = False,
     output_padding: IntOrTuple = 0,
-    scale: Scale | None = None,
+    scale: Number | None = None,
 ) -> torch.Tensor:
     """``dw[gd, c, k] = scale · Σ_{r,n,o,i} [index[r] = c] x[n, gc, i] Π[k, o, i] v[n, gd, o]``.
 
@@ -45,16 +48,12 @@ def sampled_weight_vjp(
             of a leg that the layer does not have, or that is no vector of integers, or an empty
             one without a scale.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    vectors, listed = several(grad_output, x.dim()), _listed(index, scale)
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    listed, vectors = _listed(index, scale), several(grad_output, x.dim())
     samples = tuple((leg, positions.shape[0]) for leg, positions in listed.items())
-    return run(
-        "sampled_weight_vjp",
-        (vectors, samples, ratio(scale), x.shape, weight_shape, *geometry),
-        x,
-        grad_output,
-        *listed.values(),
-    )
+    operands = (x, grad_output, *listed.values())
+    number = None if scale is None else ratio(scale)
+    return _sampled_weight_vjp(operands, x.shape, weight_shape, h, vectors, samples, number)
 
 
 def sampled_input_vjp(
@@ -68,7 +67,7 @@ def sampled_input_vjp(
     groups: int = 1,
     transposed: bool = False,
     output_padding: IntOrTuple = 0,
-    scale: Scale | None = None,
+    scale: Number | None = None,
 ) -> torch.Tensor:
     """``dx[n, gc, i] = scale · Σ_{r,d,k,o} [index[r] = d] w[gd, c, k] Π[k, o, i] v[n, gd, o]``.
 
@@ -84,19 +83,15 @@ def sampled_input_vjp(
             of a leg that the layer does not have, or that is no vector of integers, or an empty
             one without a scale.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    vectors, listed = several(grad_output, len(input_shape)), _listed(index, scale)
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    listed, vectors = _listed(index, scale), several(grad_output, len(input_shape))
     samples = tuple((leg, positions.shape[0]) for leg, positions in listed.items())
-    return run(
-        "sampled_input_vjp",
-        (vectors, samples, ratio(scale), input_shape, weight.shape, *geometry),
-        grad_output,
-        weight,
-        *listed.values(),
-    )
+    operands = (grad_output, weight, *listed.values())
+    number = None if scale is None else ratio(scale)
+    return _sampled_input_vjp(operands, input_shape, weight.shape, h, vectors, samples, number)
 
 
-def _listed(index: Mapping[Leg, torch.Tensor], scale: Scale | None) -> dict[Leg, torch.Tensor]:
+def _listed(index: Mapping[Leg, torch.Tensor], scale: Number | None) -> dict[Leg, torch.Tensor]:
     """The positions of each leg, checked, in one order."""
     for leg, positions in index.items():
         if positions.dim() != 1 or positions.dtype != torch.int64:
@@ -107,3 +102,26 @@ def _listed(index: Mapping[Leg, torch.Tensor], scale: Scale | None) -> dict[Leg,
         if scale is None and positions.shape[0] == 0:
             raise ValueError(f"index of {leg!r} is empty; expected positions, or a scale")
     return {leg: index[leg] for leg in sorted(index)}
+
+
+@of_layer
+def _sampled_weight_vjp(
+    layer: TensorNetwork, vectors: int | None, samples: Samples, scale: Ratio | None
+) -> Expression:
+    return _sampled(layer.vjp("weight", extra=legs(vectors)), layer, samples, scale)
+
+
+@of_layer
+def _sampled_input_vjp(
+    layer: TensorNetwork, vectors: int | None, samples: Samples, scale: Ratio | None
+) -> Expression:
+    return _sampled(layer.vjp("x", extra=legs(vectors)), layer, samples, scale)
+
+
+def _sampled(product: Sum, layer: TensorNetwork, samples: Samples, scale: Ratio | None) -> Sum:
+    """A product with the Jacobian of which each leg in ``samples`` has so many positions."""
+    unbiased = Fraction(1)
+    for leg, length in samples:
+        product = product.sampled(leg, length)
+        unbiased *= Fraction(layer.sizes[leg], length) if scale is None else 1
+    return product.scaled(unbiased if scale is None else exact(scale))

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from tnconv.diagrams.geometry import IntOrTuple, Padding
-from tnconv.functional.lookup import run, several
+from tnconv.diagrams import Expression, TensorNetwork
+from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.functional.derivatives import bias_of
+from tnconv.functional.lookup import Shape, legs, of_layer, operation, several
 
 
 def input_jvp(
@@ -30,12 +32,9 @@ def input_jvp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run(
-        "input_jvp",
-        (several(tangent_x, len(input_shape)), input_shape, weight.shape, *geometry),
-        tangent_x,
-        weight,
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _input_jvp(
+        (tangent_x, weight), input_shape, weight.shape, h, several(tangent_x, len(input_shape))
     )
 
 
@@ -58,12 +57,9 @@ def weight_jvp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run(
-        "weight_jvp",
-        (several(tangent_weight, len(weight_shape)), x.shape, weight_shape, *geometry),
-        x,
-        tangent_weight,
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _weight_jvp(
+        (x, tangent_weight), x.shape, weight_shape, h, several(tangent_weight, len(weight_shape))
     )
 
 
@@ -86,12 +82,13 @@ def per_sample_weight_jvp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run(
-        "per_sample_weight_jvp",
-        (several(tangent_weight, len(weight_shape) + 1), x.shape, weight_shape, *geometry),
-        x,
-        tangent_weight,
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _per_sample_weight_jvp(
+        (x, tangent_weight),
+        x.shape,
+        weight_shape,
+        h,
+        several(tangent_weight, len(weight_shape) + 1),
     )
 
 
@@ -107,7 +104,8 @@ def bias_jvp(
     Raises:
         ValueError: an output without batch and channels, or a tangent that does not fit it.
     """
-    return run("bias_jvp", (several(tangent_bias, 1), output_shape), tangent_bias)
+    vectors = several(tangent_bias, 1)
+    return _bias_jvp((tangent_bias,), output_shape, vectors)
 
 
 def input_jacobian(
@@ -130,8 +128,8 @@ def input_jacobian(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run("input_jacobian", (input_shape, weight.shape, *geometry), weight)
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _input_jacobian((weight,), input_shape, weight.shape, h)
 
 
 def weight_jacobian(
@@ -152,5 +150,35 @@ def weight_jacobian(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    geometry = (stride, padding, dilation, groups, transposed, output_padding)
-    return run("weight_jacobian", (x.shape, weight_shape, *geometry), x)
+    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    return _weight_jacobian((x,), x.shape, weight_shape, h)
+
+
+@of_layer
+def _input_jvp(layer: TensorNetwork, vectors: int | None) -> Expression:
+    return layer.jvp("x", extra=legs(vectors))
+
+
+@of_layer
+def _weight_jvp(layer: TensorNetwork, vectors: int | None) -> Expression:
+    return layer.jvp("weight", extra=legs(vectors))
+
+
+@of_layer
+def _per_sample_weight_jvp(layer: TensorNetwork, vectors: int | None) -> Expression:
+    return layer.jvp("weight", extra=legs(vectors), per_sample=True)
+
+
+@operation
+def _bias_jvp(output_shape: Shape, vectors: int | None) -> Expression:
+    return bias_of(output_shape).jvp("bias", extra=legs(vectors))
+
+
+@of_layer
+def _input_jacobian(layer: TensorNetwork) -> Expression:
+    return layer.jacobian("x")
+
+
+@of_layer
+def _weight_jacobian(layer: TensorNetwork) -> Expression:
+    return layer.jacobian("weight")

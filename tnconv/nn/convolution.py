@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from tnconv import functional
-from tnconv.diagrams.geometry import IntOrTuple, per_dimension
+from tnconv.diagrams.hyperparameters import IntOrTuple, per_dimension
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 

@@ -1,5 +1,6 @@
 """Matrices of whole networks: products with curvature matrices, and exact Hessian diagonals."""
 
+from tnconv.operators.approximate_diagonal import hesscale
 from tnconv.operators.curvature_operators import CurvatureOperator, GGNOperator, HessianOperator
 from tnconv.operators.fisher import FisherOperator
 from tnconv.operators.hessian_diagonal import hessian_diagonal
@@ -11,6 +12,7 @@ __all__ = [
     "GGNOperator",
     "HessianOperator",
     "LowRankGGN",
+    "hesscale",
     "hessian_diagonal",
     "low_rank_ggn",
 ]

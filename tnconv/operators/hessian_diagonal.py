@@ -60,7 +60,7 @@ def hessian_diagonal(
             second derivative couples entries, more features, or a loss that is not known.
         ValueError: parameters that the model does not have.
     """
-    chosen = _chosen(unwrapped(model), parameters)
+    chosen = chosen_parameters(unwrapped(model), parameters)
     wanted = set(chosen.values())
     arrived: dict[Call, list[Tensor]] = defaultdict(list)
 
@@ -91,7 +91,13 @@ def hessian_diagonal(
     return {name: totals[p] for name, p in chosen.items() if p in totals}
 
 
-def _chosen(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
+def chosen_parameters(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
+    """The parameters of some names, by default all that learn.
+
+    Raises:
+        NotImplementedError: a complex parameter that learns.
+        ValueError: names that the model does not have, or of parameters that do not learn.
+    """
     refuse_complex(model.named_parameters())
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
     chosen = set(learned if names is None else names)

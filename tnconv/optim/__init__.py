@@ -1,5 +1,7 @@
 """Optimizers that run on compiled diagrams."""
 
+from tnconv.optim.adahesscale import AdaHesScale
 from tnconv.optim.kfac import KFAC
+from tnconv.optim.step_size_scaler import StepSizeScaler
 
-__all__ = ["KFAC"]
+__all__ = ["KFAC", "AdaHesScale", "StepSizeScaler"]

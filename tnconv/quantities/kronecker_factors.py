@@ -2,16 +2,9 @@
 
 A layer's per-sample gradients are ``J[m, n, g, d, a] = Σ_o v[m, n, g, d, o] U[n, g, a, o]``, with
 the patches U that its weight meets at output positions o, in groups g. One group's block of the
-matrix is approximated by ``B ⊗ A``:
-
-    expand  A = 1/(N·O) Σ_{n,o} U Uᵀ                   B = Σ_{m,n,o} v vᵀ
-    reduce  A = 1/N Σ_n ū ūᵀ, ū[n] = 1/O Σ_o U[n, o]   B = Σ_{m,n} (Σ_o v)(Σ_o v)ᵀ
-    hybrid  A = 1/N Σ_{n,o} U Uᵀ                       B = Σ_{m,n} (Σ_o v)(Σ_o v)ᵀ
-
-For deep linear networks and squared errors, "expand" is exact where the loss sees every position by
-itself, "reduce" where it sees their mean; all are where there is one position and one sample.
-"hybrid" is BackPACK's. A bias has the patch 1. Calls of a layer that a network uses again are more
-positions. Sources: Martens & Grosse 2015; Grosse & Martens 2016; Eschenhagen et al. 2023.
+matrix is approximated by ``B ⊗ A``; the table in `tnconv.diagrams.kronecker` states both factors
+and their scales, for every flavour, Fisher and reduction of the loss. Sources: Martens & Grosse
+2015; Grosse & Martens 2016; Eschenhagen et al. 2023.
 """
 
 from collections.abc import Mapping
@@ -23,7 +16,8 @@ from torch import Tensor
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression, TensorNetwork
-from tnconv.diagrams.kronecker import Flavour, sample_count
+from tnconv.diagrams.kronecker import Convention, Flavour
+from tnconv.diagrams.roles import sample_count
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 from tnconv.quantities.columns import ExactColumns, NoColumns, SampledColumns
 
@@ -65,6 +59,7 @@ class KFAC(Quantity[KroneckerFactors]):
 
     ``joint`` ends the patches of weights with an entry 1: the factors of weight and bias as one
     block. ``per_group=False`` takes the mean over groups, as other libraries do (inexact).
+    ``scale`` is "ggn", or "kfc" for the papers' factors, whose product differs for "hybrid" alone.
 
     >>> import tnconv
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2), torch.nn.Flatten())
@@ -84,9 +79,11 @@ class KFAC(Quantity[KroneckerFactors]):
     joint: bool = False
     per_group: bool = True
     reduction: Reduction = "mean"
+    scale: Convention = "ggn"
 
     def __post_init__(self) -> None:
         kinds = {"flavour": Flavour, "fisher": Fisher, "reduction": Reduction}
+        kinds["scale"] = Convention
         for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 words = ", ".join(map(repr, get_args(kind)))
@@ -103,13 +100,12 @@ class KFAC(Quantity[KroneckerFactors]):
         return every.get(self.fisher, NoColumns())
 
     def statistics(self) -> Mapping[str, Statistic]:
-        v, settings = self.vectors, (self.flavour, self.joint, self.per_group)
+        v, a = self.vectors, (self.flavour, self.joint, self.per_group, self.scale)
+        b = (self.flavour, self.per_group, self.scale)
         return {
             "count": Statistic(sample_count, parts="same", vectors=v),
-            "input": Statistic(_input_factor, settings, factored=True, parts="same", vectors=v),
-            "grad_output": Statistic(
-                _output_factor, settings[::2], factored=True, parts="sum", vectors=v
-            ),
+            "input": Statistic(_input_factor, a, factored=True, parts="same", vectors=v),
+            "grad_output": Statistic(_output_factor, b, factored=True, parts="sum", vectors=v),
         }
 
     def result(self, found: Mapping[str, Tensor], samples: int) -> KroneckerFactors:
@@ -124,12 +120,12 @@ class KFAC(Quantity[KroneckerFactors]):
 
 @dataclass(frozen=True)
 class KFLR(KFAC):
-    """`KFAC` from all columns of a root of the loss's Hessian, in its usual flavour "hybrid".
+    """`KFAC` from all columns of a root of the loss's Hessian, by default as BackPACK has it.
 
     Source: Botev et al. 2017.
 
-    >>> KFLR().fisher, KFLR().flavour
-    ('type-2', 'hybrid')
+    >>> KFLR().fisher, KFLR().flavour, KFLR().scale
+    ('type-2', 'hybrid', 'kfc')
     """
 
     flavour: Flavour = "hybrid"
@@ -137,12 +133,13 @@ class KFLR(KFAC):
     samples: int = field(default=1, init=False)
     generator: torch.Generator | None = field(default=None, init=False)
     reduction: Reduction = field(default="mean", init=False)
+    scale: Convention = "kfc"
 
 
 def _input_factor(
     layer: TensorNetwork, operand: str, vectors: int | None, *settings: Any
 ) -> Expression:
-    return diagrams.input_factor(_factored(layer, operand), operand, vectors, *settings)
+    return diagrams.input_factor(_factored(layer, operand), operand, *settings)
 
 
 def _output_factor(

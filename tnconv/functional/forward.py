@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
-from tnconv.diagrams import pool_counts, reciprocal_counts
-from tnconv.diagrams.geometry import IntOrTuple, Padding
-from tnconv.functional.lookup import run
+from tnconv import diagrams
+from tnconv.diagrams import Expression, layers, pool_counts, reciprocal_counts
+from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.functional.lookup import Shape, operation
 
 
 def conv(
@@ -26,10 +27,8 @@ def conv(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (x.shape, weight.shape, stride, padding, dilation, groups)
-    if bias is None:
-        return run("conv", settings, x, weight)
-    return run("conv_bias", settings, x, weight, bias)
+    h = Hyperparameters(stride, padding, dilation, groups)
+    return convolution(x, weight, bias, h)
 
 
 def conv_transpose(
@@ -50,10 +49,8 @@ def conv_transpose(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (x.shape, weight.shape, stride, padding, output_padding, groups, dilation)
-    if bias is None:
-        return run("conv_transpose", settings, x, weight)
-    return run("conv_transpose_bias", settings, x, weight, bias)
+    h = Hyperparameters(stride, padding, dilation, groups, True, output_padding)
+    return convolution(x, weight, bias, h)
 
 
 def linear(
@@ -70,8 +67,8 @@ def linear(
         ValueError: shapes that do not fit together.
     """
     if bias is None:
-        return run("linear", (x.shape, weight.shape), x, weight)
-    return run("linear_bias", (x.shape, weight.shape), x, weight, bias)
+        return _linear((x, weight), x.shape, weight.shape)
+    return _linear_bias((x, weight, bias), x.shape, weight.shape)
 
 
 def unfold(
@@ -93,8 +90,8 @@ def unfold(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    settings = (x.shape, kernel_size, dilation, padding, stride, transposed, output_padding)
-    return run("unfold", settings, x)
+    h = Hyperparameters(stride, padding, dilation, 1, transposed, output_padding)
+    return _unfold((x,), x.shape, kernel_size, h)
 
 
 def fold(
@@ -113,7 +110,8 @@ def fold(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together.
     """
-    return run("fold", (x.shape, output_size, kernel_size, dilation, padding, stride), x)
+    h = Hyperparameters(stride, padding, dilation)
+    return _fold((x,), x.shape, output_size, kernel_size, h)
 
 
 def avg_pool(
@@ -134,15 +132,15 @@ def avg_pool(
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
     shape = tuple(x.shape)
-    settings = (shape, kernel_size, stride, padding, divisor_override, ceil_mode, count_include_pad)
-    operands = [x]
+    operands: tuple[torch.Tensor, ...] = (x,)
     alike = not ceil_mode and (count_include_pad or padding in (0, "valid"))
     if divisor_override is None and not alike:
         modes = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
         counts = pool_counts(shape, kernel_size, stride, padding, **modes)
         if any(len(set(each)) > 1 for each in counts):
-            operands.append(reciprocal_counts(counts, x.dtype, x.device))
-    return run("avg_pool", settings, *operands)
+            operands = (x, reciprocal_counts(counts, x.dtype, x.device))
+    settings = (kernel_size, stride, padding, divisor_override, ceil_mode, count_include_pad)
+    return _avg_pool(operands, shape, *settings)
 
 
 def unfolded_kernel(
@@ -161,5 +159,81 @@ def unfolded_kernel(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit, or an input shape with a batch.
     """
-    settings = (input_shape, weight.shape, stride, padding, dilation, groups)
-    return run("unfolded_kernel", settings, weight)
+    h = Hyperparameters(stride, padding, dilation, groups)
+    return _unfolded_kernel((weight,), input_shape, weight.shape, h)
+
+
+def convolution(
+    x: torch.Tensor,  # (n, g·c, *i) or (g·c, *i)
+    weight: torch.Tensor,  # (g·d, c, *k), or (g·c, d, *k) if transposed
+    bias: torch.Tensor | None,  # (g·d,)
+    h: Hyperparameters,
+) -> torch.Tensor:
+    """`conv` or `conv_transpose`, as the hyper-parameters say.
+
+    Args:
+        x: the input, with or without batch.
+        weight: the kernel.
+        bias: one number per output channel, or None.
+        h: the hyper-parameters.
+
+    Raises:
+        ValueError: shapes or hyper-parameters that do not fit together or give no output.
+    """
+    if bias is None:
+        return _convolution((x, weight), x.shape, weight.shape, h)
+    return _convolution_bias((x, weight, bias), x.shape, weight.shape, h)
+
+
+@operation
+def _convolution(x_shape: Shape, weight_shape: Shape, h: Hyperparameters) -> Expression:
+    return layers.convolution(x_shape, weight_shape, h)
+
+
+@operation
+def _convolution_bias(x_shape: Shape, weight_shape: Shape, h: Hyperparameters) -> Expression:
+    return diagrams.with_bias(layers.convolution(x_shape, weight_shape, h))
+
+
+@operation
+def _linear(x_shape: Shape, weight_shape: Shape) -> Expression:
+    return diagrams.linear(x_shape, weight_shape)
+
+
+@operation
+def _linear_bias(x_shape: Shape, weight_shape: Shape) -> Expression:
+    return diagrams.with_bias(diagrams.linear(x_shape, weight_shape))
+
+
+@operation
+def _unfold(x_shape: Shape, kernel_size: IntOrTuple, h: Hyperparameters) -> Expression:
+    settings = (h.dilation, h.padding, h.stride, h.transposed, h.output_padding)
+    return diagrams.unfold(x_shape, kernel_size, *settings)
+
+
+@operation
+def _fold(
+    x_shape: Shape, output_size: Shape, kernel_size: IntOrTuple, h: Hyperparameters
+) -> Expression:
+    return diagrams.fold(x_shape, output_size, kernel_size, h.dilation, h.padding, h.stride)
+
+
+@operation
+def _avg_pool(
+    x_shape: Shape,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None,
+    padding: Padding,
+    divisor_override: int | None,
+    ceil_mode: bool,
+    count_include_pad: bool,
+) -> Expression:
+    modes = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+    return diagrams.avg_pool(x_shape, kernel_size, stride, padding, divisor_override, **modes)
+
+
+@operation
+def _unfolded_kernel(x_shape: Shape, weight_shape: Shape, h: Hyperparameters) -> Expression:
+    return diagrams.unfolded_kernel(
+        x_shape, weight_shape, h.stride, h.padding, h.dilation, h.groups
+    )

@@ -1,0 +1,24 @@
+"""Recursions over autograd graphs: what goes backwards beside the gradient, one rule per operation.
+
+A rule is a small function for one operation, registered by `register_rule`; see `step`.
+"""
+
+from tnconv.recursions import activations, norms, products, resampling, selections
+from tnconv.recursions.diagonal import check_method, diagonals
+from tnconv.recursions.step import Flow, Flows, Step, register_rule
+from tnconv.recursions.walk import recursion
+
+__all__ = [
+    "Flow",
+    "Flows",
+    "Step",
+    "activations",
+    "check_method",
+    "diagonals",
+    "norms",
+    "products",
+    "recursion",
+    "register_rule",
+    "resampling",
+    "selections",
+]
