@@ -53,7 +53,8 @@ def test_half_precision_is_rounded_once(name, samples, channels, size, level) ->
 
 def test_the_examples_of_half_precision() -> None:
     x = torch.ones(32, 3, 64, 64).half()
-    assert T.kfac_expand(x, 3, padding=1).max() == 4096
+    assert T.kfac_expand(x, 3, padding=1).max() == 1
+    assert T.kfac_expand(x, 3, padding=1, scale=1 / 32).max() == 4096
     x = torch.ones(1, 1, 300, 300).half()
     assert T.avg_pool(x, 300) == T.mean_patches(x, 1) == T.kfac_reduce(x, 1) == 1
 
