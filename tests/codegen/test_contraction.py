@@ -1,5 +1,6 @@
 """Products of two tensors are written as they are wanted."""
 
+import random
 from math import prod
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from tests.strategies import assert_close, operands_for
 from tnconv.codegen import compile
+from tnconv.codegen.lowering.contraction import contraction_path
 from tnconv.diagrams import conv, kfac_reduce, linear, per_sample_gradients
 
 
@@ -80,3 +82,25 @@ def test_threads_share_products_where_they_are_clearly_faster(
         assert chosen.is_torchs == native
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_orders_of_long_chains_are_nearly_the_best(seed: int) -> None:
+    """Against the classical dynamic programme over parentheses, for 60 matrices."""
+    sizes = random.Random(seed).choices((2, 3, 5, 8, 16, 64), k=61)
+    legs = [(f"a{at}", f"a{at + 1}") for at in range(60)]
+    path = contraction_path(legs, ("a0", "a60"), {f"a{at}": size for at, size in enumerate(sizes)})
+    left, work = [(at, at + 1) for at in range(60)], 0
+    for first, second in path:
+        (a, b), (c, d) = sorted((left[first], left[second]))
+        assert b == c
+        left = [ends for at, ends in enumerate(left) if at not in (first, second)] + [(a, d)]
+        work += sizes[a] * sizes[b] * sizes[d]
+    best = {(at, at + 1): 0 for at in range(60)}
+    for length in range(2, 61):
+        for a in range(61 - length):
+            d = a + length
+            best[a, d] = min(
+                best[a, b] + best[b, d] + sizes[a] * sizes[b] * sizes[d] for b in range(a + 1, d)
+            )
+    assert work <= 1.02 * best[0, 60]
