@@ -12,6 +12,42 @@ from tests.strategies import assert_close
 from tnconv import quantities as q
 
 pytestmark = pytest.mark.usefixtures("float64")
+
+
+class Named(torch.autograd.Function):
+    """One whose context holds a name, as that of any user's can."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.name = "triple"
+        return 3 * x
+
+    @staticmethod
+    def backward(ctx, v: Tensor) -> Tensor:
+        return 3 * v
+
+
+class Tripled(nn.Module):
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.own = nn.Linear(4, 5), nn.Linear(5, 3), own
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(Named.apply(h) if self.own else 3 * h)
+
+
+def test_functions_of_users_can_hold_names() -> None:
+    models = Tripled(True), Tripled(False)
+    models[1].load_state_dict(models[0].state_dict())
+    args = nn.CrossEntropyLoss(), torch.randn(6, 4), torch.tensor([0, 1, 2, 2, 1, 0])
+    found = [tnconv.compute(model, *args, [q.GGNDiagonal()])[q.GGNDiagonal] for model in models]
+    found += [tnconv.hessian_diagonal(model, *args) for model in models]
+    for one, other in (found[:2], found[2:]):
+        for name, expected in other.items():
+            assert_close(one[name], expected, 1e-10)
+
+
 WHEN = ("before", "between", "after", "never")
 
 

@@ -148,7 +148,7 @@ CONSUMERS: dict[str, Consumer] = {
     "KFAC empirical": quantity(q.KFAC("reduce", "empirical", joint=True)),
     "observe": observed,
     "KFAC": stepped("type-2", "cholesky"),
-    "EKFAC": stepped("empirical", "ekfac"),
+    "KFAC, eigen": stepped("empirical", "eigen"),  # EKFAC's steps hang on the basis that eigh chose
     "GGNOperator": operated(tnconv.GGNOperator),
     "HessianOperator": operated(tnconv.HessianOperator),
     "FisherOperator": operated(partial(tnconv.FisherOperator, fisher="empirical")),

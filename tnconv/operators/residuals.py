@@ -101,7 +101,7 @@ def _of_node(
             if change is None or not change.any():
                 continue
             if not entrywise:
-                raise NotImplementedError(node.name())
+                raise NotImplementedError(operation(node))
             yield Residual(node, edge, change)
 
 
@@ -115,7 +115,7 @@ def _is_entrywise(node: Node) -> bool:
 
 def operation(node: Node) -> str:
     """What a node is the gradient of."""
-    return node.name().rstrip("0123456789").removesuffix("Backward")
+    return type(node).name(node).rstrip("0123456789").removesuffix("Backward")
 
 
 def _random(like: Tensor) -> Tensor:

@@ -76,19 +76,19 @@ class FromOutput(Saving):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, _, ctx.name, *ctx.settings = inputs
+        _, _, ctx.rule, *ctx.settings = inputs
         keep(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, v: Maybe) -> tuple[Maybe, ...]:
         (y,) = ctx.saved_tensors
-        dx = None if v is None else _DERIVATIVES[ctx.name](v, y, *ctx.settings)
+        dx = None if v is None else _DERIVATIVES[ctx.rule](v, y, *ctx.settings)
         return dx, *(None,) * (2 + len(ctx.settings))
 
     @staticmethod
     def tangent(ctx: Any, tx: Maybe, *_: Maybe) -> Maybe:
         (y,) = ctx.saved_tensors
-        return None if tx is None else _DERIVATIVES[ctx.name](tx, y, *ctx.settings)
+        return None if tx is None else _DERIVATIVES[ctx.rule](tx, y, *ctx.settings)
 
 
 def _elu(v: Tensor, y: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:
