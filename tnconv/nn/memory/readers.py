@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node, Tracer
 
-from tnconv.nn.memory import layers
+from tnconv.nn.memory import saving_layers as layers
 from tnconv.nn.memory.activations import Pointwise
 
 IN_PLACE: tuple[object, ...] = (operator.iadd, operator.isub, "add_", "sub_")
