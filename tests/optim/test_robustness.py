@@ -237,7 +237,7 @@ def test_inputs_are_freed_unless_the_graph_is_kept() -> None:
     optimizer, x = KFAC(model), torch.rand(5, 256)
     loss = model(x).square().mean()
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="input of layer 'layers.7' was freed after the first"):
+    with pytest.raises(RuntimeError, match=r"input of layer 'layers\.7' was freed"):
         loss.backward()
     optimizer.step()
     assert "A" in optimizer.state[model.layers[0].weight]
