@@ -17,8 +17,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from tnconv.losses.reductions import Reduction, divisor, reduction_of
 from tnconv.models.capture import alone
 from tnconv.models.computing import Inputs, arguments
-from tnconv.models.modules import instances, unwrapped
+from tnconv.models.modules import instances, refuse_complex, unwrapped
 from tnconv.models.propagation import LossFunction
+from tnconv.nn.tensor_dropout import TensorDropout
 from tnconv.operators.linearization import Graph
 from tnconv.operators.parameter_space import Space, Vector
 
@@ -150,6 +151,7 @@ class CurvatureOperator(ABC):
         return self._all([vector])[0]
 
     def _all(self, vectors: Sequence[Vector]) -> list[Vector]:
+        _refuse_dropout(self.model)  # the mode can have changed
         with alone(self.model):
             return self._products_with(vectors)
 
@@ -241,6 +243,7 @@ def _space(model: nn.Module, parameters: Iterable[str] | None) -> Space:
     if unknown or not names or len(set(names)) < len(names):
         wrong = f"the model has no parameters {unknown}" if unknown else f"parameters are {names}"
         raise ValueError(f"{wrong}; expected one or more of its own names, each once")
+    refuse_complex((name, named[name]) for name in names)
     return Space(names, tuple(named[name].detach() for name in names))
 
 
@@ -250,6 +253,11 @@ def _refuse_dropout(model: nn.Module) -> None:
             raise NotImplementedError(
                 f"layer {name!r} is in training mode: dropout makes the matrix stochastic; "
                 "expected model.eval()"
+            )
+        if isinstance(module, TensorDropout) and module.samples:
+            raise NotImplementedError(
+                f"layer {name!r} samples its weight gradient, which makes no one matrix; expected "
+                "evaluation mode"
             )
 
 
