@@ -6,10 +6,11 @@ from functools import partial
 from itertools import pairwise, product
 from math import prod
 
-from tnconv.codegen.lowering.arrays import Array, Writer
 from tnconv.codegen.lowering.pairs import pair, sum_out
 from tnconv.codegen.lowering.paths import RANDOM, searched
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 
@@ -138,7 +139,7 @@ def _legs(values: Sequence[Value]) -> Iterator[Leg]:
 
 def _halves(values: Sequence[Value]) -> tuple[list[Value], list[Value]] | None:
     """Two halves, array by array the same, that an exchange of legs maps onto each other."""
-    twins: dict[Array, list[Value]] = defaultdict(list)
+    twins: dict[Strided, list[Value]] = defaultdict(list)
     for value in values:
         twins[value.array].append(value)
     first, *others = twins.values()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tnconv.codegen.prices.convolutions import NativeConvolution
 from tnconv.codegen.prices.kinds import Kernel
-from tnconv.codegen.prices.loops import Loop
+from tnconv.codegen.prices.loop_prices import Loop
 from tnconv.codegen.prices.movement import Calls, Copy, Elementwise
 from tnconv.codegen.prices.native_shapes import Convolution
 from tnconv.codegen.prices.products import Gram, Product
@@ -36,17 +36,13 @@ __all__ = [
     "gathering",
     "gram",
     "in_use",
-    "item",
     "launch",
     "loop",
     "matmul",
-    "now",
     "reduction",
     "shifted",
     "using",
 ]
-
-CHANNELS = 16
 
 
 def matmul(
@@ -124,22 +120,3 @@ def loop(count: int, steps: float) -> float:
 def launch() -> float:
     """Seconds of any call."""
     return in_use()[Calls].launch
-
-
-class _Now:
-    """The coefficients that other rooms read, by their former names."""
-
-    @property
-    def launch(self) -> float:
-        return launch()
-
-    @property
-    def turn(self) -> float:
-        return in_use()[Loop].turn
-
-
-def now() -> _Now:
-    return _Now()
-
-
-item = bytes_per_entry

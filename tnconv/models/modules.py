@@ -1,6 +1,6 @@
 """Questions to modules: what they wrap, give, and compute with."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakMethod
@@ -11,14 +11,33 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def tensors(output: Any) -> tuple[Tensor, ...]:
-    """The float tensors in what a module gives: one, or nested sequences and mappings of them."""
+    """The float and complex tensors in what a module gives: one, or nested sequences and mappings of them."""
     if isinstance(output, Tensor):
-        return (output,) if output.is_floating_point() else ()
+        return (output,) if is_differentiable(output) else ()
     if isinstance(output, Mapping):
         return tuple(t for each in output.values() for t in tensors(each))
     if isinstance(output, list | tuple):
         return tuple(t for each in output for t in tensors(each))
     return ()
+
+
+def is_differentiable(tensor: Tensor) -> bool:
+    """Whether a tensor's dtype can have gradients."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def refuse_complex(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Diagrams conjugate nothing, so that squares and products of complex gradients were wrong.
+
+    Raises:
+        NotImplementedError: a complex parameter that learns.
+    """
+    for name, parameter in named:
+        if parameter.is_complex() and parameter.requires_grad:
+            raise NotImplementedError(
+                f"parameter {name!r} has dtype {parameter.dtype}; expected real parameters: "
+                "hold the real and the imaginary part as two"
+            )
 
 
 def makes_another(module: nn.Module, name: str) -> bool:
@@ -60,6 +79,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def is_compiled(module: nn.Module) -> bool:
     """Whether ``torch.compile`` made a module, or its call."""
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+def instances(**given: Any) -> None:
+    """Check that arguments are no classes.
+
+    Raises:
+        TypeError: one that is.
+    """
+    for name, value in given.items():
+        if isinstance(value, type):
+            kind = value.__name__
+            raise TypeError(f"{name} is the class {kind}; expected an instance, {kind}(...)")
 
 
 def weak(method: Callable[..., None]) -> Callable[..., None]:

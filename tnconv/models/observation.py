@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tnconv.models.bare import noticing
@@ -13,6 +14,7 @@ from tnconv.models.collector import Collector
 from tnconv.models.coupling import couples
 from tnconv.models.evidence import Evidence, expect
 from tnconv.models.fallback import Fallback
+from tnconv.models.modules import instances, refuse_complex
 from tnconv.models.propagation import LossFunction, Propagation
 from tnconv.models.result import Result
 from tnconv.models.sample_maps import Owned, SampleMap, Shared, along, is_fast, owners
@@ -32,20 +34,26 @@ class Observation:
         memory_limit: int | None = None,
         batch_dim: int = 0,
     ) -> None:
+        instances(model=model)
+        _expect_quantities(quantities)
         if batch_dim < 0:
             raise ValueError(f"batch_dim is {batch_dim}; expected a dimension, counted from 0")
         if memory_limit is not None and memory_limit <= 0:
             raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
+        refuse_complex(model.named_parameters())
         self.model, self.quantities, self.memory_limit = model, tuple(quantities), memory_limit
         self.batch_dim = batch_dim
         self.per_sample = any(quantity.per_sample for quantity in quantities)
         each = [statistic for q in self.quantities for statistic in q.statistics().values()]
         self.statistics = tuple(dict.fromkeys(each))
         self._propagation: Propagation | None = None  # that is going on
+        self.divisor: float | None = None  # what the loss's mean divides by, if that is known
         self._reset()
 
     def _reset(self) -> None:
-        self.collector = self.collector_type(self.statistics, memory_limit=self.memory_limit)
+        self.collector = self.collector_type(
+            self.statistics, torch.float32, memory_limit=self.memory_limit
+        )
         self.fallback = Fallback(self.collector, self._hand_over)
         self._evidence = Evidence(self._is_users)
         self._others = [each for each in self.collector.sources if each != LOSS_GRADIENT]
@@ -236,13 +244,14 @@ class Observation:
         """The quantities of all micro-batches since the last result."""
         self.finish()
         samples = sum(here.samples for here in self.collector.passes)
+        counts: dict[str, Any] = {"samples": samples, "divisor": self.divisor or samples}
         named = dict(self._watch.model.named_parameters())
         found = {
             name: self.collector.totals(p) for name, p in named.items() if p in self.collector.found
         }
         values = {
             quantity: {
-                name: quantity.result(chosen, samples)
+                name: quantity.result(chosen, counts[quantity.counts])
                 for name, total in found.items()
                 if (chosen := _chosen(quantity, total)) is not None
             }
@@ -250,7 +259,21 @@ class Observation:
         }
         self._watch.forget()
         self._reset()
+        self.divisor = None
         return Result(values, samples, loss)
+
+
+def _expect_quantities(given: Any) -> None:
+    """Check that a sequence of quantities is one.
+
+    Raises:
+        TypeError: one quantity by itself, or its class.
+    """
+    if isinstance(given, type | Quantity):
+        name = given.__name__ if isinstance(given, type) else type(given).__name__
+        raise TypeError(f"quantities is {name} by itself; expected a sequence, [{name}(...)]")
+    for each in given:
+        instances(quantities=each)
 
 
 def _chosen(

@@ -14,8 +14,7 @@ from tnconv.models.modules import weak
 from tnconv.models.notices import warn
 from tnconv.optim.blocks import Block, blocks
 from tnconv.optim.collection import FactorWatch, LossFunction, LossScale
-from tnconv.optim.damping import adapted
-from tnconv.optim.diagonal import NAMES, update_squares
+from tnconv.optim.factored_damping import adapted
 from tnconv.optim.preconditioner import (
     INVERSES,
     Inverse,
@@ -29,6 +28,7 @@ from tnconv.optim.preconditioner import (
     update_inverses,
     update_moments,
 )
+from tnconv.optim.running_squares import NAMES, update_squares
 from tnconv.optim.saving import Resumable
 from tnconv.optim.settings import GROUPED, Schedule, check, due, refuse_sharded
 from tnconv.optim.standing import Standing, message, standings
@@ -178,7 +178,7 @@ class KFAC(Resumable):
         self._told = set[str]()
         self._watch = FactorWatch(model, kfac, loss_fn, loss_scale, weak(self._arrange))
         self._watch.rotates = inverse == "ekfac"
-        self._workers = Workers(model, process_group, weak(self._take_part))
+        self._workers = Workers(process_group, model, weak(self._take_part))
         self.predicted: Tensor | None = None
         defaults = {name: settings[name] for name in GROUPED} | {"steps": 0, "divisor": None}
         super().__init__(model.parameters() if params is None else params, defaults)

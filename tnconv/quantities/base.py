@@ -108,6 +108,8 @@ class Quantity(ABC, Generic[R]):
 
     per_sample = True
     """Whether samples must not see each other, as they do in a batch normalisation that trains."""
+    counts: ClassVar[Literal["samples", "divisor"]] = "samples"
+    """What `result` is told: the number of samples, or what the loss's mean divides by."""
 
     @abstractmethod
     def statistics(self) -> Mapping[str, Statistic]:
