@@ -21,6 +21,7 @@ from torch import Tensor
 import tnconv
 from benchmarks import cases, contestants, further, measure
 from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE, TUNED, Case, TooLargeError
+from tnconv.codegen.programs.names import Names
 
 OURS, OURS_TUNED, AGAIN = "tnconv", "tnconv tuned", " again"
 Makers = dict[str, Callable[[], Callable[[], Tensor]]]
@@ -85,7 +86,8 @@ def _described(operation: str, case: Case) -> Row:
         started = time.process_time()
         program = tnconv.compile(contestants.network(operation, case))
         result.compiling = time.process_time() - started
-        code = "; ".join(step.code for step in program.steps)
+        names = Names.of(list(program.operands), program.steps)
+        code = "; ".join(names.call(step.value) for step in program.steps)
         calls = re.findall(r"F\.\w+|aten\.\w+|torch\.\w+(?=\()|@|permute|unfold", code)
         best, *_ = program.terms[0]
         result.plan, result.work, result.predicted = best.label, " ".join(calls), best.seconds

@@ -1,7 +1,8 @@
 """From diagrams to fast torch: paths, costs, routes, plans and programs."""
 
 from tnconv.codegen.compiler import compile
-from tnconv.codegen.planner import ROUTES, Plan
+from tnconv.codegen.lowering.plans import Plan
+from tnconv.codegen.planner import ROUTES
 from tnconv.codegen.prices.calibration import calibrate
 from tnconv.codegen.programs.program import Program
 

@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 
-from tnconv.codegen.compiler import check_operands, compile, networks_of
-from tnconv.codegen.lowering.covers import Cover, Route, dense, window
+from tnconv.codegen.compiler import check_operands, compile, networks_of, without_plans
+from tnconv.codegen.lowering.covers import Cover, Route
+from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.selections import selected
-from tnconv.codegen.planner import Plan, finished
+from tnconv.codegen.planner import finished
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.calibration import coefficients
-from tnconv.codegen.programs.program import SPARE, Program
-from tnconv.codegen.programs.source import argument_names
-from tnconv.codegen.routes.convolution import native
+from tnconv.codegen.programs.program import Program
+from tnconv.codegen.routes.dense import dense
 from tnconv.codegen.routes.hadamard import multiplied
+from tnconv.codegen.routes.native import native
+from tnconv.codegen.routes.window import window
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import simplify
@@ -45,10 +47,9 @@ def baseline(
     check_operands(networks)
     one = isinstance(network, Expression)
     with cost.using(coefficients(torch.device(device), dtype), dtype.itemsize):
-        empty: Program[Any] = Program(networks[0] if one else networks, (), (), (), SPARE)
-        arguments = argument_names(empty.operands)
+        empty: Program[Any] = without_plans(networks[0] if one else networks)
         terms = tuple(
-            (first_plan(term, arguments, len(net.terms) == 1),)
+            (first_plan(term, empty.positions, len(net.terms) == 1),)
             for net in networks
             for term in net.terms
         )
@@ -60,14 +61,14 @@ def baseline(
 
 
 def first_plan(
-    network: TensorNetwork, arguments: Mapping[str, str], contiguous_result: bool
+    network: TensorNetwork, positions: Mapping[str, int], contiguous_result: bool
 ) -> Plan:
     """The native kernel of the whole network, or the faster of native kernels and of windows."""
     if network.scale == 0 or 0 in network.sizes.values():
         normal = simplify(network).normal
         assert isinstance(normal, TensorNetwork)
         network = normal
-    start = multiplied(Cover.of(network, arguments))
+    start = multiplied(Cover.of(network, positions))
 
     def plan(routes: Sequence[Route]) -> Plan:
         return finished(_covered(start, routes), "as given", "greedy", contiguous_result)

@@ -7,22 +7,21 @@ from itertools import islice, product
 from typing import overload
 
 import torch
-from torch import Tensor as Array
+from torch import Tensor
 
-from tnconv.codegen.planner import ROUTES, Plan, Room, plans
+from tnconv.codegen.lowering.forms import forms_of
+from tnconv.codegen.lowering.plans import Plan
+from tnconv.codegen.planner import ROUTES, Room, plans
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.calibration import coefficients
 from tnconv.codegen.prices.store import Json
 from tnconv.codegen.programs.chunks import chunked, whole
+from tnconv.codegen.programs.explanation import explain
 from tnconv.codegen.programs.joint import chosen_together
-from tnconv.codegen.programs.program import SPARE, Program, together
-from tnconv.codegen.programs.source import argument_names
+from tnconv.codegen.programs.program import SPARE, Program, Services, together
+from tnconv.codegen.programs.styles import STYLES
 from tnconv.codegen.programs.tuning import tuned
 from tnconv.diagrams.expression import Expression
-from tnconv.diagrams.network import TensorNetwork
-from tnconv.simplify import Firing
-from tnconv.simplify import simplify as simplified
-from tnconv.simplify.offered import polyphase
 
 MOST_CHOICES = 64  # ways to combine plans that are tried for a memory limit
 
@@ -36,6 +35,7 @@ class Options:
     routes: tuple[str, ...]
     item: int
     memory_limit: int | None
+    style: str = "torch"
 
 
 @overload
@@ -48,6 +48,7 @@ def compile(
     dtype: torch.dtype = torch.float32,
     tune: bool = False,
     device: torch.device | str = "cpu",
+    style: str = "torch",
 ) -> Program: ...
 @overload
 def compile(
@@ -59,7 +60,8 @@ def compile(
     dtype: torch.dtype = torch.float32,
     tune: bool = False,
     device: torch.device | str = "cpu",
-) -> Program[tuple[Array, ...]]: ...
+    style: str = "torch",
+) -> Program[tuple[Tensor, ...]]: ...
 def compile(
     network: Expression | Sequence[Expression],
     simplify: bool = True,
@@ -69,7 +71,8 @@ def compile(
     dtype: torch.dtype = torch.float32,
     tune: bool = False,
     device: torch.device | str = "cpu",
-) -> Program | Program[tuple[Array, ...]]:
+    style: str = "torch",
+) -> Program | Program[tuple[Tensor, ...]]:
     """Find the cheapest program for a network, or one for several that shares what they can.
 
     ``simplify=False`` covers the network as it is given only. ``optimize`` chooses the path search
@@ -82,6 +85,9 @@ def compile(
     ``tune=True`` measures the best few programs on ``device``, with operands of ``dtype``, and
     remembers their times on disk for later calls; a network in chunks is not measured.
 
+    ``style="einsum"`` writes calls of ``torch.einsum`` in the order of the best path, with patterns
+    as 0/1 tensors: for reading, and as slow as einsums are.
+
     >>> from tnconv.diagrams import conv
     >>> print(compile(conv((8, 3, 32, 32), (16, 3, 3, 3), padding=1)).source)
     import torch.nn.functional as F
@@ -93,20 +99,25 @@ def compile(
     <BLANKLINE>
 
     Raises:
-        ValueError: an unknown route or path search, no network, an operand that has two shapes, or
-            a memory limit below what the network needs.
+        ValueError: an unknown route, path search or style, no network, an operand that has two
+            shapes, or a memory limit below what the network needs, or in einsum style.
     """
     if not routes or any(name not in ROUTES for name in routes):
         raise ValueError(f"routes are {list(routes)}; expected some of {list(ROUTES)}")
     if memory_limit is not None and memory_limit <= 0:
         raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
+    if style not in STYLES:
+        raise ValueError(f"style is {style!r}; expected one of {list(STYLES)}")
+    if style != "torch" and memory_limit is not None:
+        raise ValueError(f"memory_limit is {memory_limit} and style {style!r}; expected 'torch'")
     one = isinstance(network, Expression)
     networks = networks_of(network)
     check_operands(networks)
     used = tuple(name for name in ROUTES if name in (*routes, "dense"))
     if dtype.is_complex:  # torch has native kernels for real dtypes only
         used = tuple(name for name in used if name not in ("native", "pooling"))
-    options = Options(simplify, optimize, used, dtype.itemsize, memory_limit)
+    used = used if style == "torch" else ("dense",)
+    options = Options(simplify, optimize, used, dtype.itemsize, memory_limit, style)
     with cost.using(coefficients(torch.device(device), dtype), dtype.itemsize):
         program = _planned(networks if not one else networks[0], options)
         if memory_limit is not None and program.peak_memory(dtype) > memory_limit:
@@ -144,19 +155,25 @@ def check_operands(networks: Sequence[Expression]) -> None:
                 )
 
 
+def without_plans(
+    network: Expression | tuple[Expression, ...], spare_memory: int = SPARE, style: str = "torch"
+) -> Program:
+    """What a program is before it is planned."""
+    return Program(network, (), (), (), spare_memory, Services(compile, explain), style)
+
+
 def _planned(network: Expression | tuple[Expression, ...], options: Options) -> Program:
     """The program of the plans that are best together; as lean as needed, or as can be."""
     limit = options.memory_limit
-    program: Program = Program(network, (), (), (), SPARE if limit is None else 0)
-    arguments = argument_names(program.operands)
+    program = without_plans(network, SPARE if limit is None else 0, options.style)
     alone = isinstance(network, Expression) and len(network.terms) == 1
     lists, firings = [], []
     room = Room(limit, options.item)
     for net in program.networks:
         for term in net.terms:
-            forms, fired = _forms(term, options.simplify)
+            forms, fired = forms_of(term, options.simplify, options.style)
             plain = len(net.terms) == 1  # the sum of several is contiguous anyway
-            how = arguments, options.routes, options.optimize, plain, room
+            how = program.positions, options.routes, options.optimize, plain, room
             lists.append(plans(forms, *how, several=len(program.networks) > 1))
             firings += fired
     program = replace(program, firings=tuple(firings))
@@ -217,30 +234,3 @@ def _in_turn(program: Program, options: Options, limit: int) -> Program:
             f"memory_limit is {limit} bytes; the least that would do is {least_peak} bytes"
         )
     return replace(program, terms=(), chunks=tuple(chunks))
-
-
-def _forms(network: TensorNetwork, simplify: bool) -> tuple[dict[str, TensorNetwork], list[Firing]]:
-    """The forms to plan for, equal ones once. An empty network has only its normal form."""
-    empty = network.scale == 0 or 0 in network.sizes.values()
-    if not simplify and not empty:
-        return {"as given": network}, []
-    result = simplified(network)
-    assert isinstance(result.normal, TensorNetwork) and isinstance(result.views, TensorNetwork)
-    forms = {} if empty else {"as given": network}
-    for name, form in (("in form N", result.normal), ("in form V", result.views)):
-        if form not in forms.values():
-            forms[name] = form
-    if not empty:
-        forms |= _by_polyphase(result.normal)
-    return forms, list(result.trace)
-
-
-def _by_polyphase(normal: TensorNetwork) -> dict[str, TensorNetwork]:
-    """The one offered rewrite whose gains are predicted well, for every pattern that it fits.
-
-    Squares of gradients, of four tensors, took longer by it wherever it was measured.
-    """
-    after = normal
-    for _ in normal.patterns if len(list(normal.tensors)) <= 2 else ():
-        after = next(polyphase(after), after)
-    return {} if after is normal else {"by polyphase": after}

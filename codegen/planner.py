@@ -3,27 +3,29 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
 from itertools import islice
 from math import isqrt, prod, sqrt
 
-import torch
-
-from tnconv.codegen.lowering.arrays import Array, Step, Writer
+from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.contraction import contract
-from tnconv.codegen.lowering.covers import Cover, Route, dense, window
+from tnconv.codegen.lowering.covers import Cover, Route
 from tnconv.codegen.lowering.pairs import sum_out
-from tnconv.codegen.lowering.schedule import Schedule, need
+from tnconv.codegen.lowering.plans import Plan
+from tnconv.codegen.lowering.schedule import need
 from tnconv.codegen.lowering.selections import opened, scatter, selected
+from tnconv.codegen.lowering.strided import ONE
 from tnconv.codegen.lowering.values import Value, write
+from tnconv.codegen.lowering.writer import CONTIGUOUS, SCALE, Step, Writer
 from tnconv.codegen.prices import cost
-from tnconv.codegen.routes.convolution import native
+from tnconv.codegen.routes.box_sums import pooling
+from tnconv.codegen.routes.dense import dense
 from tnconv.codegen.routes.displacement import displacement
 from tnconv.codegen.routes.hadamard import multiplied
 from tnconv.codegen.routes.loops import loops
+from tnconv.codegen.routes.native import native
 from tnconv.codegen.routes.pixel_gram import pixel_gram
-from tnconv.codegen.routes.pooling import pooling
 from tnconv.codegen.routes.taps import taps
+from tnconv.codegen.routes.window import window
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 
@@ -56,83 +58,11 @@ ROUTES: Mapping[str, Route] = {
     "loop": looped,
     "dense": dense,
 }
-CLEARLY = 1.4  # another plan replaces one native kernel only if it is predicted this much faster
-SHARED = 1.2  # ... or this much faster, if it is a product that several threads share
 HOPELESS = 2.0  # covers that cost this much more than a complete plan are not continued
 AS_FAST = 1.1  # inputs are not unfolded if another plan is within this factor of the fastest
 NEARLY = 1.05  # of plans within this factor of the fastest that holds more than the operands ...
 LEANER = 0.9  # ... the leanest is taken, if it holds this much less
 NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of the operands
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Steps that compute ``output``, of which ``form`` of the network and by which routes."""
-
-    form: str
-    routes: tuple[str, ...]
-    steps: tuple[Step, ...]
-    output: Array
-
-    @property
-    def seconds(self) -> float:
-        return sum(step.kernel.seconds for step in self.steps)
-
-    @property
-    def peak(self) -> int:
-        """Bytes held at a time in float32: see `Schedule.peak`."""
-        return self.peak_of(cost.ITEM)
-
-    def peak_of(self, item: int) -> int:
-        """Bytes held at a time for items of this size."""
-        if item not in self._peaks:
-            self._peaks[item] = Schedule(self.steps, (self.output,)).peak(item)
-        return self._peaks[item]
-
-    @cached_property
-    def _peaks(self) -> dict[int, int]:
-        """What was found, by the size of items: a search asks many times."""
-        return {}
-
-    @property
-    def codes(self) -> tuple[str, ...]:
-        return tuple(step.code for step in self.steps)
-
-    @property
-    def risk(self) -> float:
-        """A dense pattern is mostly zeros: it has to be predicted that much faster to be chosen."""
-        return 1.3 if "dense" in self.routes else 1.0
-
-    @property
-    def unfolds(self) -> bool:
-        """Whether windows of all samples are copied: an unfolded input."""
-        copies = [step for step in self.steps if step.kernel.kind == "copy"]
-        return "window" in self.routes and any(".unfold(" in step.code for step in copies)
-
-    @property
-    def is_torchs(self) -> bool:
-        """Whether this is one native kernel on the operands, mirrored or not, or their products."""
-        as_they_are = not any(
-            word in code for code in self.codes for word in ("reshape", "permute")
-        )
-        alone = all(step.kernel.kind in ("elementwise", "flip") for step in self.steps[:-1])
-        return self.routes == ("native",) and alone and as_they_are and self.margin > 1.0
-
-    @property
-    def margin(self) -> float:
-        """How many times as fast another plan has to be to replace this one, if it is torch's.
-
-        Of input gradients of one tap, which are matrix products, the time is as well known as
-        another plan's, but for several threads.
-        """
-        if self.steps[-1].kernel.kind != "pointwise input gradient":
-            return CLEARLY
-        return SHARED if torch.get_num_threads() > 1 else 1.0
-
-    @property
-    def label(self) -> str:
-        """The form of the network and the routes that cover its patterns."""
-        return f"{self.form}: {' + '.join(self.routes) or 'matrix products'}"
 
 
 @dataclass(frozen=True)
@@ -155,7 +85,7 @@ class Room:
 
 def plans(
     forms: Mapping[str, TensorNetwork],
-    arguments: Mapping[str, str],
+    positions: Mapping[str, int],
     routes: Sequence[str] = tuple(ROUTES),
     optimize: str = "auto",
     contiguous_result: bool = True,
@@ -164,7 +94,7 @@ def plans(
 ) -> list[Plan]:
     """Every complete plan that was not pruned, the chosen one first.
 
-    ``arguments`` names the variable of each operand. One native kernel for the whole network stays
+    ``positions`` are those of the operands in a call. One native kernel for the whole network stays
     unless another plan is clearly faster: its time is known better than any prediction. Plans that
     do not fit come last, and prune no others. For one of ``several`` networks loops are planned
     for that pay if others need the same ones.
@@ -172,7 +102,7 @@ def plans(
     found: list[Plan] = []
     for form, network in forms.items():
         tried = [ROUTES[name] for name in routes if name != "loop"]
-        start = multiplied(Cover.of(network, arguments))
+        start = multiplied(Cover.of(network, positions))
         start = start if several else _scaled_square(start)
         again = form == "as given" and "in form N" in forms
         turns = looped(start, tried, several) if "loop" in routes and not again else ()
@@ -203,9 +133,9 @@ def _scaled_square(cover: Cover) -> Cover:
     """The one operand of a square takes the root of its scale, if halves and result are larger."""
     network = cover.network
     names = [tensor.name for tensor in network.tensors]
-    if len(names) != 2 or len({*names, *cover.arrays}) != 1 or network.scale <= 0:
+    if len(names) != 2 or network.scale <= 0 or any([*cover.arrays] != [name] for name in names):
         return cover
-    (name,) = {*names}
+    (name,) = cover.arrays
     array = cover.arrays[name]
     if network.scale == 1 or array.size > min(prod(network.shape), _half(network)):
         return cover
@@ -304,7 +234,7 @@ def finished(cover: Cover, form: str, optimize: str, contiguous_result: bool) ->
     writer, result = write(writer, value, network.result, network.sizes)
     if contiguous_result and result.run < result.size:
         kernel = cost.copy(result.size, *result.innermost)
-        writer, result = writer.run(f"{result.code}.contiguous()", result.shape, kernel)
+        writer, result = writer.run(CONTIGUOUS, [result], result.shape, kernel)
     return Plan(form, cover.routes, writer.steps, result)
 
 
@@ -321,14 +251,13 @@ def _contract_scaled(
     Where the result is larger than a half, the scale leaves it altogether.
     """
     if not values:
-        array = Array("one", (), ())
-        return _scaled(writer, Value(array, ()), scale)
+        return _scaled(writer, Value(ONE, ()), scale)
     if len(values) == 2:
         a, b = values
         writer, a = sum_out(writer, a, {*output, *b.legs})
         writer, b = sum_out(writer, b, {*output, *a.legs})
         values = [a, b]
-    if len(values) == 2 and values[0].array == values[1].array:
+    if len(values) == 2 and values[0].array is values[1].array:
         size = prod(values[0].array.shape)
         larger = size < prod(sizes[leg] for leg in output)
         if scale > 0 and (larger or scale.denominator > 2**10):
@@ -358,7 +287,9 @@ def _scaled(writer: Writer, value: Value, scale: Fraction | float) -> tuple[Writ
         return writer, value
     kernel = cost.elementwise(value.array.size, value.array.size)
     kernel = replace(kernel, scratch=NUMBER)
-    code = f"{value.array.code} * {float(scale)!r}"
     comment = f"scale {scale}" if isinstance(scale, Fraction) else f"root of scale {scale**2:.6g}"
-    writer, array = writer.run(code, value.array.shape, kernel, comment)
-    return writer, Value(array.laid_out_as(value.array), value.legs)
+    array = value.array
+    strides = layouts.of_entries(array.shape, [array.strides])
+    call = SCALE, [array], array.shape, kernel, comment, (float(scale),)
+    writer, array = writer.run(*call, strides)
+    return writer, Value(array, value.legs)

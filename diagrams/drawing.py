@@ -24,7 +24,7 @@ def draw(network: Expression, path: str | Path) -> Path:
     'linear.dot'
 
     Raises:
-        ValueError: another suffix.
+        ValueError: another suffix, or a folder that there is not.
     """
     return _write(path, lambda: dot(network))
 
@@ -51,6 +51,8 @@ def _write(path: str | Path, build: Callable[[], graphviz.Graph]) -> Path:
     if path.suffix[1:] not in FORMATS:
         allowed = ", ".join(f".{known}" for known in FORMATS)
         raise ValueError(f"cannot draw to {str(path)!r}; expected a suffix among {allowed}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"cannot draw to {str(path)!r}; expected a file in a folder that exists")
     graph = build()
     picture = _render(graph, path.suffix[1:])
     if picture is None:

@@ -152,7 +152,7 @@ class Expression:
 
         return equation(self)
 
-    def reference(self, **operands: torch.Tensor) -> torch.Tensor:
+    def reference(self, /, **operands: torch.Tensor) -> torch.Tensor:
         """The value, contracted densely in float64: see `tnconv.diagrams.reference`."""
         from tnconv.diagrams.reference import reference
 

@@ -74,7 +74,7 @@ def _row(steps: Sequence[tuple[str, TensorNetwork]], sign: str, look: Look) -> g
     graph = _blank()
     sketches = []
     for at, (title, network) in enumerate(steps):
-        attributes = look | {"label": graphviz.escape(title)}
+        attributes = look | {"label": graphviz.escape(_shown(title) if title else "")}
         with graph.subgraph(name=f"cluster{at}", graph_attr=attributes) as cluster:
             sketches.append(_Sketch(cluster, network, f"{at}_"))
             sketches[-1].paint()
@@ -130,7 +130,7 @@ class _Sketch:
 
     def _paint_node(self, name: str, node: Node) -> None:
         if isinstance(node, Tensor):
-            body = self._add(name, f"<{html.escape(node.name)}>", _TENSOR)
+            body = self._add(name, f"<{html.escape(_shown(node.name))}>", _TENSOR)
             for at, axis in enumerate(node.view.axes):
                 self._tie(axis, body, f"{name}_axis{at}")
         else:
@@ -201,8 +201,14 @@ def _leg_label(leg: Leg, size: int, below: str = "") -> str:
 def _math(text: str, points: int = 10) -> str:
     """HTML-like text with the numbers of legs as subscripts."""
     sub = rf'<SUB><FONT POINT-SIZE="{points * 0.7:g}">\g<0></FONT></SUB>'
-    text = html.escape(text, quote=False).replace("'", "′")
+    text = html.escape(_shown(text), quote=False).replace("'", "′")
     return re.sub(r"(?<=[A-Za-z])\d+", sub, text)
+
+
+def _shown(name: str) -> str:
+    """A name that Graphviz can read: what is not printable is escaped, nothing at all quoted."""
+    escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    return "".join(escaped) or "''"
 
 
 def _pattern_label(pattern: Pattern) -> str:

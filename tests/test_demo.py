@@ -102,6 +102,8 @@ def test_explain_says_where_rules_fire_and_what_they_save(capsys):
         (["explain", "conv", "--input", "8", "4", "9", "--weight", "6", "3", "3"], "channels"),
         (["explain", *CONV, "--padding", "x"], "'x'; expected ints, same or valid"),
         (["draw", *CONV, "--output", "a.bmp"], "expected a suffix"),
+        (["draw", *CONV, "--output", "missing/a.svg"], "expected a file in a folder that exists"),
+        (["draw", *CONV, "--steps", "--output", "missing/a.svg"], "folder that exists"),
         (["demo", "--seeds", "0"], "0; expected at least 1"),
         ([], "explain,draw,demo"),
     ],

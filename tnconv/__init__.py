@@ -71,7 +71,7 @@ __all__ = [
 ]
 
 
-def contract(network: Expression, **operands: Tensor) -> Tensor:
+def contract(network: Expression, /, **operands: Tensor) -> Tensor:
     """Compile a network and run it; equal networks (up to leg names) are compiled once.
 
     The first call runs a program that is made without a search: see `tiered_compilation`.

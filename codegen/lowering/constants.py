@@ -1,66 +1,27 @@
 """Constant folding: the parts of a program without operands are made once, not at every call."""
 
-import re
-from collections.abc import Collection, Iterable, Sequence
-from math import prod
+from collections.abc import Sequence
 
-from tnconv.codegen.lowering.arrays import Step
+from tnconv.codegen.lowering.strided import LIKE
+from tnconv.codegen.lowering.writer import Step
 
-LIKE = "like"  # the variable that gives constants their dtype and device
 LARGEST = 2**22  # entries: larger constants are not kept
-_WORD = re.compile(r"[A-Za-z_]\w*")
-
-PATTERN = '''def pattern(coefficients, sizes, start, stop, step, like):
-    """1 where the sum of coefficient * position is in range(start, stop, step), else 0."""
-    total = torch.zeros((), dtype=torch.int64, device=like.device)
-    for coefficient, size in zip(coefficients, sizes):
-        positions = torch.arange(size, device=like.device)
-        total = total.unsqueeze(-1) + coefficient * positions
-    inside = (total >= start) & (total < stop) & ((total - start) % step == 0)
-    return inside.to(like.dtype)
-'''
-KEPT = '''KEPT = {}
 
 
-def kept(constants, like):
-    """What constants(like) makes, once for each dtype and device; anew where torch is traced."""
-    if torch.compiler.is_compiling():
-        return constants(like)
-    key = constants, like.dtype, like.device
-    probe = torch.empty(())
-    if type(probe) is not torch.Tensor or probe.is_inference():
-        return constants(like)
-    if key not in KEPT:
-        KEPT[key] = constants(like)
-    return KEPT[key]
-'''
+def constant_steps(steps: Sequence[Step]) -> list[Step]:
+    """The steps that depend on no operand, nor on steps that do.
 
-
-def constant_steps(steps: Sequence[Step], variables: Collection[str]) -> list[Step]:
-    """The steps that depend on none of the variables, nor on steps that do.
-
+    >>> from tnconv.codegen.lowering.writer import ADD, SCALE, Writer
+    >>> from tnconv.codegen.lowering.strided import operand
     >>> from tnconv.codegen.prices.cost import copy
-    >>> codes = {"t1": "f(like)", "t2": "t1 * x"}
-    >>> steps = [Step(name, code, (2,), copy(2, 2)) for name, code in codes.items()]
-    >>> [step.name for step in constant_steps(steps, ["x"])]
-    ['t1']
+    >>> writer, three = Writer().run(SCALE, [LIKE], (), copy(1, 1), "three", (3.0,))
+    >>> writer, _ = writer.run(ADD, [operand(0, ()), three], (), copy(1, 1), "x + 3")
+    >>> [step.comment for step in constant_steps(writer.steps)]
+    ['three']
     """
-    changing = {*variables, "one"}
-    found = []
+    known, found = {LIKE}, []
     for step in steps:
-        if changing.isdisjoint(words(step.code)) and prod(step.shape) <= LARGEST:
+        if known.issuperset(step.value.reads) and step.value.size <= LARGEST:
+            known.add(step.value)
             found.append(step)
-        else:
-            changing.add(step.name)
     return found
-
-
-def wanted(constants: Iterable[Step], codes: Iterable[str]) -> list[str]:
-    """The names of the constants that occur in any of the codes."""
-    used = {word for code in codes for word in words(code)}
-    return [step.name for step in constants if step.name in used]
-
-
-def words(code: str) -> list[str]:
-    """The names in an expression."""
-    return _WORD.findall(code)

@@ -6,15 +6,17 @@ from functools import partial
 from itertools import pairwise, product
 from math import prod
 
-from tnconv.codegen.lowering.arrays import Array, Writer
 from tnconv.codegen.lowering.pairs import pair, sum_out
-from tnconv.codegen.lowering.paths import searched
+from tnconv.codegen.lowering.paths import RANDOM, searched
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 
 GREEDY = "greedy"  # the order of the baseline compiler, which searches for nothing
-EXHAUSTIVE = 12  # up to so many values the search for the best order is exhaustive
+EXHAUSTIVE = 12  # up to so many values the search for the best order is exhaustive ...
+PROGRAMMED = 24  # ... and up to so many by dynamic programming, which takes seconds from 60 on
 
 
 def contraction_path(
@@ -23,7 +25,8 @@ def contraction_path(
     """Which values to contract in turn: positions in a list that loses them and gains the product.
 
     ``optimize`` is ``"optimal"`` (cotengra's exhaustive search), ``"dp"`` (opt_einsum's dynamic
-    programming), or ``"auto"``: the former up to 12 values.
+    programming), or ``"auto"``: the former up to 12 values, the latter up to 24, and beyond that
+    the best of some random greedy orders, improved part by part.
 
     Raises:
         ValueError: another ``optimize``.
@@ -39,8 +42,14 @@ def contraction_path(
         tuple(tuple(number[leg] for leg in legs) for legs in inputs),
         tuple(number[leg] for leg in output),
         tuple(sizes[leg] for leg in number),
-        "dp" if optimize == "auto" and len(inputs) > EXHAUSTIVE else optimize,
+        _for_many(len(inputs)) if optimize == "auto" else optimize,
     )
+
+
+def _for_many(values: int) -> str:
+    if values <= EXHAUSTIVE:
+        return "optimal"
+    return "dp" if values <= PROGRAMMED else RANDOM
 
 
 def greedy_path(
@@ -130,7 +139,7 @@ def _legs(values: Sequence[Value]) -> Iterator[Leg]:
 
 def _halves(values: Sequence[Value]) -> tuple[list[Value], list[Value]] | None:
     """Two halves, array by array the same, that an exchange of legs maps onto each other."""
-    twins: dict[Array, list[Value]] = defaultdict(list)
+    twins: dict[Strided, list[Value]] = defaultdict(list)
     for value in values:
         twins[value.array].append(value)
     first, *others = twins.values()

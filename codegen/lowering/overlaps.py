@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from tnconv.codegen.lowering.arrays import Array, Writer
+from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 
 OVERLAP_ADD = '''def overlap_add(x, sizes, starts, steps, taps):
@@ -35,6 +36,15 @@ OVERLAP_ADD = '''def overlap_add(x, sizes, starts, steps, taps):
 '''
 
 
+def _overlap_add(x: str, *numbers: Sequence[object]) -> str:
+    *others, taps = numbers
+    return f"overlap_add({', '.join(map(str, (x, *others, [*taps])))})"
+
+
+OVERLAP = Operation("overlap_add", _overlap_add, imports=("itertools",), helper=OVERLAP_ADD)
+FOLD = Operation("fold", lambda *xs: f"F.fold({', '.join(map(str, xs))})", imports=("F",))
+
+
 @dataclass(frozen=True)
 class Overlap:
     """An axis of ``size`` that ``start + Σ taps·k + step·o`` points into, all steps positive."""
@@ -45,16 +55,16 @@ class Overlap:
     taps: tuple[int, ...]
 
 
-def overlapped(writer: Writer, array: Array, axes: Sequence[Overlap]) -> tuple[Writer, Array]:
+def overlapped(writer: Writer, array: Strided, axes: Sequence[Overlap]) -> tuple[Writer, Strided]:
     """``(.., k, .., o, ..)`` to ``(.., i, ..)``: all taps of all axes, then the outputs of each."""
     ways = [_added(writer, array, axes), *_folded(writer, array, axes)]
     return min(ways, key=lambda way: way[0].seconds)
 
 
-def _added(writer: Writer, array: Array, axes: Sequence[Overlap]) -> tuple[Writer, Array]:
+def _added(writer: Writer, array: Strided, axes: Sequence[Overlap]) -> tuple[Writer, Strided]:
     """Part by part into zeros."""
     sizes, starts, steps = zip(*((x.size, x.start, x.step) for x in axes), strict=True)
-    taps = [(at, tap) for at, x in enumerate(axes) for tap in x.taps]
+    taps = tuple((at, tap) for at, x in enumerate(axes) for tap in x.taps)
     lead = array.shape[: len(array.shape) - len(axes) - len(taps)]
     shape, parts = (*lead, *sizes), prod(array.shape[len(lead) : len(lead) + len(taps)])
     row, step, rows, _ = array.innermost
@@ -62,13 +72,13 @@ def _added(writer: Writer, array: Array, axes: Sequence[Overlap]) -> tuple[Write
         rows = array.shape[-2]
     step = max(step, steps[-1])
     kernel = cost.shifted(array.size, prod(shape), parts, min(row, array.shape[-1]), step, rows)
-    code = f"overlap_add({array.code}, {sizes}, {starts}, {steps}, {taps})"
-    return writer.run(code, shape, kernel, "add parts that overlap")
+    numbers = sizes, starts, steps, taps
+    return writer.run(OVERLAP, [array], shape, kernel, "add parts that overlap", numbers)
 
 
 def _folded(
-    writer: Writer, array: Array, axes: Sequence[Overlap]
-) -> Iterator[tuple[Writer, Array]]:
+    writer: Writer, array: Strided, axes: Sequence[Overlap]
+) -> Iterator[tuple[Writer, Strided]]:
     """Torch's fold, in one or two dimensions of at most one tap leg each."""
     if len(axes) > 2 or any(len(x.taps) > 1 for x in axes):
         return
@@ -89,13 +99,12 @@ def _folded(
     numbers += [(*(0 for _ in one), *padding), (*one, *(x.step for x in axes))]
     samples, channels = (lead[0], prod(lead[1:])) if lead else (1, 1)
     writer, columns = writer.reshape(array, [samples, channels * prod(kernel), prod(outputs)])
-    code = f"F.fold({columns.code}, {', '.join(map(str, numbers))})"
     shape = (samples, channels, *one, *sizes)
     work = replace(cost.fold(array.size, prod(shape)), scratch=cost.item() * array.size)
     if columns.run < columns.size:  # torch copies them first
         copied = cost.copy(array.size, *columns.innermost).seconds
         work = replace(work, seconds=work.seconds + copied, scratch=2 * work.scratch)
-    writer, folded = writer.run(code, shape, work, "fold")
+    writer, folded = writer.run(FOLD, [columns], shape, work, "fold", tuple(numbers))
     result = folded.free_reshape([*lead, *sizes])
     assert result is not None
     if whole:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
-from tnconv.codegen.lowering.arrays import Array, Writer
+from tnconv.codegen.lowering import layouts
+from tnconv.codegen.lowering.strided import Operation, Strided
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import MATMUL, MULTIPLY, Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg
 
@@ -29,6 +31,8 @@ GRAM = '''def gram(x, blocks):
         full[..., stop:, start:stop] = rows[..., stop - start :].mT
     return full
 '''
+
+SYMMETRIC = Operation("gram", lambda x, blocks: f"gram({x}, {blocks})", helper=GRAM)
 
 
 def sum_out(writer: Writer, value: Value, needed: Collection[Leg]) -> tuple[Writer, Value]:
@@ -107,11 +111,10 @@ def hadamard(writer: Writer, a: Value, b: Value, hint: Sequence[Leg] = ()) -> tu
     ]
     seconds = kernel.seconds + sum(cost.gathering(prod(shape), *row) for row in rows)
     kernel = replace(kernel, seconds=seconds)
-    writer, array = writer.run(
-        f"{first.code} * {second.code}", shape, kernel, f"product [{', '.join(legs)}]"
-    )
-    broadcast = [factor.expand(shape) for factor in (first, second)]
-    return writer, Value(array.laid_out_as(*broadcast), legs)
+    comment = f"product [{', '.join(legs)}]"
+    strides = layouts.of_entries(shape, [x.expand(shape).strides for x in (first, second)])
+    writer, array = writer.run(MULTIPLY, [first, second], shape, kernel, comment, strides=strides)
+    return writer, Value(array, legs)
 
 
 def _dot(writer: Writer, a: Value, b: Value, needed: Collection[Leg]) -> tuple[Writer, Value]:
@@ -125,11 +128,11 @@ def _dot(writer: Writer, a: Value, b: Value, needed: Collection[Leg]) -> tuple[W
     writer, second = writer.reshape(b.arranged(a.legs), [a.array.size])
     kernel = cost.reduction(2 * a.array.size, 1, a.array.size)
     comment = f"sum over {', '.join(a.legs)}"
-    writer, array = writer.run(f"{first.code} @ {second.code}", (), kernel, comment)
+    writer, array = writer.run(MATMUL, [first, second], (), kernel, comment)
     return writer, Value(array, ())
 
 
-def _broadcast(value: Value, legs: Sequence[Leg]) -> Array:
+def _broadcast(value: Value, legs: Sequence[Leg]) -> Strided:
     array = value.arranged([leg for leg in legs if leg in value.legs])
     for dim, leg in enumerate(legs):
         if leg not in value.legs:
@@ -165,7 +168,7 @@ class Arrangement:
         lead, batch, m, n, k = self._sizes
         ways = (cost.matmul(lead * batch, m, n, k, blocks, along=True) for blocks in (False, True))
         seconds = min(kernel.seconds for kernel in ways)
-        return seconds / 2 if self.left.array == self.right.array else seconds
+        return seconds / 2 if self.left.array is self.right.array else seconds
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -225,45 +228,60 @@ def _matmul(writer: Writer, plan: Arrangement) -> Trial:
 def _product(writer: Writer, plan: Arrangement, summed_last: bool) -> Trial:
     writer, left = _matrix(writer, plan.left, plan, plan.rows, summed_last)
     writer, right = _matrix(writer, plan.right, plan, plan.columns, summed_last)
-    right = _transpose(right)
+    right = right.mT
     n = right.shape[-1]
     front = max(left.shape[:-2], right.shape[:-2], key=lambda shape: (len(shape), prod(shape)))
     legs = (*plan.lead, *plan.batch, *plan.rows, *plan.columns)
-    kernel, code, shape = min(_products(left, right, front), key=lambda way: way[0].seconds)
+    best = min(_products(left, right, front), key=lambda way: way.kernel.seconds)
     held = [_copied(array, front) for array in (left, right)]
-    seconds = kernel.seconds + sum(cost.copy(entries, n).seconds for entries in held if entries)
+    copies = sum(cost.copy(entries, n).seconds for entries in held if entries)
     held += [prod(array.shape[-2:]) for array in (left, right) if not _is_matrix(array)]
-    kernel = replace(kernel, seconds=seconds, scratch=kernel.scratch + cost.item() * sum(held))
+    kernel = replace(
+        best.kernel,
+        seconds=best.kernel.seconds + copies,
+        scratch=best.kernel.scratch + cost.item() * sum(held),
+    )
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
-    writer, array = writer.run(code, shape, kernel, comment)
+    call = best.operation, best.factors, best.shape, kernel, comment, best.attributes
+    writer, array = writer.run(*call)
     size = {**plan.left.sizes, **plan.right.sizes}
     split = array.free_reshape([size[leg] for leg in legs])
     assert split is not None
     return writer, Value(split, legs)
 
 
-def _products(
-    left: Array, right: Array, front: tuple[int, ...]
-) -> Iterator[tuple[cost.Kernel, str, tuple[int, ...]]]:
-    """Ways to compute ``left @ right``: the kernel, the code, and the shape of its value."""
+@dataclass(frozen=True)
+class Product:
+    """A way to compute a matrix product: its price, its call, and the shape of its result."""
+
+    kernel: cost.Kernel
+    operation: Operation
+    factors: tuple[Strided, ...]
+    shape: tuple[int, ...]
+    attributes: tuple[int, ...] = ()
+
+
+def _products(left: Strided, right: Strided, front: tuple[int, ...]) -> Iterator[Product]:
+    """Ways to compute ``left @ right``."""
     m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
     along = left.strides[-1] == right.strides[-2] == 1
     kernel = cost.matmul(prod(front), m, n, k, along=along, conflict=_conflicts(left))
-    yield kernel, f"{left.code} @ {right.code}", (*front, m, n)
-    if m == n and (_transpose(left) == right or left == _transpose(right)):
-        half = left if _transpose(left) == right else _transpose(right)
+    yield Product(kernel, MATMUL, (left, right), (*front, m, n))
+    if m == n and (left.mT is right or left is right.mT):
+        half = left if left.mT is right else right.mT
         for blocks in (b for b in BLOCKS if m >= b * LEAST_ROWS):
             kernel = cost.gram(prod(front), m, k, blocks)
-            yield kernel, f"gram({half.code}, {blocks})", (*front, m, n)
+            yield Product(kernel, SYMMETRIC, (half,), (*front, m, n), (blocks,))
     rows = next((rows for rows in ROWS if m % rows == 0), 0)
     if rows and not front and min(m, n) >= LARGE and k <= FEW:
         parts = left.free_reshape([m // rows, rows, k])
         assert parts is not None
-        code = f"{parts.code} @ {right.code}.expand({m // rows}, {k}, {n})"
-        yield cost.matmul(1, m, n, k, in_blocks=True), code, (m // rows, rows, n)
+        repeated = right.expand((m // rows, k, n))
+        kernel = cost.matmul(1, m, n, k, in_blocks=True)
+        yield Product(kernel, MATMUL, (parts, repeated), (m // rows, rows, n))
 
 
-def _copied(array: Array, front: tuple[int, ...]) -> int:
+def _copied(array: Strided, front: tuple[int, ...]) -> int:
     """Entries of the copy that torch makes of an operand whose batch dimensions do not merge."""
     matrix = array.shape[-2:]
     if len(front) < 2 or len(array.shape) < 3:
@@ -275,13 +293,13 @@ def _copied(array: Array, front: tuple[int, ...]) -> int:
     return expanded.size if expanded.free_reshape(merged) is None else 0
 
 
-def _conflicts(array: Array) -> bool:
+def _conflicts(array: Strided) -> bool:
     """Whether the columns of a transposed factor compete for the same places of a cache."""
     row, column = array.strides[-2:]
     return row == 1 < column and cost.conflicts(column)
 
 
-def _is_matrix(array: Array) -> bool:
+def _is_matrix(array: Strided) -> bool:
     """Whether BLAS takes the last dimensions as they are; torch copies others, one at a time."""
     (m, n), (row, column) = array.shape[-2:], array.strides[-2:]
     return (column == 1 and row >= n) or (row == 1 and column >= m)
@@ -289,7 +307,7 @@ def _is_matrix(array: Array) -> bool:
 
 def _matrix(
     writer: Writer, value: Value, plan: Arrangement, keep: Sequence[Leg], summed_last: bool
-) -> tuple[Writer, Array]:
+) -> tuple[Writer, Strided]:
     """``(lead, batch, keep, summed)``, as it lies or a copy.
 
     Both halves of a symmetric product make the same copy, if they need one: then it runs once.
@@ -297,7 +315,7 @@ def _matrix(
     lead = [leg for leg in plan.lead if leg in value.legs]
     size = value.sizes
 
-    def flat(*groups: Sequence[Leg]) -> tuple[Array, list[int]]:
+    def flat(*groups: Sequence[Leg]) -> tuple[Strided, list[int]]:
         array = value.arranged([leg for group in groups for leg in group])
         return array, [prod(size[leg] for leg in group) for group in groups]
 
@@ -307,11 +325,6 @@ def _matrix(
         return writer, free
     swapped = flat(*front, plan.summed, keep)
     if (free := swapped[0].free_reshape(swapped[1])) is not None:
-        return writer, _transpose(free)
+        return writer, free.mT
     writer, array = writer.reshape(*(straight if summed_last else swapped))
-    return writer, array if summed_last else _transpose(array)
-
-
-def _transpose(array: Array) -> Array:
-    dims = list(range(len(array.shape)))
-    return array.permute([*dims[:-2], dims[-1], dims[-2]])
+    return writer, array if summed_last else array.mT

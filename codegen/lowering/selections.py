@@ -4,13 +4,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
-from tnconv.codegen.lowering.arrays import Writer
-from tnconv.codegen.lowering.constants import LIKE
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.pairs import pair
+from tnconv.codegen.lowering.strided import LIKE, Operation, Strided
 from tnconv.codegen.lowering.values import Value, read
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Axis, Leg, Node, Selection, Tensor, View
+
+SELECT_ROWS = Operation("index_select", lambda x, index, dim: f"{x}.index_select({dim}, {index})")
+SCATTER = Operation(
+    "scatter",
+    lambda x, index, shape, dim: f"{x}.new_zeros({shape}).index_add({dim}, {index}, {x})",
+)
+COUNTS = Operation(
+    "counts",
+    lambda like, index, size, rows: (
+        f"{like}.new_zeros({size}).index_add(0, {index}, {like}.new_ones({rows}))"
+    ),
+)
+ONE_HOT = Operation(
+    "one_hot",
+    lambda like, index, shape: f"{like}.new_zeros({shape}).scatter(1, {index}.unsqueeze(1), 1.0)",
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +35,7 @@ class Selected:
 
     cover: Cover
     at: int
-    index: str
+    index: Strided
     r: Leg
     axis: Axis
 
@@ -60,7 +76,7 @@ def _recognised(cover: Cover, at: int) -> Selected | None:
     r = rows.plain(cover.network.sizes)
     if r is None or rows.size != node.shape[0] or r in dict(axis.terms):
         return None
-    return Selected(cover, at, cover.indices[node.name].code, r, axis)
+    return Selected(cover, at, cover.indices[node.name], r, axis)
 
 
 def gather(one: Selected) -> Cover | None:
@@ -75,18 +91,17 @@ def gather(one: Selected) -> Cover | None:
         return None
     sizes = {leg: size for leg, size in tn.sizes.items() if leg != i}
     nodes: dict[int, Node] = dict(enumerate(tn.nodes))
-    arrays = dict(cover.arrays)
     for at in holders:
         cover, whole = cover.value(at)
         dim = whole.legs.index(i)
         shape = (*whole.array.shape[:dim], sizes[one.r], *whole.array.shape[dim + 1 :])
         kernel = cost.copy(prod(shape), prod(shape[dim + 1 :]))
-        code = f"{whole.array.code}.index_select({dim}, {one.index})"
-        writer, array = cover.writer.run(code, shape, kernel, f"{i} at {one.index}")
+        call = SELECT_ROWS, [whole.array, one.index], shape, kernel, f"listed positions of {i}"
+        writer, array = cover.writer.run(*call, (dim,))
         legs = (one.r if leg == i else leg for leg in whole.legs)
-        nodes[at] = Tensor(array.code, View.of(sizes, *legs))
-        arrays[array.code] = array
-        cover = replace(cover, writer=writer)
+        name, arrays = cover.named(array)
+        nodes[at] = Tensor(name, View.of(sizes, *legs))
+        cover = replace(cover, writer=writer, arrays=arrays)
     del nodes[one.at]
     result = tn.result
     if i in tn.open_legs:
@@ -94,7 +109,7 @@ def gather(one: Selected) -> Cover | None:
         sizes = {leg: size for leg, size in sizes.items() if leg in held}
         result = View.of(sizes, *_slices(one))
     network = tn.with_(nodes.values(), result, sizes)
-    return replace(cover, network=network, arrays=arrays, routes=(*cover.routes, "gather"))
+    return replace(cover, network=network, routes=(*cover.routes, "gather"))
 
 
 def _slices(one: Selected) -> list[Leg]:
@@ -124,9 +139,9 @@ def _added(one: Selected, writer: Writer, slices: Value) -> tuple[Writer, Value]
     """``Σ_r S[r, i] T[r, ..]``, read through the axis of i."""
     array, dim, sizes = slices.array, slices.legs.index(one.r), one.cover.network.sizes
     shape = (*array.shape[:dim], one.axis.size, *array.shape[dim + 1 :])
-    code = f"{array.code}.new_zeros({shape}).index_add({dim}, {one.index}, {array.code})"
     kernel = cost.copy(prod(shape) + array.size, prod(shape[dim + 1 :]))
-    writer, array = writer.run(code, shape, kernel, f"slices at {one.index}")
+    call = SCATTER, [array, one.index], shape, kernel, "slices at the listed positions"
+    writer, array = writer.run(*call, (shape, dim))
     axes = (one.axis if leg == one.r else Axis(sizes[leg], 0, ((leg, 1),)) for leg in slices.legs)
     return read(writer, array, View(array.shape, tuple(axes)), sizes)
 
@@ -151,10 +166,10 @@ def _masked(one: Selected) -> Cover | None:
     if not one.alone:
         return None
     cover, tn = one.cover, one.cover.network
-    ones = f"{LIKE}.new_ones({tn.sizes[one.r]})"
-    code = f"{LIKE}.new_zeros({one.axis.size}).index_add(0, {one.index}, {ones})"
-    kernel = cost.copy(one.axis.size + tn.sizes[one.r], tn.sizes[one.r])
-    writer, array = cover.writer.run(code, (one.axis.size,), kernel, f"counts of {one.index}")
+    size, rows = one.axis.size, tn.sizes[one.r]
+    kernel = cost.copy(size + rows, rows)
+    call = COUNTS, [LIKE, one.index], (size,), kernel, "how often positions are listed"
+    writer, array = cover.writer.run(*call, (size, rows))
     writer, counts = read(writer, array, View(array.shape, (one.axis,)), tn.sizes)
     cover = replace(cover, writer=writer)
     for at, node in enumerate(tn.nodes):
@@ -169,9 +184,9 @@ def _one_hot(cover: Cover, at: int) -> Cover:
     """S as a dense matrix: always possible."""
     node = cover.network.nodes[at]
     assert isinstance(node, Selection)
-    index, shape = cover.indices[node.name].code, node.view.shape
-    code = f"{LIKE}.new_zeros({shape}).scatter(1, {index}.unsqueeze(1), 1.0)"
+    index, shape = cover.indices[node.name], node.view.shape
     kernel = cost.copy(prod(shape), shape[-1])
-    writer, array = cover.writer.run(code, shape, kernel, f"{index} as a 0/1 matrix")
+    call = ONE_HOT, [LIKE, index], shape, kernel, "listed positions as a 0/1 matrix"
+    writer, array = cover.writer.run(*call, (shape,))
     writer, value = read(writer, array, node.view, cover.network.sizes)
     return cover.put(writer, (at,), value, "one-hot")

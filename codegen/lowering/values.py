@@ -4,29 +4,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from tnconv.codegen.lowering.arrays import Array, Writer
 from tnconv.codegen.lowering.overlaps import Overlap, overlapped
+from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Axis, Leg, Sizes, View, reach
+
+DIAG_EMBED = Operation("diag_embed", lambda x: f"torch.diag_embed({x})", imports=("torch",))
 
 
 @dataclass(frozen=True)
 class Value:
     """A dense tensor with one dimension per leg, in this order."""
 
-    array: Array
+    array: Strided
     legs: tuple[Leg, ...]
 
     @property
     def sizes(self) -> dict[Leg, int]:
         return dict(zip(self.legs, self.array.shape, strict=True))
 
-    def arranged(self, legs: Sequence[Leg]) -> Array:
+    def arranged(self, legs: Sequence[Leg]) -> Strided:
         """The array with its dimensions in the order of ``legs``."""
         return self.array.permute([self.legs.index(leg) for leg in legs])
 
 
-def read(writer: Writer, array: Array, view: View, sizes: Sizes) -> tuple[Writer, Value]:
+def read(writer: Writer, array: Strided, view: View, sizes: Sizes) -> tuple[Writer, Value]:
     """The operand ``array`` read through ``view``: reshape, pad, windows, diagonals, flips.
 
     Everything is a strided view except padding, which an axis that reaches outside needs, and
@@ -56,8 +59,8 @@ def _proper(view: View) -> tuple[Axis, ...]:
 
 
 def _read_axis(
-    array: Array, dims: list[Axis | tuple[Leg, int]], axis: Axis, before: int, sizes: Sizes
-) -> Array:
+    array: Strided, dims: list[Axis | tuple[Leg, int]], axis: Axis, before: int, sizes: Sizes
+) -> Strided:
     """Turn the dimension of one axis into those of its terms; ``dims`` follows the dimensions."""
     dim = next(at for at, other in enumerate(dims) if other is axis)
     if not axis.terms:
@@ -81,7 +84,7 @@ def _span(terms: Sequence[tuple[Leg, int]], sizes: Sizes) -> int:
     return sum(abs(a) * (sizes[leg] - 1) for leg, a in terms) + 1
 
 
-def write(writer: Writer, value: Value, view: View, sizes: Sizes) -> tuple[Writer, Array]:
+def write(writer: Writer, value: Value, view: View, sizes: Sizes) -> tuple[Writer, Strided]:
     """The adjoint of `read`: add a dense value into zeros where ``view`` points.
 
     Legs that the value lacks broadcast. Axes whose legs nest (each step exceeds what the smaller
@@ -137,8 +140,8 @@ def _places(axes: Sequence[Axis]) -> list[tuple[int, Leg]]:
 
 
 def _spread_diagonals(
-    writer: Writer, array: Array, names: list[Leg], view: View
-) -> tuple[Writer, Array, list[Leg]]:
+    writer: Writer, array: Strided, names: list[Leg], view: View
+) -> tuple[Writer, Strided, list[Leg]]:
     """Give a leg that several axes hold a dimension for each of them; returns their order."""
     order: list[Leg] = []
     for _, leg in _places(view.axes):
@@ -152,16 +155,14 @@ def _spread_diagonals(
             names.append(name)
             shape = (*array.shape, array.shape[-1])
             kernel = cost.copy(prod(shape), array.shape[-1], array.shape[-1], read=array.size)
-            writer, array = writer.run(
-                f"torch.diag_embed({array.code})", shape, kernel, f"diagonal in {leg}"
-            )
+            writer, array = writer.run(DIAG_EMBED, [array], shape, kernel, f"diagonal in {leg}")
         order.append(name)
     return writer, array, order
 
 
 def _embed(
-    writer: Writer, array: Array, axes: Sequence[Axis], sizes: Sizes
-) -> tuple[Writer, Array]:
+    writer: Writer, array: Strided, axes: Sequence[Axis], sizes: Sizes
+) -> tuple[Writer, Strided]:
     """Flatten the dimensions of each axis's legs into one of the axis's size."""
     writer, array, done = _overlapped(writer, array, axes, sizes)
     dim = 0
@@ -178,8 +179,8 @@ def _embed(
 
 
 def _overlapped(
-    writer: Writer, array: Array, axes: Sequence[Axis], sizes: Sizes
-) -> tuple[Writer, Array, list[Axis]]:
+    writer: Writer, array: Strided, axes: Sequence[Axis], sizes: Sizes
+) -> tuple[Writer, Strided, list[Axis]]:
     """Axes whose legs do not nest, or leave gaps: one dimension where those of its legs are."""
     loose = [axis for axis in axes if not _nested(axis, sizes) or _gapped(axis)]
     if not loose:
@@ -205,8 +206,8 @@ def _overlapped(
 
 
 def _embed_nested(
-    writer: Writer, array: Array, dim: int, steps: Sequence[int]
-) -> tuple[Writer, Array]:
+    writer: Writer, array: Strided, dim: int, steps: Sequence[int]
+) -> tuple[Writer, Strided]:
     """Flatten dimensions from ``dim`` on to one, with entries at multiples of their ``steps``."""
     if not steps:
         return writer, array.unsqueeze(dim)

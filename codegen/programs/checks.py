@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor as Array
+from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 _AUTOCAST_DEVICES = frozenset(
@@ -51,10 +51,10 @@ def by_position(
         casts=" or ".join(casts),
     )
 
-    def explain(*given: Array) -> None:
+    def explain(*given: Tensor) -> None:
         check(shapes, dict(zip(shapes, given, strict=True)), indices)
 
-    known = {"contraction": contraction, "check": explain, "Tensor": Array, "int64": torch.int64}
+    known = {"contraction": contraction, "check": explain, "Tensor": Tensor, "int64": torch.int64}
     return _defined("by_position", text, **known, autocasts=torch._C._is_any_autocast_enabled)
 
 
@@ -68,7 +68,7 @@ def by_name(
         given=", ".join(f"given[{name!r}]" for name in shapes),
     )
 
-    def explain(given: Mapping[str, Array]) -> None:
+    def explain(given: Mapping[str, Tensor]) -> None:
         check(shapes, given, indices)
 
     return _defined("by_name", text, by_position=by_position, check=explain)
@@ -82,7 +82,7 @@ def _defined(name: str, text: str, **known: Any) -> Callable[..., Any]:
 
 def check(
     expected: Shapes,
-    given: Mapping[str, Array],
+    given: Mapping[str, Tensor],
     indices: Collection[str] = (),
 ) -> None:
     """Raise unless ``given`` are tensors of the expected names and shapes, one dtype and device.
@@ -112,7 +112,7 @@ def check(
             )
 
 
-def after_autocast(array: Array) -> torch.dtype:
+def after_autocast(array: Tensor) -> torch.dtype:
     """The dtype in which torch's own convolutions would take a tensor, here and now."""
     device = array.device.type
     if array.is_floating_point() and array.dtype != torch.float64 and device in _AUTOCAST_DEVICES:

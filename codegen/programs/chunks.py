@@ -1,91 +1,29 @@
 """Chunks: a network in pieces over one leg, computed in turn, where memory is limited."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING
 
 from tnconv.codegen.programs.parts import Window, narrowed, outermost, read_only_what_is_needed
-from tnconv.codegen.programs.source import function, returned
+from tnconv.codegen.programs.pieces import Chunks, Piece, copied
+from tnconv.codegen.programs.program import Program
 from tnconv.diagrams.affine import Leg
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 
-if TYPE_CHECKING:
-    from tnconv.codegen.programs.program import Program
-
 MOST_PIECES = 64
-Build = Callable[[Expression, int], "Program"]
+Build = Callable[[Expression, int], Program]
 """Compile a network for a memory limit, or as lean as it can be."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One call of a part: where its result belongs, and what it reads of the operands."""
-
-    part: int
-    start: int
-    stop: int
-    windows: tuple[Window, ...]
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """Pieces of one network: placed along dimension ``dim`` of the result, or added (None).
-
-    A network that needs no chunks is one piece.
-    """
-
-    leg: str
-    dim: int | None
-    shape: tuple[int, ...]
-    parts: tuple["Program", ...]
-    pieces: tuple[Piece, ...]
-
-    def calls_of(self, part: int) -> int:
-        return sum(piece.part == part for piece in self.pieces)
-
-    @property
-    def seconds(self) -> float:
-        return sum(self.parts[piece.part].schedule.seconds for piece in self.pieces)
-
-    def peak(self, item: int) -> tuple[int, int]:
-        """The most bytes held at a time, and those of the result."""
-        result = item * prod(self.shape)
-        most = max(
-            self.parts[piece.part].schedule.peak(item)
-            + item * _copied(self.parts[piece.part].operands, piece.windows)
-            for piece in self.pieces
-        )
-        if len(self.pieces) == 1:
-            return most, result
-        return result + (most if self.dim is not None else max(most, 2 * result)), result
-
-    def __str__(self) -> str:
-        if len(self.pieces) == 1:
-            return "in one piece"
-        how = "added" if self.dim is None else f"placed along dimension {self.dim}"
-        return f"{len(self.pieces)} chunks over leg {self.leg}, {how}"
-
-
-def _copied(operands: Mapping[str, tuple[int, ...]], windows: Sequence[Window]) -> int:
-    """Entries of the parts of operands that are not contiguous: pieces read copies of them."""
-    return sum(prod(operands[name]) for name in _apart(operands, windows))
-
-
-def _apart(operands: Mapping[str, tuple[int, ...]], windows: Sequence[Window]) -> set[str]:
-    """The operands whose parts are not contiguous, which pieces are planned for."""
-    return {name for name, dim, *_ in windows if prod(operands[name][:dim]) > 1}
-
-
-def whole(program: "Program") -> Chunks:
+def whole(program: Program) -> Chunks[Program]:
     """A network in one piece."""
     piece = Piece(0, 0, 0, ())
     return Chunks("", None, program.networks[0].shape, (program,), (piece,))
 
 
-def chunked(network: Expression, limit: int, item: int, build: Build) -> Chunks:
+def chunked(network: Expression, limit: int, item: int, build: Build) -> Chunks[Program]:
     """The fastest chunks that stay below the limit, or the leanest.
 
     Legs are compared by a piece from the middle: only for the chosen one all pieces are compiled.
@@ -162,7 +100,7 @@ class _Way:
         """Bytes that pieces like the one in the middle hold at least."""
         part, windows = self._middle(count)
         result = prod(self.network.shape)
-        own = prod(part.shape) + _copied(part.operands, windows)
+        own = prod(part.shape) + copied(part.operands, windows)
         return self.item * (result + (own if self.dim is not None else max(own, 2 * result)))
 
     def leanest(self) -> tuple[int, int]:
@@ -189,7 +127,7 @@ class _Way:
             or (self.floor(count) <= limit and self.sketch(count).peak(self.item)[0] <= limit)
         )
 
-    def sketch(self, count: int) -> Chunks:
+    def sketch(self, count: int) -> Chunks[Program]:
         """All pieces as if they were like the one in the middle."""
         part, windows = self._middle(count)
         program = self._built(part, windows)
@@ -199,7 +137,7 @@ class _Way:
     def _middle(self, count: int) -> tuple[Expression, tuple[Window, ...]]:
         return self._part(*self._bounds(count)[count // 2])
 
-    def chunks(self, count: int) -> Chunks:
+    def chunks(self, count: int) -> Chunks[Program]:
         unit = 1 if self.dim is None else self.network.shape[self.dim] // self.size
         parts: dict[Expression, Program] = {}
         pieces = []
@@ -212,8 +150,8 @@ class _Way:
         programs = tuple(parts.values())
         return Chunks(self.legs[0], self.dim, self.network.shape, programs, tuple(pieces))
 
-    def _built(self, part: Expression, windows: Sequence[Window]) -> "Program":
-        return self.build(part, self.limit - self.item * _copied(part.operands, windows))
+    def _built(self, part: Expression, windows: Sequence[Window]) -> Program:
+        return self.build(part, self.limit - self.item * copied(part.operands, windows))
 
     def _bounds(self, count: int) -> list[tuple[int, int]]:
         return list(pairwise(self.size * at // count for at in range(count + 1)))
@@ -224,54 +162,3 @@ class _Way:
             for term, leg in zip(self.network.terms, self.legs, strict=True)
         ]
         return read_only_what_is_needed(terms)
-
-
-def functions(
-    name: str, chunks: Sequence[Chunks], arguments: Mapping[str, str], several: bool
-) -> list[str]:
-    """The texts of a function that runs the chunks of each network in turn, and of its parts."""
-    texts: list[str] = []
-    body: list[str] = []
-    results = []
-    for number, chunk in enumerate(chunks, 1):
-        mark = f"_{number}" if len(chunks) > 1 else ""
-        names: dict[int, str] = {}
-        for part in chunk.parts:
-            names[len(names)] = f"piece_{len(texts) + 1}"
-            texts += part.functions(f"piece_{len(texts) + 1}")
-        calls = [_call(chunk, piece, names[piece.part], arguments) for piece in chunk.pieces]
-        body += _lines(chunk, calls, f"result{mark}")
-        results.append(f"result{mark}")
-    body.append(returned(results, several))
-    return [*texts, function(name, list(arguments.values()), body)]
-
-
-def _call(chunk: Chunks, piece: Piece, name: str, arguments: Mapping[str, str]) -> str:
-    codes = []
-    operands = chunk.parts[piece.part].operands
-    apart = _apart(operands, piece.windows)
-    for operand in operands:
-        windows = {dim: (a, b) for which, dim, a, b in piece.windows if which == operand}
-        slices = [
-            f"{windows[dim][0]}:{windows[dim][1]}" if dim in windows else ":"
-            for dim in range(max(windows, default=-1) + 1)
-        ]
-        part = arguments[operand] + (f"[{', '.join(slices)}]" if slices else "")
-        codes.append(f"{part}.contiguous()" if operand in apart else part)
-    return f"{name}({', '.join(codes)})"
-
-
-def _lines(chunk: Chunks, calls: Sequence[str], result: str) -> list[str]:
-    first, *others = calls
-    if not others:
-        return [f"{result} = {first}"]
-    if chunk.dim is None:
-        return [f"{result} = {first}", *(f"{result} = {result} + {call}" for call in others)]
-    before = ":, " * chunk.dim
-    lines = [f"part = {first}", f"{result} = part.new_empty({chunk.shape})  # {chunk}"]
-    lines += [
-        f"{result}[{before}{piece.start}:{piece.stop}] = {call}"
-        for piece, call in zip(chunk.pieces, ["part", *others], strict=True)
-    ]
-    lines.insert(3, "del part")
-    return lines

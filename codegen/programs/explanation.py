@@ -1,24 +1,23 @@
 """What a program is and how it came about, in words and numbers."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
-from tnconv.codegen.lowering.arrays import Step
-from tnconv.codegen.lowering.constants import words
 from tnconv.codegen.lowering.contraction import path_flops
+from tnconv.codegen.lowering.forms import forms_of
+from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.planner import Plan
-from tnconv.codegen.programs.source import argument_names
+from tnconv.codegen.lowering.strided import LIKE, ONE
+from tnconv.codegen.lowering.writer import Step
+from tnconv.codegen.programs.names import Names, argument_names
+from tnconv.codegen.programs.program import Program
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import Firing
-
-if TYPE_CHECKING:
-    from tnconv.codegen.programs.program import Program, Result
 
 KIND = 25  # columns of the longest kind of kernel
 
 
-def explain(program: "Program[Result]") -> str:
+def explain(program: Program[Any]) -> str:
     """Networks, rules that fired, plans, steps in order with costs, alternatives and why not."""
     lines: list[str] = [line for net in program.networks for line in _indented("network", str(net))]
     lines += _indented("operands", "\n".join(_shapes(program)) or "none")
@@ -32,7 +31,7 @@ def _indented(title: str, text: str) -> list[str]:
     return [title, *(f"  {line}".rstrip() for line in text.splitlines())]
 
 
-def _shapes(program: "Program[Result]") -> Iterator[str]:
+def _shapes(program: Program[Any]) -> Iterator[str]:
     return (f"{name} {shape}" for name, shape in program.operands.items())
 
 
@@ -43,7 +42,7 @@ def _fired(firing: Firing) -> str:
     return f"{firing}; {saved}"
 
 
-def _planned(program: "Program[Result]") -> Iterator[str]:
+def _planned(program: Program[Any]) -> Iterator[str]:
     terms = [term for net in program.networks for term in net.terms]
     for term, (plan, *_) in zip(terms, program.terms, strict=True):
         yield from _indented(f"plan, from the network {plan.label}", str(_form(term, plan.form)))
@@ -54,15 +53,16 @@ def _planned(program: "Program[Result]") -> Iterator[str]:
 
 def _form(term: TensorNetwork, name: str) -> TensorNetwork:
     """What a plan computes: its equation is that of the form which it covers."""
-    from tnconv.codegen.compiler import _forms
-
-    return term if name == "as given" else _forms(term, True)[0][name]
+    return term if name == "as given" else forms_of(term)[0][name]
 
 
 def _table(schedule: Schedule, arguments: list[str]) -> Iterator[str]:
     """The steps in their order, what each is made of, and what it costs."""
-    known = {*arguments, *(step.name for step in schedule.steps)}
-    of = [", ".join(dict.fromkeys(w for w in words(s.code) if w in known)) for s in schedule.steps]
+    names = Names.of(arguments, schedule.steps)
+    of = [
+        ", ".join(names.text(array) for array in step.value.reads if array not in (LIKE, ONE))
+        for step in schedule.steps
+    ]
     wide = max([2, *map(len, of)])
     yield "steps, in order"
     if schedule.steps:
@@ -71,7 +71,7 @@ def _table(schedule: Schedule, arguments: list[str]) -> Iterator[str]:
             f"{'bytes':>12} {'us':>9}  what it is"
         )
     for step, made_of in zip(schedule.steps, of, strict=True):
-        yield _row(step, f"{made_of:<{wide}}")
+        yield _row(step, names.text(step.value), f"{made_of:<{wide}}")
     flops = sum(step.kernel.flops for step in schedule.steps)
     moved = sum(step.kernel.bytes for step in schedule.steps)
     count = len(schedule.steps)
@@ -79,10 +79,10 @@ def _table(schedule: Schedule, arguments: list[str]) -> Iterator[str]:
     yield f"  predicted time {schedule.seconds * 1e6:,.0f} us"
 
 
-def _row(step: Step, made_of: str) -> str:
+def _row(step: Step, name: str, made_of: str) -> str:
     kernel = step.kernel
     row = (
-        f"  {step.name:>4} {made_of} {kernel.kind:<{KIND}} {step.shape!s:<24} {kernel.flops:>14,} "
+        f"  {name:>4} {made_of} {kernel.kind:<{KIND}} {step.shape!s:<24} {kernel.flops:>14,} "
         f"{kernel.bytes:>12,} {kernel.seconds * 1e6:>9,.1f}  {step.comment}"
     )
     return row.rstrip()
@@ -108,7 +108,7 @@ def _cost(plan: Plan) -> tuple[object, ...]:
 
 
 def _why_not(plan: Plan, chosen: Plan) -> str:
-    if plan.seconds > chosen.seconds:
+    if plan.seconds > chosen.seconds > 0:
         return f"{plan.seconds / chosen.seconds:.2f} times the time"
     if chosen.is_torchs and chosen.seconds <= chosen.margin * plan.seconds:
         return f"not {chosen.margin} times as fast as torch's own kernel"
@@ -119,7 +119,7 @@ def _why_not(plan: Plan, chosen: Plan) -> str:
     return "shares less with other terms" if plan.seconds < chosen.seconds else "the same time"
 
 
-def _chunked(program: "Program[Result]") -> Iterator[str]:
+def _chunked(program: Program[Any]) -> Iterator[str]:
     for chunk in program.chunks:
         yield str(chunk)
         for number, part in enumerate(chunk.parts, 1):

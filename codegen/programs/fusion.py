@@ -1,86 +1,88 @@
 """Loops over the same parts in one: what their turns have in common is done once."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from math import prod
 
-from tnconv.codegen.lowering.arrays import Step, Turns
-from tnconv.codegen.lowering.constants import words
+from tnconv.codegen.lowering.strided import Strided, strided
+from tnconv.codegen.lowering.substitution import recomputed, substituted
+from tnconv.codegen.lowering.turns import (
+    ADDED,
+    ADDED_TOGETHER,
+    PICKED,
+    Turns,
+    held,
+    turns_of,
+)
+from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
-from tnconv.codegen.routes.loops import NAME, held
-
-TOTALS = '''def totals(rows):
-    """The sum of each column of rows."""
-    sums = None
-    for row in rows:
-        sums = row if sums is None else [total + value for total, value in zip(sums, row)]
-    return sums
-'''
-
-
-def fused(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The same steps, with one loop for all sums over the same parts that can run together."""
-    groups: dict[str, list[Step]] = defaultdict(list)
-    for step in steps:
-        if step.turns is not None:
-            groups[step.turns.over].append(step)
-    found = list(steps)
-    for group in groups.values():
-        at = found.index(group[0])
-        known = {step.name for step in found[:at]}
-        later = {step.name for step in found} - known
-        together = [step for step in group if later.isdisjoint(_needs(step))]
-        if len(together) > 1:
-            found = _together(found, together, f"t{len(found) + 1}")
-    return tuple(found)
-
-
-def shares(turns: Turns) -> dict[str, float]:
-    """The seconds of each step in a loop, over all turns, by what tells it from others."""
-    return {f"{turns.over}: {s.code}": turns.count * s.kernel.seconds for s in turns.steps}
-
-
-def _needs(step: Step) -> set[str]:
-    assert step.turns is not None
-    return {word for line in (*step.turns.body, step.turns.output) for word in words(line)}
-
-
-def _together(steps: list[Step], sums: Sequence[Step], name: str) -> list[Step]:
-    """One loop in the place of the first, and its results in those of all."""
-    inner: dict[str, Step] = {}  # by code
-    outputs = []
-    for step in sums:
-        assert step.turns is not None
-        names: dict[str, str] = {}
-        for each in step.turns.steps:
-            code = _renamed(each.code, names)
-            same = inner.setdefault(code, replace(each, name=f"u{len(inner) + 1}", code=code))
-            names[each.name] = same.name
-        outputs.append(_renamed(step.turns.output, names))
-    first = sums[0].turns
-    assert first is not None
-    turns = Turns(first.over, first.count, tuple(inner.values()), f"({', '.join(outputs)})")
-    code = f"totals({' '.join([turns.output, *turns.body])})"
-    loop = Step(name, code, (0,), _kernel(turns, sums), sums[0].comment)
-    picked = {
-        step.name: replace(step, code=f"{name}[{at}]", kernel=FREE, comment="", turns=None)
-        for at, step in enumerate(sums)
-    }
-    at = steps.index(sums[0])
-    return [*steps[:at], loop, *(picked.get(step.name, step) for step in steps[at:])]
-
-
-def _renamed(code: str, names: Mapping[str, str]) -> str:
-    return NAME.sub(lambda found: names.get(found[0], found[0]), code)
-
 
 FREE = cost.Kernel("part of a loop", 0, 0, 0.0)
 
 
+def fused(
+    steps: Sequence[Step], outputs: Sequence[Strided]
+) -> tuple[tuple[Step, ...], tuple[Strided, ...]]:
+    """The same steps, with one loop for all sums over the same parts that can run together.
+
+    And the ``outputs``, computed by these steps.
+    """
+    groups: dict[tuple[Strided, ...], list[Strided]] = defaultdict(list)
+    for step in steps:
+        if step.operation is ADDED:
+            groups[turns_of(step.value).parts].append(step.value)
+    found, names = list(steps), dict[Strided, Strided]()
+    for group in groups.values():
+        if len(group) > 1:
+            found = _together(found, [substituted(value, names) for value in group], names)
+    return tuple(found), tuple(substituted(output, names) for output in outputs)
+
+
+def shares(turns: Turns) -> dict[Hashable, float]:
+    """The seconds of each step in a loop, over all turns, by what tells it from others."""
+    return {(turns.parts, step.value): turns.count * step.kernel.seconds for step in turns.steps}
+
+
+def _together(
+    steps: list[Step], loops: Sequence[Strided], names: dict[Strided, Strided]
+) -> list[Step]:
+    """One loop in the place of the first, and its results in those of all.
+
+    ``names`` learns which values have taken the places of others.
+    """
+    at = next(at for at, step in enumerate(steps) if step.value is loops[0])
+    later = {step.value for step in steps[at:]}
+    sums = [s for s in steps[at:] if s.value in loops and later.isdisjoint(s.value.reads)]
+    if len(sums) < 2:
+        return steps
+    each = [turns_of(step.value) for step in sums]
+    inner = {step.value: step for turns in each for step in turns.steps}
+    outputs = tuple(output for turns in each for output in turns.outputs)
+    turns = Turns(each[0].parts, tuple(inner.values()), outputs)
+    loop = Step(
+        strided(ADDED_TOGETHER, turns.reads, (turns,), (0,), (1,)),
+        _kernel(turns, sums),
+        sums[0].comment,
+    )
+    for position, step in enumerate(sums):
+        old = step.value
+        names[old] = strided(PICKED, (loop.value,), (position,), old.shape, old.strides)
+    return [*steps[:at], loop, *(_renewed(step, names) for step in steps[at:])]
+
+
+def _renewed(step: Step, names: dict[Strided, Strided]) -> Step:
+    """The step on values that have taken the places of others, or such a value itself."""
+    if step.value in names:
+        return Step(names[step.value], FREE)
+    value = recomputed(step.value, names)
+    if value is not step.value:
+        names[step.value] = value
+    return replace(step, value=value)
+
+
 def _kernel(turns: Turns, sums: Sequence[Step]) -> cost.Kernel:
     """All turns, what they hold, and adding up what they give."""
-    entries = [prod(step.shape) for step in sums]
+    entries = [step.value.size for step in sums]
     added = [cost.elementwise(size, 2 * size) for size in entries]
     kernels = [*(step.kernel for step in turns.steps), *added]
     return cost.Kernel(

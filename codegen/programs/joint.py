@@ -1,77 +1,68 @@
 """Several plans in one program: equal steps are one, and plans are chosen with that in mind."""
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
-from tnconv.codegen.lowering.arrays import Array, Step, contiguous
-from tnconv.codegen.lowering.schedule import NAME, Schedule
-from tnconv.codegen.planner import Plan
+from tnconv.codegen.lowering.layouts import contiguous
+from tnconv.codegen.lowering.plans import Plan
+from tnconv.codegen.lowering.schedule import Schedule
+from tnconv.codegen.lowering.strided import EXPAND, PERMUTE, RESHAPE, UNSQUEEZE, Strided, strided
+from tnconv.codegen.lowering.turns import ADDED, turns_of
+from tnconv.codegen.lowering.writer import ADD, Step
 from tnconv.codegen.prices import cost
 from tnconv.codegen.programs.fusion import fused, shares
+from tnconv.codegen.routes.native import CONVOLUTION
 
-_CONVOLUTION = re.compile(r"F\.conv[123]d\((?!.*bias=)")
-_EXPANDED = re.compile(r"(?P<name>\w+)(\.(unsqueeze|expand|permute|reshape)\([\d, ]*\))*")
 MOST_PLANS = 8  # considered together for each network
+Steps = dict[Strided, Step]
 
 
 def scheduled(sums: Sequence[Sequence[Plan]]) -> Schedule:
     """The steps of all plans, equal ones once; the plans of each sum are added."""
-    steps: dict[str, Step] = {}  # by code
+    steps: Steps = {}
     outputs = []
-    for terms in sums:
-        total, *others = [_written(plan, steps)[0] for plan in terms]
+    for plans in sums:
+        terms = []
+        for plan in plans:
+            for step in plan.steps:
+                steps.setdefault(step.value, step)
+            terms.append(plan.output)
+        total, *others = terms
         for other in others:
-            if len(sums) == 1 and _biased(total, other, steps):
-                continue
-            kernel = cost.elementwise(total.size, 2 * total.size)
-            code = f"{total.code} + {other.code}"
-            name = _step(Step("", code, total.shape, kernel, "sum of terms"), code, steps)
-            total = Array(name, total.shape, contiguous(total.shape))
+            biased = _biased(total, other, steps) if len(sums) == 1 else None
+            total = biased or _added(total, other, steps)
         outputs.append(total)
-    return Schedule(fused(list(steps.values())), tuple(outputs))
+    return Schedule(*fused(list(steps.values()), outputs))
 
 
-def _biased(total: Array, other: Array, steps: dict[str, Step]) -> bool:
-    """Give a native convolution, the last step, a bias: a vector that is added to its channels."""
-    last = next(reversed(steps.values()), None)
-    if last is None or (last.name, last.shape) != (total.code, total.shape):
-        return False
+def _added(total: Strided, other: Strided, steps: Steps) -> Strided:
+    kernel = cost.elementwise(total.size, 2 * total.size)
+    value = strided(ADD, (total, other), (), total.shape, contiguous(total.shape))
+    steps.setdefault(value, Step(value, kernel, "sum of terms"))
+    return value
+
+
+def _biased(total: Strided, other: Strided, steps: Steps) -> Strided | None:
+    """A native convolution, the last step, with a vector as its bias that channels add to it."""
     channels = tuple(int(dim == 1) for dim in range(len(total.shape)))
-    vector = _EXPANDED.fullmatch(other.code)
-    if not (_CONVOLUTION.match(last.code) and other.strides == channels and vector):
-        return False
-    bias, whole = vector["name"], other.code.count(".unsqueeze(") == len(total.shape) - 1
-    bias += "" if whole and ".reshape" not in other.code else f".reshape({total.shape[1]})"
-    del steps[last.code]
-    code = f"{last.code[:-1]}, bias={bias})"
-    steps[code] = replace(last, code=code)
-    return True
-
-
-def _written(plan: Plan, steps: dict[str, Step]) -> tuple[Array, frozenset[str]]:
-    """Add the steps of a plan, unless they are there; its output, and its steps' names."""
-    names: dict[str, str] = {}
-
-    def rename(code: str) -> str:
-        return NAME.sub(lambda found: names[found[0]], code)
-
-    for step in plan.steps:
-        turns = None if step.turns is None else step.turns.renamed(rename)
-        names[step.name] = _step(replace(step, turns=turns), rename(step.code), steps)
-    output = Array(rename(plan.output.code), plan.output.shape, plan.output.strides)
-    return output, frozenset(names.values())
-
-
-def _step(step: Step, code: str, steps: dict[str, Step]) -> str:
-    named = replace(step, name=f"t{len(steps) + 1}", code=code)
-    return steps.setdefault(code, named).name
+    spread = all(x.operation in (UNSQUEEZE, EXPAND, PERMUTE, RESHAPE) for x in other.views)
+    if not (total.operation is CONVOLUTION and len(total.inputs) == 2 and spread):
+        return None
+    if total is not next(reversed(steps), None) or other.strides != channels:
+        return None
+    if (bias := other.origin.free_reshape(total.shape[1:2])) is None:
+        return None
+    image, kernel = total.inputs
+    operands, numbers = (image, kernel, bias), total.attributes
+    value = strided(CONVOLUTION, operands, numbers, total.shape, total.strides)
+    steps[value] = replace(steps.pop(total), value=value)
+    return value
 
 
 @dataclass(frozen=True)
 class _Candidate:
     plan: Plan
-    units: frozenset[str]
+    units: tuple[Hashable, ...]
     weight: float
 
 
@@ -85,11 +76,10 @@ def chosen_together(lists: Sequence[Sequence[Plan]]) -> list[Plan]:
     """
     if len(lists) < 2:
         return [plans[0] for plans in lists]
-    steps: dict[str, Step] = {}
-    seconds: dict[str, float] = {}
+    seconds: dict[Hashable, float] = {}
     tables = [
         [
-            _Candidate(plan, _units_of(plan, steps, seconds), _weight(plan, plans[0]))
+            _Candidate(plan, _units_of(plan, seconds), _weight(plan, plans[0]))
             for plan in plans[:MOST_PLANS]
         ]
         for plans in lists
@@ -99,12 +89,12 @@ def chosen_together(lists: Sequence[Sequence[Plan]]) -> list[Plan]:
         for rows in tables
     ]
     tables = [
-        [rows[0], *(row for row in rows[1:] if row.units & units)]
+        [rows[0], *(row for row in rows[1:] if not units.isdisjoint(row.units))]
         for rows, units in zip(tables, shared, strict=True)
     ]
 
     def price(choice: Sequence[_Candidate]) -> float:
-        weights: dict[str, float] = {}
+        weights: dict[Hashable, float] = {}
         for row in choice:
             for unit in row.units:
                 weights[unit] = min(row.weight, weights.get(unit, row.weight))
@@ -116,16 +106,16 @@ def chosen_together(lists: Sequence[Sequence[Plan]]) -> list[Plan]:
     return [row.plan for row in best]
 
 
-def _units_of(plan: Plan, steps: dict[str, Step], seconds: dict[str, float]) -> frozenset[str]:
+def _units_of(plan: Plan, seconds: dict[Hashable, float]) -> tuple[Hashable, ...]:
     """What is paid once by all who need it: steps, and those inside of loops."""
-    names = _written(plan, steps)[1]
-    units: dict[str, float] = {}
-    for step in steps.values():
-        if step.name in names:
-            inside = {} if step.turns is None else shares(step.turns)
-            units |= inside | {step.name: step.kernel.seconds - sum(inside.values())}
-    seconds |= units
-    return frozenset(units)
+    units: dict[Hashable, float] = {}
+    for step in plan.steps:
+        inside = shares(turns_of(step.value)) if step.operation is ADDED else {}
+        units |= inside
+        units[step.value] = step.kernel.seconds - sum(inside.values())
+    for unit, taken in units.items():
+        seconds.setdefault(unit, taken)
+    return tuple(units)
 
 
 def _weight(plan: Plan, first: Plan) -> float:

@@ -2,29 +2,30 @@
 
 import linecache
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import Any, Generic, Self
 
 import torch
-from torch import Tensor as Array
+from torch import Tensor
 from typing_extensions import TypeVar
 
-from tnconv.codegen.lowering.arrays import Step
+from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.planner import Plan
+from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.programs import source
 from tnconv.codegen.programs.checks import after_autocast, by_name, by_position
 from tnconv.codegen.programs.joint import scheduled
+from tnconv.codegen.programs.names import argument_names, operations
+from tnconv.codegen.programs.pieces import Chunks, functions_of_chunks
+from tnconv.codegen.programs.source import Definition, Function
+from tnconv.codegen.programs.styles import STYLES
 from tnconv.diagrams.expression import Expression
 from tnconv.simplify import Firing
 
-if TYPE_CHECKING:
-    from tnconv.codegen.programs.chunks import Chunks
-
-Result = TypeVar("Result", Array, tuple[Array, ...], default=Array)
+Result = TypeVar("Result", Tensor, tuple[Tensor, ...], default=Tensor)
 _numbers = count(1)
 SPARE = 2**20  # bytes
 
@@ -36,14 +37,17 @@ class Program(Generic[Result]):
     Of several networks, given as a tuple, the results are a tuple. ``terms`` holds the plans that
     were considered for each term of each network, the chosen one first. ``chunks``, one for each
     network, replace them where memory is limited. Intermediate results are deleted where they would
-    raise the peak by more than ``spare_memory`` bytes.
+    raise the peak by more than ``spare_memory`` bytes. ``services`` are those of the compiler,
+    ``style`` is one of `STYLES`, in which steps are printed.
     """
 
     network: Expression | tuple[Expression, ...]
     terms: tuple[tuple[Plan, ...], ...]
     firings: tuple[Firing, ...]
-    chunks: tuple["Chunks", ...] = ()
+    chunks: "tuple[Chunks[Program[Any]], ...]" = ()
     spare_memory: int = SPARE
+    services: "Services | None" = field(default=None, compare=False, repr=False)
+    style: str = "torch"
 
     @property
     def networks(self) -> tuple[Expression, ...]:
@@ -54,6 +58,11 @@ class Program(Generic[Result]):
     def operands(self) -> dict[str, tuple[int, ...]]:
         """The shape of each operand."""
         return {name: shape for net in self.networks for name, shape in net.operands.items()}
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """The position of each operand in a call."""
+        return {name: at for at, name in enumerate(self.operands)}
 
     @cached_property
     def indices(self) -> frozenset[str]:
@@ -78,9 +87,9 @@ class Program(Generic[Result]):
         """
         if self.chunks:
             return together([chunk.peak(dtype.itemsize) for chunk in self.chunks])
-        arguments = source.argument_names(self.operands).values()
-        kept = [x.name for x in source.constants(self.schedule, arguments, self.spare_memory)]
-        return self.schedule.held(dtype.itemsize, self.spare_memory, kept)
+        spare = self.spare_memory
+        kept = source.constants(self.schedule, spare) if self.style == "torch" else []
+        return self.schedule.held(dtype.itemsize, spare, kept)
 
     @cached_property
     def source(self) -> str:
@@ -92,17 +101,16 @@ class Program(Generic[Result]):
         """The source before it is laid out: what runs."""
         return source.module(self.functions("contraction"))
 
-    def functions(self, name: str) -> list[str]:
-        """The texts of the function ``name`` and of those that it calls."""
-        arguments = source.argument_names(self.operands)
+    def functions(self, name: str) -> list[Function]:
+        """The function ``name`` and those that it calls."""
+        arguments = argument_names(self.operands)
         several = isinstance(self.network, tuple)
         if not self.chunks:
             names, spare = list(arguments.values()), self.spare_memory
             indices = [arguments[index] for index in self.indices]
-            return source.definition(name, names, indices, self.schedule, several, spare)
-        from tnconv.codegen.programs.chunks import functions
-
-        return functions(name, self.chunks, arguments, several)
+            definition = Definition(name, names, indices, self.schedule, several, spare)
+            return STYLES[self.style](definition)
+        return functions_of_chunks(name, self.chunks, arguments, several)
 
     @cached_property
     def function(self) -> Callable[..., Result]:
@@ -132,7 +140,7 @@ class Program(Generic[Result]):
         path.write_text(source.documented(about, self.source), encoding="utf-8")
         return path
 
-    def __call__(self, **operands: Array) -> Result:
+    def __call__(self, /, **operands: Tensor) -> Result:
         """Run on tensors of the operands' shapes, one dtype (but `indices`) and one device.
 
         Under autocast operands are cast to its dtype as by torch's own convolutions, which leave
@@ -144,14 +152,14 @@ class Program(Generic[Result]):
         """
         return self._by_name(self, operands)
 
-    def run(self, *given: Array) -> Result:
+    def run(self, *given: Tensor) -> Result:
         """As calling, with the operands by position, in the order of `operands`."""
         if len(given) != len(self.operands):
             names = ", ".join(self.operands) or "none"
             raise ValueError(f"got {len(given)} operands; expected {len(self.operands)}: {names}")
         return self._by_position(self, *given)
 
-    def run_cast(self, *given: Array) -> Result:
+    def run_cast(self, *given: Tensor) -> Result:
         """As running on operands that fit, where autocast is on or numbers are complex."""
         cast = [array.to(after_autocast(array)) for array in given]
         if self.has_native_kernels and any(array.is_complex() for array in cast):
@@ -170,28 +178,40 @@ class Program(Generic[Result]):
     @cached_property
     def has_native_kernels(self) -> bool:
         """Whether a step is one of torch's convolution kernels."""
-        return "conv" in self.text.replace("contraction", "")
+        if self.chunks:
+            return any(part.has_native_kernels for chunk in self.chunks for part in chunk.parts)
+        return any(each.native for each in operations(step.value for step in self.steps))
 
     @cached_property
     def for_complex(self) -> "Program[Result]":
         """The program without native convolutions, which torch has for real dtypes only."""
-        from tnconv.codegen.compiler import compile
-
-        return compile(self.network, dtype=torch.complex64)  # type: ignore[return-value]
-
-    def __reduce__(self) -> tuple[object, ...]:
-        fields = self.network, self.terms, self.firings, self.chunks, self.spare_memory
-        return _restored, fields
+        program: Program[Result] = self._compiler.compile(self.network, dtype=torch.complex64)
+        return program
 
     def explain(self) -> str:
         """What was compiled and how: networks, rules, plans, steps with costs, alternatives."""
-        from tnconv.codegen.programs.explanation import explain
+        return self._compiler.explain(self)
 
-        return explain(self)
+    @property
+    def _compiler(self) -> "Services":
+        if self.services is None:
+            raise ValueError("services is None; expected those of the compiler, as in its programs")
+        return self.services
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restored, tuple(getattr(self, each.name) for each in fields(self))
 
 
-def _restored(*fields: Any) -> Program[Any]:
-    return Program(*fields).prepared()
+@dataclass(frozen=True)
+class Services:
+    """What a program asks of those who know more than it does."""
+
+    compile: Callable[..., Program[Any]]
+    explain: Callable[[Program[Any]], str]
+
+
+def _restored(*values: Any) -> Program[Any]:
+    return Program(*values).prepared()
 
 
 def together(peaks: list[tuple[int, int]]) -> int:

@@ -1,17 +1,15 @@
-"""Emission: the source of a schedule, readable Python that needs torch alone."""
+"""Source: a schedule as readable Python that needs torch alone."""
 
-import keyword
-import re
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from textwrap import wrap
 
-from tnconv.codegen.lowering.arrays import Step
-from tnconv.codegen.lowering.constants import KEPT, LIKE, PATTERN, constant_steps, wanted, words
-from tnconv.codegen.lowering.overlaps import OVERLAP_ADD
-from tnconv.codegen.lowering.pairs import GRAM
+from tnconv.codegen.lowering.constants import constant_steps
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.programs.fusion import TOTALS
+from tnconv.codegen.lowering.strided import LIKE, ONE, Operation, Strided
+from tnconv.codegen.lowering.writer import Step
+from tnconv.codegen.programs.names import Names, operations
 
 WIDTH, INDENT = 100, " " * 4
 IMPORTS = {
@@ -19,36 +17,43 @@ IMPORTS = {
     "torch": "import torch",
     "F": "import torch.nn.functional as F",
 }
-HELPERS = {
-    "pattern": PATTERN,
-    "kept": KEPT,
-    "totals": TOTALS,
-    "gram": GRAM,
-    "overlap_add": OVERLAP_ADD,
-}
-_WITHIN_FACTORS = re.compile(r"(?<!·) ")
-_RESERVED = re.compile(
-    r"torch|F|pattern|KEPT|kept|totals|gram|overlap_add|itertools|like|one|contraction|(contraction|piece_\d+)_constants|(result|part|piece)(_\d+)?|[tu]\d+|operand_\d+"
+KEPT_SOURCE = '''KEPT = {}
+
+
+def kept(constants, like):
+    """What constants(like) makes, once for each dtype and device; anew where torch is traced."""
+    if torch.compiler.is_compiling():
+        return constants(like)
+    key = constants, like.dtype, like.device
+    probe = torch.empty(())
+    if type(probe) is not torch.Tensor or probe.is_inference():
+        return constants(like)
+    if key not in KEPT:
+        KEPT[key] = constants(like)
+    return KEPT[key]
+'''
+KEPT = Operation(
+    "kept", lambda made_by: f"kept({made_by}, like)", imports=("torch",), helper=KEPT_SOURCE
 )
+NEW_ONE = Operation("one", lambda: "torch.ones(())", imports=("torch",))
 
 
-def argument_names(operands: Iterable[str]) -> dict[str, str]:
-    """A variable for each operand: its name, unless Python or the program needs that."""
-    return {
-        name: f"operand_{at}"
-        if keyword.iskeyword(name) or not name.isidentifier() or _RESERVED.fullmatch(name)
-        else name
-        for at, name in enumerate(operands)
-    }
+@dataclass(frozen=True)
+class Function:
+    """The text of a function, and the operations that it calls."""
+
+    text: str
+    operations: tuple[Operation, ...] = ()
 
 
-def module(functions: Sequence[str]) -> str:
-    """The text of a module with these functions."""
-    used = {word for function in functions for word in words(function)}
-    helpers = [text for name, text in HELPERS.items() if name in used]
-    used |= {word for helper in helpers for word in words(helper)}
-    imports = [f"{line}\n" for name, line in IMPORTS.items() if name in used]
-    return "\n\n".join([*filter(None, ["".join(imports)]), *helpers, *functions])
+def module(functions: Sequence[Function]) -> str:
+    """The text of a module with these functions, and with what they need."""
+    used = dict.fromkeys(operation for function in functions for operation in function.operations)
+    helpers = dict.fromkeys(operation.helper for operation in used if operation.helper)
+    needed = {name for operation in used for name in operation.imports}
+    imports = [f"{line}\n" for name, line in IMPORTS.items() if name in needed]
+    texts = [*helpers, *(function.text for function in functions)]
+    return "\n\n".join([*filter(None, ["".join(imports)]), *texts])
 
 
 def documented(about: Sequence[str], text: str) -> str:
@@ -62,48 +67,79 @@ def documented(about: Sequence[str], text: str) -> str:
 def _wrapped(line: str) -> list[str]:
     """Lines that end between factors; where factors are long, anywhere between words."""
     broken = partial(wrap, width=WIDTH - 4, break_long_words=False, break_on_hyphens=False)
-    factors = broken(_WITHIN_FACTORS.sub("\0", line))
+    factors = broken("· ".join(factor.replace(" ", "\0") for factor in line.split("· ")))
     lines = [part for factor in factors for part in broken(factor.replace("\0", " "))]
     return [" " * 4 * (at > 0) + part for at, part in enumerate(lines)] or [""]
 
 
-def definition(
-    name: str,
-    arguments: Sequence[str],
-    indices: Collection[str],
-    schedule: Schedule,
-    several: bool,
-    spare: int,
-) -> list[str]:
-    """A function of the arguments, some of them integers, and one of its constants.
+@dataclass(frozen=True)
+class Definition:
+    """A function to be printed, in any of the `STYLES`.
 
-    Results are deleted as soon as more than ``spare`` bytes would be held for nothing. Without any
-    bytes to spare nothing is kept for the next call.
+    Args:
+        name: The function's name.
+        arguments: The names of its arguments.
+        indices: Those of them that are integers.
+        schedule: The steps that it runs.
+        several: Whether it returns a tuple.
+        spare: Results are deleted as soon as more bytes than these would be held for nothing.
+            Without any bytes to spare nothing is kept for the next call.
     """
-    made_once = constants(schedule, arguments, spare)
-    steps = [step for step in schedule.steps if step not in made_once]
-    codes = [*(step.code for step in steps), *(output.code for output in schedule.outputs)]
-    names = wanted(made_once, codes)
-    values = [argument for argument in arguments if argument not in indices]
-    body = _beginning(values, [*codes, *(LIKE for _ in names[:1])])
-    texts = []
-    if names:
-        lines = [*map(_line, made_once), f"return {_tuple(names)}"]
-        texts.append(function(f"{name}_constants", [LIKE], lines))
-        body.append(f"{_tuple(names)} = kept({name}_constants, {LIKE})")
+
+    name: str
+    arguments: Sequence[str]
+    indices: Collection[str]
+    schedule: Schedule
+    several: bool
+    spare: int
+
+    @property
+    def read(self) -> set[Strided]:
+        """What steps read, and what is returned."""
+        read = {array for step in self.schedule.steps for array in step.value.reads}
+        return read | {output.origin for output in self.schedule.outputs}
+
+    def function(
+        self, body: Sequence[str], read: Collection[Strided], results: Sequence[str]
+    ) -> tuple[str, list[Operation]]:
+        """The text of the function, from its lines and results, and what its beginning calls."""
+        values = [argument for argument in self.arguments if argument not in self.indices]
+        first, used = _beginning(values, read)
+        lines = [*first, *body, returned(results, self.several)]
+        return function(self.name, self.arguments, lines), used
+
+
+def printed(definition: Definition) -> list[Function]:
+    """The function in torch's words, and one that makes its constants."""
+    schedule, spare = definition.schedule, definition.spare
+    names = Names.of(definition.arguments, schedule.steps)
+    once = {step.value for step in constants(schedule, spare)}
+    made_once = [step for step in schedule.steps if step.value in once]
+    steps = [step for step in schedule.steps if step.value not in once]
+    read = {array for step in steps for array in step.value.reads}
+    read |= {output.origin for output in schedule.outputs}
+    used, body, functions = [*operations(step.value for step in steps)], [], []
+    if kept := [names.text(step.value) for step in made_once if step.value in read]:
+        made_by = f"{definition.name}_constants"
+        lines = [*(_line(step, names) for step in made_once), f"return {_tuple(kept)}"]
+        calls = tuple(operations(step.value for step in made_once))
+        functions.append(Function(function(made_by, ["like"], lines), calls))
+        body.append(f"{_tuple(kept)} = {KEPT.call(made_by)}")
+        used, read = [KEPT, *used], read | {LIKE}
     releases = schedule.releases(spare)
     for at, step in enumerate(schedule.steps):
-        if dead := [old for old in releases.get(at, ()) if old in {s.name for s in steps}]:
+        if dead := [names.text(x.value) for x in releases.get(at, ()) if x.value not in once]:
             body.append(f"del {', '.join(dead)}")
-        if step in steps:
-            body.append(_line(step))
-    body.append(returned([output.code for output in schedule.outputs], several))
-    return [*texts, function(name, arguments, body)]
+        if step.value not in once:
+            body.append(_line(step, names))
+    results = [names.text(output) for output in schedule.outputs]
+    text, first = definition.function(body, read, results)
+    return [*functions, Function(text, (*first, *used))]
 
 
-def constants(schedule: Schedule, arguments: Iterable[str], spare: int) -> list[Step]:
+def constants(schedule: Schedule, spare: int) -> list[Step]:
     """The steps whose results are kept for later calls."""
-    return constant_steps(schedule.steps, list(arguments)) if spare else []
+    return constant_steps(schedule.steps) if spare else []
 
 
 def returned(results: Sequence[str], several: bool) -> str:
@@ -111,28 +147,40 @@ def returned(results: Sequence[str], several: bool) -> str:
     return f"return {_tuple(results)}" if several else f"return {results[0]}"
 
 
-def _line(step: Step) -> str:
-    """A step, with its comment behind it or, if it is long, above."""
-    line = f"{step.name} = {step.code}"
-    if not step.comment:
+def _line(step: Step, names: Names) -> str:
+    return commented(f"{names.text(step.value)} = {names.call(step.value)}", step.comment)
+
+
+def commented(line: str, comment: str) -> str:
+    """A line of a function with a comment behind it or, if it is long, above."""
+    if not comment:
         return line
-    beside = f"{line}  # {step.comment}"
-    short = "\n" not in line and len(INDENT + beside) <= WIDTH
-    return beside if short else f"# {step.comment}\n{INDENT}{line}"
+    beside = f"{line}  # {comment}"
+    return beside if len(INDENT + beside) <= WIDTH else f"# {comment}\n{INDENT}{line}"
 
 
 def _tuple(names: Sequence[str]) -> str:
     return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
 
 
-def _beginning(values: Sequence[str], codes: Sequence[str]) -> list[str]:
-    """The constant 1 and the tensor that constants are like, if they are asked for."""
-    used = {word for code in codes for word in words(code)}
-    like = [f"{LIKE} = {values[0] if values else 'one'}"] if LIKE in used else []
-    return [*(one(values) if "one" in used or (like and not values) else ()), *like]
+def _beginning(
+    values: Sequence[str], read: Collection[Strided]
+) -> tuple[list[str], list[Operation]]:
+    """The constant 1 and the tensor that constants are like, if they are read.
+
+    The constant 1 adds sums over nothing: gradients of constants are zeros, as in torch.
+    """
+    body, used = [], []
+    if ONE in read or (LIKE in read and not values):
+        sums = " + ".join(f"{name}.reshape(-1)[:0].sum()" for name in values)
+        body.append(f"one = 1 + {sums}" if values else f"one = {NEW_ONE.call()}")
+        used += [] if values else [NEW_ONE]
+    if LIKE in read:
+        body.append(f"like = {values[0] if values else 'one'}")
+    return body, used
 
 
-def function(name: str, arguments: Sequence[str], body: Sequence[str]) -> str:
+def function(name: str, arguments: Iterable[str], body: Sequence[str]) -> str:
     """The text of a function."""
     lines = [f"def {name}({', '.join(arguments)}):", *(INDENT + line for line in body), ""]
     return "\n".join(lines)
@@ -143,10 +191,3 @@ def formatted(text: str) -> str:
     import black  # takes a while, which programs that nobody reads need not wait for
 
     return black.format_str(text, mode=black.Mode(line_length=WIDTH))
-
-
-def one(arguments: Sequence[str]) -> list[str]:
-    """The constant 1, plus sums over nothing: gradients of constants are zeros, as in torch."""
-    if not arguments:
-        return ["one = torch.ones(())"]
-    return [f"one = 1 + {' + '.join(f'{name}.reshape(-1)[:0].sum()' for name in arguments)}"]

@@ -7,9 +7,10 @@ from itertools import islice, product
 
 import torch
 
-from tnconv.codegen.planner import Plan
+from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.prices import store, timing
 from tnconv.codegen.prices.store import Json
+from tnconv.codegen.programs.names import Names
 from tnconv.codegen.programs.program import Program
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
@@ -96,8 +97,9 @@ def _with(program: Program, choice: Sequence[Plan]) -> Program:
 def _digest(program: Program) -> str:
     """What a program computes by which calls, whatever its comments say."""
     schedule = program.schedule
-    codes = [*(f"{step.name} = {step.code}" for step in schedule.steps)]
-    text = "\n".join([*codes, *(output.code for output in schedule.outputs)])
+    names = Names.of([f"operand_{at}" for at in range(len(program.operands))], schedule.steps)
+    codes = [f"{names.text(step.value)} = {names.call(step.value)}" for step in schedule.steps]
+    text = "\n".join([*codes, *map(names.text, schedule.outputs)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

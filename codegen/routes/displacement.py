@@ -12,11 +12,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
-from tnconv.codegen.lowering.arrays import Array, Writer
-from tnconv.codegen.lowering.covers import Cover, window_on
+from tnconv.codegen.lowering.covers import Cover
+from tnconv.codegen.lowering.strided import Operation, Strided
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import (
+    ADD,
+    CONCATENATE,
+    CONTIGUOUS,
+    MATMUL,
+    STACK,
+    SUBTRACT,
+    Writer,
+)
 from tnconv.codegen.prices import cost
 from tnconv.codegen.routes.tap_pairs import Dimension, Shared
+from tnconv.codegen.routes.window import window_on
 from tnconv.diagrams.affine import Leg
 from tnconv.diagrams.network import TensorNetwork
 
@@ -124,7 +134,7 @@ def _covered(
 
 
 def _joined(
-    writer: Writer, rows: Sequence[Array], legs: Sequence[Leg], tap: Leg, network: TensorNetwork
+    writer: Writer, rows: Sequence[Strided], legs: Sequence[Leg], tap: Leg, network: TensorNetwork
 ) -> tuple[Writer, Value]:
     """The rows, one for each position of ``tap``, as one tensor in the order of the result."""
     order = sorted(legs, key=[*network.result.legs, *legs].index)
@@ -137,7 +147,7 @@ def _joined(
     return writer, Value(array, tuple(order))
 
 
-def _least_seconds(halves: Sequence[Array], first: Dimension, second: Dimension) -> float:
+def _least_seconds(halves: Sequence[Strided], first: Dimension, second: Dimension) -> float:
     """The products of two displaced dimensions alone, over what windows have in common."""
     (groups, *_, rows, m), n = halves[0].shape, halves[1].shape[-1]
     inner = {same: len(second.pairs(symmetric=same)) for same in (True, False)}
@@ -159,7 +169,7 @@ def _arranged(
     value: Value,
     places: Sequence[tuple[Leg, Dimension, int]],
     legs: tuple[Sequence[Leg], Sequence[Leg], Sequence[Leg]],
-) -> tuple[Writer, Array]:
+) -> tuple[Writer, Strided]:
     """``(group, *positions, summed, channels)``; positions have (leg, dimension, padded length).
 
     What windows do not reach is cut off: behind them are zeros.
@@ -180,8 +190,8 @@ def _arranged(
 
 
 def _unfolded(
-    writer: Writer, array: Array, dim: int, dimensions: Sequence[Dimension]
-) -> tuple[Writer, Array]:
+    writer: Writer, array: Strided, dim: int, dimensions: Sequence[Dimension]
+) -> tuple[Writer, Strided]:
     """``(.., i1, i2, .., rows, c)`` to ``(.., o1·o2·..·rows, k1·k2·..·c)`` from ``dim`` on."""
     if not dimensions:
         return writer, array
@@ -195,7 +205,7 @@ def _unfolded(
     return writer.reshape(array, [*array.shape[:dim], *flat])
 
 
-def _flat(writer: Writer, array: Array) -> tuple[Writer, Array]:
+def _flat(writer: Writer, array: Strided) -> tuple[Writer, Strided]:
     """``(g, t1, t2, rows, c)`` as it lies in memory, for flat rows and for strips of them."""
     shape = array.shape
     writer, flat = writer.reshape(array, [shape[0], prod(shape[1:-1]), shape[-1]])
@@ -204,24 +214,24 @@ def _flat(writer: Writer, array: Array) -> tuple[Writer, Array]:
 
 
 def _rows(
-    writer: Writer, left: Array, right: Array, dimensions: Sequence[Dimension]
-) -> tuple[Writer, list[Array]]:
+    writer: Writer, left: Strided, right: Strided, dimensions: Sequence[Dimension]
+) -> tuple[Writer, list[Strided]]:
     """For each k1 ``[g, k2, .., k1', k2', .., c, c']`` of halves ``(g, t1, t2, .., rows, c)``."""
     first, *rest = dimensions
-    blocks: dict[tuple[int, int], Array] = {}
+    blocks: dict[tuple[int, int], Strided] = {}
     for shared in first.pairs(symmetric=left == right):
         writer, halves = _phases(writer, (left, right), 1, shared, first.stride)
         writer, core = _core(writer, halves, shared, rest)
         if len(shared.pairs) > 1:
             writer, strips = _strips(writer, halves, shared, rest)
-            writer, core = _combined(writer, core, "+", strips)
+            writer, core = _combined(writer, ADD, core, strips)
         blocks |= {pair: core.select(1, at) for at, pair in enumerate(shared.pairs)}
     return _table(writer, blocks, first.taps, len(rest))
 
 
 def _phases(
-    writer: Writer, halves: Sequence[Array], dim: int, shared: Shared, stride: int
-) -> tuple[Writer, list[Array]]:
+    writer: Writer, halves: Sequence[Strided], dim: int, shared: Shared, stride: int
+) -> tuple[Writer, list[Strided]]:
     """Every ``stride``-th position of a dimension, of each half from its own phase on."""
     found = []
     for array, phase in zip(halves, shared.phases, strict=True):
@@ -229,15 +239,14 @@ def _phases(
             count = (array.shape[dim] - phase - 1) // stride + 1
             array = array.narrow(dim, phase, count, stride)
             kernel = cost.copy(array.size, prod(array.shape[dim + 1 :]))
-            code = f"{array.code}.contiguous()"
-            writer, array = writer.run(code, array.shape, kernel, f"phase {phase}")
+            writer, array = writer.run(CONTIGUOUS, [array], array.shape, kernel, f"phase {phase}")
         found.append(array)
     return writer, found
 
 
 def _core(
-    writer: Writer, halves: Sequence[Array], shared: Shared, rest: Sequence[Dimension]
-) -> tuple[Writer, Array]:
+    writer: Writer, halves: Sequence[Strided], shared: Shared, rest: Sequence[Dimension]
+) -> tuple[Writer, Strided]:
     """What all pairs have in common: ``[g, 1, *k, *k', c, c']``."""
     if rest:
         writer, rows = _flat_rows(writer, halves, shared, rest[0])
@@ -254,15 +263,15 @@ def _core(
 
 
 def _flat_rows(
-    writer: Writer, halves: Sequence[Array], outer: Shared, second: Dimension
-) -> tuple[Writer, list[Array]]:
+    writer: Writer, halves: Sequence[Strided], outer: Shared, second: Dimension
+) -> tuple[Writer, list[Strided]]:
     """For each k2 ``[g, k2', c, c']``, summed over the core of the first dimension.
 
     Zeros between the rows make a displacement in both dimensions one offset into the flat array, so
     that every product reads one array, which caches twice as well as two copies. It sums all
     windows, of which each pair subtracts what it has not.
     """
-    blocks: dict[tuple[int, int], Array] = {}
+    blocks: dict[tuple[int, int], Strided] = {}
     same = halves[0] == halves[1] and outer.shift == 0
     for shared in second.pairs(symmetric=same):
         writer, pair = _phases(writer, halves, 2, shared, second.stride)
@@ -270,14 +279,14 @@ def _flat_rows(
         whole = whole.unsqueeze(1)
         if len(shared.pairs) > 1:
             writer, others = _others(writer, pair, outer, shared)
-            writer, whole = _combined(writer, whole, "-", others)
+            writer, whole = _combined(writer, SUBTRACT, whole, others)
         blocks |= {pair: whole.select(1, at) for at, pair in enumerate(shared.pairs)}
     return _table(writer, blocks, second.taps, 0)
 
 
 def _offset_product(
-    writer: Writer, halves: Sequence[Array], outer: Shared, inner: Shared
-) -> tuple[Writer, Array]:
+    writer: Writer, halves: Sequence[Strided], outer: Shared, inner: Shared
+) -> tuple[Writer, Strided]:
     start, length = outer.core
     groups, _, width, rows, _ = halves[0].shape
     row = width * rows
@@ -291,8 +300,8 @@ def _offset_product(
 
 
 def _others(
-    writer: Writer, halves: Sequence[Array], outer: Shared, inner: Shared
-) -> tuple[Writer, Array]:
+    writer: Writer, halves: Sequence[Strided], outer: Shared, inner: Shared
+) -> tuple[Writer, Strided]:
     """What each pair's window has not, ``[g, pair, c, c']``."""
     start, length = outer.core
     pairs, parts = len(inner.pairs), []
@@ -313,15 +322,16 @@ def _others(
     return writer, split
 
 
-def _combined(writer: Writer, core: Array, sign: str, strips: Array) -> tuple[Writer, Array]:
+def _combined(
+    writer: Writer, operation: Operation, core: Strided, strips: Strided
+) -> tuple[Writer, Strided]:
     kernel = cost.elementwise(strips.size, core.size + strips.size)
-    code = f"{core.code} {sign} {strips.code}"
-    return writer.run(code, strips.shape, kernel, "core and border strips")
+    return writer.run(operation, [core, strips], strips.shape, kernel, "core and border strips")
 
 
 def _table(
-    writer: Writer, blocks: dict[tuple[int, int], Array], taps: int, inner: int
-) -> tuple[Writer, list[Array]]:
+    writer: Writer, blocks: dict[tuple[int, int], Strided], taps: int, inner: int
+) -> tuple[Writer, list[Strided]]:
     """The blocks of pairs ``[g, *k, *k', c, c']`` row by row, the mirrored ones transposed.
 
     ``inner`` is the number of k, of which the blocks of one row are stacked in front of the k'.
@@ -338,7 +348,9 @@ def _table(
     return writer, rows
 
 
-def _stack(writer: Writer, parts: Sequence[Array], dim: int, comment: str) -> tuple[Writer, Array]:
+def _stack(
+    writer: Writer, parts: Sequence[Strided], dim: int, comment: str
+) -> tuple[Writer, Strided]:
     like = parts[0]
     shape = (*like.shape[:dim], len(parts), *like.shape[dim:])
     inner = prod(like.shape[dim:])
@@ -347,29 +359,27 @@ def _stack(writer: Writer, parts: Sequence[Array], dim: int, comment: str) -> tu
         for row, *others in (part.innermost for part in parts)
     ]
     kernel = replace(cost.copy(prod(shape), inner), seconds=cost.now().launch + sum(copies))
-    code = f"torch.stack([{', '.join(part.code for part in parts)}], {dim})"
-    return writer.run(code, shape, kernel, comment)
+    return writer.run(STACK, parts, shape, kernel, comment, (dim,))
 
 
-def _cat(writer: Writer, parts: Sequence[Array], dim: int) -> tuple[Writer, Array]:
+def _cat(writer: Writer, parts: Sequence[Strided], dim: int) -> tuple[Writer, Strided]:
     like, length = parts[0], sum(part.shape[dim] for part in parts)
     shape = (*like.shape[:dim], length, *like.shape[dim + 1 :])
     kernel = cost.copy(prod(shape), prod(like.shape[dim + 1 :]))
-    code = f"torch.cat([{', '.join(part.code for part in parts)}], {dim})"
-    return writer.run(code, shape, kernel, "border strips")
+    return writer.run(CONCATENATE, parts, shape, kernel, "border strips", (dim,))
 
 
-def _product(writer: Writer, left: Array, right: Array) -> tuple[Writer, Array]:
+def _product(writer: Writer, left: Strided, right: Strided) -> tuple[Writer, Strided]:
     """``(g, rows, c)`` and ``(g, rows, c')`` to ``(g, c, c')``."""
     (groups, rows, m), n = left.shape, right.shape[-1]
     copied = [half.size for half in (left, right) if groups > 1 and half.run < half.size]
     kernel = replace(cost.matmul(groups, m, n, rows), scratch=cost.item() * sum(copied))
-    return writer.run(f"{left.code}.mT @ {right.code}", (groups, m, n), kernel, "products")
+    return writer.run(MATMUL, [left.mT, right], (groups, m, n), kernel, "products")
 
 
 def _strips(
-    writer: Writer, halves: Sequence[Array], shared: Shared, rest: Sequence[Dimension]
-) -> tuple[Writer, Array]:
+    writer: Writer, halves: Sequence[Strided], shared: Shared, rest: Sequence[Dimension]
+) -> tuple[Writer, Strided]:
     """What each pair has beside the core, ``[g, pair, *k, *k', c, c']``, by unfolding the rest."""
     groups, pairs, parts = halves[0].shape[0], len(shared.pairs), []
     for array, shift in zip(halves, (0, shared.shift), strict=True):

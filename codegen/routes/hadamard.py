@@ -3,10 +3,10 @@
 from dataclasses import replace
 from itertools import combinations
 
-from tnconv.codegen.lowering.arrays import Writer
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.pairs import hadamard
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import MULTIPLY, Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Tensor
 
@@ -33,10 +33,10 @@ def multiplied(cover: Cover) -> Cover:
 def _product(writer: Writer, first: Value, second: Value) -> tuple[Writer, Value]:
     """An array by itself is squared before it is reshaped."""
     origin = first.array.unshaped
-    if first != second or origin is None:
+    if first != second or origin is first.array:
         return hadamard(writer, first, second)
     kernel = cost.elementwise(origin.size, 2 * origin.size)
-    writer, square = writer.run(f"{origin.code} * {origin.code}", origin.shape, kernel, "square")
+    writer, square = writer.run(MULTIPLY, [origin, origin], origin.shape, kernel, "square")
     array = square.free_reshape(first.array.shape)
     assert array is not None
     return writer, Value(array, first.legs)

@@ -1,19 +1,18 @@
 """Loops: a network that falls apart along one leg, computed one position at a time."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
-from tnconv.codegen.lowering.arrays import Array, Step, Turns, Writer
-from tnconv.codegen.lowering.constants import constant_steps, words
+from tnconv.codegen.lowering.constants import constant_steps
 from tnconv.codegen.lowering.covers import Cover
+from tnconv.codegen.lowering.strided import Strided, strided
+from tnconv.codegen.lowering.turns import ADDED, JOINED, PART, Turns, held
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg, Sizes, Tensor, View
 from tnconv.diagrams.network import TensorNetwork
-
-NAME = re.compile(r"\bu\d+\b")  # results of steps of a body
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,8 @@ class Loop:
         result = View.of(sizes, *self._legs)
         if self.joined:
             result = View((1, *result.shape), result.axes)
-        arrays = {name: self._part(at, name) for at, name in enumerate(self.dims)}
-        body = TensorNetwork((*nodes, *patterns), result, sizes)
-        return Cover(body, arrays, Writer(letter="u"))
+        arrays = {name: self._part(name) for name in self.dims}
+        return Cover(TensorNetwork((*nodes, *patterns), result, sizes), arrays)
 
     @property
     def _legs(self) -> tuple[Leg, ...]:
@@ -48,53 +46,31 @@ class Loop:
         network = self.cover.network
         return tuple(x for x in network.result.legs if network.holders[x] and x != self.leg)
 
-    def _part(self, at: int, name: str) -> Array:
+    def _part(self, name: str) -> Strided:
         whole, dim = self.cover.arrays[name], self.dims[name]
         shape = (*whole.shape[:dim], 1, *whole.shape[dim + 1 :])
-        return Array(f"part_{at + 1}", shape, whole.strides)
+        return strided(PART, (whole,), (dim,), shape, whole.strides)
 
-    def around(self, steps: tuple[Step, ...], output: Array, routes: tuple[str, ...] = ()) -> Cover:
+    def around(
+        self, steps: tuple[Step, ...], output: Strided, routes: tuple[str, ...] = ()
+    ) -> Cover:
         """The loop over steps for one position that end in ``output``, found by ``routes``."""
-        writer, steps, output = self._hoisted(steps, output)
+        writer, constants = self.cover.writer, constant_steps(steps)
+        for step in constants:  # what is the same for all positions comes before the loop
+            writer = writer.with_step(step)
+        steps = tuple(step for step in steps if step not in constants)
+        turns = Turns(tuple(map(self._part, self.dims)), steps, (output,))
         network = self.cover.network
         count = network.sizes[self.leg]
-        wholes = [self.cover.arrays[name].code for name in self.dims]
-        parts = [
-            f"{code}.split(1{f', {dim}' if dim else ''})"
-            for code, dim in zip(wholes, self.dims.values(), strict=True)
-        ]
-        over = f"zip({', '.join(parts)})" if len(parts) > 1 else parts[0]
-        names = ", ".join(f"part_{at + 1}" for at in range(len(parts)))
-        turns = Turns(f"for {names} in {over}", count, steps, output.code)
-        body = " ".join([output.code, *turns.body])
-        code = f"torch.cat([{body}])" if self.joined else f"sum({body})"
         sizes = [network.sizes[leg] for leg in self._legs]
         shape = (count, *sizes) if self.joined else tuple(sizes)
         kernel = _kernel(steps, output, count, prod(sizes), self.joined)
-        comment = f"one {self.leg} at a time"
-        added = None if self.joined else turns
-        writer, array = writer.run(code, shape, kernel, comment, added)
+        call = JOINED if self.joined else ADDED, turns.reads, shape, kernel
+        writer, array = writer.run(*call, f"one {self.leg} at a time", (turns,))
         legs = (self.leg, *self._legs) if self.joined else self._legs
         every = tuple(range(len(network.nodes)))
         cover = self.cover.put(writer, every, Value(array, legs), "loop")
         return replace(cover, routes=(*cover.routes, *routes))
-
-    def _hoisted(
-        self, steps: tuple[Step, ...], output: Array
-    ) -> tuple[Writer, tuple[Step, ...], Array]:
-        """Steps that are the same for all positions come before the loop."""
-        writer, names = self.cover.writer, dict[str, str]()
-
-        def renamed(code: str) -> str:
-            return NAME.sub(lambda found: names.get(found[0], found[0]), code)
-
-        parts = [f"part_{at + 1}" for at in range(len(self.dims))]
-        for step in (constants := constant_steps(steps, parts)):
-            code = renamed(step.code)
-            writer, array = writer.run(code, step.shape, step.kernel, step.comment)
-            names[step.name] = array.code
-        left = (replace(s, code=renamed(s.code)) for s in steps if s not in constants)
-        return writer, tuple(left), replace(output, code=renamed(output.code), unshaped=None)
 
 
 def loops(cover: Cover, pairs: bool = False) -> Iterator[Loop]:
@@ -139,23 +115,13 @@ def _single(shape: tuple[int, ...], dims: dict[str, int], node: Tensor) -> tuple
     return (*shape[: dims[node.name]], 1, *shape[dims[node.name] + 1 :])
 
 
-def held(steps: Sequence[Step], added: int) -> int:
-    """The most bytes in a loop: a turn's values replace those of the one before, one by one.
-
-    After the last of them ``added`` entries are made.
-    """
-    sizes = [cost.item() * prod(step.shape) for step in steps]
-    new = [size + step.kernel.scratch for size, step in zip(sizes, steps, strict=True)]
-    return sum(sizes) + max([*new, cost.item() * added])
-
-
 def _kernel(
-    steps: tuple[Step, ...], output: Array, count: int, entries: int, joined: bool
+    steps: tuple[Step, ...], output: Strided, count: int, entries: int, joined: bool
 ) -> cost.Kernel:
     """The price of all turns, and of joining or adding what they give."""
     seconds = cost.now().turn + sum(step.kernel.seconds for step in steps)
     end = cost.copy(count * entries, entries) if joined else cost.elementwise(entries, 2 * entries)
-    origin = [prod(step.shape) for step in steps if step.name in words(output.code)]
+    origin = [step.value.size for step in steps if step.value is output.origin]
     kept = count * max([entries, *origin]) if joined else 0  # a part keeps what it is a view of
     return cost.Kernel(
         "loop",

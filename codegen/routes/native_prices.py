@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from tnconv.codegen.lowering.arrays import Array
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.native_shapes import Convolution, Shape
 from tnconv.codegen.prices.scratch import scratch
@@ -16,8 +16,8 @@ def price(
     match: Match,
     roles: Roles,
     kind: str,
-    first: Array,
-    second: Array,
+    first: Strided,
+    second: Strided,
     shape: tuple[int, ...],
     padding: Sequence[int],
 ) -> cost.Kernel:

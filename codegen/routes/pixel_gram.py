@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from tnconv.codegen.lowering.arrays import Array, Writer
-from tnconv.codegen.lowering.covers import Cover, window_on
+from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.pairs import pair
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import ADD, Writer
 from tnconv.codegen.prices import cost
+from tnconv.codegen.routes.window import window_on
 from tnconv.diagrams.affine import Leg, Sizes
 
 MOST_TAPS = 16  # shifted parts to add, one line of source for each
@@ -106,7 +108,7 @@ def _shifted(
         end = window.start + window.step * (sizes[window.o] - 1) + window.tap * (taps - 1)
         pads[dim] = (max(0, -window.start), max(0, end + 1 - value.array.shape[dim]))
     writer, whole = writer.pad(value.array, pads)
-    total: Array | None = None
+    total: Strided | None = None
     for k in range(taps):
         part = whole
         for dim, window in zip(dims, windows, strict=True):
@@ -116,8 +118,8 @@ def _shifted(
             total = part
         else:
             kernel = cost.copy(part.size, *part.innermost, read=2 * part.size)
-            code = f"{total.code} + {part.code}"
-            writer, total = writer.run(code, part.shape, kernel, f"shifted by {windows[0].k}")
+            comment = f"shifted by {windows[0].k}"
+            writer, total = writer.run(ADD, [total, part], part.shape, kernel, comment)
     assert total is not None
     names = {window.i: window.o for window in windows}
     return writer, Value(total, tuple(names.get(leg, leg) for leg in value.legs))

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from math import prod
 
-from tnconv.codegen.lowering.arrays import Array, Writer
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.pairs import sum_out
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import ADD, STACK, Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg, Pattern, Tensor
 from tnconv.diagrams.network import TensorNetwork
@@ -84,7 +85,7 @@ def _tap_sums(
     """The sums over each window of i, stacked along a new dimension k in its place."""
     dim = value.legs.index(i)
     array = value.array
-    sums: list[Array] = []
+    sums: list[Strided] = []
     for window in windows:
         same = [w for w in windows if len(w) and len(window) and _aligned(w, window)]
         low, high = max((w[0] for w in same), default=0), min((w[-1] for w in same), default=-1)
@@ -93,7 +94,7 @@ def _tap_sums(
         if len(core):
             pieces += [range(window[0], low, window.step)]
             pieces += [range(high + window.step, window[-1] + 1, window.step)]
-        total: Array | None = None
+        total: Strided | None = None
         for piece in pieces:
             if total is None or len(piece):
                 writer, part = _piece(writer, array, dim, piece)
@@ -101,9 +102,8 @@ def _tap_sums(
         assert total is not None
         sums.append(total)
     shape = (*array.shape[:dim], len(windows), *array.shape[dim + 1 :])
-    code = f"torch.stack([{', '.join(part.code for part in sums)}], {dim})"
     kernel = cost.copy(prod(shape), prod(shape[dim:]))
-    writer, stacked = writer.run(code, shape, kernel, f"sums over {i} for each {k}")
+    writer, stacked = writer.run(STACK, sums, shape, kernel, f"sums over {i} for each {k}", (dim,))
     legs = tuple(k if leg == i else leg for leg in value.legs)
     return writer, Value(stacked, legs)
 
@@ -112,7 +112,7 @@ def _aligned(a: range, b: range) -> bool:
     return (a[0] - b[0]) % a.step == 0
 
 
-def _piece(writer: Writer, array: Array, dim: int, window: range) -> tuple[Writer, Array]:
+def _piece(writer: Writer, array: Strided, dim: int, window: range) -> tuple[Writer, Strided]:
     """The sum over one window; a single position is a view."""
     if len(window) == 1:
         return writer, array.select(dim, window[0])
@@ -121,8 +121,8 @@ def _piece(writer: Writer, array: Array, dim: int, window: range) -> tuple[Write
     return writer.sum(part, [dim])
 
 
-def _plus(writer: Writer, total: Array | None, part: Array) -> tuple[Writer, Array]:
+def _plus(writer: Writer, total: Strided | None, part: Strided) -> tuple[Writer, Strided]:
     if total is None:
         return writer, part
     kernel = cost.elementwise(part.size, 2 * part.size)
-    return writer.run(f"{total.code} + {part.code}", part.shape, kernel, "border strip")
+    return writer.run(ADD, [total, part], part.shape, kernel, "border strip")

@@ -19,6 +19,8 @@ from tests.strategies import (
 from tnconv import compile
 from tnconv.codegen.baseline import baseline
 from tnconv.codegen.lowering.contraction import contraction_path, greedy_path
+from tnconv.codegen.lowering.strided import operand
+from tnconv.codegen.routes.native import CONVOLUTION
 from tnconv.diagrams import Sum, TensorNetwork, conv, kfac_expand, with_bias
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -94,8 +96,10 @@ def test_complex_operands(case: Case) -> None:
 
 def test_native_kernels_are_taken_as_they_are() -> None:
     network = with_bias(conv((8, 3, 32, 32), (16, 3, 3, 3), stride=2, padding=1))
-    (line,) = [step.code for step in baseline(network).steps]
-    assert line.startswith("F.conv2d(x, weight, stride=2, padding=1")
+    (step,) = baseline(network).steps
+    x, weight = (operand(at, network.operands[name]) for at, name in enumerate(("x", "weight")))
+    assert step.operation is CONVOLUTION and step.value.inputs[:2] == (x, weight)
+    assert step.value.attributes[:2] == ((2, 2), (1, 1))
 
 
 def test_what_takes_longer_than_a_search_is_searched() -> None:

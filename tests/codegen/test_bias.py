@@ -18,15 +18,12 @@ def test_layers_with_a_bias(case: Case) -> None:
     assert_close(compile(network)(**operands), network.reference(**operands), 1e-10)
 
 
-@pytest.mark.parametrize(
-    ("shape", "groups", "bias"),
-    [((16, 6, 3, 3), 1, "bias"), ((16, 3, 3, 3), 2, "bias.reshape(16)")],
-)
-def test_the_kernel_adds_it(shape: tuple[int, ...], groups: int, bias: str) -> None:
+@pytest.mark.parametrize(("shape", "groups"), [((16, 6, 3, 3), 1), ((16, 3, 3, 3), 2)])
+def test_the_kernel_adds_it(shape: tuple[int, ...], groups: int) -> None:
     network = with_bias(conv((4, 6, 12, 12), shape, padding=1, groups=groups))
     program = compile(network, routes=["native"])
     assert len(program.steps) == 1
-    assert f"bias={bias})" in program.text
+    assert "bias=bias)" in program.text
     operands = operands_for(network)
     expected = torch.conv2d(**operands_of_torch(operands), padding=1, groups=groups)
     assert_close(program(**operands), expected, 1e-10)

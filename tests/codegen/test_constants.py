@@ -13,8 +13,11 @@ from tests.strategies import assert_close, operands_for
 from tnconv import compile
 from tnconv.codegen import Program
 from tnconv.codegen.lowering.constants import LARGEST
-from tnconv.codegen.lowering.covers import Cover, dense
-from tnconv.codegen.planner import Plan, looped
+from tnconv.codegen.lowering.covers import Cover
+from tnconv.codegen.lowering.plans import Plan
+from tnconv.codegen.lowering.turns import JOINED, turns_of
+from tnconv.codegen.planner import looped
+from tnconv.codegen.routes.dense import PATTERN, dense
 from tnconv.diagrams import Pattern, Tensor, TensorNetwork, View, conv, kfac_reduce
 
 REDUCE = kfac_reduce((4, 2, 9, 9), 3, stride=2, padding=1)
@@ -117,12 +120,12 @@ def test_large_constants_are_not_kept() -> None:
 
 def test_constants_leave_loops() -> None:
     (network,) = conv((4, 2, 9, 11), (3, 2, 3, 3), stride=2).vjp("weight", per_sample=True).terms
-    start = Cover.of(network, {"x": "x", "grad_output": "grad_output"})
+    start = Cover.of(network, {name: at for at, name in enumerate(network.operands)})
     (cover,) = looped(start, [dense])
     *before, loop = cover.writer.steps
-    assert [step.code.startswith("pattern(") for step in before] == [True, True]
-    assert "for part_1, part_2 in zip(" in loop.code
-    assert "pattern(" not in loop.code
+    assert [step.operation for step in before] == [PATTERN, PATTERN]
+    assert loop.operation is JOINED and len(turns_of(loop.value).parts) == 2
+    assert PATTERN not in [step.operation for step in turns_of(loop.value).steps]
     plan = Plan("as given", cover.routes, cover.writer.steps, cover.value(0)[1].array)
     operands = operands_for(network)
     value = Program(network, ((plan,),), ())(**operands)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tnconv import compile
-from tnconv.codegen.lowering.arrays import Array
+from tnconv.codegen.lowering.layouts import innermost
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.accelerators import H100, precision
 from tnconv.codegen.prices.kinds import KINDS, Kind, Probe, coefficient, every_coefficient
@@ -212,18 +212,16 @@ def test_products_pay_for_rows_that_are_no_whole_vectors(columns: int) -> None:
 
 def test_copies_pay_for_steps_that_conflict_in_caches() -> None:
     """Columns of 64 entries, 4096 bytes apart, take four times as long as others."""
-    slow, fast = (Array("x", (16, width, 64), (64 * width, 1, width)) for width in (1024, 1040))
-    assert slow.innermost == (64, 1024, 1024, 64) and fast.innermost == (64, 1040, 1040, 1)
-    times = [cost.copy(array.size, *array.innermost).seconds for array in (slow, fast)]
+    loops = [innermost((16, width, 64), (64 * width, 1, width)) for width in (1024, 1040)]
+    assert loops == [(64, 1024, 1024, 64), (64, 1040, 1040, 1)]
+    times = [cost.copy(2**20, *inner).seconds for inner in loops]
     assert times[0] > 2 * times[1]
 
 
 def test_conflicts_are_counted_over_dimensions() -> None:
     """7 x 7 entries, all at multiples of 4096 bytes, are read before the next of a line is."""
-    array = Array("x", (1024, 7, 7), (1, 7 * 1024, 1024))
-    assert array.innermost == (49, 1024, 1024, 49)
-    apart = Array("x", (1024, 7, 7), (1, 8 * 1024, 1024))
-    assert apart.innermost == (7, 1024, 7, 49)
+    assert innermost((1024, 7, 7), (1, 7 * 1024, 1024)) == (49, 1024, 1024, 49)
+    assert innermost((1024, 7, 7), (1, 8 * 1024, 1024)) == (7, 1024, 7, 49)
 
 
 def test_input_gradients_of_one_small_sample_cost_about_what_forward_does() -> None:

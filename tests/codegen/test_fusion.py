@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from tests.strategies import Case, assert_close, geometries, operands_for
 from tnconv import compile
-from tnconv.codegen.lowering.arrays import Step, Turns
+from tnconv.codegen.lowering.strided import operand, strided
+from tnconv.codegen.lowering.turns import ADDED, ADDED_TOGETHER, PART, PICKED, Turns
+from tnconv.codegen.lowering.writer import MULTIPLY, SCALE, Step, Writer
 from tnconv.codegen.prices import cost
 from tnconv.codegen.programs.fusion import fused
 from tnconv.diagrams import (
@@ -65,17 +68,26 @@ def test_single_networks_are_not_looped_for_others() -> None:
 
 
 def test_a_loop_that_needs_what_comes_between_stays_apart() -> None:
-    over, kernel = "for part_1 in x.split(1)", cost.copy(1, 1)
+    kernel, x = cost.copy(1, 1), operand(0, (4,))
+    part = strided(PART, (x,), (0,), (1,), (1,))
 
-    def loop(name: str, code: str) -> Step:
-        turns = Turns(over, 4, (Step("u1", code, (1,), kernel),), "u1")
-        return Step(name, f"sum(u1 {over} for u1 in [{code}])", (1,), kernel, "", turns)
+    def step(*call: Any) -> Step:
+        return Writer().run(*call[:2], (1,), kernel, "", call[2:])[0].steps[0]
 
-    between = Step("t2", "t1 * 2", (1,), kernel)
-    steps = [loop("t1", "part_1 * 3"), between, loop("t3", "part_1 * t2")]
-    assert list(fused(steps)) == steps
-    steps = [loop("t1", "part_1 * 3"), between, loop("t3", "part_1 * 3")]
-    assert [step.code for step in fused(steps)][1:] == ["t4[0]", "t1 * 2", "t4[1]"]
+    def loop(inner: Step) -> Step:
+        turns = Turns((part,), (inner,), (inner.value,))
+        return step(ADDED, turns.reads, turns)
+
+    first = loop(step(SCALE, [part], 3.0))
+    between = step(SCALE, [first.value], 2.0)
+    apart = [first, between, loop(step(MULTIPLY, [part, between.value]))]
+    last = apart[-1].value
+    assert fused(apart, [last]) == (tuple(apart), (last,))
+    together = [first, between, loop(step(SCALE, [part], 4.0))]
+    steps, (output,) = fused(together, [together[-1].value])
+    kinds = [ADDED_TOGETHER, PICKED, SCALE, PICKED]
+    assert [each.operation for each in steps] == kinds
+    assert steps[2].value.inputs == (steps[1].value,) and output is steps[3].value
 
 
 def test_differentiable_pickled_copied_and_traced() -> None:

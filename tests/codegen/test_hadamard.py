@@ -5,6 +5,7 @@ from hypothesis import given
 
 from tests.strategies import Case, assert_close, geometries, operands_for
 from tnconv import compile
+from tnconv.codegen.routes.native import INPUT_GRADIENT, WEIGHT_GRADIENT
 from tnconv.diagrams import conv, diagonal_vjp
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -29,4 +30,4 @@ def test_the_square_of_an_operand_is_one_tensor() -> None:
         program = compile(diagonal_vjp(layer, operand))
         assert program.steps[0].kernel.kind == "elementwise"
         assert len(program.steps) == 2
-        assert "convolution_backward" in program.steps[1].code
+        assert program.steps[1].operation in (WEIGHT_GRADIENT, INPUT_GRADIENT)

@@ -9,11 +9,9 @@ from benchmarks.measure import peak_memory
 from tests.strategies import Case, assert_close, geometries, operands_for, shipped
 from tnconv import Program
 from tnconv.codegen import ROUTES, planner
-from tnconv.codegen.lowering.arrays import Array, contiguous
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.planner import looped
 from tnconv.codegen.prices import cost
-from tnconv.codegen.programs.source import argument_names
 from tnconv.diagrams import (
     TensorNetwork,
     conv,
@@ -39,11 +37,10 @@ ONE_BY_ONE = [
 
 def programs(network: TensorNetwork, *routes: str) -> Iterator[Program]:
     """The programs that compute one position at a time, however slow, by all or these routes."""
-    names = argument_names(network.operands)
-    arrays = {k: Array(names[k], s, contiguous(s)) for k, s in network.operands.items()}
+    start = Cover.of(network, {name: at for at, name in enumerate(network.operands)})
     tried = [ROUTES[route] for route in routes or ROUTES if route != "loop"]
-    for cover in looped(Cover(network, arrays), tried):
-        yield Program(network, ((planner._finish(cover, "as given", "auto", True),),), ())
+    for cover in looped(start, tried):
+        yield Program(network, ((planner.finished(cover, "as given", "auto", True),),), ())
 
 
 @pytest.mark.parametrize("network", ONE_BY_ONE, ids=str)

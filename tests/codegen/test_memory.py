@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from benchmarks.measure import peak_memory
 from tests.strategies import assert_close, operands_for, shipped
 from tnconv import compile
-from tnconv.codegen.lowering.arrays import Array, Step
+from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.planner import Plan
+from tnconv.codegen.lowering.strided import Strided, operand
+from tnconv.codegen.lowering.writer import ADD, Step, Writer
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.cost import Kernel
 from tnconv.diagrams import (
@@ -163,18 +164,25 @@ def test_nothing_below_the_least_would_do(networks: Expression | list[Expression
 
 
 def test_peak_counts_what_lives_together_and_scratch() -> None:
-    def step(number: int, code: str, size: int, scratch: int = 0) -> Step:
-        return Step(f"t{number}", code, (size,), Kernel("copy", 0, 0, 0.0, scratch))
+    writer = Writer()
 
-    steps = (step(1, "x", 100), step(2, "t1", 50, 40), step(3, "t2", 10), step(4, "t3 + t1", 5))
-    schedule = Schedule(steps, (Array("t4", (5,), (1,)),))
+    def step(size: int, *inputs: Strided, scratch: int = 0) -> Step:
+        return writer.run(ADD, inputs, (size,), Kernel("copy", 0, 0, 0.0, scratch))[0].steps[0]
+
+    one = step(100, operand(0, (9,)))
+    two = step(50, one.value, scratch=40)
+    three = step(10, two.value)
+    four = step(5, three.value, one.value)
+    schedule = Schedule((one, two, three, four), (four.value,))
     assert schedule.peak(1) == 100 + 50 + 40
     assert schedule.peak(cost.ITEM) == 4 * 150 + 40
-    assert schedule.releases() == {3: ["t2"]}  # 4 * (100 + 50 + 10 + 5) would exceed the peak
-    freed = Schedule((*steps[:3], step(4, "t3", 80)), (Array("t4", (80,), (1,)),))
+    assert schedule.releases() == {3: [two]}  # 4 * (100 + 50 + 10 + 5) would exceed the peak
+    four = step(80, three.value)
+    freed = Schedule((one, two, three, four), (four.value,))
     assert freed.peak(1) == 190
-    long = Schedule((*steps[:3], step(4, "t3", 300)), (Array("t4", (300,), (1,)),))
-    assert long.releases() == {3: ["t1", "t2"]}
+    four = step(300, three.value)
+    long = Schedule((one, two, three, four), (four.value,))
+    assert long.releases() == {3: [one, two]}
     assert long.releases(spare=4 * 160) == {}
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import ZOO, Case, assert_close, geometries, operands_for
 from tnconv import Program, compile
-from tnconv.codegen.routes import convolution
+from tnconv.codegen.routes import native
 from tnconv.diagrams import Expression, conv
 
 GRADIENT = "torch.ops.aten.convolution_backward"
@@ -75,7 +75,7 @@ def test_other_padding_is_left_to_the_kernel(layer: Expression) -> None:
 @given(case=geometries(empty=False), margin=st.integers(0, 2))
 def test_every_geometry_beyond_the_margin(case: Case, margin: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "MARGIN", margin)
+        patch.setattr(native, "MARGIN", margin)
         for name in ("conv", "input_vjp", "weight_vjp"):
             check(ZOO[name](case))
 

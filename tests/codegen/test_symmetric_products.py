@@ -9,8 +9,7 @@ from torch import Tensor
 from tests.derivatives import DERIVATIVES
 from tnconv import compile
 from tnconv.codegen import Program
-from tnconv.codegen.lowering.pairs import BLOCKS, LEAST_ROWS
-from tnconv.codegen.programs.source import HELPERS
+from tnconv.codegen.lowering.pairs import BLOCKS, GRAM, LEAST_ROWS
 from tnconv.diagrams import kfac_expand
 
 CHANNELS = 4 * LEAST_ROWS + 3
@@ -19,7 +18,7 @@ CHANNELS = 4 * LEAST_ROWS + 3
 def symmetric_product(x: Tensor, blocks: int) -> Tensor:
     """The helper of emitted programs."""
     names: dict[str, object] = {}
-    exec(HELPERS["gram"], names)
+    exec(GRAM, names)
     return names["gram"](x, blocks)  # type: ignore[operator, no-any-return]
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import graphviz
 import pytest
+import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.strategies import ZOO, Case, networks
 from tnconv.diagrams import (
@@ -20,6 +22,7 @@ from tnconv.diagrams import (
     View,
     conv,
     delta,
+    drawing,
     kfac_expand,
     kfac_reduce,
     linear,
@@ -171,6 +174,27 @@ def test_odd_names_are_escaped():
     source = dot(TensorNetwork(nodes, View((), ()), sizes)).source
     assert "&lt;&quot;w&quot; &amp; v&gt;" in source
     assert "b:&lt;&amp;" in source
+
+
+NAMES = st.sampled_from(["", "é", "self", "network", "\n", "a\0", "\ud800", "\\N", "<b>", " "])
+
+
+@settings(max_examples=10)
+@given(names=st.lists(NAMES | st.text(max_size=4), min_size=3, max_size=3, unique=True))
+def test_any_name_is_drawn(names):
+    """Names of operands, of legs and of steps."""
+    operand, *legs = names
+    sizes = dict.fromkeys(legs, 3)
+    network = TensorNetwork((Tensor(operand, View.of(sizes, *legs)),), View((), ()), sizes)
+    for picture in (dot(network), dot_steps([(operand, network)])):
+        assert drawing._render(picture, "svg")[:5] == MAGIC["svg"]
+    assert network.reference(**{operand: torch.ones(3, 3)}) == 9
+
+
+def test_names_are_shown():
+    network = TensorNetwork((Tensor("", View((), ())),), View((), ()), {})
+    assert "label=<&#x27;&#x27;>" in dot(network).source
+    assert "label=<a\\x00>" in dot(network.rename_operands({"": "a\0"})).source
 
 
 def test_sum_has_all_terms_in_a_row():

@@ -241,3 +241,12 @@ def test_diagonal_per_sample(case: Case) -> None:
     operands = operands_for(network)
     each = layer.vjp("weight", per_sample=True, extra={"m": 2}).reference(**operands)
     assert_close(network.reference(**operands), each.square().sum(0), 1e-10)
+
+
+@given(case=geometries(empty=False), largest=st.sampled_from((1, 50, 250)))
+def test_means_stay_in_the_range_of_half_precision(case: Case, largest: int) -> None:
+    """With "ggn" no entry of A exceeds the largest product of two inputs, at any N and O."""
+    for build in PATCHES.values():
+        network = build(case.input_shape, case.kernel_size, **case.kwargs)
+        x = largest * torch.rand(case.input_shape, dtype=torch.float64).sign()
+        assert network.reference(x=x).max() <= largest**2 * (1 + 1e-12) < 65504

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from tnconv.models.checkpoints import (
+    Held,
+    in_backward,
+    in_checkpoint,
+    in_reentrant_checkpoint,
+)
 from tnconv.models.layers import describes
 from tnconv.models.modules import makes_another, mixes_samples, tensors, uncompiled, unwrapped
 
@@ -41,6 +48,7 @@ class Call:
     parameters: tuple[tuple[str, nn.Parameter], ...] = ()
     versions: tuple[int, ...] = ()
     reached: bool = False
+    held: tuple[Held, ...] = ()
 
     def __post_init__(self) -> None:
         self.versions = tuple(tensor._version for tensor in self.inputs)
@@ -55,8 +63,10 @@ class Call:
         """The tensors that the layer read, detached, in the order of its parameters.
 
         Raises:
-            RuntimeError: it was changed in place after the layer had read it.
+            RuntimeError: it was changed in place after the layer had read it, or freed.
         """
+        if self.held:
+            return tuple(each.value(self.name) for each in self.held)
         if tuple(tensor._version for tensor in self.inputs) != self.versions:
             raise RuntimeError(
                 f"the input of layer {self.name!r} was changed in place after the layer had read "
@@ -72,6 +82,19 @@ class Call:
     def release(self) -> None:
         """Free what the call read: nothing needs it any more."""
         self.args, self.kwargs = (), {}
+
+    def hold_as_the_graph_does(self) -> None:
+        """Keep the inputs no longer than the autograd graph keeps its saved tensors.
+
+        Under activation checkpointing they are freed, and recomputed with their segment.
+        """
+        self.held = tuple(Held(tensor) for tensor in self.inputs)
+        self.release()
+
+    def free(self) -> None:
+        """A backward pass used what the call read: others may keep it."""
+        for each in self.held:
+            each.free()
 
 
 @dataclass(eq=False)
@@ -120,9 +143,10 @@ class Watch:
     """The passes through a model that were seen.
 
     ``ready`` is told of each pass when the model returns, ``receive`` of the gradients after its
-    layers. Nothing is seen while the watch is ``paused``, nor calls of modules none of whose
-    parameters are ``wanted``. If ``loose``, layers that run without the model count as well: those
-    up to where one runs again are a pass. Copies and pickles of the model carry inert hooks.
+    layers. Nothing is seen while the watch is ``paused``, by its owner, or ``muted``, by others
+    (`alone`), nor calls of modules none of whose parameters are ``wanted``. If ``loose``, layers
+    that run without the model count as well: those up to where one runs again are a pass, and what
+    layers read is kept as the graph keeps it. Copies and pickles of the model carry inert hooks.
     """
 
     model: nn.Module
@@ -133,28 +157,47 @@ class Watch:
     loose: bool = False
     passes: list[Pass] = field(default_factory=list)
     paused: bool = False
+    muted: int = 0
     _inside: bool = False
+    _hooked: WeakSet[nn.Module] = field(default_factory=WeakSet)
+    _reached: Pass | None = None  # by a gradient, last
     _hooks: list[RemovableHandle] = field(default_factory=list)
     _gradient_hooks: list[RemovableHandle] = field(default_factory=list)
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is seen for now."""
+        return self.paused or self.muted > 0
+
     def start(self) -> None:
         """Register the forward hooks."""
-        begin, end = Inert(self._begin), Inert(self._end)
+        _ACTIVE.add(self)
+        begin, end, closed = Inert(self._begin), Inert(self._end), Inert(self._closed)
         self._hooks.append(self.model.register_forward_pre_hook(begin, with_kwargs=True))
+        self.look_again()
+        self._hooks.append(self.model.register_forward_hook(end))
+        self._hooks.append(self.model.register_forward_hook(closed, always_call=True))
+
+    def look_again(self) -> None:
+        """Register the forward hooks of modules that the model did not have before."""
         for name, module in self.model.named_modules():
+            if module in self._hooked:
+                continue
+            self._hooked.add(module)
             hook = _Hook(self, name)
             if self.per_sample and isinstance(module, _BatchNorm):
-                self._hooks.append(module.register_forward_pre_hook(Inert(hook.check)))
+                self._hooks.append(module.register_forward_hook(Inert(hook.check)))
             if next(module.named_parameters(recurse=False), None) is not None:
                 self._hooks.append(
                     module.register_forward_hook(Inert(hook.seen), prepend=True, with_kwargs=True)
                 )
-        self._hooks.append(self.model.register_forward_hook(end))
 
     def stop(self) -> None:
         """Remove all hooks, those on the graph's tensors, too."""
+        _ACTIVE.discard(self)
         while self._hooks:
             self._hooks.pop().remove()
+        self._hooked.clear()
         self.forget()
 
     def forget(self) -> None:
@@ -162,16 +205,24 @@ class Watch:
         while self._gradient_hooks:
             self._gradient_hooks.pop().remove()
         self.passes.clear()
+        self._reached = None
 
     def on_gradient(self, tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
         """Show the gradient after a tensor, if there is one, until the watch forgets it."""
-        self._on_backward(tensor, lambda grad: None if grad is None else hook(grad))
+
+        def arrived(grad: Tensor | None) -> None:
+            if grad is not None and not self.muted:
+                hook(grad)
+
+        self._on_backward(tensor, arrived)
 
     def follow(self, here: Pass, call: Call, output: Tensor) -> None:
         """Note a call, and ask for the gradient after its output, or what that is a view of."""
 
         def arrived(grad: Tensor | None) -> None:
-            call.reached = True
+            if self.muted:
+                return
+            call.reached, self._reached = True, here
             if grad is not None:
                 self.receive(here, call, grad.reshape(call.output_shape))
 
@@ -183,14 +234,19 @@ class Watch:
         self._gradient_hooks.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
 
     def pass_of(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
-        """The pass that a module's call belongs to."""
+        """The pass that a module's call belongs to.
+
+        A reentrant checkpoint calls modules while gradients go backwards, for the pass they are in.
+        """
+        if self._reached is not None and in_backward():
+            return self._reached
         again = not self.passes or any(call.module is module for call in self.passes[-1].calls)
         if again and self.loose and not (self._inside and self.passes):
             self._open(args, kwargs)
         return self.passes[-1]
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.paused:
+        if not self.silent and not in_backward():
             self._inside = True
             self._open(args, kwargs)
 
@@ -198,11 +254,34 @@ class Watch:
         self.passes.append(Pass(args, kwargs, len(self.passes)))
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._inside = False
-        if self.passes and not self.paused:
+        if self.passes and not self.silent and not in_backward():
             given = tensors(output)
             self.passes[-1].outputs = tuple(y for y in given if not is_functorch_wrapped_tensor(y))
             self.ready(self.passes[-1])
+
+    def _closed(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """The model returned, or raised."""
+        self._inside = False
+
+
+_ACTIVE: WeakSet[Watch] = WeakSet()
+
+
+@contextmanager
+def alone(model: nn.Module, own: Watch | None = None) -> Iterator[None]:
+    """Passes through a model that no watch but one's ``own`` sees, as long as the context is open.
+
+    The library's own passes are of this kind: they belong to no loop of the user's.
+    """
+    modules = {*model.modules()}
+    others = [w for w in _ACTIVE if w is not own and not modules.isdisjoint(w.model.modules())]
+    for watch in others:
+        watch.muted += 1
+    try:
+        yield
+    finally:
+        for watch in others:
+            watch.muted -= 1
 
 
 class Inert:
@@ -226,13 +305,13 @@ class _Hook:
     def __init__(self, watch: Watch, name: str) -> None:
         self.watch, self.name = watch, name
 
-    def check(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Refuse a layer through which samples see each other.
+    def check(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Refuse a layer through which samples see each other on the way of a gradient.
 
         Raises:
             NotImplementedError: batch normalisation by the batch's statistics.
         """
-        if mixes_samples(module):
+        if mixes_samples(module) and isinstance(output, Tensor) and output.requires_grad:
             raise NotImplementedError(
                 f"layer {self.name!r} normalises by the batch's statistics, so no sample has a "
                 "gradient of its own; expected evaluation mode and running statistics"
@@ -243,9 +322,12 @@ class _Hook:
     ) -> None:
         """Note the call, and ask for the gradient after its output."""
         watched = _before_views(output) if isinstance(output, Tensor) else None
-        if watched is None or not watched.requires_grad or self.watch.paused:
+        if watched is None or not watched.requires_grad:
             return
-        if not (self.watch.passes or self.watch.loose) or is_functorch_wrapped_tensor(watched):
+        deaf = self.watch.silent or not (self.watch.passes or self.watch.loose)
+        deaf = deaf or is_functorch_wrapped_tensor(watched)
+        saves = self.watch.loose and in_checkpoint()
+        if deaf and not saves:
             return
         own = module.named_parameters(recurse=False)
         learns = tuple(
@@ -253,16 +335,24 @@ class _Hook:
             for n, p in own
             if p.requires_grad and self.watch.wanted(module, p) and not makes_another(module, n)
         )
-        if not learns:
+        inputs = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        if not learns or not inputs:
+            return
+        if deaf or (in_backward() and not in_reentrant_checkpoint()):
+            if saves:  # a checkpoint's recomputation saves what its first run saved
+                _ = [Held(tensor) for tensor in inputs]
             return
         here = self.watch.pass_of(module, args, kwargs)
         edge, shape = get_gradient_edge(watched), tuple(output.shape)
         known = describes(module)
         call = Call(self.name, module, args, _ordered(module, kwargs), shape, edge, known, learns)
-        if call.inputs:
-            whole = not self.watch.per_sample or _batched(call.inputs, here.samples)
-            call.described = known and whole and describes(module, call.given, shape)
-            self.watch.follow(here, call, watched)
+        whole = not self.watch.per_sample or _batched(call.inputs, here.samples)
+        call.described = known and whole and describes(module, call.given, shape)
+        if self.watch.loose and call.described:
+            call.hold_as_the_graph_does()
+        elif saves:
+            _ = [Held(tensor) for tensor in call.inputs]
+        self.watch.follow(here, call, watched)
 
 
 def _batched(inputs: Sequence[Tensor], samples: int) -> bool:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from tnconv.models.capture import Pass
+from tnconv.models.capture import Pass, alone
+from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.graph import sources
 from tnconv.models.observation import Observation
 from tnconv.models.propagation import LossFunction
@@ -44,7 +45,8 @@ def compute(
     (torch.Size([4, 3, 3, 3]), torch.Size([8]))
 
     Raises:
-        NotImplementedError: a layer that mixes samples, where a quantity needs them apart.
+        NotImplementedError: a layer that mixes samples, where a quantity needs them apart, or one
+            in a reentrant checkpoint.
         RuntimeError: a gradient that passed a layer unseen.
         TypeError: an output that is no tensor, where a quantity needs the loss's Hessian in it.
         ValueError: a loss that is no scalar, or a memory limit below what a layer needs.
@@ -62,7 +64,12 @@ def ran(
 
     The loss is what the context gives.
     """
-    with observation.watched(ready=_nothing) as watch, torch.enable_grad():
+    with (
+        observation.watched(ready=_nothing) as watch,
+        alone(watch.model, watch),
+        refusing_reentrant(watch.model),
+        torch.enable_grad(),
+    ):
         args, kwargs = arguments(inputs)
         output = watch.model(*args, **kwargs)
         observation.expect_tensor(output)

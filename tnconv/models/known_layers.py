@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv import nn as ours
+from tnconv.diagrams import Hyperparameters, layers
 from tnconv.models.layers import Networks, Operand, Operation, Shape, register_layer
 from tnconv.nn import memory
 
@@ -20,15 +21,9 @@ def linear(x_shape: Shape, weight_shape: Shape) -> Networks:
     return {"weight": layer, "bias": diagrams.bias(layer.shape, weight_shape[:1], -1)}
 
 
-def conv(x_shape: Shape, weight_shape: Shape, *settings: Any) -> Networks:
-    """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, o, i] w[gd, c, k] + b[gd]``."""
-    layer = diagrams.conv(x_shape, weight_shape, *settings)
-    return {"weight": layer, "bias": diagrams.bias(layer.shape, weight_shape[:1])}
-
-
-def conv_transpose(x_shape: Shape, weight_shape: Shape, *settings: Any) -> Networks:
-    """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, i, o] w[gc, d, k] + b[gd]``."""
-    layer = diagrams.conv_transpose(x_shape, weight_shape, *settings)
+def convolution(x_shape: Shape, weight_shape: Shape, h: Hyperparameters) -> Networks:
+    """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, o, i] w[gd, c, k] + b[gd]``, or transposed."""
+    layer = layers.convolution(x_shape, weight_shape, h)
     return {"weight": layer, "bias": diagrams.bias(layer.shape, layer.shape[1:2])}
 
 
@@ -63,14 +58,13 @@ def _linear(layer: nn.Linear, x: Tensor, output_shape: Shape) -> Described:
 def _conv(layer: nn.Conv2d, x: Tensor, output_shape: Shape) -> Described:
     """Zeros are no pad, but in Π; every other padding mode is applied to x."""
     x = x if x.dim() == layer.weight.dim() else x[None]
-    settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    h, weight = _hyperparameters(layer), tuple(layer.weight.shape)
     if layer.padding_mode == "zeros":
-        return Operation(conv, (tuple(x.shape), tuple(layer.weight.shape), *settings)), x
+        return Operation(convolution, (tuple(x.shape), weight, h)), x
     pads, mode, shape = layer._reversed_padding_repeated_twice, layer.padding_mode, list(x.shape)
     for at, (left, right) in enumerate(zip(pads[::2], pads[1::2], strict=True), 1):
         shape[-at] += left + right
-    unpadded = (layer.stride, 0, layer.dilation, layer.groups)
-    operation = Operation(conv, (tuple(shape), tuple(layer.weight.shape), *unpadded))
+    operation = Operation(convolution, (tuple(shape), weight, h._replace(padding=0)))
     return operation, lambda: F.pad(x, pads, mode)
 
 
@@ -84,8 +78,13 @@ def _conv_transpose(layer: nn.ConvTranspose2d, x: Tensor, output_shape: Shape) -
         strict=True,
     )
     rest = tuple(o - ((i - 1) * s - 2 * int(p) + d * (k - 1) + 1) for i, o, k, s, p, d in each)
-    settings = (layer.stride, layer.padding, rest, layer.groups, layer.dilation)
-    return Operation(conv_transpose, (tuple(x.shape), tuple(layer.weight.shape), *settings)), x
+    h = _hyperparameters(layer)._replace(output_padding=rest)
+    return Operation(convolution, (tuple(x.shape), tuple(layer.weight.shape), h)), x
+
+
+def _hyperparameters(layer: nn.Conv2d | nn.ConvTranspose2d) -> Hyperparameters:
+    settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    return Hyperparameters(*settings, layer.transposed, layer.output_padding)
 
 
 def _batch_norm(layer: nn.BatchNorm2d, x: Tensor, output_shape: Shape) -> Described:

@@ -1,8 +1,9 @@
 """Questions to modules: what they wrap, give, and compute with."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def makes_another(module: nn.Module, name: str) -> bool:
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Compiled parts of a model run as they were written, as long as the context is open."""
     with ExitStack() as stack:
-        if any(_is_compiled(module) for module in model.modules()):
+        if any(is_compiled(module) for module in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
@@ -52,5 +53,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` made a module, or its call."""
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+def weak(method: Callable[..., None]) -> Callable[..., None]:
+    """A method that does nothing once its object is gone."""
+    reference = WeakMethod(method)
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        if (found := reference()) is not None:
+            found(*args, **kwargs)
+
+    return call

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tnconv.models.bare import noticing
-from tnconv.models.capture import Call, Pass, Watch, watching
+from tnconv.models.capture import Call, Pass, Watch, alone, watching
+from tnconv.models.checkpoints import refuse_reentrant_nodes
 from tnconv.models.collector import Collector
 from tnconv.models.evidence import Evidence, expect
 from tnconv.models.fallback import Fallback
@@ -87,12 +88,14 @@ class Observation:
             raise ValueError(f"factor is {factor}; expected a positive number")
         self._propagation = Propagation(self.collector, self._watch.passes, output)
         try:
+            refuse_reentrant_nodes(self._propagation.nodes)
             if not self._propagation.calls and any(here.calls for here in self._watch.passes):
                 raise ValueError(
                     f"an output of shape {tuple(output.shape)} comes from no layer; expected what "
                     "the model gave since the last result, before loss.backward()"
                 )
-            self._propagation.run(loss_fn, targets, factor)
+            with alone(self._watch.model, self._watch):
+                self._propagation.run(loss_fn, targets, factor)
             for source in self._others:
                 self._seen[source].update(self._propagation.calls.values())
         finally:

@@ -28,7 +28,7 @@ class Propagation:
     """
 
     def __init__(self, collector: Collector, passes: Sequence[Pass], output: Tensor) -> None:
-        nodes = before([output])
+        self.nodes = nodes = before([output])
         self.calls: dict[Call, Pass] = {
             call: here
             for here in passes

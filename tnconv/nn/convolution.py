@@ -9,7 +9,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from tnconv import functional
 from tnconv.diagrams.hyperparameters import IntOrTuple, per_dimension
+from tnconv.nn.symbolic import has_symbolic_sizes
 
+NATIVE_DIMS = 3  # torch has convolutions in so many
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
@@ -22,6 +24,8 @@ class Convolution(_ConvNd):
         return len(self.kernel_size)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if has_symbolic_sizes(input) and self.dims <= NATIVE_DIMS:
+            return super()._conv_forward(input, weight, bias)
         padding: str | IntOrTuple = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, self.padding_mode)
@@ -42,6 +46,8 @@ class Transposed(_ConvTransposeNd):
         return len(self.kernel_size)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if has_symbolic_sizes(input) and self.dims <= NATIVE_DIMS:
+            return super().forward(input, output_size)  # type: ignore[no-any-return]
         extra = output_padding(self, input, output_size)
         settings = (self.stride, self.padding, extra, self.groups, self.dilation)
         return functional.conv_transpose(input, self.weight, self.bias, *settings)

@@ -46,10 +46,13 @@ class Draws:
         """
         if self.sampling == "bernoulli":
             return self._drawn(shares, sizes, x), prod([1 / p for p in shares.values()])
-        counts = {dim: min(sizes[dim], max(1, floor(p * sizes[dim]))) for dim, p in shares.items()}
+        counts = {
+            dim: min(sizes[dim], max(1, floor(_constant(p) * sizes[dim])))
+            for dim, p in shares.items()
+        }
         scale = prod([sizes[dim] / max(1, count) for dim, count in counts.items()])
         if torch.compiler.is_compiling() and self.generator is None:
-            u = {dim: torch.rand(sizes[dim], device=x.device) for dim in shares}
+            u = {dim: _uniform(x, sizes[dim]) for dim in shares}
             return {dim: u[dim].topk(count).indices for dim, count in counts.items()}, scale
         return self._drawn(counts, sizes, x), scale
 
@@ -80,6 +83,24 @@ class Draws:
         if _may_be_recomputed():
             self._pending.append((shape, checksum, seed))
         return seed
+
+
+def _uniform(x: Tensor, count: int) -> Tensor:
+    """Random numbers on x's device, which a compiled backward pass finds as they were.
+
+    Partitioners of torch would draw once more in the backward pass what depends on no input, as
+    ``torch.rand`` does: the gradient would be put where other slices were.
+    """
+    return torch.rand_like(x.new_empty(count, dtype=torch.float32))
+
+
+def _constant(number: float) -> float:
+    """The number itself; a constant with a guard where dynamo would trace a symbol.
+
+    What it hashes it takes at its value, and numbers of positions may depend on sizes alone.
+    """
+    (same,) = {number}
+    return same
 
 
 def _recomputes() -> bool:

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from tnconv import functional
+from tnconv.nn.symbolic import has_symbolic_sizes
 
 
 class UnfoldNd(nn.Unfold):
@@ -25,6 +26,8 @@ class UnfoldNd(nn.Unfold):
 
     def forward(self, input: Tensor) -> Tensor:
         kernel_size, dims = self.kernel_size, self.dims
+        if has_symbolic_sizes(input) and input.ndim == 4 and dims in (None, 2):
+            return super().forward(input)
         if isinstance(kernel_size, int) and dims is not None:
             kernel_size = (kernel_size,) * dims
         return functional.unfold(input, kernel_size, self.dilation, self.padding, self.stride)
@@ -48,6 +51,8 @@ class FoldNd(nn.Fold):
         return 2 if dims is None else dims
 
     def forward(self, input: Tensor) -> Tensor:
+        if has_symbolic_sizes(input) and self.dims == 2:
+            return super().forward(input)
         size = self.output_size
         size = (size,) * self.dims if isinstance(size, int) else size
         return functional.fold(

@@ -11,8 +11,11 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from tnconv.models.layers import Layout, layout
+from tnconv.models import layers
+from tnconv.models.layers import Layout
+from tnconv.optim.blocked import pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,10 @@ class Block:
         inputs, outputs = (first // groups, second) if transposed else (second, first // groups)
         patch = inputs * prod(self.weight.shape[2:])
         return groups, outputs, patch + (self.bias is not None)
+
+    def pieces(self, most: int) -> int:
+        """How many blocks its larger factor has on the diagonal, if none has more rows."""
+        return pieces(max(self.shape[1:]), most)
 
     def rows(self, values: Mapping[Tensor, Tensor]) -> Tensor:
         """``G[g, d, a]`` of tensors by parameter; zeros for those without."""
@@ -104,7 +111,7 @@ def blocks(model: nn.Module, groups: Mapping[Tensor, int], joint: bool) -> list[
     def known(parameter: nn.Parameter | None) -> bool:
         if parameter is None or parameter not in groups or not parameter.requires_grad:
             return False
-        layouts = {layout(module, key) for module, key in holders[parameter]}
+        layouts = {_layout(module, key) for module, key in holders[parameter]}
         return len(layouts) == 1 and None not in layouts
 
     found = list(_found(model, known, lambda p: joint and len(holders[p]) == 1))
@@ -127,7 +134,7 @@ def _found(
         own = module._parameters
         weight = own.get("weight") if known(own.get("weight")) else None
         bias = own.get("bias") if known(own.get("bias")) else None
-        laid_out = layout(module, "weight")
+        laid_out = _layout(module, "weight")
         if laid_out is None:
             continue
         together = weight is not None and bias is not None and alone(weight) and alone(bias)
@@ -136,3 +143,9 @@ def _found(
         if bias is not None and not together and bias not in seen:
             yield Block(name, None, bias)
         seen |= {p for p in (weight, bias) if p is not None}
+
+
+def _layout(module: nn.Module, key: str) -> Layout | None:
+    """How a module's parameter is laid out; attention computes with its output layer by itself."""
+    inside = isinstance(module, NonDynamicallyQuantizableLinear)
+    return None if inside else layers.layout(module, key)

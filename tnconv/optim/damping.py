@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from tnconv.optim.blocked import from_left, from_right
 from tnconv.optim.inverses import eigenbasis, inverse
 
 
 def factored(
-    a: Tensor,  # (g, a, a)
-    b: Tensor,  # (g, d, d)
+    a: Tensor,  # (g, a, a), or its blocks (g, k, m, m)
+    b: Tensor,  # (g, d, d), or blocks
     damping: float,
 ) -> tuple[Tensor, Tensor]:
     """``(A + π√λ I)⁻¹`` and ``(B + √λ/π I)⁻¹``, π² the ratio of the mean eigenvalues of A and B.
@@ -21,20 +22,27 @@ def factored(
     >>> 1 / first[0, 0, 0], 1 / second[0, 0, 0]
     (tensor(1.0500), tensor(4.2000))
     """
-    if a.shape[-1] == 1:
-        return torch.ones_like(a), inverse(a * b, damping)
-    if b.shape[-1] == 1:
-        return inverse(b * a, damping), torch.ones_like(b)
-    means = [factor.diagonal(dim1=-2, dim2=-1).mean(-1) for factor in (a, b)]
+    if a.shape[1:] == (1, 1):
+        return torch.ones_like(a), inverse(b * _number(a, b), damping)
+    if b.shape[1:] == (1, 1):
+        return inverse(a * _number(b, a), damping), torch.ones_like(b)
+    means = [factor.diagonal(dim1=-2, dim2=-1).flatten(1).mean(-1) for factor in (a, b)]
     ratio = (means[0] / means[1]).sqrt()
     pi = torch.where((ratio > 0) & ratio.isfinite(), ratio, 1.0)
     root = damping**0.5
-    return inverse(a, pi * root), inverse(b, root / pi)
+    return inverse(a, _number(pi * root, a)), inverse(b, _number(root / pi, b))
+
+
+def _number(of_groups: Tensor, factor: Tensor) -> Tensor:
+    """One number a group, beside the matrices of a factor: ``(g, ...)`` as ``(g, 1, ...)``."""
+    shape = (-1, *(1,) * (factor.dim() - 3))
+    found = of_groups.reshape(shape)
+    return found[..., None, None] if of_groups.dim() > 1 else found
 
 
 def spectrum(
-    a: Tensor,  # (g, a, a)
-    b: Tensor,  # (g, d, d)
+    a: Tensor,  # (g, a, a), or its blocks (g, k, m, m)
+    b: Tensor,  # (g, d, d), or blocks
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvectors of A and B, and the eigenvalues ``(g, d, a)`` of ``B ⊗ A``: see `exact`.
 
@@ -42,7 +50,7 @@ def spectrum(
     [(1, 2, 2), (1, 3, 3), (1, 3, 2)]
     """
     (first, q), (second, r) = eigenbasis(a), eigenbasis(b)
-    return q, r, second.unsqueeze(2) * first.unsqueeze(1)
+    return q, r, second.flatten(1).unsqueeze(2) * first.flatten(1).unsqueeze(1)
 
 
 def exact(
@@ -58,7 +66,9 @@ def exact(
     >>> exact(torch.ones(1, 3, 2), q, r, values, damping=1.0)[0, 0]
     tensor([0.5000, 0.5000])
     """
-    return r @ ((r.mT @ rows @ q) / (eigenvalues + damping)) @ q.mT
+    turned = from_left(r.mT, from_right(rows, q)) / (eigenvalues + damping)
+    found = from_left(r, from_right(turned, q.mT))
+    return found[..., : rows.shape[-2], : rows.shape[-1]]
 
 
 def adapted(damping: float, ratio: float, factor: float) -> float:

@@ -5,24 +5,21 @@ With ``A = Q diag(λ) Qᵀ`` and ``B = R diag(μ) Rᵀ``, the block ``Σ_{m,n} J
 block. Source: George et al. 2018.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from tnconv import diagrams
 from tnconv.diagrams import TensorNetwork, View
-from tnconv.models.capture import Pass
-from tnconv.models.collector import Collector
 from tnconv.models.contracted import values
 from tnconv.models.layers import Networks, Operation
 from tnconv.models.terms import Term
 from tnconv.models.unfolding import joined
-from tnconv.quantities.base import LOSS_GRADIENT, Statistic, Vectors
+from tnconv.optim.blocked import from_right, sizes
+from tnconv.quantities.base import Statistic
 
 Basis = tuple[Tensor, Tensor]
-"""Eigenvectors Q of A ``(g, a, a)`` and R of B ``(g, d, d)``."""
+"""Eigenvectors Q of A ``(g, a, a)`` and R of B ``(g, d, d)``, or of their blocks."""
 SQUARES = Statistic(diagrams.ggn_diagonal)
 
 
@@ -36,45 +33,32 @@ def grouped(samples: int, positions: int, groups: int, a: int, d: int) -> Networ
     return {"weight": TensorNetwork(nodes, View.of(sizes, "n", "q", "g", "d"), sizes)}
 
 
-def moments(term: Term, basis: Basis) -> Tensor:
-    """``S[g, d', a'] = Σ_{m,n} (Σ_{d,a} R[g, d, d'] J[m, n, g, d, a] Q[g, a, a'])²``.
-
-    Patches are unfolded, and end with a 1 where the basis has an entry for it.
-    """
+def moments(
+    term: Term,
+    basis: Basis,
+    joint: bool,  # with the bias's column: patches end with a 1
+) -> Tensor:
+    """``S[g, d', a'] = Σ_{m,n} (Σ_{d,a} R[g, d, d'] J[m, n, g, d, a] Q[g, a, a'])²``."""
     assert term.v is not None
     found = joined([term.operation], term.operand, [(term.read, term.v)], term.vectors)
     assert found is not None
     q, r = (vectors.to(term.v.dtype) for vectors in basis)
-    groups, d, a = len(q), r.shape[-1], q.shape[-1]
+    groups = len(q)
     x = found[1].reshape(*found[1].shape[:2], groups, -1)
-    if x.shape[-1] < a:
-        x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
-    v = found[2].reshape(*found[2].shape[: 2 if term.vectors is None else 3], groups, d)
-    layer = Operation(grouped, (x.shape[0], x.shape[1], groups, a, d))
-    operands = {
-        "x": torch.einsum("nqga,gab->nqgb", x, q),
-        "grad_output": torch.einsum("...gd,gde->...ge", v, r),
-    }
+    v = found[2].reshape(*found[2].shape[: 2 if term.vectors is None else 3], groups, -1)
+    if joint:
+        x = F.pad(x, (0, 1), value=1.0)
+    x, v = _turned(x, q), _turned(v, r)
+    layer = Operation(grouped, (x.shape[0], x.shape[1], groups, sizes(q), sizes(r)))
+    operands = {"x": x, "grad_output": v}
     return values([SQUARES], layer, "weight", operands, term.vectors)[0]
 
 
-@dataclass(eq=False)
-class MomentCollector(Collector):
-    """A collector that also adds up `moments`, of the parameters that have a basis."""
-
-    bases: Mapping[Tensor, Basis] = field(default_factory=dict)
-    moments: dict[Tensor, Tensor] = field(default_factory=dict)
-
-    def add(
-        self,
-        parameter: nn.Parameter,
-        term: Term,
-        here: Pass | None = None,
-        source: Vectors = LOSS_GRADIENT,
-        part: int = 0,
-    ) -> None:
-        super().add(parameter, term, here, source, part)
-        if parameter in self.bases:
-            new = moments(term, self.bases[parameter])
-            old = self.moments.get(parameter)
-            self.moments[parameter] = new if old is None else old + new
+def _turned(
+    rows: Tensor,  # (..., q, g, a)
+    vectors: Tensor,
+) -> Tensor:
+    """``Σ_a rows[..., g, a] Q[g, a, a']``."""
+    if vectors.dim() == 3:
+        return torch.einsum("...ga,gab->...gb", rows, vectors)
+    return from_right(rows.transpose(-2, -3), vectors).transpose(-2, -3)

@@ -1,28 +1,38 @@
 """KFAC: gradient descent preconditioned by Kronecker-factored curvature."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from tnconv.diagrams.kronecker import Flavour
+from tnconv.losses.roots import recognised
+from tnconv.models.modules import weak
+from tnconv.models.notices import warn
 from tnconv.optim.blocks import Block, blocks
 from tnconv.optim.collection import FactorWatch, LossFunction, LossScale
 from tnconv.optim.damping import adapted
+from tnconv.optim.diagonal import NAMES, update_squares
 from tnconv.optim.preconditioner import (
     INVERSES,
     Inverse,
     State,
     bases,
+    forget,
+    fresh_moments,
+    measured,
     move,
     update_factors,
     update_inverses,
+    update_moments,
 )
 from tnconv.optim.saving import Resumable
-from tnconv.optim.settings import GROUPED, Schedule, check, due
-from tnconv.optim.steps import descend, natural_gradients, predicted_change
+from tnconv.optim.settings import GROUPED, Schedule, check, due, refuse_sharded
+from tnconv.optim.standing import Standing, message, standings
+from tnconv.optim.steps import descend, natural_gradients, predicted_change, trust
 from tnconv.optim.workers import Workers
 from tnconv.quantities import kronecker_factors as kronecker
 from tnconv.quantities.kronecker_factors import Fisher, Reduction
@@ -37,29 +47,72 @@ class KFAC(Resumable):
     G is the gradient of a layer's weight W, with its bias as one more column (``joint``), for every
     group a matrix; A and B are running averages (decay β) of the layer's Kronecker factors, as in
     `tnconv.quantities.KFAC` with the same ``flavour``, ``fisher``, ``samples``, ``generator``,
-    ``per_group`` and ``reduction``. The trust region ``ν = min(1, √(κ / (η² Σ ⟨G, P(G)⟩)))`` bounds
-    the step in the curvature's own norm. η is ``lr``, μ ``momentum``, λ ``damping``, γ
+    ``per_group`` and ``reduction``. The trust region ``ν = min(1, √(κ / (η₀² Σ ⟨G, P(G)⟩)))``
+    bounds the natural gradient in the curvature's own norm: a step with the learning rate η₀ = 0.1
+    by κ, and others in proportion to their rate. η is ``lr``, μ ``momentum``, λ ``damping``, γ
     ``weight_decay`` (``decoupled``: ``W <- (1 - η γ) W`` instead), κ ``kl_clip`` (``math.inf``: no
     bound). Groups of parameters, given as ``params``, can have their own.
 
-    * Linear and (transposed) convolutional layers are preconditioned. All other parameters, and
-      those of layers whose factors were never seen, are trained by SGD with the same settings, or
-      the others by the optimizer that ``fallback`` makes of them: `fallback` then holds it.
+    * Linear and (transposed) convolutional layers are preconditioned. All other parameters have
+      natural gradients of their own, over the running squares of their gradients (`diagonal`), or
+      the optimizer that ``fallback`` makes of them trains them: `fallback` then holds it. `summary`
+      says which are which. Parameters that get gradients, but whose layers were never seen, are
+      named in one warning, or with ``strict`` in an error, at the first step that needs factors.
+    * Factors are of the passes whose gradients a step uses: those of which ``loss.backward()``
+      added to ``grad``, as long as that is not dropped. What cannot be told apart, runs in
+      `paused`.
     * ``fisher="empirical"`` and ``"forward-only"`` need nothing but ``loss.backward()``. For "mc"
       and "type-2" give the ``loss_fn`` that the loop calls, a module; for a function, call
       `propagate` before ``loss.backward()``. Losses must not change scale afterwards, but for
-      "empirical", which can be told a ``loss_scale`` such as ``GradScaler.get_scale``.
+      "empirical", which can be told a ``loss_scale`` such as ``GradScaler.get_scale``, and which
+      takes a mean for one over samples unless ``loss_fn`` tells what it divides by.
     * ``inverse="cholesky"`` damps the factors apart (`damping.factored`), "eigen" their product
-      exactly, and "ekfac" corrects its eigenvalues whenever it collects factors (`ekfac`). After
+      exactly, and "ekfac" corrects its eigenvalues whenever it collects factors (`ekfac`); where it
+      finds a new eigenbasis, it holds layers' inputs and output gradients until the step. After
       `adapt` the damping follows how well the model of a step predicts the loss.
     * Factors are collected in steps that ``update_factors_every`` names, from layers in training
       mode; inverses are refreshed at ``update_inverses_every``-th steps, and at those of the first
       so many that collect factors. Both are a number, or a function of the step that says whether.
+      Factors that are not finite, or a thousand times the running ones, are left out.
+    * Factors with more than ``max_factor`` rows have diagonal blocks only, of at most that size;
+      layers with more than four times as many rows are preconditioned like other parameters.
     * Passes between two steps count as micro-batches of one batch; their losses are to be divided
       by their number. Passes under ``torch.func`` are not watched; compiled graphs break at layers.
-      Under ``torch.distributed`` factors are averages over workers, who share the inversions.
-    * ``state_dict`` holds plain tensors and numbers. Copies of the model carry hooks that do
+    * Under DistributedDataParallel, or with a ``process_group``, factors are averages over workers,
+      who share the inversions; every worker takes every step.
+    * ``state_dict`` holds plain tensors and numbers; what was collected since the last step belongs
+      to gradients, and is no more part of it than they are. Copies of the model carry hooks that do
       nothing (`remove_hooks`); a deep copy of the optimizer has a model of its own.
+
+    Args:
+        model: the module that is trained, also compiled or in DistributedDataParallel.
+        lr: the learning rate η.
+        momentum: μ in [0, 1).
+        damping: λ, positive.
+        decay: β in [0, 1), of all running averages.
+        weight_decay: γ, at least 0.
+        flavour: how positions count, "expand", "reduce" or "hybrid".
+        kl_clip: κ, positive; no bound where it is infinite.
+        update_factors_every: the steps that collect factors.
+        update_inverses_every: the steps that refresh inverses.
+        params: parameters, or groups of them, by default all.
+        fisher: the vectors of B, "empirical", "type-2", "mc" or "forward-only".
+        samples: vectors per sample for "mc".
+        generator: where "mc" draws from.
+        loss_fn: the loss that the loop calls, a module if factors are to be collected by its calls.
+        reduction: whether a loss without ``loss_fn`` is a "mean" or "sum".
+        loss_scale: what the loss was multiplied with before its backward pass.
+        joint: a bias is one more column of its weight.
+        per_group: groups of a convolution have factors of their own.
+        inverse: "cholesky", "eigen" or "ekfac".
+        decoupled: weight decay without the preconditioner's learning rate.
+        adapt_damping: the factor of `adapt`, in (0, 1).
+        factor_dtype: what running averages are stored in, by default float32 or wider.
+        fallback: makes an optimizer of the parameters without factors.
+        process_group: the workers that average factors, by default those of the model's
+            DistributedDataParallel; "local" for none.
+        max_factor: the most rows of a factor that is not split.
+        strict: whether parameters that were never seen are an error.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     >>> loss_fn, labels = nn.CrossEntropyLoss(), torch.randint(10, (8,))
@@ -68,10 +121,16 @@ class KFAC(Resumable):
     >>> optimizer.step()
     >>> {name: tuple(a.shape) for name, a in optimizer.state[model[0].weight].items() if name < "a"}
     {'A': (1, 10, 10), 'B': (1, 4, 4), 'A_inverse': (1, 10, 10), 'B_inverse': (1, 4, 4)}
+    >>> print(optimizer.summary())
+    0.weight: Kronecker factors, by layer '0'
+    0.bias: Kronecker factors, by layer '0'
+    3.weight: Kronecker factors, by layer '3'
+    3.bias: Kronecker factors, by layer '3'
 
     Raises:
+        NotImplementedError: sharded parameters, or a loss whose curvature is not known.
         ValueError: a hyper-parameter out of its range, or a model without parameters.
-        TypeError: a model that is no module.
+        TypeError: a model that is no module, or a loss that is a class.
     """
 
     def __init__(
@@ -101,23 +160,30 @@ class KFAC(Resumable):
         adapt_damping: float | None = None,
         factor_dtype: torch.dtype | None = None,
         fallback: Fallback | None = None,
-        process_group: "dist.ProcessGroup | None" = None,
+        process_group: "dist.ProcessGroup | Literal['local'] | None" = None,
+        max_factor: int = 2048,
+        strict: bool = False,
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in ("self", "model", "__class__")}
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         check(settings)
         kfac = kronecker.KFAC(flavour, fisher, samples, generator, joint, per_group, reduction)
+        if fisher in ("type-2", "mc") and loss_fn is not None:
+            recognised(loss_fn)
+        refuse_sharded(model)
         self.model, self.settings, self.fallback = model, settings | {"params": None}, None
         self._blocks: list[Block] = []
-        self._watch = FactorWatch(model, kfac, loss_fn, loss_scale)
-        self._workers = Workers(process_group)
+        self._large: list[Block] = []
+        self._told = set[str]()
+        self._watch = FactorWatch(model, kfac, loss_fn, loss_scale, weak(self._arrange))
+        self._watch.rotates = inverse == "ekfac"
+        self._workers = Workers(model, process_group, weak(self._take_part))
         self.predicted: Tensor | None = None
-        defaults = {name: settings[name] for name in GROUPED} | {"steps": 0}
+        defaults = {name: settings[name] for name in GROUPED} | {"steps": 0, "divisor": None}
         super().__init__(model.parameters() if params is None else params, defaults)
         self._arrange()
-        held = {p for block in self._blocks for p in block.parameters}
-        others = [p for group in self.param_groups for p in group["params"] if p not in held]
+        others = self._others()
         if fallback is not None and others:
             self.fallback = fallback(others)
 
@@ -129,15 +195,58 @@ class KFAC(Resumable):
     def remove_hooks(self) -> None:
         """Stop watching the model; later steps use the factors collected so far."""
         self._watch.stop()
+        self._workers.leave()
 
     def propagate(self, output: Tensor, targets: Any) -> None:
         """Collect factors for a loss ``loss_fn(output, targets)`` that is no module's call."""
         self._watch.propagate(output, targets)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Passes that factors do not see, whatever becomes of their gradients.
+
+        >>> model = nn.Linear(3, 2)
+        >>> optimizer = KFAC(model)
+        >>> with optimizer.paused():
+        ...     model(torch.rand(4, 3)).sum().backward()
+        """
+        self._watch.watch.muted += 1
+        try:
+            yield
+        finally:
+            self._watch.watch.muted -= 1
+
+    def reset_factors(self) -> None:
+        """Forget all factors, squares, and what was made of them, as if no step had been taken."""
+        for state in self.state.values():
+            forget(state)
+            for name in NAMES:
+                state.pop(name, None)
+        self._watch.clear()
+        self._prepare()
+
+    def standings(self) -> list[Standing]:
+        """How each parameter is preconditioned, by which layer, or by which fallback and why."""
+        elsewhere = self._elsewhere()
+        found = [*self._blocks, *self._large]
+        most = self.settings["max_factor"]
+        return standings(self.model, found, self.state, self._group_of, elsewhere, most)
+
+    def summary(self) -> str:
+        """`standings` in words, a line for each parameter."""
+        return "\n".join(map(str, self.standings()))
+
+    def __repr__(self) -> str:
+        counts: dict[str, int] = {}
+        for each in self.standings():
+            counts[each.how] = counts.get(each.how, 0) + 1
+        words = ", ".join(f"{count} by {how}" for how, count in counts.items())
+        return f"{super().__repr__()}\n(parameters: {words})"
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop gradients, and the factors that were collected from them since the last step."""
-        if self._watch.kfac.fisher == "empirical":
-            self._watch.clear()
+        self._watch.clear()
+        self._look_for_changes()
         super().zero_grad(set_to_none)
 
     @overload
@@ -149,14 +258,15 @@ class KFAC(Resumable):
         """Update factors and inverses where they are due, then all parameters with a gradient.
 
         Raises:
-            RuntimeError: factors are due whose loss was not seen.
+            RuntimeError: factors are due whose loss was not seen, or with ``strict`` whose layers
+                were not.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._update_factors()
-        self._update_inverses()
+        self._look_for_changes()
+        self._update_curvature()
         self.predicted = None
         for at, group in enumerate(self.param_groups):
             self._update(group, [b for b in self._blocks if self._group_of[b.key] == at])
@@ -164,7 +274,7 @@ class KFAC(Resumable):
         if self.fallback is not None:
             self.fallback.step()
         self._watch.forget()
-        self._resume()
+        self._prepare()
         return loss
 
     def adapt(self, before: float | Tensor, after: float | Tensor) -> None:
@@ -191,20 +301,65 @@ class KFAC(Resumable):
         check({name: self.param_groups[-1][name] for name in GROUPED})
         self._arrange()
 
+    def _elsewhere(self) -> set[Tensor]:
+        """The parameters that the fallback trains."""
+        groups = () if self.fallback is None else self.fallback.param_groups
+        return {p for each in groups for p in each["params"]}
+
+    def _others(self) -> list[nn.Parameter]:
+        """Those that learn, without factors, and that the fallback does not have so far."""
+        held = {p for block in self._blocks for p in block.parameters} | self._elsewhere()
+        every = (p for group in self.param_groups for p in group["params"])
+        return [p for p in every if p.requires_grad and p not in held]
+
+    def _signature(self) -> tuple[tuple[int, bool], ...]:
+        every = (p for group in self.param_groups for p in group["params"])
+        return tuple((id(p), p.requires_grad) for p in every)
+
+    def _look_for_changes(self) -> None:
+        """Parameters may have been frozen, unfrozen or replaced since the last look."""
+        if self._signature() != self._arranged:
+            refuse_sharded(self.model)
+            self._arrange()
+
     def _arrange(self) -> None:
         """Find the blocks of the parameters in all groups."""
         group_of = {p: at for at, group in enumerate(self.param_groups) for p in group["params"]}
-        self._blocks = blocks(self.model, group_of, self.settings["joint"])
-        self._watch.parameters = {block.key for block in self._blocks}
-        self._group_of = group_of
-        self._resume()
+        most, elsewhere = self.settings["max_factor"], self._elsewhere()
+        found = blocks(self.model, group_of, self.settings["joint"])
+        found = [block for block in found if elsewhere.isdisjoint(block.parameters)]
+        self._blocks = [block for block in found if block.pieces(4 * most) == 1]
+        self._large = [block for block in found if block.pieces(4 * most) > 1]
+        self._group_of, self._arranged = group_of, self._signature()
+        self._watch.look_at(
+            {block.key: block.weight is not None and block.bias is not None
+             for block in self._blocks}
+        )  # fmt: skip
+        self._prepare()
+        if self.fallback is not None and (others := self._others()):
+            self.fallback.add_param_group({"params": others})
 
     def _resume(self) -> None:
+        """A state was loaded."""
+        self._watch.clear()
+        self._prepare()
+
+    def _prepare(self) -> None:
         """Watch the model where the next step updates factors."""
         if self.settings["inverse"] == "ekfac":
             self._watch.bases = bases(self._blocks, self.state)
-            self._watch.clear()
-        self._watch.watch.paused = not due(self.settings["update_factors_every"], self.steps)
+            self._watch.keep = self._refreshes
+        self._watch.watch.paused = not self._collects
+
+    @property
+    def _collects(self) -> bool:
+        return due(self.settings["update_factors_every"], self.steps)
+
+    @property
+    def _refreshes(self) -> bool:
+        schedule = self.settings["update_inverses_every"]
+        early = not callable(schedule) and self.steps < schedule and self._collects
+        return early or due(schedule, self.steps)
 
     def _with(self, setting: str) -> list[tuple[Block, State, float]]:
         """The blocks with their state and a setting of their group."""
@@ -217,31 +372,84 @@ class KFAC(Resumable):
             move(state, block.key.device)
         return found
 
-    def _update_factors(self) -> None:
-        if not self._watch.watch.paused:
-            dtype = self.settings["factor_dtype"]
-            update_factors(self._with("decay"), self._watch, self._workers, dtype)
+    def _update_curvature(self) -> None:
+        """Factors, inverses and moments, where they are due."""
+        watch, workers, inverse = self._watch, self._workers, self.settings["inverse"]
+        collects, dtype = not watch.watch.paused, self.settings["factor_dtype"]
+        left_out: list[Block] = []
+        if collects:
+            new = measured(self._blocks, watch, workers, self.settings["max_factor"])
+            for group in self.param_groups:
+                if new.total or group["divisor"] is None:
+                    group["divisor"] = (new.total or 1.0) if watch.averages else 1.0
+            left_out = update_factors(self._with("decay"), new.factors, dtype)
+            self._say(left_out)
+        needed, wanted = INVERSES[inverse][0], self._with("damping")
+        wanted = [
+            each
+            for each in wanted
+            if needed not in each[1] or (self._refreshes and each[0] not in left_out)
+        ]
+        update_inverses(wanted, inverse, workers)
+        if collects and inverse == "ekfac":
+            fresh = {block for block, state, _ in wanted if needed in state}
+            counts = [block for block in new.factors if block not in left_out]
+            found = fresh_moments(counts, fresh, new, watch, workers, self.state)
+            update_moments(self._with("decay"), found, dtype)
 
-    def _update_inverses(self) -> None:
-        schedule, inverse = self.settings["update_inverses_every"], self.settings["inverse"]
-        wanted = self._with("damping")
-        early = not callable(schedule) and self.steps < schedule and not self._watch.watch.paused
-        if not (early or due(schedule, self.steps)):
-            wanted = [each for each in wanted if INVERSES[inverse][0] not in each[1]]
-        update_inverses(wanted, inverse, self._workers)
+    @torch.no_grad()
+    def _take_part(self) -> None:
+        """A step of the other workers, with nothing to add."""
+        self._watch.forget()
+        self._update_curvature()
+        for group in self.param_groups:
+            group["steps"] += 1
+        self._prepare()
+
+    def _say(self, left_out: list[Block]) -> None:
+        """Tell what has no factors, once.
+
+        Raises:
+            RuntimeError: parameters that were not seen, with ``strict``.
+        """
+        if left_out and "outliers" not in self._told:
+            self._told.add("outliers")
+            warn(
+                f"KFAC left out the factors of layers {', '.join(repr(b.name) for b in left_out)} "
+                f"at step {self.steps}: they are not finite, or far from their running averages"
+            )
+        if self._workers.unclear and "workers" not in self._told:
+            self._told.add("workers")
+            warn(
+                "torch.distributed is initialised, but no DistributedDataParallel runs this model: "
+                "KFAC's factors are of this process alone; give process_group to average them over "
+                "workers, or process_group='local'"
+            )
+        missing = {b.name for b in self._blocks if "A" not in self.state[b.key]} - self._told
+        if (not missing and "looked" in self._told) or left_out:
+            return
+        self._told |= {"looked", *missing}
+        if (text := message(self.model, self.standings())) is not None:
+            if self.settings["strict"]:
+                raise RuntimeError(text)
+            warn(text)
 
     def _update(self, group: Mapping[str, Any], own: list[Block]) -> None:
-        others = () if self.fallback is None else self.fallback.param_groups
-        elsewhere = {p for each in others for p in each["params"]}
+        elsewhere = self._elsewhere()
         grads: dict[Tensor, Tensor] = {
             p: p.grad for p in group["params"] if p.grad is not None and p not in elsewhere
         }
         needed = INVERSES[self.settings["inverse"]][0]
         ready = [block for block in own if needed in self.state[block.key]]
+        held = {p for block in ready for p in block.parameters}
+        if group["divisor"] is not None:
+            others = {p: g for p, g in grads.items() if p not in held}
+            update_squares(others, self.state, group["decay"], group["divisor"])
         natural = natural_gradients(ready, self.state, grads, group)
+        share = trust(natural, grads, group)
         taken = {
-            parameter: descend(parameter, natural.get(parameter, grad), self.state, group)
-            for parameter, grad in grads.items()
+            parameter: descend(parameter, share.to(value) * value, self.state, group)
+            for parameter, value in natural.items()
         }
         if self.settings["adapt_damping"] is not None:
             change = predicted_change(ready, self.state, grads, taken, group)

@@ -1,13 +1,17 @@
 """The Kronecker factors of blocks of parameters, over time: averages, inverses, and products."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from tnconv.optim.averages import judged, share
+from tnconv.optim.blocked import cut, from_left, from_right
 from tnconv.optim.blocks import Block
 from tnconv.optim.collection import FactorWatch
+from tnconv.optim.contributions import Contribution
 from tnconv.optim.damping import exact, factored, spectrum
 from tnconv.optim.ekfac import Basis
 from tnconv.optim.inverses import wide
@@ -20,61 +24,172 @@ INVERSES: Mapping[Inverse, tuple[str, ...]] = {
     "eigen": ("A_vectors", "B_vectors", "eigenvalues"),
     "ekfac": ("A_vectors", "B_vectors", "eigenvalues"),
 }
-FACTORS = {"A", "B", "moments"}.union(*INVERSES.values())
+FACTORS = {"A", "B", "moments", "squares"}.union(*INVERSES.values())
 """Entries of a parameter's state with a dtype of their own."""
+COUNTERS = ("updates", "moment_updates", "outliers")
+OUTLIER = 1e3
+"""Factors with a mean eigenvalue this many times the running one, or 1 / this, are outliers."""
 
 
-def update_factors(
-    blocks: Sequence[tuple[Block, State, float]],  # with the decay of its running averages
-    watch: FactorWatch,
-    workers: Workers,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """``A <- A + (1 - β)/(1 - βᵗ) (A_t - A)``: weights βᵗ⁻ʲ for update j, normalised; B likewise.
+@dataclass(frozen=True)
+class Measured:
+    """What all workers saw in one step: new factors by block, and what a mean divides by."""
 
-    Factors that were not seen, or that are not finite, leave a block as it is.
+    factors: Mapping[Block, Mapping[str, Tensor]]
+    total: float
+    found: Mapping[Tensor, Contribution] = field(default_factory=dict)  # of this worker
+
+    def scale(self, watch: FactorWatch, workers: Workers) -> float:
+        """What sums over samples are divided by."""
+        return (self.total or 1.0) if watch.averages else float(workers.count)
+
+
+def measured(blocks: Sequence[Block], watch: FactorWatch, workers: Workers, most: int) -> Measured:
+    """A, B and moments over all workers, of the blocks of which one saw a sample.
+
+    Raises:
+        RuntimeError: passes whose loss was not seen, here or by another worker.
     """
-    measured = _measured([block for block, _, _ in blocks], watch, workers)
-    for block, state, decay in blocks:
-        new = measured.get(block)
-        if new is None or not all(_is_finite(new[name]) for name in "AB"):
-            continue
-        for counter, names in (("updates", "AB"), ("moment_updates", ("moments",))):
-            if not all(name in new for name in names):
-                continue
-            state[counter] = state.get(counter, 0) + 1
-            share = (1 - decay) / (1 - decay ** state[counter])
-            for name in names:
-                old = state.setdefault(name, new[name].to(dtype or new[name].dtype))
-                state[name] = old.lerp(new[name].to(old), share)
-
-
-def _measured(
-    blocks: Sequence[Block], watch: FactorWatch, workers: Workers
-) -> dict[Block, dict[str, Tensor]]:
-    """A, B and moments over all workers, of the blocks of which one saw a sample."""
-    found, many = watch.found(), workers.count > 1
+    found, failure = dict[Tensor, Contribution](), None
+    try:
+        found = dict(watch.found())
+    except RuntimeError as reason:
+        failure = reason
+    many = workers.count > 1
     seen = [block for block in blocks if many or block.key in found]
-    sums = [found.get(block.key) or _zeros(block, watch) for block in seen]
+    sums = [found[b.key].sums if b.key in found else _zeros(b, watch, most) for b in seen]
     device = blocks[0].key.device if blocks else None
-    samples = torch.tensor(float(watch.samples), device=device)
-    flat = iter(workers.sums([samples, *(value for each in sums for value in each.values())]))
-    whole = max(float(next(flat)), 1.0)
-    total = whole if watch.averages else float(workers.count)
-    result = dict[Block, dict[str, Tensor]]()
+    numbers = torch.tensor(
+        [0.0 if failure else watch.total, float(failure is not None)], device=device
+    )
+    flat = iter(workers.sums([numbers, *(value for each in sums for value in each.values())]))
+    total, failures = next(flat).tolist()
+    if failure is not None:
+        raise failure
+    if failures:
+        raise RuntimeError("another worker could not collect factors; its error says why")
+    result = Measured({}, total)
+    factors = dict[Block, Mapping[str, Tensor]]()
     for block, each in zip(seen, sums, strict=True):
         values = {name: next(flat) for name in each}
         count = values.pop("count")
         if not many or count:
-            new = {"A": _own(values.pop("input") / count, block, watch)}
-            new["B"] = _output(values.pop("grad_output") / total, watch)
-            result[block] = new | {name: value / total for name, value in values.items()}
-    return result
+            total = result.scale(watch, workers)
+            new = {"A": cut(_own(values.pop("input") / count, block, watch), most)}
+            new["B"] = cut(_output(values.pop("grad_output") / total, watch), most)
+            factors[block] = new | {name: value / total for name, value in values.items()}
+    return Measured(factors, result.total, found)
 
 
-def _is_finite(factor: Tensor) -> bool:
-    """By its diagonal, which bounds all other entries."""
-    return bool(factor.diagonal(dim1=-2, dim2=-1).sum().isfinite())
+def update_factors(
+    blocks: Sequence[tuple[Block, State, float]],  # with the decay of its running averages
+    new: Mapping[Block, Mapping[str, Tensor]],
+    dtype: torch.dtype | None = None,
+) -> list[Block]:
+    """``A <- A + (1 - β)/(1 - βᵗ) (A_t - A)``: weights βᵗ⁻ʲ for update j, normalised; B likewise.
+
+    Factors that were not seen leave a block as it is, and so do those that are not finite, or
+    outliers (`OUTLIER`): such blocks are returned.
+    """
+    given = [each for each in blocks if each[0] in new]
+    left_out = []
+    for (block, state, decay), (counts, again, outliers) in zip(
+        given, _judged([(new[block], state) for block, state, _ in given]), strict=True
+    ):
+        if again:
+            forget(state)
+        if outliers or "outliers" in state:
+            state["outliers"] = outliers
+        if counts:
+            _average(state, new[block], "AB", "updates", decay, dtype)
+        else:
+            left_out.append(block)
+    return left_out
+
+
+def fresh_moments(
+    blocks: Sequence[Block],
+    fresh: Collection[Block],  # those with a new eigenbasis
+    new: Measured,
+    watch: FactorWatch,
+    workers: Workers,
+    states: Mapping[Tensor, State],
+) -> dict[Block, Tensor]:
+    """The second moments of this step, in the eigenbasis that each block has now."""
+    found = {b: new.factors[b]["moments"] for b in blocks if "moments" in new.factors[b]}
+    kept = {block for block in fresh if watch.keep or block.key not in watch.bases}
+    late = [block for block in blocks if block in kept]
+    sums = []
+    for block in late:
+        state = states[block.key]
+        if block.key in new.found:
+            joint = watch.parameters[block.key]
+            basis = state["A_vectors"], state["B_vectors"]
+            sums.append(new.found[block.key].moments(basis, joint))
+        else:
+            sums.append(torch.zeros_like(state["eigenvalues"]))
+    scale = new.scale(watch, workers)
+    each = zip(late, workers.sums(sums), strict=True)
+    return found | {block: total / scale for block, total in each}
+
+
+def update_moments(
+    blocks: Sequence[tuple[Block, State, float]],
+    new: Mapping[Block, Tensor],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """The running averages of second moments in the eigenbasis, likewise."""
+    for block, state, decay in blocks:
+        if block in new and bool(new[block].sum().isfinite()):
+            values = {"moments": new[block]}
+            _average(state, values, ("moments",), "moment_updates", decay, dtype)
+
+
+def _average(
+    state: State,
+    new: Mapping[str, Tensor],
+    names: Sequence[str],
+    counter: str,
+    decay: float,
+    dtype: torch.dtype | None,
+) -> None:
+    if any(name in state and state[name].shape != new[name].shape for name in names):
+        forget(state)  # other parameters of the layer learn than before
+    state[counter] = state.get(counter, 0) + 1
+    weight = share(decay, state[counter])
+    for name in names:
+        old = state.setdefault(name, new[name].to(dtype or new[name].dtype))
+        state[name] = old.lerp(new[name].to(old), weight)
+
+
+def _judged(
+    pairs: Sequence[tuple[Mapping[str, Tensor], State]],
+) -> list[tuple[bool, bool, int]]:
+    """Whether new factors count, whether averages start again, and outliers in a row."""
+    if not pairs:
+        return []
+    device = pairs[0][0]["A"].device
+    each = [
+        _mean(source[name]).to(device) if name in source else torch.zeros((), device=device)
+        for new, state in pairs
+        for source in (new, state)
+        for name in "AB"
+    ]
+    sizes = torch.stack(each).cpu().reshape(-1, 2, 2)
+    outliers = torch.tensor([state.get("outliers", 0) for _, state in pairs])
+    found = judged(sizes[:, 0], sizes[:, 1], outliers, OUTLIER)
+    return list(zip(*(tensor.tolist() for tensor in found), strict=True))
+
+
+def _mean(factor: Tensor) -> Tensor:
+    """Its diagonal bounds all other entries, so that one number shows whether it is finite."""
+    return factor.diagonal(dim1=-2, dim2=-1).mean(dtype=torch.float32)
+
+
+def forget(state: State) -> None:
+    """Drop all factors, with what was made of them."""
+    for name in (*(FACTORS - {"squares"}), *COUNTERS):
+        state.pop(name, None)
 
 
 def _own(a: Tensor, block: Block, watch: FactorWatch) -> Tensor:
@@ -89,10 +204,13 @@ def _output(b: Tensor, watch: FactorWatch) -> Tensor:
     return b
 
 
-def _zeros(block: Block, watch: FactorWatch) -> dict[str, Tensor]:
+def _zeros(block: Block, watch: FactorWatch, most: int) -> dict[str, Tensor]:
     """What a worker adds that did not see a block, in the order of what others do."""
     groups, d, a = block.shape
-    moments = {"moments": block.shape} if block.key in watch.bases else {}
+    moments: dict[str, tuple[int, ...]] = {}
+    if block.key in watch.bases and not watch.keep:
+        q, r = watch.bases[block.key]
+        moments = {"moments": (groups, *(f[0].flatten(0, -2).shape[0] for f in (r, q)))}
     groups = groups if watch.kfac.per_group else 1
     a += watch.kfac.joint and block.weight is not None and block.bias is None
     new = block.key.new_zeros((), dtype=torch.promote_types(block.key.dtype, torch.float32))
@@ -126,15 +244,16 @@ def _nothing(a: Tensor, b: Tensor, inverse: Inverse) -> list[Tensor]:
     first, second = (torch.zeros_like(factor, dtype=wide(factor)) for factor in (a, b))
     if inverse == "cholesky":
         return [first, second]
-    return [first, second, first.new_zeros(len(a), b.shape[-1], a.shape[-1])]
+    rows, columns = (f[0].flatten(0, -2).shape[0] for f in (b, a))
+    return [first, second, first.new_zeros(len(a), rows, columns)]
 
 
 def preconditioned(rows: Tensor, state: State, damping: float) -> Tensor:  # (g, d, a)
     """``P(G) = (B + √λ/π I)⁻¹ G (A + π√λ I)⁻¹``, or ``(B ⊗ A + λ I)⁻¹ G`` in the eigenbasis."""
     if "A_inverse" in state:
-        left = state["B_inverse"]
-        found: Tensor = left @ rows.to(left.dtype) @ state["A_inverse"]
-        return found.to(rows.dtype)
+        left, right = state["B_inverse"], state["A_inverse"]
+        found = from_left(left, from_right(rows.to(left.dtype), right))
+        return found[..., : rows.shape[-2], : rows.shape[-1]].to(rows.dtype)
     q, r, eigenvalues = (state[name] for name in INVERSES["eigen"])
     diagonal = state.get("moments", eigenvalues).to(q.dtype)
     return exact(rows.to(q.dtype), q, r, diagonal, damping).to(rows.dtype)

@@ -1,8 +1,11 @@
 """What the hyper-parameters of KFAC may be, and when something is due."""
 
+import sys
 from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any
+
+from torch import nn
 
 Schedule = int | Callable[[int], bool]
 """Every so many steps, or whether a step, counted from 0, is one at which something is due."""
@@ -19,6 +22,8 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weight_decay": (lambda value: 0 <= value < inf, "a number, at least 0"),
     "decoupled": (lambda value: isinstance(value, bool), "a bool"),
     "kl_clip": (lambda value: value > 0, "a positive number"),
+    "max_factor": (lambda value: value >= 1 and value % 1 == 0, "an int, at least 1"),
+    "process_group": (lambda value: not isinstance(value, str) or value == "local", "'local'"),
     "inverse": (
         lambda value: value in ("cholesky", "eigen", "ekfac"),
         "'cholesky', 'eigen' or 'ekfac'",
@@ -34,6 +39,7 @@ def check(settings: Mapping[str, Any]) -> None:
     """Raise unless all settings are allowed, by themselves and together.
 
     Raises:
+        TypeError: a class instead of a loss.
         ValueError: one that is not.
     """
     for name, value in settings.items():
@@ -41,11 +47,30 @@ def check(settings: Mapping[str, Any]) -> None:
         if not allowed(value):
             raise ValueError(f"{name} is {value!r}; expected {words}")
     fisher = settings.get("fisher")
+    if isinstance(settings.get("loss_fn"), type):
+        name = settings["loss_fn"].__name__
+        raise TypeError(f"loss_fn is the class {name}; expected an instance, {name}()")
     if fisher in ("type-2", "mc") and settings["loss_fn"] is None:
         raise ValueError(f"fisher is {fisher!r}; expected a loss_fn with it")
     if settings.get("inverse") == "ekfac":
         if not settings["per_group"] or fisher == "forward-only":
             raise ValueError("inverse is 'ekfac'; expected factors per group, of gradients")
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Check that parameters are whole in every process.
+
+    Raises:
+        NotImplementedError: a DTensor (FSDP2, tensor parallelism), or what FSDP flattened.
+    """
+    tensors = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    flat = [m for m in model.modules() if type(m).__name__ == "FullyShardedDataParallel"]
+    for name, parameter in model.named_parameters():
+        if flat or (tensors is not None and isinstance(parameter, tensors)):
+            raise NotImplementedError(
+                f"parameter {name!r} is sharded (FSDP or DTensor), which KFAC does not support; "
+                "expected whole parameters, as in DistributedDataParallel"
+            )
 
 
 def due(schedule: Schedule, step: int) -> bool:

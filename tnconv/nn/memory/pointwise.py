@@ -16,7 +16,9 @@ from tnconv.nn.memory.functions import Maybe, Saving, aten, keep
 def packed(mask: Tensor) -> Tensor:
     """Eight entries to a byte."""
     flat = mask.reshape(-1).to(torch.uint8)
-    rows = F.pad(flat, (0, -len(flat) % 8)).view(8, -1)
+    entries = flat.shape[0]  # where it is symbolic, len() would fix it
+    columns = (entries + 7) // 8
+    rows = F.pad(flat, (0, 8 * columns - entries)).view(8, columns)
     bits = rows[0]
     for at in range(1, 8):
         bits = bits | rows[at] << at

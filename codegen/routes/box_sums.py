@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 
-from tnconv.codegen.lowering.constants import LIKE
-from tnconv.codegen.lowering.covers import Cover, window_on
+from tnconv.codegen.lowering.covers import Cover
+from tnconv.codegen.lowering.strided import LIKE, Operation
 from tnconv.codegen.prices import cost
-from tnconv.codegen.routes.convolution import native
+from tnconv.codegen.routes.native import native
+from tnconv.codegen.routes.window import window_on
 from tnconv.diagrams.affine import Leg, Tensor, View
 
 MOST_TAPS = 16  # per dimension
+FULL = Operation("full", lambda like, shape, value: f"{like}.new_full({shape}, {value!r})")
 
 
 def pooling(cover: Cover) -> Iterator[Cover]:
@@ -33,10 +35,10 @@ def pooling(cover: Cover) -> Iterator[Cover]:
     shape = tuple(network.sizes[leg] for leg in legs)
     if 0 in shape:
         return
-    code = f"{LIKE}.new_full({shape}, {float(network.scale)!r})"
-    writer, weight = cover.writer.run(code, shape, cost.copy(prod(shape), prod(shape)), "weight")
-    node = Tensor(weight.code, View.of(network.sizes, *legs))
-    arrays = {**cover.arrays, weight.code: weight}
+    call = FULL, [LIKE], shape, cost.copy(prod(shape), prod(shape)), "weight"
+    writer, weight = cover.writer.run(*call, (shape, float(network.scale)))
+    name, arrays = cover.named(weight)
+    node = Tensor(name, View.of(network.sizes, *legs))
     weighted = network.with_((*network.nodes, node), scale=1)
     for after in native(replace(cover, network=weighted, arrays=arrays, writer=writer)):
         yield replace(after, routes=(*cover.routes, "pooling"))

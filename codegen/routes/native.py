@@ -1,12 +1,14 @@
 """Torch's native convolution kernels, recognised as two tensors that index patterns join."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 from math import inf, prod
+from typing import Any
 
-from tnconv.codegen.lowering.arrays import Array, Writer
 from tnconv.codegen.lowering.covers import Cover
+from tnconv.codegen.lowering.strided import Operation, Strided
 from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.onednn import MARGIN, NARROWEST
 from tnconv.codegen.routes.matches import Match, Roles, matched
@@ -14,6 +16,52 @@ from tnconv.codegen.routes.native_prices import price
 from tnconv.diagrams.affine import Leg, Tensor
 
 MOST_REPEATED = 4  # channels that read the same one; each has a copy of it
+
+
+def _convolution(image: str, kernel: str, *rest: Any) -> str:
+    """With the keyword arguments that differ from torch's defaults, and a bias, if there is one."""
+    *bias, stride, padding, dilation, groups = rest
+    parts = (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
+    texts = [
+        f"{name}={values[0] if len(set(values)) == 1 else values}"
+        for name, values, default in parts
+        if set(values) != {default}
+    ]
+    texts += [f"groups={groups}"] if groups > 1 else []
+    texts += [f"bias={text}" for text in bias]
+    return f"F.conv{len(stride)}d({', '.join([image, kernel, *texts])})"
+
+
+def _backward(output: int) -> Callable[..., str]:
+    """Torch's gradient kernel; what its output mask leaves out is only looked at for its shape."""
+
+    def called(
+        given: str,
+        other: str,
+        shape: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> str:
+        like = f"{given}.new_empty({', '.join(map(str, shape))})"
+        image, kernel = (like, other) if output == 0 else (other, like)
+        numbers = f"{[*stride]}, {[*padding]}, {[*dilation]}, False, {[0 for _ in stride]}"
+        mask = [output == 0, output == 1, False]
+        return (
+            f"torch.ops.aten.convolution_backward({given}, {image}, {kernel}, None, {numbers}, "
+            f"{groups}, {mask})[{output}]"
+        )
+
+    return called
+
+
+CONVOLUTION = Operation("convolution", _convolution, native=True, imports=("F",))
+"""Of an image, a kernel and perhaps a bias: stride, padding, dilation, groups."""
+INPUT_GRADIENT = Operation("input gradient", _backward(0), native=True, imports=("torch",))
+"""Of an output's gradient and a kernel: the shape of the image, and as above."""
+WEIGHT_GRADIENT = Operation("weight gradient", _backward(1), native=True, imports=("torch",))
+"""Of an output's gradient and an image: the shape of the kernel, and as above."""
 
 
 def native(cover: Cover) -> Iterator[Cover]:
@@ -80,11 +128,10 @@ def _forward(match: Match, apart: bool = False, mirrored: bool = False) -> Cover
     writer, image, padding = _padded(writer, image, match, MARGIN if depthwise else inf)
     writer, kernel = _arrange(writer, w, roles.group + roles.b, roles.summed, *_each(k))
     writer, kernel = writer.flip(kernel, range(2, 2 + len(k)) if mirrored else ())
-    options = _options(match, padding=padding, groups=match.size(*roles.group))
     shape = (image.shape[0], kernel.shape[0], *match.sizes("o"))
-    code = f"F.conv{len(i)}d({image.code}, {kernel.code}{options})"
     work = price(match, roles, "convolution", image, kernel, shape, padding)
-    writer, array = writer.run(code, shape, work, f"convolution over {', '.join(i)}")
+    call = CONVOLUTION, [image, kernel], shape, work, f"convolution over {', '.join(i)}"
+    writer, array = writer.run(*call, _numbers(match, padding, roles))
     return _put(match, cover, writer, array, (*roles.a, *roles.group, *roles.b, *o))
 
 
@@ -105,10 +152,9 @@ def _weight_gradient(match: Match) -> Cover:
     writer, image, padding = _padded(writer, image, match)
     writer, given = _arrange(writer, v, roles.summed, roles.group + roles.b, *_each(o))
     shape = (given.shape[1], match.size(*roles.a), *match.sizes("k"))
-    like = f"{given.code}.new_empty({', '.join(map(str, shape))})"
-    code = _backward(match, given.code, image.code, like, padding, match.size(*roles.group), 1)
     work = price(match, roles, "weight gradient", image, given, shape, padding)
-    writer, array = writer.run(code, shape, work, f"weight gradient over {', '.join(i)}")
+    call = WEIGHT_GRADIENT, [given, image], shape, work, f"weight gradient over {', '.join(i)}"
+    writer, array = writer.run(*call, (shape, *_numbers(match, padding, roles)))
     return _put(match, cover, writer, array, (*roles.group, *roles.b, *roles.a, *k))
 
 
@@ -122,11 +168,9 @@ def _input_gradient(match: Match) -> Cover:
     padding = whole or [0] * len(i)
     sizes = match.sizes("i") if whole is not None else match.full
     shape = (given.shape[0], match.size(*roles.group, *roles.a), *sizes)
-    like = f"{given.code}.new_empty({', '.join(map(str, shape))})"
-    groups = match.size(*roles.group)
-    code = _backward(match, given.code, like, kernel.code, padding, groups, 0)
     work = price(match, roles, "input gradient", given, kernel, shape, padding)
-    writer, array = writer.run(code, shape, work, f"input gradient over {', '.join(i)}")
+    call = INPUT_GRADIENT, [given, kernel], shape, work, f"input gradient over {', '.join(i)}"
+    writer, array = writer.run(*call, (shape, *_numbers(match, padding, roles)))
     if whole is None:
         crops = [
             (-joint.padding, size + joint.padding - full)
@@ -136,7 +180,16 @@ def _input_gradient(match: Match) -> Cover:
     return _put(match, cover, writer, array, (*roles.b, *roles.group, *roles.a, *i))
 
 
-def _put(match: Match, cover: Cover, writer: Writer, array: Array, legs: tuple[Leg, ...]) -> Cover:
+def _numbers(match: Match, padding: Sequence[int], roles: Roles) -> tuple[object, ...]:
+    """Stride, padding, dilation and groups."""
+    stride = tuple(joint.stride for joint in match.joints)
+    dilation = tuple(joint.dilation for joint in match.joints)
+    return stride, tuple(padding), dilation, match.size(*roles.group)
+
+
+def _put(
+    match: Match, cover: Cover, writer: Writer, array: Strided, legs: tuple[Leg, ...]
+) -> Cover:
     writer, split = writer.reshape(array, [match.size(leg) for leg in legs])
     loose = [dim for dim, leg in enumerate(legs) if not cover.needed(leg, *match.covered)]
     writer, split = writer.sum(split, loose)
@@ -148,7 +201,7 @@ def _each(legs: Sequence[Leg]) -> list[tuple[Leg, ...]]:
     return [(leg,) for leg in legs]
 
 
-def _arrange(writer: Writer, value: Value, *groups: tuple[Leg, ...]) -> tuple[Writer, Array]:
+def _arrange(writer: Writer, value: Value, *groups: tuple[Leg, ...]) -> tuple[Writer, Strided]:
     """The value with one dimension per group of legs; single positions are nothing to reorder."""
     size = dict(zip(value.legs, value.array.shape, strict=True))
     proper = tuple(leg for leg in value.legs if size[leg] != 1)
@@ -161,8 +214,8 @@ def _arrange(writer: Writer, value: Value, *groups: tuple[Leg, ...]) -> tuple[Wr
 
 
 def _padded(
-    writer: Writer, image: Array, match: Match, margin: float = inf
-) -> tuple[Writer, Array, list[int]]:
+    writer: Writer, image: Strided, match: Match, margin: float = inf
+) -> tuple[Writer, Strided, list[int]]:
     """Leave padding to the kernel, or pad and crop to just what the windows span.
 
     Of the last dimension the kernel adds no more than a ``margin``.
@@ -178,39 +231,3 @@ def _padded(
     pads = [(0, 0) if padding else pad for padding, pad in zip(left, pads, strict=True)]
     writer, image = writer.pad(image, [(0, 0), (0, 0), *pads])
     return writer, image, left
-
-
-def _options(match: Match, padding: Sequence[int], groups: int) -> str:
-    """The keyword arguments that differ from torch's defaults."""
-    parts = {
-        "stride": [joint.stride for joint in match.joints],
-        "padding": list(padding),
-        "dilation": [joint.dilation for joint in match.joints],
-    }
-    default = {"stride": 1, "padding": 0, "dilation": 1}
-    texts = [
-        f"{name}={values[0] if len(set(values)) == 1 else tuple(values)}"
-        for name, values in parts.items()
-        if set(values) != {default[name]}
-    ]
-    texts += [f"groups={groups}"] if groups > 1 else []
-    return "".join(f", {text}" for text in texts)
-
-
-def _backward(
-    match: Match,
-    given: str,
-    image: str,
-    kernel: str,
-    padding: Sequence[int],
-    groups: int,
-    output: int,
-) -> str:
-    """Torch's gradient kernel; what its output mask leaves out is only looked at for its shape."""
-    stride, dilation = ([getattr(j, name) for j in match.joints] for name in ("stride", "dilation"))
-    mask = [output == 0, output == 1, False]
-    zeros = [0] * len(match.joints)
-    return (
-        f"torch.ops.aten.convolution_backward({given}, {image}, {kernel}, None, {stride}, "
-        f"{list(padding)}, {dilation}, False, {zeros}, {groups}, {mask})[{output}]"
-    )

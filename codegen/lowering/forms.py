@@ -1,0 +1,42 @@
+"""Forms: a network as it is given, simplified, and with offered rewrites, to be planned for."""
+
+from tnconv.codegen.lowering.explicit import explicit
+from tnconv.diagrams.network import TensorNetwork
+from tnconv.simplify import Firing
+from tnconv.simplify import simplify as simplified
+from tnconv.simplify.offered import polyphase
+
+
+def forms_of(
+    network: TensorNetwork, simplify: bool = True, style: str = "torch"
+) -> tuple[dict[str, TensorNetwork], list[Firing]]:
+    """The forms to plan for, by name and equal ones once, and the rules that fired.
+
+    An empty network has only its normal form. In einsum style every other is `explicit`.
+    """
+    empty = network.scale == 0 or 0 in network.sizes.values()
+    if style == "einsum" and not empty:
+        forms, fired = forms_of(network, simplify)
+        return {name: explicit(form) for name, form in forms.items()}, fired
+    if not simplify and not empty:
+        return {"as given": network}, []
+    result = simplified(network)
+    assert isinstance(result.normal, TensorNetwork) and isinstance(result.views, TensorNetwork)
+    forms = {} if empty else {"as given": network}
+    for name, form in (("in form N", result.normal), ("in form V", result.views)):
+        if form not in forms.values():
+            forms[name] = form
+    if not empty:
+        forms |= _by_polyphase(result.normal)
+    return forms, list(result.trace)
+
+
+def _by_polyphase(normal: TensorNetwork) -> dict[str, TensorNetwork]:
+    """The one offered rewrite whose gains are predicted well, for every pattern that it fits.
+
+    Squares of gradients, of four tensors, took longer by it wherever it was measured.
+    """
+    after = normal
+    for _ in normal.patterns if len(list(normal.tensors)) <= 2 else ():
+        after = next(polyphase(after), after)
+    return {} if after is normal else {"by polyphase": after}

@@ -1,0 +1,115 @@
+"""Layouts: the strides of tensors, as torch chooses them, and the loops of a copy."""
+
+from collections.abc import Sequence
+from itertools import takewhile
+from math import prod
+
+from tnconv.codegen.prices import cost
+
+Ints = tuple[int, ...]
+
+
+def contiguous(shape: Sequence[int]) -> Ints:
+    """The strides of a contiguous tensor.
+
+    >>> contiguous((2, 3, 4))
+    (12, 4, 1)
+    """
+    strides, stride = [], 1
+    for size in reversed(shape):
+        strides.append(stride)
+        stride *= size
+    return tuple(reversed(strides))
+
+
+def run(shape: Ints, strides: Ints) -> int:
+    """The length of the contiguous runs in which a copy reads."""
+    length = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != length:
+            return length
+        length *= size
+    return length
+
+
+def innermost(shape: Ints, strides: Ints) -> tuple[int, int, int, int]:
+    """The inner loops of a copy: entries of a row, their step, and rows.
+
+    The last number is how many entries are read in turn that conflict in caches.
+    """
+    loops: list[tuple[int, int]] = []
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1:
+            length, step = loops[-1] if loops else (1, stride)
+            if stride == length * step:
+                loops[-1:] = [(length * size, step)]
+            else:
+                loops.append((size, stride))
+    (row, step), (rows, _) = (*loops, (1, 1), (1, 1))[:2]
+    competing = takewhile(lambda loop: cost.conflicts(loop[1]), loops)
+    return row, step, rows, prod(size for size, _ in competing)
+
+
+def of_a_view(shape: Ints, strides: Ints, new: Ints) -> Ints | None:
+    """The strides of ``reshape(new)`` where it needs no copy."""
+    if 0 in shape:
+        return contiguous(new)
+    chunks: list[tuple[int, int]] = []  # (size, innermost stride) of runs that merge
+    for size, stride in zip(shape, strides, strict=True):
+        if size == 1:
+            continue
+        if chunks and chunks[-1][1] == size * stride:
+            chunks[-1] = (chunks[-1][0] * size, stride)
+        else:
+            chunks.append((size, stride))
+    result: list[int] = []
+    left, inner = 1, 1
+    for size in reversed(new):
+        if size == 1:
+            result.append(inner)
+            continue
+        if left == 1:
+            left, inner = chunks.pop()
+        if left % size:
+            return None
+        result.append(inner)
+        left, inner = left // size, inner * size
+    return tuple(reversed(result))
+
+
+def of_entries(shape: Sequence[int], operands: Sequence[Ints]) -> Ints:
+    """The strides of what torch computes entry by entry, from operands that broadcast.
+
+    Torch takes the dimensions from the last on, and exchanges each with those before it that lie
+    further out: so it keeps the order of a single operand.
+
+    Args:
+        shape: The shape of the result.
+        operands: The strides of each operand, 0 in dimensions in which it is repeated.
+    """
+    order = list(reversed(range(len(shape))))  # innermost first
+    for last in range(1, len(order)):
+        here = last
+        for before in reversed(range(last)):
+            further = _further_out(shape, order[before], order[here], operands)
+            if further is None:
+                continue
+            if not further:
+                break
+            order[before], order[here] = order[here], order[before]
+            here = before
+    order.reverse()
+    strides = dict(zip(order, contiguous([shape[dim] for dim in order]), strict=True))
+    return tuple(strides[dim] for dim in range(len(order)))
+
+
+def _further_out(
+    shape: Sequence[int], dim: int, other: int, operands: Sequence[Ints]
+) -> bool | None:
+    """Whether the first operand that has both dimensions has ``dim`` outside, if one has."""
+    for strides in operands:
+        if strides[dim] and strides[other] and strides[dim] != strides[other]:
+            return strides[dim] > strides[other]
+        if strides[dim] and strides[other] and shape[dim] > shape[other]:
+            return True
+    return None

@@ -1,0 +1,93 @@
+"""Plans: priced steps that compute a network, and how they compare with what torch does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from tnconv.codegen.lowering.schedule import Schedule
+from tnconv.codegen.lowering.strided import PERMUTE, RESHAPE, UNFOLD, Operation, Strided
+from tnconv.codegen.lowering.writer import Step
+from tnconv.codegen.prices import cost
+
+CLEARLY = 1.4  # another plan replaces one native kernel only if it is predicted this much faster
+SHARED = 1.2  # ... or this much faster, if it is a product that several threads share
+DENSE = 1.3  # a dense pattern is mostly zeros: it has to be predicted this much faster
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps that compute ``output``.
+
+    Args:
+        form: Which form of the network is covered.
+        routes: The routes that cover its patterns.
+        steps: What is computed, in order.
+        output: The result.
+    """
+
+    form: str
+    routes: tuple[str, ...]
+    steps: tuple[Step, ...]
+    output: Strided
+
+    @cached_property
+    def seconds(self) -> float:
+        return sum(step.kernel.seconds for step in self.steps)
+
+    @property
+    def peak(self) -> int:
+        """Bytes held at a time in float32: see `Schedule.peak`."""
+        return self.peak_of(cost.ITEM)
+
+    def peak_of(self, item: int) -> int:
+        """Bytes held at a time for items of this size."""
+        if item not in self._peaks:
+            self._peaks[item] = Schedule(self.steps, (self.output,)).peak(item)
+        return self._peaks[item]
+
+    @cached_property
+    def _peaks(self) -> dict[int, int]:
+        """What was found, by the size of items: a search asks many times."""
+        return {}
+
+    @property
+    def risk(self) -> float:
+        """How many times as fast as others it has to be predicted to be chosen."""
+        return DENSE if "dense" in self.routes else 1.0
+
+    @property
+    def unfolds(self) -> bool:
+        """Whether windows of all samples are copied: an unfolded input."""
+        copies = [step for step in self.steps if step.kernel.kind == "copy"]
+        return "window" in self.routes and reads_through(copies, UNFOLD)
+
+    @property
+    def is_torchs(self) -> bool:
+        """Whether this is one native kernel on the operands, mirrored or not, or their products."""
+        alone = all(step.kernel.kind in ("elementwise", "flip") for step in self.steps[:-1])
+        natively = self.routes == ("native",) and alone and self.margin > 1.0
+        return natively and not reads_through(self.steps, PERMUTE, RESHAPE)
+
+    @property
+    def margin(self) -> float:
+        """How many times as fast another plan has to be to replace this one, if it is torch's.
+
+        Pointwise input gradients are plain GEMMs, whose time is known as well as another plan's,
+        unless several threads share them.
+        """
+        if self.steps[-1].kernel.kind != "pointwise input gradient":
+            return CLEARLY
+        return SHARED if torch.get_num_threads() > 1 else 1.0
+
+    @property
+    def label(self) -> str:
+        """The form of the network and the routes that cover its patterns."""
+        return f"{self.form}: {' + '.join(self.routes) or 'matrix products'}"
+
+
+def reads_through(steps: Sequence[Step], *operations: Operation) -> bool:
+    """Whether any of the steps reads a tensor through a view of one of these kinds."""
+    inputs = (array for step in steps for array in step.value.inputs)
+    return any(view.operation in operations for array in inputs for view in array.views)

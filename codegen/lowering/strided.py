@@ -1,0 +1,289 @@
+"""Strided tensors as expressions: an operation, its inputs and attributes, a shape and strides.
+
+Equal expressions are one object, so that they are compared and looked up in no time, and what is
+computed twice is seen to be the same. They have no names: those are given when a program is
+printed. Shapes and strides tell the planner which reshapes are free before any tensor exists.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from math import prod
+from threading import Lock
+from typing import Any
+from weakref import WeakValueDictionary
+
+from tnconv.codegen.lowering import layouts
+from tnconv.codegen.lowering.layouts import Ints
+
+_operations: dict[tuple[str, str], "Operation"] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """Something that torch computes.
+
+    Args:
+        name: A name, one for each operation of a module.
+        call: Its call in torch, given the texts of its inputs and then its attributes.
+        view: Whether the result shares the memory of the one input.
+        native: Whether it is one of torch's convolution kernels, which real dtypes alone have.
+        imports: The modules that the call needs: ``"torch"``, ``"F"``, ``"itertools"``.
+        helper: The source of a function that the call needs, which has the operation's name.
+    """
+
+    name: str
+    call: Callable[..., str]
+    view: bool = False
+    native: bool = False
+    imports: tuple[str, ...] = ()
+    helper: str = ""
+
+    def __post_init__(self) -> None:
+        assert _operations.setdefault((self.call.__module__, self.name), self) is self, self.name
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _operation, (self.call.__module__, self.name)
+
+
+def _operation(module: str, name: str) -> Operation:
+    import_module(module)
+    return _operations[module, name]
+
+
+def helpers() -> frozenset[str]:
+    """The names of functions that calls need beside torch."""
+    return frozenset(known.name for known in _operations.values() if known.helper)
+
+
+class Strided:
+    """A tensor that torch will compute, and its shape and strides (for contiguous operands).
+
+    Make it by `strided` or by the methods below, which are views.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_innermost",
+        "_run",
+        "attributes",
+        "inputs",
+        "operation",
+        "origin",
+        "shape",
+        "size",
+        "strides",
+    )
+    operation: Operation
+    inputs: "tuple[Strided, ...]"
+    attributes: tuple[Hashable, ...]
+    shape: Ints
+    strides: Ints
+    size: int
+    origin: "Strided"
+    """What this is a view of: itself, if it is computed."""
+
+    def __repr__(self) -> str:
+        return f"<{self.operation.name} {self.shape}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return strided, (self.operation, self.inputs, self.attributes, self.shape, self.strides)
+
+    def __copy__(self) -> "Strided":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "Strided":
+        return self
+
+    @property
+    def run(self) -> int:
+        """The length of the contiguous runs in which a copy of this tensor reads."""
+        if self._run is None:
+            self._run = layouts.run(self.shape, self.strides)
+        return self._run
+
+    @property
+    def innermost(self) -> tuple[int, int, int, int]:
+        """The inner loops of a copy of this tensor: `layouts.innermost`."""
+        if self._innermost is None:
+            self._innermost = layouts.innermost(self.shape, self.strides)
+        return self._innermost
+
+    _run: int | None
+    _innermost: tuple[int, int, int, int] | None
+
+    @property
+    def reads(self) -> "tuple[Strided, ...]":
+        """What is computed, or given, before this: the inputs without their views, each once."""
+        return tuple(dict.fromkeys(each.origin for each in self.inputs))
+
+    @property
+    def views(self) -> "Iterator[Strided]":
+        """This tensor and those between it and its `origin`, if it is a view."""
+        here = self
+        while here.operation.view:
+            yield here
+            here = here.inputs[0]
+
+    def permute(self, dims: Sequence[int]) -> "Strided":
+        order, last = tuple(dims), len(self.shape) - 1
+        if order == tuple(range(last + 1)):
+            return self
+        swaps = order[-2:] == (last, last - 1) and order[:-2] == tuple(range(last - 1))
+        if swaps and self.operation is PERMUTE and self.attributes == (order, True):
+            return self.inputs[0]
+        shape, strides = self.shape, self.strides
+        return self._view(
+            PERMUTE,
+            (order, swaps),
+            tuple([shape[dim] for dim in order]),
+            tuple([strides[dim] for dim in order]),
+        )
+
+    @property
+    def mT(self) -> "Strided":
+        """With the last two dimensions exchanged."""
+        *others, rows, columns = range(len(self.shape))
+        return self.permute((*others, columns, rows))
+
+    def free_reshape(self, shape: Sequence[int]) -> "Strided | None":
+        """The reshape, if it is a view."""
+        whole, shape = self.unshaped, tuple(shape)
+        if shape == whole.shape:
+            return whole
+        strides = layouts.of_a_view(whole.shape, whole.strides, shape)
+        return None if strides is None else whole._view(RESHAPE, (shape,), shape, strides)
+
+    @property
+    def unshaped(self) -> "Strided":
+        """What this is a reshape of, so that reshapes in a row are one."""
+        return self.inputs[0] if self.operation is RESHAPE else self
+
+    def narrow(self, dim: int, start: int, count: int, step: int = 1) -> "Strided":
+        """``count`` positions of ``dim`` from ``start`` on in steps of ``step`` >= 1."""
+        size = self.shape[dim]
+        if (start, count, step) == (0, size, 1):
+            return self
+        return self._at(NARROW, (dim, start, count, step, size), dim, (count,), step)
+
+    def select(self, dim: int, at: int) -> "Strided":
+        return self._at(SELECT, (dim, at), dim, (), 1)
+
+    def unsqueeze(self, dim: int) -> "Strided":
+        shape = (*self.shape[:dim], 1, *self.shape[dim:])
+        strides = (*self.strides[:dim], 0, *self.strides[dim:])
+        return self._view(UNSQUEEZE, (dim,), shape, strides)
+
+    def unfold(self, dim: int, size: int, step: int) -> "Strided":
+        """Windows of ``size`` at every ``step``: their number at ``dim``, their entries last."""
+        count = (self.shape[dim] - size) // step + 1
+        shape = (*self.shape[:dim], count, *self.shape[dim + 1 :], size)
+        strides = self.strides
+        strides = (*strides[:dim], strides[dim] * step, *strides[dim + 1 :], strides[dim])
+        return self._view(UNFOLD, (dim, size, step), shape, strides)
+
+    def diagonal(self, first: int, second: int) -> "Strided":
+        """Equal positions of two dimensions of one size, as a new last dimension."""
+        assert self.shape[first] == self.shape[second] and first < second
+        keep = [d for d in range(len(self.shape)) if d not in (first, second)]
+        return self._view(
+            DIAGONAL,
+            (first, second),
+            (*(self.shape[d] for d in keep), self.shape[first]),
+            (*(self.strides[d] for d in keep), self.strides[first] + self.strides[second]),
+        )
+
+    def expand(self, shape: Sequence[int]) -> "Strided":
+        """Repeated along dimensions of size one, and along new ones in front."""
+        new = len(shape) - len(self.shape)
+        if tuple(shape) == self.shape:
+            return self
+        pairs = zip(self.shape, shape[new:], self.strides, strict=True)
+        strides = (stride if before == after else 0 for before, after, stride in pairs)
+        return self._view(EXPAND, (tuple(shape),), tuple(shape), (*(0,) * new, *strides))
+
+    def _at(
+        self, operation: Operation, attributes: Ints, dim: int, sizes: Ints, step: int
+    ) -> "Strided":
+        """A view of some positions, or of one, of a dimension."""
+        strides = (self.strides[dim] * step,) if sizes else ()
+        return self._view(
+            operation,
+            attributes,
+            self.shape[:dim] + sizes + self.shape[dim + 1 :],
+            self.strides[:dim] + strides + self.strides[dim + 1 :],
+        )
+
+    def _view(
+        self, operation: Operation, attributes: tuple[Hashable, ...], shape: Ints, strides: Ints
+    ) -> "Strided":
+        return strided(operation, (self,), attributes, shape, strides)
+
+
+_known: WeakValueDictionary[object, Strided] = WeakValueDictionary()
+_lock = Lock()
+
+
+def strided(
+    operation: Operation,
+    inputs: tuple[Strided, ...],
+    attributes: tuple[Hashable, ...],
+    shape: Ints,
+    strides: Ints,
+) -> Strided:
+    """The one expression of an operation on inputs.
+
+    Args:
+        operation: What torch computes.
+        inputs: From which tensors.
+        attributes: With which numbers.
+        shape: The shape of the result.
+        strides: The strides of the result.
+    """
+    key = operation, inputs, attributes, shape, strides
+    if (known := _known.get(key)) is not None:
+        return known
+    new = Strided.__new__(Strided)
+    new.operation, new.inputs, new.attributes, new.shape, new.strides = key
+    new.size, new._run, new._innermost = prod(shape), None, None
+    new.origin = inputs[0].origin if operation.view else new
+    with _lock:  # several threads may compile
+        return _known.setdefault(key, new)
+
+
+def operand(at: int, shape: Sequence[int]) -> Strided:
+    """The operand at a position."""
+    return strided(OPERAND, (), (at,), tuple(shape), layouts.contiguous(shape))
+
+
+def items(values: Sequence[Any]) -> str:
+    """The text of several arguments, or of a tuple's entries."""
+    if not values:
+        return "()"
+    return ", ".join(map(str, values)) + ("," if len(values) == 1 else "")
+
+
+def _narrow(x: str, dim: int, start: int, count: int, step: int, size: int) -> str:
+    stop = start + step * (count - 1) + 1 if count else start
+    skip = f"{':' if step == 1 else f'::{step}'}" if stop == size else ""
+    window = f"{start}{skip}" if skip else f"{start}:{stop}" + (f":{step}" if step > 1 else "")
+    return f"{x}[{':, ' * dim}{window}]"
+
+
+OPERAND = Operation("operand", lambda at: f"operand_{at}")
+LIKE = strided(Operation("like", lambda: "like"), (), (), (), ())
+"""The tensor that gives constants their dtype and device."""
+ONE = strided(Operation("one", lambda: "one"), (), (), (), ())
+"""The constant 1, as a tensor that depends on all operands."""
+PERMUTE = Operation(
+    "permute", lambda x, dims, swaps: f"{x}.mT" if swaps else f"{x}.permute({items(dims)})", True
+)
+RESHAPE = Operation("reshape", lambda x, shape: f"{x}.reshape({items(shape)})", True)
+NARROW = Operation("narrow", _narrow, True)
+SELECT = Operation("select", lambda x, dim, at: f"{x}.select({dim}, {at})", True)
+UNSQUEEZE = Operation("unsqueeze", lambda x, dim: f"{x}.unsqueeze({dim})", True)
+UNFOLD = Operation("unfold", lambda x, *numbers: f"{x}.unfold({items(numbers)})", True)
+DIAGONAL = Operation(
+    "diagonal", lambda x, one, other: f"{x}.diagonal(dim1={one}, dim2={other})", True
+)
+EXPAND = Operation("expand", lambda x, shape: f"{x}.expand({items(shape)})", True)

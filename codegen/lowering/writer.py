@@ -1,0 +1,219 @@
+"""Steps: what a program computes one after the other, and the writer that records them."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import takewhile
+from math import prod
+
+from tnconv.codegen.lowering import layouts
+from tnconv.codegen.lowering.layouts import Ints
+from tnconv.codegen.lowering.strided import NARROW, Operation, Strided, items, strided
+from tnconv.codegen.prices import cost
+from tnconv.codegen.prices.cost import Kernel
+
+RESHAPED = Operation("reshaped", lambda x, shape: f"{x}.reshape({items(shape)})")
+CONTIGUOUS = Operation("contiguous", lambda x: f"{x}.contiguous()")
+PAD = Operation("pad", lambda x, sides: f"F.pad({x}, ({items(sides)}))", imports=("F",))
+FLIP = Operation("flip", lambda x, dims: f"{x}.flip({items(dims)})")
+SUM = Operation("sum", lambda x, dims: f"{x}.sum({dims[0] if len(dims) == 1 else dims})")
+ADD = Operation("add", lambda x, y: f"{x} + {y}")
+SUBTRACT = Operation("subtract", lambda x, y: f"{x} - {y}")
+MULTIPLY = Operation("multiply", lambda x, y: f"{x} * {y}")
+SCALE = Operation("scale", lambda x, factor: f"{x} * {factor!r}")
+MATMUL = Operation("matmul", lambda x, y: f"{x} @ {y}")
+STACK = Operation(
+    "stack", lambda *xs: f"torch.stack([{', '.join(xs[:-1])}], {xs[-1]})", imports=("torch",)
+)
+CONCATENATE = Operation(
+    "concatenate", lambda *xs: f"torch.cat([{', '.join(xs[:-1])}], {xs[-1]})", imports=("torch",)
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A tensor that a program computes, what that costs, and a comment for readers."""
+
+    value: Strided
+    kernel: Kernel
+    comment: str = ""
+
+    @property
+    def operation(self) -> Operation:
+        return self.value.operation
+
+    @property
+    def shape(self) -> Ints:
+        return self.value.shape
+
+
+@dataclass(frozen=True)
+class Writer:
+    """The steps written so far. Equal expressions are one step, so mirrored halves run once."""
+
+    steps: tuple[Step, ...] = ()
+    seen: dict[Strided, int] = field(default_factory=dict, compare=False, repr=False)
+    """Where a writer of this family has a step of this value: shared, and checked when used."""
+
+    @cached_property
+    def seconds(self) -> float:
+        return sum(step.kernel.seconds for step in self.steps)
+
+    def run(
+        self,
+        operation: Operation,
+        inputs: Sequence[Strided],
+        shape: Sequence[int],
+        kernel: Kernel,
+        comment: str = "",
+        attributes: tuple[Hashable, ...] = (),
+        strides: Ints | None = None,
+    ) -> tuple["Writer", Strided]:
+        """Record a step, unless there is one of this value.
+
+        Args:
+            operation: What torch computes.
+            inputs: From which tensors.
+            shape: The shape of the result.
+            kernel: What it costs.
+            comment: What it is, for readers.
+            attributes: With which numbers.
+            strides: The strides of the result, if it is not contiguous.
+        """
+        strides = layouts.contiguous(shape) if strides is None else strides
+        value = strided(operation, tuple(inputs), attributes, tuple(shape), strides)
+        return self.with_step(Step(value, kernel, comment)), value
+
+    def with_step(self, step: Step) -> "Writer":
+        """With this step, unless there is one of its value."""
+        if self._has(step.value):
+            return self
+        self.seen[step.value] = len(self.steps)
+        return Writer((*self.steps, step), self.seen)
+
+    def _has(self, value: Strided) -> bool:
+        """Whether there is a step; all are searched only if another writer has it elsewhere."""
+        if (at := self.seen.get(value)) is None:
+            return False
+        if at < len(self.steps) and self.steps[at].value is value:
+            return True
+        return any(step.value is value for step in self.steps)
+
+    def reshape(self, array: Strided, shape: Sequence[int]) -> tuple["Writer", Strided]:
+        """Reshape as a view where strides allow, else by a copy."""
+        if (view := array.free_reshape(shape)) is not None:
+            return self, view
+        kernel = cost.copy(array.size, *array.innermost)
+        attributes = (tuple(shape),)
+        return self.run(
+            RESHAPED, [array.unshaped], shape, kernel, "copy in a new order", attributes
+        )
+
+    def pad(self, array: Strided, pads: Sequence[tuple[int, int]]) -> tuple["Writer", Strided]:
+        """Zeros around each dimension (before, after); negative numbers crop."""
+        around: list[tuple[int, int]] = []
+        for dim, (before, after) in enumerate(pads):
+            size = array.shape[dim]
+            start = min(max(0, -before), size)
+            count = max(0, size + min(0, after) - start)
+            length = size + before + after
+            array = array.narrow(dim, start, count)
+            around.append(
+                (before + start, length - before - start - count) if count else (length, 0)
+            )
+        shape = tuple(
+            n + before + after for n, (before, after) in zip(array.shape, around, strict=True)
+        )
+        if shape == array.shape:
+            return self, array
+        flat = [side for pair in reversed(around) for side in pair]
+        while flat[-2:] == [0, 0]:
+            flat = flat[:-2]
+        row, step, rows, competing = array.innermost
+        within = _loops(array.shape, [pad != (0, 0) for pad in around])
+        if array.run == array.size:
+            row, rows = within
+        both = array.size + prod(shape)  # zeros everywhere, then the array
+        kernel = cost.copy(prod(shape), min(row, within[0]), step, rows, competing, both)
+        return self.run(PAD, [array], shape, kernel, "zero padding", (tuple(flat),))
+
+    def flip(self, array: Strided, dims: Sequence[int]) -> tuple["Writer", Strided]:
+        """Positions of these dimensions in reverse."""
+        dims = tuple(dim for dim in dims if array.shape[dim] > 1)
+        if not dims:
+            return self, array
+        kernel = replace(cost.copy(array.size, *array.innermost), kind="flip")
+        strides = layouts.of_entries(array.shape, [array.strides])
+        return self.run(FLIP, [array], array.shape, kernel, "flip", (dims,), strides)
+
+    def sum(self, array: Strided, dims: Sequence[int]) -> tuple["Writer", Strided]:
+        """Sum over dimensions: together, or where none alone is contiguous, one by one.
+
+        Then the dimension of the largest stride is first: what is between stays a contiguous run.
+        """
+        if not dims:
+            return self, array
+        proper = [dim for dim, size in enumerate(array.shape) if size > 1]
+        runs = [array.shape[dim] for dim in dims if dim in proper and array.strides[dim] == 1]
+        overlap = runs and any(array.strides[dim] == 1 for dim in proper if dim not in dims)
+        if len(dims) > 1 and (overlap or min(array.strides[dim] for dim in dims) > 1):
+            return self._sum_outermost(array, dims)
+        shape = [size for dim, size in enumerate(array.shape) if dim not in dims]
+        row, step, *_ = array.innermost
+        row = min(row, *runs) if overlap else min(row, self._together(array.shape, dims))
+        outer = len(array.shape) - 1 not in dims
+        kernel = cost.reduction(array.size, prod(shape), row, step, outer)
+        return self.run(SUM, [array], shape, kernel, "sum", (tuple(dims),))
+
+    @staticmethod
+    def _together(shape: Sequence[int], dims: Sequence[int]) -> int:
+        """Entries of the last dimensions that are all summed, or all kept."""
+        last = len(shape) - 1
+        alike = takewhile(lambda dim: (dim in dims) == (last in dims), range(last, -1, -1))
+        return prod(shape[dim] for dim in alike)
+
+    def _sum_outermost(self, array: Strided, dims: Sequence[int]) -> tuple["Writer", Strided]:
+        """One dimension first, of what is between steps as well if that is cheaper."""
+        ways = [self._one_by_one(array, dims)]
+        first, last = max(dims, key=lambda dim: array.strides[dim]), len(array.shape) - 1
+        if (read := _read_in_steps(array)) is not None and first != last:
+            whole, start = read
+            writer, partial = self.sum(whole, [first])
+            partial = partial.narrow(last - 1, start, array.shape[last], array.strides[last])
+            ways.append(writer.sum(partial, [dim - (dim > first) for dim in dims if dim != first]))
+        return min(ways, key=lambda way: way[0].seconds)
+
+    def _one_by_one(self, array: Strided, dims: Sequence[int]) -> tuple["Writer", Strided]:
+        order = sorted(range(len(array.shape)), key=lambda dim: -array.strides[dim])
+        first = max(dims, key=lambda dim: array.strides[dim])
+        writer, partial = self.sum(array.permute(order), [order.index(first)])
+        left = [dim for dim in order if dim != first]
+        straight = sorted(range(len(left)), key=left.__getitem__)
+        rest = [dim - (dim > first) for dim in dims if dim != first]
+        return writer.sum(partial.permute(straight), rest)
+
+
+def _read_in_steps(array: Strided) -> tuple[Strided, int] | None:
+    """What the last dimension is read from in steps, and from which position on."""
+    if array.operation is NARROW:
+        dim, start, *_ = array.attributes
+        (whole,) = array.inputs
+        assert isinstance(start, int)
+        if dim == len(array.shape) - 1 and whole.strides[-1] == 1 < array.strides[-1]:
+            return whole, start
+    return None
+
+
+def _loops(shape: Sequence[int], broken: Sequence[bool]) -> tuple[int, int]:
+    """The two inner loops, entries of a row and rows, into a tensor of more than ``shape``.
+
+    It is larger in the ``broken`` dimensions, so that they do not merge with those before.
+    """
+    sizes = [1, 1]
+    at = 0
+    for size, last in zip(reversed(shape), reversed(broken), strict=True):
+        sizes[at] *= size
+        at += last
+        if at == len(sizes):
+            break
+    return sizes[0], sizes[1]

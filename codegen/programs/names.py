@@ -1,0 +1,90 @@
+"""Names: what operands, results and the variables of loops are called when they are printed."""
+
+import keyword
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from unicodedata import normalize
+
+from tnconv.codegen.lowering.strided import OPERAND, Operation, Strided, helpers
+from tnconv.codegen.lowering.turns import ADDED_TOGETHER, Turns
+from tnconv.codegen.lowering.writer import Step
+
+FIXED = frozenset(
+    {
+        *("torch", "F", "itertools", "like", "one", "KEPT"),
+        *("contraction", "contraction_constants", "result", "part", "piece"),
+    }
+)
+"""Names that programs give to other things than operands, beside those of helpers."""
+NUMBERED = ("t", "u", "operand_", "result_", "part_", "piece_")
+"""And those to which they add a number."""
+
+
+def argument_names(operands: Iterable[str]) -> dict[str, str]:
+    """A variable for each operand: its name, unless Python or the program needs that.
+
+    >>> argument_names(["x", "lambda", "t1", "total"])
+    {'x': 'x', 'lambda': 'operand_1', 't1': 'operand_2', 'total': 'total'}
+    """
+    return {name: name if _is_free(name) else f"operand_{at}" for at, name in enumerate(operands)}
+
+
+def _is_free(name: str) -> bool:
+    """Whether a variable can have the name, and be no other's in Python's eyes."""
+    fine = name.isidentifier() and not keyword.iskeyword(name) and normalize("NFKC", name) == name
+    plain = name.removesuffix("_constants").rstrip("0123456789")
+    return fine and name not in FIXED | helpers() and (plain == name or plain not in NUMBERED)
+
+
+@dataclass(frozen=True)
+class Names:
+    """The texts of expressions, by the names of operands and of the results that have one."""
+
+    arguments: Sequence[str]
+    given: Mapping[Strided, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, arguments: Sequence[str], steps: Iterable[Step]) -> "Names":
+        """Results are numbered in their order."""
+        return cls(arguments, {step.value: f"t{at}" for at, step in enumerate(steps, 1)})
+
+    def text(self, array: Strided) -> str:
+        """The name of a result, or what it is a view of, and how."""
+        return self.given.get(array) or self.call(array)
+
+    def call(self, array: Strided) -> str:
+        """How it is computed."""
+        if array.operation is OPERAND:
+            (at,) = array.attributes
+            assert isinstance(at, int)
+            return self.arguments[at]
+        match array.attributes:
+            case (Turns() as turns,):
+                return array.operation.call(self._clauses(turns, array.operation))
+        return array.operation.call(*map(self.text, array.inputs), *array.attributes)
+
+    def _clauses(self, turns: Turns, operation: Operation) -> str:
+        """A loop as a generator: its outputs, the parts of arrays, and its steps."""
+        parts = {part: f"part_{at}" for at, part in enumerate(turns.parts, 1)}
+        steps = {step.value: f"u{at}" for at, step in enumerate(turns.steps, 1)}
+        inside = Names(self.arguments, {**self.given, **parts, **steps})
+        wholes = [self.call(part) for part in parts]
+        over = wholes[0] if len(wholes) == 1 else f"zip({', '.join(wholes)})"
+        outputs = ", ".join(map(inside.text, turns.outputs))
+        return " ".join(
+            [
+                f"({outputs})" if operation is ADDED_TOGETHER else outputs,
+                f"for {', '.join(parts.values())} in {over}",
+                *(f"for {name} in [{inside.call(value)}]" for value, name in steps.items()),
+            ]
+        )
+
+
+def operations(arrays: Iterable[Strided]) -> Iterator[Operation]:
+    """What these are computed by, and the views and loops that they read."""
+    for array in arrays:
+        yield array.operation
+        yield from (view.operation for each in array.inputs for view in each.views)
+        for turns in array.attributes:
+            if isinstance(turns, Turns):
+                yield from operations(step.value for step in turns.steps)

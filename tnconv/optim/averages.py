@@ -1,0 +1,39 @@
+"""Running averages that one bad batch does not spoil."""
+
+import torch
+from torch import Tensor
+
+PATIENCE = 5
+"""So many outliers in a row are none: averages then start again from the newest."""
+
+
+def share(decay: float, updates: int) -> float:
+    """The newest value's weight after so many updates: weights βᵗ⁻ʲ for update j, normalised.
+
+    >>> share(0.5, 1), share(0.5, 2)
+    (1.0, 0.6666666666666666)
+    """
+    return (1 - decay) / (1 - decay**updates)
+
+
+def judged(
+    new: Tensor,  # (..., k): sizes, at least 0
+    old: Tensor,  # (..., k)
+    outliers: Tensor,  # (...): how many in a row there were before
+    limit: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether values count, whether averages start again from them, and outliers in a row.
+
+    A value with a size more than ``limit`` times the running one, or less than 1 / ``limit`` of it,
+    is an outlier. Values that are not finite never count, and those that are too large only after
+    others like them.
+
+    >>> judged(torch.tensor([[2.0], [5e3]]), torch.ones(2, 1), torch.tensor([3, 4]), 1e3)
+    (tensor([True, True]), tensor([False, True]), tensor([0, 0]))
+    """
+    finite = new.isfinite().all(-1)
+    known = (new > 0) & (old > 0)
+    large, small = (known & (new > limit * old)).any(-1), (known & (old > limit * new)).any(-1)
+    count = torch.where(large | small, outliers + 1, 0) * finite
+    again = count >= PATIENCE
+    return finite & (~large | again), again, torch.where(again, 0, count)
