@@ -41,9 +41,10 @@ def output_derivatives(
     """The loss's gradient and the diagonal of its Hessian in detached outputs.
 
     Losses are those of `tnconv.losses.curvature` and modules that are `TwiceDifferentiable`.
-    Columns are for cross-entropy by "hesscale+". ``method="bl89"`` takes cross-entropy for a function of
-    single probabilities, as Becker & LeCun 1989 go backwards through softmax: with the targets'
-    weights ``τ = a π - g``, where g is the loss's gradient and a its factor, it is ``τ (π - π²)``.
+    Columns are for cross-entropy by "hesscale+". ``method="bl89"`` takes cross-entropy for a
+    function of single probabilities, as Becker & LeCun 1989 go backwards through softmax: with the
+    targets' weights ``τ = a π - g``, where g is the loss's gradient and a its factor, it is
+    ``τ (π - π²)``.
 
     Raises:
         NotImplementedError: another loss.
