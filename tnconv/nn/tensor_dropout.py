@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from tnconv.nn import memory
 from tnconv.nn.conversion import Kind, patched, swapped_with_warning
 from tnconv.nn.draws import Draws, Sampling, checked
-from tnconv.nn.memory import layers as memory_layers
-from tnconv.nn.memory.convolution import Convolution
+from tnconv.nn.memory import saving_layers
 from tnconv.nn.memory.functions import Bilinear, autocast_dtype, cast
-from tnconv.nn.memory.layers import padded
 from tnconv.nn.memory.linear import Linear
+from tnconv.nn.memory.saving_convolution import Convolution
+from tnconv.nn.memory.saving_layers import padded
 from tnconv.nn.sampled_gradients import Layer, Sampled, Slices
 
 Index = Literal["batch", "in_channels", "planes", "rows", "columns"]
@@ -86,7 +86,7 @@ class _TensorDropout(nn.Module):
         return f"{super().extra_repr()}, keep=({parts}), sampling={self.draws.sampling!r}"
 
 
-class _Convolution(_TensorDropout, memory_layers._Convolution):
+class _Convolution(_TensorDropout, saving_layers._Convolution):
     """A convolution; ``in_channels`` are those of a group, or the groups where they have one."""
 
     @property

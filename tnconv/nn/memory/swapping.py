@@ -21,7 +21,22 @@ from tnconv.nn.memory.activations import (
     Softshrink,
     Threshold,
 )
-from tnconv.nn.memory.layers import (
+from tnconv.nn.memory.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+)
+from tnconv.nn.memory.readers import attach_readers
+from tnconv.nn.memory.saving_layers import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
@@ -38,21 +53,6 @@ from tnconv.nn.memory.layers import (
     LayerNorm,
     Linear,
 )
-from tnconv.nn.memory.pooling import (
-    AdaptiveAvgPool1d,
-    AdaptiveAvgPool2d,
-    AdaptiveAvgPool3d,
-    AdaptiveMaxPool1d,
-    AdaptiveMaxPool2d,
-    AdaptiveMaxPool3d,
-    AvgPool1d,
-    AvgPool2d,
-    AvgPool3d,
-    MaxPool1d,
-    MaxPool2d,
-    MaxPool3d,
-)
-from tnconv.nn.memory.readers import attach_readers
 
 __all__ = [
     "CELU",
