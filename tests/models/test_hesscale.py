@@ -93,7 +93,7 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
 
     model, x, y = Tied(), torch.randn(5, 3), torch.randint(3, (5,))
     assert tnconv.compute(model, LOSS, x, y, [HesScale()])[HesScale].keys()
-    with pytest.raises(NotImplementedError, match="'layer.weight'"):
+    with pytest.raises(NotImplementedError, match=r"'layer\.weight'"):
         tnconv.compute(model, LOSS, x, y, [HesScale(per_sample=True)])
     with pytest.raises(ValueError, match="method is 'ggn'"):
         HesScale("ggn")
