@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def tensors(output: Any) -> tuple[Tensor, ...]:
-    """The float and complex tensors in what a module gives: one, or nested sequences and mappings of them."""
+    """The float and complex tensors in what a module gives, also in nested collections."""
     if isinstance(output, Tensor):
         return (output,) if is_differentiable(output) else ()
     if isinstance(output, Mapping):
