@@ -33,8 +33,8 @@ def gpt2(t: Any) -> nn.Module:
 
 
 def vit(t: Any) -> nn.Module:
-    config = t.ViTConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
-                         intermediate_size=12, image_size=8, patch_size=4, num_labels=3)  # fmt: skip
+    layers = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = t.ViTConfig(**layers, intermediate_size=12, image_size=8, patch_size=4, num_labels=3)
     model: nn.Module = t.ViTForImageClassification(config)
     return model
 

@@ -32,13 +32,14 @@ def compute(
 ) -> Result:
     """Quantities of ``loss_fn(model(inputs), targets)``, by parameter name.
 
-    ``inputs`` is a tensor, or a sequence or mapping of the model's arguments; the batch is dimension
-    ``batch_dim`` of those. Inside the model it may be anywhere, also folded with time or windows:
-    coded backward passes find it, at the first batch of a kind and at every hundredth. Nothing is written onto the model. Weight gradients that no quantity
-    asks for are not computed. ``memory_limit`` is how many bytes the quantities of one parameter
-    may take at a time, results included, beside what autograd holds: where they need more, they are
-    computed in chunks of samples or channels. The vectors that Gauss-Newton quantities send
-    backwards are held as few at a time as that, too, but at least one.
+    ``inputs`` is a tensor, or a sequence or mapping of the model's arguments; the batch is their
+    dimension ``batch_dim``. Inside the model it may be anywhere, also folded with time or windows:
+    coded backward passes find it, at the first batch of a kind and at every hundredth. Nothing is
+    written onto the model. Weight gradients that no quantity asks for are not computed.
+    ``memory_limit`` is how many bytes the quantities of one parameter may take at a time, results
+    included, beside what autograd holds: where they need more, they are computed in chunks of
+    samples or channels. The vectors that Gauss-Newton quantities send backwards are held as few at
+    a time as that, too, but at least one.
 
     >>> from tnconv.quantities import SquaredNorms, Variance
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
