@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tnconv.models.modules import uncompiled
@@ -37,12 +38,15 @@ class Graph:
         arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
         targets: Any,
     ) -> "Graph":
-        """Run the model once; its buffers and its parameters' gradients stay as they are."""
+        """Run the model once; its buffers and its parameters' gradients stay as they are.
+
+        Attention runs by torch's plain kernel, the one whose gradient has a derivative.
+        """
         values = {name: parameter.detach() for name, parameter in model.named_parameters()}
         leaves = tuple(values[name].requires_grad_() for name in names)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         args, kwargs = arguments
-        with torch.enable_grad(), uncompiled(model):
+        with torch.enable_grad(), uncompiled(model), sdpa_kernel(SDPBackend.MATH):
             output = functional_call(model, (values, buffers), args, dict(kwargs))
         return cls(leaves, output, targets, loss_fn)
 
