@@ -13,7 +13,7 @@ from tnconv.models.checkpoints import refuse_reentrant_nodes
 from tnconv.models.collector import Collector
 from tnconv.models.evidence import Evidence, expect
 from tnconv.models.fallback import Fallback
-from tnconv.models.modules import refuse_complex
+from tnconv.models.modules import instances, refuse_complex
 from tnconv.models.propagation import LossFunction, Propagation
 from tnconv.models.result import Result
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
@@ -30,6 +30,8 @@ class Observation:
         quantities: Sequence[Quantity[Any]],
         memory_limit: int | None = None,
     ) -> None:
+        instances(model=model)
+        _expect_quantities(quantities)
         if memory_limit is not None and memory_limit <= 0:
             raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
         refuse_complex(model.named_parameters())
@@ -38,6 +40,7 @@ class Observation:
         each = [statistic for q in self.quantities for statistic in q.statistics().values()]
         self.statistics = tuple(dict.fromkeys(each))
         self._propagation: Propagation | None = None  # that is going on
+        self.divisor: float | None = None  # what the loss's mean divides by, if that is known
         self._reset()
 
     def _reset(self) -> None:
@@ -161,13 +164,14 @@ class Observation:
         """The quantities of all micro-batches since the last result."""
         self.finish()
         samples = sum(here.samples for here in self.collector.passes)
+        counts: dict[str, Any] = {"samples": samples, "divisor": self.divisor or samples}
         named = dict(self._watch.model.named_parameters())
         found = {
             name: self.collector.totals(p) for name, p in named.items() if p in self.collector.found
         }
         values = {
             quantity: {
-                name: quantity.result(chosen, samples)
+                name: quantity.result(chosen, counts[quantity.counts])
                 for name, total in found.items()
                 if (chosen := _chosen(quantity, total)) is not None
             }
@@ -175,7 +179,21 @@ class Observation:
         }
         self._watch.forget()
         self._reset()
+        self.divisor = None
         return Result(values, samples, loss)
+
+
+def _expect_quantities(given: Any) -> None:
+    """Check that a sequence of quantities is one.
+
+    Raises:
+        TypeError: one quantity by itself, or its class.
+    """
+    if isinstance(given, type | Quantity):
+        name = given.__name__ if isinstance(given, type) else type(given).__name__
+        raise TypeError(f"quantities is {name} by itself; expected a sequence, [{name}(...)]")
+    for each in given:
+        instances(quantities=each)
 
 
 def _chosen(
