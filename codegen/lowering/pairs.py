@@ -323,9 +323,7 @@ def _matmul(writer: Writer, plan: Arrangement, matrices: Matrices) -> Trial:
     return min(last, first, key=lambda way: way[0].seconds)
 
 
-def _product(
-    writer: Writer, plan: Arrangement, matrices: Matrices, summed_last: bool
-) -> Trial:
+def _product(writer: Writer, plan: Arrangement, matrices: Matrices, summed_last: bool) -> Trial:
     writer, left = matrices.left(plan).written(writer, summed_last)
     writer, right = matrices.right(plan).written(writer, summed_last)
     right = right.mT
