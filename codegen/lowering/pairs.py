@@ -337,7 +337,7 @@ def _product(writer: Writer, plan: Arrangement, matrices: Matrices, summed_last:
     kernel = replace(
         best.kernel,
         seconds=best.kernel.seconds + copies,
-        scratch=best.kernel.scratch + cost.item() * sum(held),
+        scratch=best.kernel.scratch + cost.bytes_per_entry() * sum(held),
     )
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
     call = best.operation, best.factors, best.shape, kernel, comment, best.attributes
