@@ -15,6 +15,7 @@ from tnconv.diagrams.affine import Leg
 Trial = tuple[Writer, Value]
 BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product
 LEAST_ROWS = 64  # of a block
+ROUNDING = 1 + 1e-9  # of sums of seconds in another order
 ROWS = (32, 16)  # of the blocks of a large product of few summed entries
 LARGE = 512  # rows and columns of it
 FEW = 16  # summed entries of it
@@ -62,7 +63,8 @@ def pair(
     if len(shared) == len(a.legs) == len(b.legs):
         return _dot(writer, a, b, needed)
     if not search:
-        return _product(writer, next(_arrangements(a, b, needed, hint)), summed_last=True)
+        first = next(_arrangements(a, b, needed, hint))
+        return _product(first, *_matrices(writer, first, summed_last=True))
     plans = list(_arrangements(a, b, needed, hint))
     best = _cheapest([plan for plan in plans if not plan.lead], writer, hint)
     if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], hint):
@@ -78,11 +80,12 @@ def _cheapest(
     A product as large as an earlier result may be that of a mirrored half, and cost nothing.
     """
     least = float("inf") if best is None else _price(best, hint)
-    spent, earlier = writer.seconds, {prod(step.shape) for step in writer.steps}
+    spent, earlier = writer.seconds, {step.value.size for step in writer.steps}
     for plan in plans:
-        if spent + (0.0 if plan.entries in earlier else plan.least_seconds) < least:
-            trial = _matmul(writer, plan)
-            if (seconds := _price(trial, hint)) < least:
+        bound = 0.0 if plan.entries in earlier else plan.least_seconds
+        if spent + bound < least:
+            trial = _matmul(writer, plan, least * ROUNDING - bound)
+            if trial is not None and (seconds := _price(trial, hint)) < least:
                 best, least = trial, seconds
     assert best is not None
     return best
@@ -217,18 +220,27 @@ def _oriented(a: Value, b: Value, hint: Sequence[Leg]) -> list[tuple[Value, Valu
     return [(a, b), (b, a)] if last(a, b) <= last(b, a) else [(b, a), (a, b)]
 
 
-def _matmul(writer: Writer, plan: Arrangement) -> Trial:
-    """Copies that it takes have the summed legs last or, if that is cheaper, before the others."""
-    last = _product(writer, plan, summed_last=True)
-    if len(last[0].steps) == len(writer.steps) + 1:
-        return last
-    return min(last, _product(writer, plan, summed_last=False), key=lambda way: way[0].seconds)
+def _matmul(writer: Writer, plan: Arrangement, most: float) -> Trial | None:
+    """Copies that it takes have the summed legs last or, if that is cheaper, before the others.
+
+    None if the copies alone take ``most`` seconds, with those of the writer.
+    """
+    ways = [_matrices(writer, plan, summed_last=True)]
+    if len(ways[0][0].steps) > len(writer.steps):
+        ways.append(_matrices(writer, plan, summed_last=False))
+    trials = [_product(plan, *way) for way in ways if way[0].seconds < most]
+    return min(trials, key=lambda trial: trial[0].seconds, default=None)
 
 
-def _product(writer: Writer, plan: Arrangement, summed_last: bool) -> Trial:
+def _matrices(
+    writer: Writer, plan: Arrangement, summed_last: bool
+) -> tuple[Writer, Strided, Strided]:
     writer, left = _matrix(writer, plan.left, plan, plan.rows, summed_last)
     writer, right = _matrix(writer, plan.right, plan, plan.columns, summed_last)
-    right = right.mT
+    return writer, left, right.mT
+
+
+def _product(plan: Arrangement, writer: Writer, left: Strided, right: Strided) -> Trial:
     n = right.shape[-1]
     front = max(left.shape[:-2], right.shape[:-2], key=lambda shape: (len(shape), prod(shape)))
     legs = (*plan.lead, *plan.batch, *plan.rows, *plan.columns)
@@ -236,11 +248,10 @@ def _product(writer: Writer, plan: Arrangement, summed_last: bool) -> Trial:
     held = [_copied(array, front) for array in (left, right)]
     copies = sum(cost.copy(entries, n).seconds for entries in held if entries)
     held += [prod(array.shape[-2:]) for array in (left, right) if not _is_matrix(array)]
-    kernel = replace(
-        best.kernel,
-        seconds=best.kernel.seconds + copies,
-        scratch=best.kernel.scratch + cost.item() * sum(held),
-    )
+    kernel = best.kernel
+    if any(held):
+        scratch = kernel.scratch + cost.item() * sum(held)
+        kernel = replace(kernel, seconds=kernel.seconds + copies, scratch=scratch)
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
     call = best.operation, best.factors, best.shape, kernel, comment, best.attributes
     writer, array = writer.run(*call)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from tnconv.codegen.lowering.overlaps import Overlap, overlapped
@@ -20,7 +21,7 @@ class Value:
     array: Strided
     legs: tuple[Leg, ...]
 
-    @property
+    @cached_property
     def sizes(self) -> dict[Leg, int]:
         return dict(zip(self.legs, self.array.shape, strict=True))
 
