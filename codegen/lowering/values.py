@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.overlaps import Overlap, overlapped
-from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Axis, Leg, Sizes, View, reach

@@ -13,7 +13,8 @@ from dataclasses import replace
 from math import prod
 
 from tnconv.codegen.lowering.covers import Cover
-from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.operations import Operation
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
 from tnconv.codegen.lowering.writer import (
     ADD,

@@ -9,7 +9,8 @@ from tests.strategies import assert_close, operands_for
 from tnconv import compile
 from tnconv.codegen import ROUTES
 from tnconv.codegen.lowering.covers import Cover
-from tnconv.codegen.lowering.strided import LIKE, Operation
+from tnconv.codegen.lowering.operations import Operation
+from tnconv.codegen.lowering.strided import LIKE
 from tnconv.codegen.lowering.values import Value
 from tnconv.codegen.prices import cost
 from tnconv.codegen.programs.names import argument_names
