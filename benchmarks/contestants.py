@@ -18,7 +18,7 @@ from benchmarks.cases import Layer
 from benchmarks.per_sample import PER_SAMPLE, TooLargeError, squared_norms, unfolded_input
 from tnconv import diagrams, functional
 from tnconv.diagrams import Expression, Hyperparameters
-from tnconv.diagrams.layers import layer
+from tnconv.diagrams.layer_networks import layer
 
 TOLERANCE = 1e-4  # largest difference to torch's result, relative to its largest entry, in float32
 MOST_WORK = 2 * 10**11  # flops of an einconv expression's path; above, it is not run at all

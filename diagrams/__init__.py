@@ -13,6 +13,7 @@ from tnconv.diagrams.affine import (
     index_pattern,
     mask,
 )
+from tnconv.diagrams.average_pooling import avg_pool, pool_counts, reciprocal_counts
 from tnconv.diagrams.composition import compose
 from tnconv.diagrams.convolution_factors import (
     grad_expand,
@@ -37,7 +38,7 @@ from tnconv.diagrams.gradients import (
 from tnconv.diagrams.hyperparameters import Hyperparameters
 from tnconv.diagrams.jacobian_products import combined_gradients, gradient_projections
 from tnconv.diagrams.kronecker import input_factor, output_factor
-from tnconv.diagrams.layers import (
+from tnconv.diagrams.layer_networks import (
     bilinear,
     conv,
     conv_transpose,
@@ -49,8 +50,7 @@ from tnconv.diagrams.layers import (
 )
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.diagrams.padding import pad
-from tnconv.diagrams.pointwise import bias, lookup, repeated, scale
-from tnconv.diagrams.pooling import avg_pool, pool_counts, reciprocal_counts
+from tnconv.diagrams.positionwise import bias, lookup, repeated, scale
 from tnconv.diagrams.roles import Roles, input_half, output_half
 
 __all__ = [

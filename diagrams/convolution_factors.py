@@ -10,7 +10,7 @@ from tnconv.diagrams.affine import Tensor, View
 from tnconv.diagrams.expression import Sum
 from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding, checked_shape
 from tnconv.diagrams.kronecker import Flavour, Scale, input_factor, output_factor
-from tnconv.diagrams.layers import patch_layer
+from tnconv.diagrams.layer_networks import patch_layer
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.diagrams.roles import Roles, input_half
 

@@ -105,9 +105,9 @@ def geometry(
     extra = per_dimension("output_padding", h.output_padding, dims, 0)
     if any(extra) and not h.transposed:
         raise ValueError(f"output_padding is {h.output_padding!r}; expected 0 unless transposed")
-    window = _transposed_window if h.transposed else _window
-    each = zip(spatial, kernels, strides, dilations, pads, extra, strict=True)
-    windows = tuple(window(dim, *settings) for dim, settings in enumerate(each, 1))
+    more = extra if h.transposed else [None] * dims
+    each = zip(range(1, dims + 1), spatial, kernels, strides, dilations, pads, more, strict=True)
+    windows = tuple(_window(*settings) for settings in each)
     return Geometry(batch, h.groups, channels, windows, transposed=h.transposed)
 
 
@@ -168,37 +168,22 @@ def _window(
     stride: int,
     dilation: int,
     pad: tuple[int, int],
-    extra: int,
+    extra: int | None,
 ) -> Window:
-    left, right = pad
+    """One dimension's sizes; with ``extra`` outputs on the right if it is a transposed one's."""
     span = dilation * (kernel - 1) + 1
-    if size + left + right < span:
-        raise ValueError(
-            f"dimension {dim} has input size {size}, padding {pad} and a kernel of span {span}; "
-            "expected a padded input that the kernel fits in"
-        )
-    output = (size + left + right - span) // stride + 1
-    return Window(size, kernel, output, stride, dilation, left)
-
-
-def _transposed_window(
-    dim: int,
-    size: int,
-    kernel: int,
-    stride: int,
-    dilation: int,
-    pad: tuple[int, int],
-    extra: int,
-) -> Window:
-    if extra >= max(stride, dilation):
+    if extra is None:
+        output = (size + sum(pad) - span) // stride + 1
+    elif extra < max(stride, dilation):
+        output = (size - 1) * stride - sum(pad) + span + extra
+    else:
         raise ValueError(
             f"dimension {dim} has output_padding {extra}, stride {stride} and dilation {dilation}; "
             "expected an output_padding smaller than one of the others"
         )
-    output = (size - 1) * stride - sum(pad) + dilation * (kernel - 1) + extra + 1
     if output < 1:
         raise ValueError(
-            f"dimension {dim} has input size {size}, kernel {kernel} and padding {pad}, which "
-            f"gives output size {output}; expected at least 1"
+            f"dimension {dim} has input size {size}, padding {pad} and a kernel of span {span}, "
+            f"which gives output size {output}; expected at least 1"
         )
     return Window(size, kernel, output, stride, dilation, pad[0])

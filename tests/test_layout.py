@@ -103,3 +103,12 @@ def test_diagrams_are_public():
 
 def test_is_typed():
     assert (ROOT / "tnconv" / "py.typed").is_file()
+
+
+def test_one_name_means_one_thing() -> None:
+    """No two modules share a name: then a word of an import says where it leads."""
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        places.setdefault(path.stem, []).append(str(path.relative_to(ROOT)))
+    shared = {name: found for name, found in places.items() if len(found) > 1}
+    assert shared.keys() <= {"__init__", "__main__"}, shared

@@ -48,7 +48,7 @@ def native(kind: str, c: Convolution) -> Probe:
         return lambda: torch.ops.aten.convolution_backward(given, image, weight, None, *settings)
 
     def seconds(table: "Table") -> float:
-        from tnconv.codegen.prices.convolutions import NativeConvolution
+        from tnconv.codegen.prices.convolutions import NativeConvolution  # has these probes
 
         return table[NativeConvolution].price(kind, c).seconds
 

@@ -14,7 +14,7 @@ from tnconv.codegen.prices.depthwise import DepthwiseConvolution
 from tnconv.codegen.prices.kinds import Kernel, Kind, coefficient
 from tnconv.codegen.prices.movement import Calls, Copy
 from tnconv.codegen.prices.native_shapes import Convolution, whole
-from tnconv.codegen.prices.onednn import by_vectors, few_as_they_are
+from tnconv.codegen.prices.onednn import few_as_they_are, has_simd
 from tnconv.codegen.prices.products import Product
 from tnconv.codegen.prices.scratch import is_small
 from tnconv.codegen.prices.tables import Machine
@@ -86,7 +86,7 @@ class DenseConvolution(Kind):
         blocks *= whole(kept, machine.narrow if to_weight else machine.lanes)
         speed = self.weight_gradient if to_weight else self.speed
         speed *= summed * kept / blocks if blocks else 1.0
-        if c.grouped and not by_vectors(kind, c):
+        if c.grouped and not has_simd(kind, c):
             speed = min(speed, self._without_simd(kind, summed, kept))
         arranged = PASSES * entry * moved / self.calls.bandwidth
         seconds = self.calls.launch + c.flops / speed + arranged
@@ -150,7 +150,7 @@ class NativeConvolution(Kind):
     def _kernel(self, kind: str, c: Convolution) -> Kernel:
         if c.depthwise:
             return self.depthwise.price(kind, c)
-        if prod(c.k) == 1 and by_vectors(kind, c):
+        if prod(c.k) == 1 and has_simd(kind, c):
             return self.pointwise.price(kind, c)
         return self.dense.price(kind, c)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tnconv.codegen.prices.convolutions import NativeConvolution
 from tnconv.codegen.prices.kinds import Kernel
-from tnconv.codegen.prices.loops import Loop
+from tnconv.codegen.prices.loop_prices import Loop
 from tnconv.codegen.prices.movement import Calls, Copy, Elementwise
 from tnconv.codegen.prices.native_shapes import Convolution
 from tnconv.codegen.prices.products import Gram, Product

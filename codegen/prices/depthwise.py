@@ -8,7 +8,7 @@ from tnconv.codegen.prices.conv_probes import native, square
 from tnconv.codegen.prices.kinds import Kernel, Kind, coefficient
 from tnconv.codegen.prices.movement import Calls
 from tnconv.codegen.prices.native_shapes import Convolution, whole
-from tnconv.codegen.prices.onednn import by_vectors
+from tnconv.codegen.prices.onednn import has_simd
 from tnconv.codegen.prices.tables import Machine
 
 
@@ -55,7 +55,7 @@ class DepthwiseConvolution(Kind):
     def price(self, kind: str, c: Convolution) -> Kernel:
         """One kernel of this kind."""
         machine, moved = self.machine, c.entries.moved
-        simd, taps = by_vectors(kind, c), prod(c.k)
+        simd, taps = has_simd(kind, c), prod(c.k)
         speed = self.speed if simd else self.without_simd
         longer = whole(c.groups, machine.lanes) / c.groups
         if kind == "weight gradient" and (taps > machine.taps or not simd):

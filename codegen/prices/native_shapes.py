@@ -1,4 +1,4 @@
-"""The shapes of one of torch's convolutions, and what its kernels ask of them."""
+"""The shapes of one of torch's convolutions, and the questions that its kernels ask about them."""
 
 from dataclasses import dataclass
 from math import prod
@@ -46,7 +46,7 @@ class Convolution:
 
     @property
     def channels(self) -> Shape:
-        """Those of one group: of the image and of the output."""
+        """Channels of one group, of the image and of the output."""
         return self.w[1], self.w[0] // self.groups
 
     @property
@@ -117,11 +117,14 @@ class Convolution:
         return any(2 * max(p, (o - 1) * s + k - i - p) > k for k, i, o, s, p in spans)
 
     def divisible(self, by: int) -> bool:
-        """Whether the channels of a group are whole vectors of so many."""
+        """Whether the channels of a group fill whole blocks of so many SIMD lanes."""
         return all(channels % by == 0 for channels in self.channels)
 
     def padded(self, width: int) -> Entries:
-        """Entries with whole vectors of channels, or of depthwise groups; others do not change."""
+        """Entries after rounding channels, or depthwise groups, up to blocks of so many SIMD lanes.
+
+        Channels of other groups are not rounded.
+        """
         x, w, y = self.x, self.w, self.y
         if self.depthwise:
             g = whole(self.groups, width)
@@ -135,5 +138,5 @@ class Convolution:
 
 
 def whole(size: int, width: int) -> int:
-    """The size rounded up to whole vectors."""
+    """The size rounded up to a multiple of the width."""
     return -(-size // width) * width

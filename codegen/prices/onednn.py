@@ -1,9 +1,10 @@
-"""What oneDNN's convolution kernels hold, as the allocations of torch on x86 processors show.
+"""Memory of oneDNN's convolution kernels, as torch's allocations on x86 processors show it.
 
-oneDNN asks for its operands with channels in whole vectors, and torch copies them, and the result
-back. There are several kernels: those by vectors, some of them for images of few channels as they
-are, and products of unfolded images for what these cannot do. Each function gives the entries that
-are held at the worst times, result included, by each kernel that may be the one that is taken.
+oneDNN wants operands in blocked layouts, with channels in blocks of SIMD lanes: torch reorders
+them, and the result back. There are several implementations: blocked ones, blocked ones that read
+the few channels of a first layer as they are, and im2col with GEMM for what these cannot do. Each
+function yields the entries that every implementation which may be chosen holds at its worst
+moments, result included.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,12 +12,12 @@ from math import prod
 
 from tnconv.codegen.prices.native_shapes import Convolution, whole
 
-WIDE, NARROW, NARROWEST = 16, 8, 4  # entries of a vector; which are used depends on the processor
-FIRST = 3  # channels that an image of a first layer has at most
-MARGIN = 6  # columns of padding that forward depthwise kernels add (four without AVX-512)
-PAGE, LINE = 1024, 64  # entries: what kernels hold is aligned
+WIDE, NARROW, NARROWEST = 16, 8, 4  # SIMD lanes in float32; which are used depends on the processor
+FIRST = 3  # the most channels of the image of a first layer
+MARGIN = 6  # the most columns of padding in SIMD depthwise kernels (four without AVX-512)
+PAGE, LINE = 1024, 64  # entries to which allocations of kernels are aligned
 Held = Callable[[Convolution, int], Iterator[int]]
-"""Entries that a convolution holds at the worst times, on so many threads."""
+"""Entries that a convolution holds at its worst moments, on so many threads."""
 
 
 def forward(c: Convolution, threads: int) -> Iterator[int]:
@@ -41,14 +42,14 @@ def forward(c: Convolution, threads: int) -> Iterator[int]:
 
 
 def weight_gradient(c: Convolution, threads: int) -> Iterator[int]:
-    """Every thread sums in a tensor of its own."""
+    """Every thread accumulates into a tensor of its own."""
     plain, wide, narrow = c.entries, c.padded(WIDE), c.padded(NARROW)
     aside = 0 if threads == 1 else 3 * PAGE
     apart = c.dilated and not c.pointwise
     if c.misses or apart or c.grouped or c.volumes or c.outgrows:
         yield plain.w + threads * (_unfolded(c) + 4 * plain.w + LINE)
     yield 2 * plain.w
-    if c.misses or not by_vectors("weight gradient", c):
+    if c.misses or not has_simd("weight gradient", c):
         return
     if c.grouped or c.pointwise or c.channels[0] >= WIDE:
         yield wide.x + threads * wide.w + wide.y + threads * _picked(c) + aside
@@ -59,8 +60,8 @@ def weight_gradient(c: Convolution, threads: int) -> Iterator[int]:
         yield from (narrow.x + threads * narrow.w + narrow.y + aside, narrow.w + plain.w)
 
 
-def by_vectors(kind: str, c: Convolution) -> bool:
-    """Whether kernels by vectors can do it, as all but some with groups."""
+def has_simd(kind: str, c: Convolution) -> bool:
+    """Whether a SIMD implementation exists: always without groups, and for most groups."""
     if not c.grouped:
         return True
     if kind == "weight gradient":
@@ -75,12 +76,12 @@ def by_vectors(kind: str, c: Convolution) -> bool:
 
 
 def few_as_they_are(kind: str, c: Convolution) -> bool:
-    """Whether an image of a first layer is read as it is, not in vectors of channels."""
+    """Whether the image of a first layer is read as it is, not in blocks of channels."""
     return c.channels[0] <= FIRST and not c.grouped and kind != "input gradient"
 
 
 def input_gradient(c: Convolution, threads: int) -> Iterator[int]:
-    """With strides the channels are last; to bring them to front takes two more copies."""
+    """Strided kernels work on channels-last tensors; bringing them back takes two more copies."""
     plain, wide = c.entries, c.padded(WIDE)
     steps = c.strided and not c.dilated and not c.depthwise
     unfolds = c.dilated or (c.volumes if c.depthwise else c.grouped or (c.misses and not steps))
@@ -90,7 +91,7 @@ def input_gradient(c: Convolution, threads: int) -> Iterator[int]:
         kernel = plain.w // c.channels[0] * _turned(c.channels[0])
         yield from (plain.x + kernel + plain.y + threads * _stepping(c), 3 * plain.x)
     if c.depthwise:
-        vectors = by_vectors("input gradient", c)
+        vectors = has_simd("input gradient", c)
     elif c.grouped:
         vectors = not c.misses and c.divisible(NARROWEST)
     else:
@@ -100,24 +101,24 @@ def input_gradient(c: Convolution, threads: int) -> Iterator[int]:
 
 
 def _unfolded(c: Convolution) -> int:
-    """One group of a sample, of volumes one slice."""
+    """The im2col matrix of one group of a sample; of a single slice for volumes."""
     return c.channels[0] * prod(c.k) * prod(c.o[-2:]) + LINE
 
 
 def _picked(c: Convolution) -> int:
-    """The part of a sample that a kernel of one tap reads in strides."""
+    """The strided part of a sample that a kernel of one tap gathers first."""
     if not (c.pointwise and c.strided):
         return 0
     return whole(c.channels[0], WIDE) * (prod(c.o) + 2) + LINE
 
 
 def _turned(channels: int) -> int:
-    """Channels that come last, in one or two vectors."""
+    """Channels of a channels-last tensor, rounded up to one or two blocks."""
     return whole(channels, WIDE if channels <= WIDE else 2 * WIDE)
 
 
 def _stepping(c: Convolution) -> int:
-    """A sample of the cotangent with zeros around it, sums of rows, and tables, in whole pages."""
+    """A zero-padded sample of the cotangent, accumulators of rows, and tables, in whole pages."""
     spans = zip(c.i, c.o, c.k, c.dilations, c.strides, strict=True)
     sizes = (max(o, (i - 1 + (k - 1) * d) // s + 2) for i, o, k, d, s in spans)
     cotangent = c.groups * whole(c.channels[1], WIDE) * prod(sizes)

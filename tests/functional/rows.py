@@ -20,7 +20,7 @@ from torch.func import jacrev, jvp, vjp
 from tests.strategies import Case, geometries, transposed
 from tnconv import functional as T
 from tnconv.diagrams import Hyperparameters, TensorNetwork
-from tnconv.diagrams.layers import layer
+from tnconv.diagrams.layer_networks import layer
 
 VECTORS = 2
 Value = Callable[..., Tensor]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.strategies import geometries, transposed
 from tnconv import functional as T
 from tnconv.diagrams import Hyperparameters
-from tnconv.diagrams.layers import layer
+from tnconv.diagrams.layer_networks import layer
 
 KINDS = ("conv", "conv_transpose", "linear")
 

@@ -14,7 +14,7 @@ from tests.optim.nets import batch, small_net, train
 from tests.strategies import assert_close
 from tnconv.losses.roots import curvature
 from tnconv.optim import KFAC
-from tnconv.optim.damping import exact, factored, spectrum
+from tnconv.optim.factored_damping import exact, factored, spectrum
 from tnconv.optim.inverses import eigenbasis, inverse
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from tnconv import diagrams
-from tnconv.diagrams import Expression, layers, pool_counts, reciprocal_counts
+from tnconv.diagrams import Expression, layer_networks, pool_counts, reciprocal_counts
 from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
 from tnconv.functional.lookup import Shape, operation
 
@@ -187,12 +187,12 @@ def convolution(
 
 @operation
 def _convolution(x_shape: Shape, weight_shape: Shape, h: Hyperparameters) -> Expression:
-    return layers.convolution(x_shape, weight_shape, h)
+    return layer_networks.convolution(x_shape, weight_shape, h)
 
 
 @operation
 def _convolution_bias(x_shape: Shape, weight_shape: Shape, h: Hyperparameters) -> Expression:
-    return diagrams.with_bias(layers.convolution(x_shape, weight_shape, h))
+    return diagrams.with_bias(layer_networks.convolution(x_shape, weight_shape, h))
 
 
 @operation

@@ -10,7 +10,7 @@ from torch import Tensor
 from tnconv.codegen import Program
 from tnconv.codegen.tiers import Build, FirstLookup, device_of, looked_up, searched
 from tnconv.diagrams import Expression, Hyperparameters, TensorNetwork
-from tnconv.diagrams.layers import layer
+from tnconv.diagrams.layer_networks import layer
 
 Settings = TypeVarTuple("Settings")
 Shape = Sequence[int]
@@ -68,7 +68,7 @@ def of_layer(
 ) -> Callable[[tuple[Tensor, ...], Shape, Shape, Hyperparameters, *Settings], Tensor]:
     """The operation whose diagram is ``build(layer, *settings)`` for a layer of these shapes.
 
-    It is a convolution, a transposed one, or a linear layer: see `tnconv.diagrams.layers.layer`.
+    It is a convolution, a transposed one, or a linear layer: see `layer_networks.layer`.
     """
 
     @wraps(build)

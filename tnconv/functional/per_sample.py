@@ -12,7 +12,7 @@ import torch
 from tnconv import diagrams
 from tnconv.diagrams import Expression, TensorNetwork
 from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
-from tnconv.diagrams.layers import layer
+from tnconv.diagrams.layer_networks import layer
 from tnconv.functional.lookup import Shape, of_layer, operation, several
 
 

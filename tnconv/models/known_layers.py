@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv import nn as ours
-from tnconv.diagrams import Hyperparameters, layers
+from tnconv.diagrams import Hyperparameters, layer_networks
 from tnconv.models.layers import Networks, Operand, Operation, Shape, register_layer
 from tnconv.nn import memory
 
@@ -23,7 +23,7 @@ def linear(x_shape: Shape, weight_shape: Shape) -> Networks:
 
 def convolution(x_shape: Shape, weight_shape: Shape, h: Hyperparameters) -> Networks:
     """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, o, i] w[gd, c, k] + b[gd]``, or transposed."""
-    layer = layers.convolution(x_shape, weight_shape, h)
+    layer = layer_networks.convolution(x_shape, weight_shape, h)
     return {"weight": layer, "bias": diagrams.bias(layer.shape, layer.shape[1:2])}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tnconv.models.bare import noticing
@@ -12,6 +13,7 @@ from tnconv.models.checkpoints import refuse_reentrant_nodes
 from tnconv.models.collector import Collector
 from tnconv.models.evidence import Evidence, expect
 from tnconv.models.fallback import Fallback
+from tnconv.models.modules import refuse_complex
 from tnconv.models.propagation import LossFunction, Propagation
 from tnconv.models.result import Result
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
@@ -30,6 +32,7 @@ class Observation:
     ) -> None:
         if memory_limit is not None and memory_limit <= 0:
             raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
+        refuse_complex(model.named_parameters())
         self.model, self.quantities, self.memory_limit = model, tuple(quantities), memory_limit
         self.per_sample = any(quantity.per_sample for quantity in quantities)
         each = [statistic for q in self.quantities for statistic in q.statistics().values()]
@@ -38,7 +41,9 @@ class Observation:
         self._reset()
 
     def _reset(self) -> None:
-        self.collector = self.collector_type(self.statistics, memory_limit=self.memory_limit)
+        self.collector = self.collector_type(
+            self.statistics, torch.float32, memory_limit=self.memory_limit
+        )
         self.fallback = Fallback(self.collector)
         self._evidence = Evidence(lambda: self._propagation is None)
         self._others = [each for each in self.collector.sources if each != LOSS_GRADIENT]

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tnconv.nn.memory.convolution import Convolution
 from tnconv.nn.memory.functions import Maybe, Shapes
-from tnconv.nn.memory.layers import padded
 from tnconv.nn.memory.linear import Linear
+from tnconv.nn.memory.saving_convolution import Convolution
+from tnconv.nn.memory.saving_layers import padded
 
 Positions = Mapping[int, Tensor]
 """By dimension, those that are kept."""

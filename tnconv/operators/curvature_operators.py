@@ -16,8 +16,9 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from tnconv.losses.reductions import Reduction, divisor, reduction_of
 from tnconv.models.computing import Inputs, arguments
-from tnconv.models.modules import unwrapped
+from tnconv.models.modules import refuse_complex, unwrapped
 from tnconv.models.propagation import LossFunction
+from tnconv.nn.tensor_dropout import TensorDropout
 from tnconv.operators.linearization import Graph
 from tnconv.operators.parameter_space import Space, Vector
 
@@ -148,6 +149,7 @@ class CurvatureOperator(ABC):
         return self._all([vector])[0]
 
     def _all(self, vectors: Sequence[Vector]) -> list[Vector]:
+        _refuse_dropout(self.model)  # the mode can have changed
         if not self.retain_graph:
             return self._sum(self._products(), vectors)
         state = _state(self.model)
@@ -217,6 +219,7 @@ def _space(model: nn.Module, parameters: Iterable[str] | None) -> Space:
     if unknown or not names or len(set(names)) < len(names):
         wrong = f"the model has no parameters {unknown}" if unknown else f"parameters are {names}"
         raise ValueError(f"{wrong}; expected one or more of its own names, each once")
+    refuse_complex((name, named[name]) for name in names)
     return Space(names, tuple(named[name].detach() for name in names))
 
 
@@ -226,6 +229,11 @@ def _refuse_dropout(model: nn.Module) -> None:
             raise NotImplementedError(
                 f"layer {name!r} drops other entries in every pass, which makes no one matrix; "
                 "expected evaluation mode"
+            )
+        if isinstance(module, TensorDropout) and module.samples:
+            raise NotImplementedError(
+                f"layer {name!r} samples its weight gradient, which makes no one matrix; expected "
+                "evaluation mode"
             )
 
 

@@ -22,7 +22,7 @@ from tnconv.models.capture import Call, Pass, watching
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, arguments
 from tnconv.models.graph import sources, unexplained
-from tnconv.models.modules import unwrapped
+from tnconv.models.modules import refuse_complex, unwrapped
 from tnconv.models.propagation import LossFunction
 from tnconv.operators.residuals import Residual, operation, residuals
 from tnconv.quantities.base import Statistic, Vectors
@@ -95,8 +95,10 @@ def chosen_parameters(model: nn.Module, names: Iterable[str] | None) -> dict[str
     """The parameters of some names, by default all that learn.
 
     Raises:
+        NotImplementedError: a complex parameter that learns.
         ValueError: names that the model does not have, or of parameters that do not learn.
     """
+    refuse_complex(model.named_parameters())
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
     chosen = set(learned if names is None else names)
     if chosen - learned.keys():
@@ -168,7 +170,7 @@ def roots(values: Tensor) -> Iterator[Tensor]:
     Every sample has one entry per column, in an order of its own: the positive ones first.
     """
     flat = values.flatten(1).clamp(min=0)
-    count = int((flat > 0).sum(1).max())
+    count = int((flat > 0).sum(1).max()) if len(flat) else 0
     top = flat.topk(count, 1)
     for at in range(0, count, AT_A_TIME):
         part, where = (each[:, at : at + AT_A_TIME].T.unsqueeze(2) for each in top)

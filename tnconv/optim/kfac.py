@@ -14,8 +14,7 @@ from tnconv.models.modules import weak
 from tnconv.models.notices import warn
 from tnconv.optim.blocks import Block, blocks
 from tnconv.optim.collection import FactorWatch, LossFunction, LossScale
-from tnconv.optim.damping import adapted
-from tnconv.optim.diagonal import NAMES, update_squares
+from tnconv.optim.factored_damping import adapted
 from tnconv.optim.preconditioner import (
     INVERSES,
     Inverse,
@@ -29,6 +28,7 @@ from tnconv.optim.preconditioner import (
     update_inverses,
     update_moments,
 )
+from tnconv.optim.running_squares import NAMES, update_squares
 from tnconv.optim.saving import Resumable
 from tnconv.optim.settings import GROUPED, Schedule, check, due, refuse_sharded
 from tnconv.optim.standing import Standing, message, standings

@@ -12,8 +12,8 @@ from tnconv.optim.blocked import cut, from_left, from_right
 from tnconv.optim.blocks import Block
 from tnconv.optim.collection import FactorWatch
 from tnconv.optim.contributions import Contribution
-from tnconv.optim.damping import exact, factored, spectrum
 from tnconv.optim.ekfac import Basis
+from tnconv.optim.factored_damping import exact, factored, spectrum
 from tnconv.optim.inverses import wide
 from tnconv.optim.workers import Workers
 

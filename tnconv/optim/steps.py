@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tnconv.optim.blocked import from_left, from_right
 from tnconv.optim.blocks import Block
-from tnconv.optim.diagonal import damped
 from tnconv.optim.inverses import wide
 from tnconv.optim.preconditioner import State, preconditioned
+from tnconv.optim.running_squares import damped
 
 Group = Mapping[str, Any]
 States = MutableMapping[Tensor, State]

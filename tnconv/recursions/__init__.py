@@ -3,7 +3,7 @@
 A rule is a small function for one operation, registered by `register_rule`; see `step`.
 """
 
-from tnconv.recursions import activations, norms, products, resampling, selections
+from tnconv.recursions import entrywise, multilinear, norms, rearrangements, resampling
 from tnconv.recursions.diagonal import check_method, diagonals
 from tnconv.recursions.step import Flow, Flows, Step, register_rule
 from tnconv.recursions.walk import recursion
@@ -12,13 +12,13 @@ __all__ = [
     "Flow",
     "Flows",
     "Step",
-    "activations",
     "check_method",
     "diagonals",
+    "entrywise",
+    "multilinear",
     "norms",
-    "products",
+    "rearrangements",
     "recursion",
     "register_rule",
     "resampling",
-    "selections",
 ]

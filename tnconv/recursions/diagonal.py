@@ -16,7 +16,7 @@ from tnconv.losses.diagonals import (
     is_nll,
     output_diagonal,
 )
-from tnconv.recursions.columns import Spread
+from tnconv.recursions.coupled_columns import Spread
 from tnconv.recursions.step import Flow, operation
 from tnconv.recursions.walk import Taps, recursion
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from tnconv.recursions.products import convolution
+from tnconv.recursions.multilinear import convolution
 from tnconv.recursions.step import Flow, Flows, Rule, Step, operation
 
 MODES = {"ReflectionPad": "reflect", "ReplicationPad": "replicate"}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from tnconv.recursions import padded
-from tnconv.recursions.activations import region
+from tnconv.recursions.entrywise import region
 from tnconv.recursions.step import Flows, Known, Step, known, operation
 
 End = tuple[Node | None, int]

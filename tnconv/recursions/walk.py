@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from tnconv.recursions.columns import Spread, spread
+from tnconv.recursions.coupled_columns import Spread, spread
 from tnconv.recursions.plan import Plan, made
-from tnconv.recursions.selections import VIEWS
+from tnconv.recursions.rearrangements import VIEWS
 from tnconv.recursions.step import Flow, Flows, Step, operation
 
 Tap = Callable[[Flow], None]

@@ -18,7 +18,21 @@ from tnconv.nn.memory.activations import (
     Softshrink,
     Threshold,
 )
-from tnconv.nn.memory.layers import (
+from tnconv.nn.memory.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+)
+from tnconv.nn.memory.saving_layers import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
@@ -34,20 +48,6 @@ from tnconv.nn.memory.layers import (
     InstanceNorm3d,
     LayerNorm,
     Linear,
-)
-from tnconv.nn.memory.pooling import (
-    AdaptiveAvgPool1d,
-    AdaptiveAvgPool2d,
-    AdaptiveAvgPool3d,
-    AdaptiveMaxPool1d,
-    AdaptiveMaxPool2d,
-    AdaptiveMaxPool3d,
-    AvgPool1d,
-    AvgPool2d,
-    AvgPool3d,
-    MaxPool1d,
-    MaxPool2d,
-    MaxPool3d,
 )
 from tnconv.nn.memory.swapping import save_memory
 

@@ -5,7 +5,7 @@ Each is a drop-in module for the one of torch's with its name; `save_memory` swa
 
 from torch import nn
 
-from tnconv.nn.conversion import Kind, patched, swapped_with_warning
+from tnconv.nn.conversion import Kind, patched, register_originals, swapped_with_warning
 from tnconv.nn.memory.activations import (
     CELU,
     ELU,
@@ -20,23 +20,6 @@ from tnconv.nn.memory.activations import (
     Softplus,
     Softshrink,
     Threshold,
-)
-from tnconv.nn.memory.layers import (
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    Conv1d,
-    Conv2d,
-    Conv3d,
-    ConvTranspose1d,
-    ConvTranspose2d,
-    ConvTranspose3d,
-    GroupNorm,
-    InstanceNorm1d,
-    InstanceNorm2d,
-    InstanceNorm3d,
-    LayerNorm,
-    Linear,
 )
 from tnconv.nn.memory.pooling import (
     AdaptiveAvgPool1d,
@@ -53,6 +36,23 @@ from tnconv.nn.memory.pooling import (
     MaxPool3d,
 )
 from tnconv.nn.memory.readers import attach_readers
+from tnconv.nn.memory.saving_layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    Linear,
+)
 
 __all__ = [
     "CELU",
@@ -101,6 +101,7 @@ __all__ = [
 _SAVING: dict[Kind, Kind] = {
     getattr(nn, name): globals()[name] for name in __all__ if hasattr(nn, name)
 }
+register_originals({ours: torchs for torchs, ours in _SAVING.items()})
 
 
 def save_memory(model: nn.Module) -> nn.Module:
@@ -120,6 +121,8 @@ def save_memory(model: nn.Module) -> nn.Module:
     Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1))
     >>> saving[1].plan
     'bits'
+
+    `revert` gives a model of torch's modules again.
     """
     new = swapped_with_warning(model, _kind, tuple(_SAVING), tuple(_SAVING.values()))
     attach_readers(new, model)

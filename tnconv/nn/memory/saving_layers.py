@@ -14,9 +14,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from tnconv.nn.convolution import output_padding
-from tnconv.nn.memory.convolution import convolution
 from tnconv.nn.memory.linear import linear
 from tnconv.nn.memory.normalization import normalization
+from tnconv.nn.memory.saving_convolution import convolution
 
 
 class _Convolution(_ConvNd):

@@ -17,7 +17,7 @@ from tnconv.diagrams.hyperparameters import (
     paddings,
     per_dimension,
 )
-from tnconv.diagrams.layers import patches
+from tnconv.diagrams.layer_networks import patches
 from tnconv.diagrams.network import TensorNetwork
 
 Counts = tuple[tuple[int, ...], ...]
