@@ -231,7 +231,7 @@ def _product(plan: Arrangement, writer: Writer, left: Strided, right: Strided) -
     held += [prod(array.shape[-2:]) for array in (left, right) if not is_matrix(array)]
     kernel = best.kernel
     if any(held):
-        scratch = kernel.scratch + cost.item() * sum(held)
+        scratch = kernel.scratch + cost.bytes_per_entry() * sum(held)
         kernel = replace(kernel, seconds=kernel.seconds + copies, scratch=scratch)
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
     call = best.operation, best.factors, best.shape, kernel, comment, best.attributes

@@ -18,7 +18,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from tnconv import diagrams
 from tnconv.losses.roots import Curvature, curvature
 from tnconv.models.bare import choose, noticing
-from tnconv.models.capture import Call, Pass, watching
+from tnconv.models.capture import Call, Pass, alone, watching
+from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, arguments
 from tnconv.models.graph import sources, unexplained
@@ -68,7 +69,13 @@ def hessian_diagonal(
         arrived[call].append(grad_output)
 
     watched = watching(model, lambda here: None, receive, True)
-    with watched as watch, noticing(watch), torch.enable_grad():
+    with (
+        watched as watch,
+        noticing(watch),
+        alone(watch.model, watch),
+        refusing_reentrant(watch.model),
+        torch.enable_grad(),
+    ):
         watch.wanted = lambda module, parameter: parameter in wanted
         args, kwargs = arguments(inputs)
         output = watch.model(*args, **kwargs)
