@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.functional.rows import ROWS, Layer
@@ -160,6 +161,19 @@ def test_float16_scale_neither_underflows_nor_overflows() -> None:
     x = torch.ones(4, 2, 64, 64, dtype=torch.float16)
     value = T.kfac_reduce(x, 1)
     torch.testing.assert_close(value, torch.ones_like(value), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["kfac_expand", "kfac_reduce"])
+@given(
+    batch=st.sampled_from((1, 3, 64)),
+    size=st.integers(4, 64),
+)
+@settings(max_examples=settings.default.max_examples // 4)
+def test_float16_factors_are_means(name: str, batch: int, size: int) -> None:
+    """They fit, however many terms they have; the sums of these do not."""
+    x = torch.ones((batch, 2, size, size), dtype=torch.float16)
+    value = getattr(T, name)(x, 1)
+    torch.testing.assert_close(value, torch.ones_like(value), rtol=1e-2, atol=0)
 
 
 def test_meta_device(case: Any) -> None:
