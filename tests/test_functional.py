@@ -262,3 +262,18 @@ def test_errors_come_before_any_work(call: Callable[[], Tensor], message: str) -
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert len(str(caught.value).splitlines()) <= 2 and "tensor(" not in str(caught.value)
+
+
+def test_scales_are_numbers_or_names() -> None:
+    with pytest.raises(TypeError, match="scale is None; expected 'ggn', 'kfc' or a number"):
+        T.kfac_expand(X, (3, 2), scale=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scale is 'mean'; expected 'ggn', 'kfc' or a number"):
+        T.grad_reduce(V, scale="mean")  # type: ignore[arg-type]
+
+
+def test_linear_layers_have_no_hyper_parameters_of_convolutions() -> None:
+    x, v = random(3, 5, 4), random(3, 5, 6)
+    with pytest.raises(ValueError, match="stride is 2 for a linear layer; expected 1"):
+        T.weight_vjp(x, (6, 4), v, stride=2)
+    with pytest.raises(ValueError, match="groups is 2 for a linear layer; expected 1"):
+        T.kfac_reduce(x, (), groups=2)
