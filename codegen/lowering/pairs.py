@@ -6,33 +6,15 @@ from functools import cached_property
 from math import prod
 
 from tnconv.codegen.lowering import layouts
-from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.matrices import copied, is_matrix, products
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
 from tnconv.codegen.lowering.writer import MATMUL, MULTIPLY, Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg
 
 Trial = tuple[Writer, Value]
-BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product
-LEAST_ROWS = 64  # of a block
-ROWS = (32, 16)  # of the blocks of a large product of few summed entries
-LARGE = 512  # rows and columns of it
-FEW = 16  # summed entries of it
-
-GRAM = '''def gram(x, blocks):
-    """x @ x.mT, which is symmetric: of every two mirrored blocks one is computed."""
-    size = x.shape[-2]
-    ends = [size * at // blocks for at in range(blocks + 1)]
-    for start, stop in zip(ends, ends[1:]):
-        rows = x[..., start:stop, :] @ x[..., start:, :].mT
-        if start == 0:
-            full = rows.new_empty(*rows.shape[:-2], size, size)
-        full[..., start:stop, start:] = rows
-        full[..., stop:, start:stop] = rows[..., stop - start :].mT
-    return full
-'''
-
-SYMMETRIC = Operation("gram", lambda x, blocks: f"gram({x}, {blocks})", helper=GRAM)
+EXACT = 1 - 1e-9  # sums of prices differ by rounding alone
 
 
 def sum_out(writer: Writer, value: Value, needed: Collection[Leg]) -> tuple[Writer, Value]:
@@ -61,29 +43,43 @@ def pair(
         return hadamard(writer, a, b, hint)
     if len(shared) == len(a.legs) == len(b.legs):
         return _dot(writer, a, b, needed)
+    matrices = Matrices()
     if not search:
-        return _product(writer, next(_arrangements(a, b, needed, hint)), summed_last=True)
+        return _product(writer, next(_arrangements(a, b, needed, hint)), matrices, summed_last=True)
     plans = list(_arrangements(a, b, needed, hint))
-    best = _cheapest([plan for plan in plans if not plan.lead], writer, hint)
+    best = _cheapest([plan for plan in plans if not plan.lead], writer, matrices, hint)
     if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], hint):
-        best = _cheapest([plan for plan in plans if plan.lead], writer, hint, best)  # no copies?
+        led = [plan for plan in plans if plan.lead]  # no copies?
+        best = _cheapest(led, writer, matrices, hint, best)
     return best
 
 
 def _cheapest(
-    plans: Sequence["Arrangement"], writer: Writer, hint: Sequence[Leg], best: Trial | None = None
+    plans: Sequence["Arrangement"],
+    writer: Writer,
+    matrices: "Matrices",
+    hint: Sequence[Leg],
+    best: Trial | None = None,
 ) -> Trial:
-    """The first of the cheapest; what costs more as a bare product already is not written.
+    """The first of the cheapest; what costs more by its lower bound already is not written.
 
-    A product as large as an earlier result may be that of a mirrored half, and cost nothing.
+    A product or copy as large as an earlier result may be that of a mirrored half, and cost
+    nothing.
     """
-    least = float("inf") if best is None else _price(best, hint)
-    spent, earlier = writer.seconds, {prod(step.shape) for step in writer.steps}
-    for plan in plans:
-        if spent + (0.0 if plan.entries in earlier else plan.least_seconds) < least:
-            trial = _matmul(writer, plan)
-            if (seconds := _price(trial, hint)) < least:
-                best, least = trial, seconds
+    least, first = (float("inf") if best is None else _price(best, hint)), -1
+    spent, earlier = writer.seconds, {step.value.size for step in writer.steps}
+
+    def bound(plan: Arrangement) -> float:
+        product = 0.0 if plan.entries in earlier else plan.least_seconds
+        return EXACT * (spent + product + matrices.copying(plan, earlier))
+
+    bounds = sorted((bound(plan), at) for at, plan in enumerate(plans))
+    for seconds, at in bounds:
+        if seconds > least:
+            break
+        trial = _matmul(writer, plans[at], matrices)
+        if (price := _price(trial, hint)) < least or (price == least and at < first):
+            best, least, first = trial, price, at
     assert best is not None
     return best
 
@@ -177,6 +173,88 @@ class Arrangement:
         return [prod(size[leg] for leg in some) for some in legs]
 
 
+Groups = tuple[tuple[Leg, ...], ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """``(lead, batch, keep, summed)``, as it lies or a copy.
+
+    Both halves of a symmetric product make the same copy, if they need one: then it runs once.
+    """
+
+    value: Value
+    front: Groups
+    keep: tuple[Leg, ...]
+    summed: tuple[Leg, ...]
+
+    @cached_property
+    def free(self) -> Strided | None:
+        """The matrix without a copy, if strides allow."""
+        array, shape = self.straight
+        if (free := array.free_reshape(shape)) is not None:
+            return free
+        array, shape = self.swapped
+        return None if (free := array.free_reshape(shape)) is None else free.mT
+
+    @cached_property
+    def straight(self) -> tuple[Strided, list[int]]:
+        return self._flat(*self.front, self.keep, self.summed)
+
+    @cached_property
+    def swapped(self) -> tuple[Strided, list[int]]:
+        return self._flat(*self.front, self.summed, self.keep)
+
+    def _flat(self, *groups: tuple[Leg, ...]) -> tuple[Strided, list[int]]:
+        size = self.value.sizes
+        array = self.value.arranged([leg for group in groups for leg in group])
+        return array, [prod([size[leg] for leg in group]) for group in groups]
+
+    def written(self, writer: Writer, summed_last: bool) -> tuple[Writer, Strided]:
+        """The matrix, copied with the summed legs last or before the others if it has to be."""
+        if self.free is not None:
+            return writer, self.free
+        writer, array = writer.reshape(*(self.straight if summed_last else self.swapped))
+        return writer, array if summed_last else array.mT
+
+    @cached_property
+    def copying(self) -> float:
+        """The seconds of the faster copy, if it takes one."""
+        if self.free is not None:
+            return 0.0
+        ways = (self.straight[0], self.swapped[0])
+        return min(cost.copy(array.size, *array.innermost).seconds for array in ways)
+
+
+class Matrices:
+    """The factors of all arrangements of one product: many have one in common."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], Matrix] = {}
+
+    def left(self, plan: Arrangement) -> Matrix:
+        return self._of(plan.left, plan, plan.rows)
+
+    def right(self, plan: Arrangement) -> Matrix:
+        return self._of(plan.right, plan, plan.columns)
+
+    def _of(self, value: Value, plan: Arrangement, keep: tuple[Leg, ...]) -> Matrix:
+        lead = tuple([leg for leg in plan.lead if leg in value.legs])
+        key = (value.array, value.legs, lead, plan.batch, keep, plan.summed)
+        if (known := self._known.get(key)) is None:
+            front = tuple([group for group in (lead, plan.batch) if group])
+            known = self._known[key] = Matrix(value, front, keep, plan.summed)
+        return known
+
+    def copying(self, plan: Arrangement, earlier: Collection[int]) -> float:
+        """At least so many seconds of copies; two of one tensor may be the same."""
+        left, right = (
+            0.0 if matrix.straight[0].size in earlier else matrix.copying
+            for matrix in (self.left(plan), self.right(plan))
+        )
+        return max(left, right) if plan.left.array is plan.right.array else left + right
+
+
 def _arrangements(
     a: Value, b: Value, needed: Collection[Leg], hint: Sequence[Leg]
 ) -> Iterator[Arrangement]:
@@ -217,29 +295,30 @@ def _oriented(a: Value, b: Value, hint: Sequence[Leg]) -> list[tuple[Value, Valu
     return [(a, b), (b, a)] if last(a, b) <= last(b, a) else [(b, a), (a, b)]
 
 
-def _matmul(writer: Writer, plan: Arrangement) -> Trial:
+def _matmul(writer: Writer, plan: Arrangement, matrices: Matrices) -> Trial:
     """Copies that it takes have the summed legs last or, if that is cheaper, before the others."""
-    last = _product(writer, plan, summed_last=True)
+    last = _product(writer, plan, matrices, summed_last=True)
     if len(last[0].steps) == len(writer.steps) + 1:
         return last
-    return min(last, _product(writer, plan, summed_last=False), key=lambda way: way[0].seconds)
+    first = _product(writer, plan, matrices, summed_last=False)
+    return min(last, first, key=lambda way: way[0].seconds)
 
 
-def _product(writer: Writer, plan: Arrangement, summed_last: bool) -> Trial:
-    writer, left = _matrix(writer, plan.left, plan, plan.rows, summed_last)
-    writer, right = _matrix(writer, plan.right, plan, plan.columns, summed_last)
+def _product(writer: Writer, plan: Arrangement, matrices: Matrices, summed_last: bool) -> Trial:
+    writer, left = matrices.left(plan).written(writer, summed_last)
+    writer, right = matrices.right(plan).written(writer, summed_last)
     right = right.mT
     n = right.shape[-1]
     front = max(left.shape[:-2], right.shape[:-2], key=lambda shape: (len(shape), prod(shape)))
     legs = (*plan.lead, *plan.batch, *plan.rows, *plan.columns)
-    best = min(_products(left, right, front), key=lambda way: way.kernel.seconds)
-    held = [_copied(array, front) for array in (left, right)]
+    best = min(products(left, right, front), key=lambda way: way.kernel.seconds)
+    held = [copied(array, front) for array in (left, right)]
     copies = sum(cost.copy(entries, n).seconds for entries in held if entries)
-    held += [prod(array.shape[-2:]) for array in (left, right) if not _is_matrix(array)]
+    held += [prod(array.shape[-2:]) for array in (left, right) if not is_matrix(array)]
     kernel = replace(
         best.kernel,
         seconds=best.kernel.seconds + copies,
-        scratch=best.kernel.scratch + cost.item() * sum(held),
+        scratch=best.kernel.scratch + cost.bytes_per_entry() * sum(held),
     )
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
     call = best.operation, best.factors, best.shape, kernel, comment, best.attributes
@@ -248,83 +327,3 @@ def _product(writer: Writer, plan: Arrangement, summed_last: bool) -> Trial:
     split = array.free_reshape([size[leg] for leg in legs])
     assert split is not None
     return writer, Value(split, legs)
-
-
-@dataclass(frozen=True)
-class Product:
-    """A way to compute a matrix product: its price, its call, and the shape of its result."""
-
-    kernel: cost.Kernel
-    operation: Operation
-    factors: tuple[Strided, ...]
-    shape: tuple[int, ...]
-    attributes: tuple[int, ...] = ()
-
-
-def _products(left: Strided, right: Strided, front: tuple[int, ...]) -> Iterator[Product]:
-    """Ways to compute ``left @ right``."""
-    m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
-    along = left.strides[-1] == right.strides[-2] == 1
-    kernel = cost.matmul(prod(front), m, n, k, along=along, conflict=_conflicts(left))
-    yield Product(kernel, MATMUL, (left, right), (*front, m, n))
-    if m == n and (left.mT is right or left is right.mT):
-        half = left if left.mT is right else right.mT
-        for blocks in (b for b in BLOCKS if m >= b * LEAST_ROWS):
-            kernel = cost.gram(prod(front), m, k, blocks)
-            yield Product(kernel, SYMMETRIC, (half,), (*front, m, n), (blocks,))
-    rows = next((rows for rows in ROWS if m % rows == 0), 0)
-    if rows and not front and min(m, n) >= LARGE and k <= FEW:
-        parts = left.free_reshape([m // rows, rows, k])
-        assert parts is not None
-        repeated = right.expand((m // rows, k, n))
-        kernel = cost.matmul(1, m, n, k, in_blocks=True)
-        yield Product(kernel, MATMUL, (parts, repeated), (m // rows, rows, n))
-
-
-def _copied(array: Strided, front: tuple[int, ...]) -> int:
-    """Entries of the copy that torch makes of an operand whose batch dimensions do not merge."""
-    matrix = array.shape[-2:]
-    if len(front) < 2 or len(array.shape) < 3:
-        return 0
-    for _ in range(len(front) + 2 - len(array.shape)):
-        array = array.unsqueeze(0)
-    expanded = array.expand((*front, *matrix))
-    merged = (prod(front), *matrix)
-    return expanded.size if expanded.free_reshape(merged) is None else 0
-
-
-def _conflicts(array: Strided) -> bool:
-    """Whether the columns of a transposed factor compete for the same places of a cache."""
-    row, column = array.strides[-2:]
-    return row == 1 < column and cost.conflicts(column)
-
-
-def _is_matrix(array: Strided) -> bool:
-    """Whether BLAS takes the last dimensions as they are; torch copies others, one at a time."""
-    (m, n), (row, column) = array.shape[-2:], array.strides[-2:]
-    return (column == 1 and row >= n) or (row == 1 and column >= m)
-
-
-def _matrix(
-    writer: Writer, value: Value, plan: Arrangement, keep: Sequence[Leg], summed_last: bool
-) -> tuple[Writer, Strided]:
-    """``(lead, batch, keep, summed)``, as it lies or a copy.
-
-    Both halves of a symmetric product make the same copy, if they need one: then it runs once.
-    """
-    lead = [leg for leg in plan.lead if leg in value.legs]
-    size = value.sizes
-
-    def flat(*groups: Sequence[Leg]) -> tuple[Strided, list[int]]:
-        array = value.arranged([leg for group in groups for leg in group])
-        return array, [prod(size[leg] for leg in group) for group in groups]
-
-    front = [g for g in (lead, plan.batch) if g]
-    straight = flat(*front, keep, plan.summed)
-    if (free := straight[0].free_reshape(straight[1])) is not None:
-        return writer, free
-    swapped = flat(*front, plan.summed, keep)
-    if (free := swapped[0].free_reshape(swapped[1])) is not None:
-        return writer, free.mT
-    writer, array = writer.reshape(*(straight if summed_last else swapped))
-    return writer, array if summed_last else array.mT

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.operations import Operation
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
 
@@ -65,6 +66,6 @@ def held(steps: Sequence[Step], added: int) -> int:
 
     After the last of them ``added`` entries are made.
     """
-    sizes = [cost.item() * step.value.size for step in steps]
+    sizes = [cost.bytes_per_entry() * step.value.size for step in steps]
     new = [size + step.kernel.scratch for size, step in zip(sizes, steps, strict=True)]
-    return sum(sizes) + max([*new, cost.item() * added])
+    return sum(sizes) + max([*new, cost.bytes_per_entry() * added])

@@ -2,6 +2,7 @@
 
 from tnconv.optim.adahesscale import AdaHesScale
 from tnconv.optim.kfac import KFAC
+from tnconv.optim.low_rank_newton import LowRankNewton
 from tnconv.optim.step_size_scaler import StepSizeScaler
 
-__all__ = ["KFAC", "AdaHesScale", "StepSizeScaler"]
+__all__ = ["KFAC", "AdaHesScale", "LowRankNewton", "StepSizeScaler"]

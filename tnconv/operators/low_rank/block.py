@@ -193,6 +193,20 @@ class LowRankBlock:
     ) -> dict[str, Tensor]:
         """``s = -Σ_k γ[k] / (λ[k] + δ[k]) e_k`` over the leading k eigenvectors, by name.
 
+        See `newton_coefficients`.
+
+        Raises:
+            ValueError: a damping of another shape or below zero, or more directions than there are.
+        """
+        values, vectors = self._chosen(k, None)
+        coefficients = self.newton_coefficients(damping, k)
+        return self._single(vectors @ (coefficients / values.sqrt()))
+
+    def newton_coefficients(
+        self, damping: float | Tensor | Damping, k: int | None = None
+    ) -> Tensor:
+        """``-γ[k] / (λ[k] + δ[k])``, of shape ``(k,)`` in double precision.
+
         ``γ[k]`` is the loss's slope and ``λ[k]`` its curvature along e_k. ``damping`` is a number,
         one for each direction, or a rule (`tnconv.operators.low_rank.damping`), whose slopes and
         curvatures are scaled such that their means over samples are γ and λ.
@@ -204,8 +218,7 @@ class LowRankBlock:
         slopes, products = self._along_eigenvectors(values, vectors)
         curvatures = self._summed_squares(products)
         if callable(damping):
-            means = slopes * len(slopes), curvatures * len(curvatures)
-            damping = damping(values, *means)
+            damping = damping(values, slopes * len(slopes), curvatures * len(curvatures))
         delta = torch.as_tensor(damping, dtype=values.dtype, device=values.device)
         if delta.dim() > 1 or (delta.dim() and delta.shape != values.shape):
             raise ValueError(
@@ -213,8 +226,7 @@ class LowRankBlock:
             )
         if not bool((delta >= 0).all()):
             raise ValueError("a damping is negative or NaN; expected numbers of at least 0")
-        step = -slopes.sum(0) / (values + delta)
-        return self._single(vectors @ (step / values.sqrt()))
+        return -slopes.sum(0) / (values + delta)
 
     def product(self, vector: Named) -> dict[str, Tensor]:
         """``G v``, by name."""

@@ -42,7 +42,7 @@ def relative(factor: float) -> Damping:
 
 
 def noise_aware(
-    resamples: int = 100, least: float = 1e-8, generator: torch.Generator | None = None
+    resamples: int = 100, least: float = 1e-3, generator: torch.Generator | None = None
 ) -> Damping:
     """Damp directions whose slope or curvature the batch does not determine.
 
