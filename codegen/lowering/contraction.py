@@ -1,7 +1,7 @@
 """Contraction of dense values along the best path."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import pairwise, product
 from math import prod
@@ -127,7 +127,8 @@ def contract(
     for half, other in (halves, halves[::-1]):
         needed = {*output, *_legs(other)}
         kept = [leg for leg in dict.fromkeys(_legs(half)) if leg in needed]
-        writer, value = _along_path(writer, half, kept, sizes, optimize)
+        later = {*kept} - {*output}
+        writer, value = _along_path(writer, half, kept, sizes, optimize, later)
         made.append(value)
     apart = pair(writer, made[0], made[1], output, output)
     return min(along, apart, key=lambda found: found[0].seconds)
@@ -156,7 +157,12 @@ def _halves(values: Sequence[Value]) -> tuple[list[Value], list[Value]] | None:
 
 
 def _along_path(
-    writer: Writer, values: Sequence[Value], output: Sequence[Leg], sizes: Sizes, optimize: str
+    writer: Writer,
+    values: Sequence[Value],
+    output: Sequence[Leg],
+    sizes: Sizes,
+    optimize: str,
+    later: Collection[Leg] = (),
 ) -> tuple[Writer, Value]:
     left = list(values)
     path = greedy_path if optimize == GREEDY else partial(contraction_path, optimize=optimize)
@@ -166,7 +172,7 @@ def _along_path(
         needed = {*output, *(leg for value in left for leg in value.legs)}
         made = chosen[0]
         for other in chosen[1:]:
-            writer, made = pair(writer, made, other, needed, output, optimize != GREEDY)
+            writer, made = pair(writer, made, other, needed, output, optimize != GREEDY, later)
         writer, made = sum_out(writer, made, needed)
         left.append(made)
     return writer, left[0]

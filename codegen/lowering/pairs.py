@@ -13,6 +13,8 @@ from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg
 
 Trial = tuple[Writer, Value]
+Wanted = tuple[Sequence[Leg], Collection[Leg]]
+"""The order of legs in the end, and those that a later product sums: see `pair`."""
 BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product
 LEAST_ROWS = 64  # of a block
 ROWS = (32, 16)  # of the blocks of a large product of few summed entries
@@ -49,10 +51,12 @@ def pair(
     needed: Collection[Leg],
     hint: Sequence[Leg] = (),
     search: bool = True,
+    later: Collection[Leg] = (),
 ) -> tuple[Writer, Value]:
     """``Σ a b`` over the legs that nothing else needs, by the cheapest arrangement, or the first.
 
-    ``hint`` is the order in which the legs are wanted in the end.
+    ``hint`` is the order in which the legs are wanted in the end. Those that are summed ``later``,
+    in a product with a mirrored half, are wanted after all others, in any order.
     """
     writer, a = sum_out(writer, a, {*needed, *b.legs})
     writer, b = sum_out(writer, b, {*needed, *a.legs})
@@ -64,38 +68,41 @@ def pair(
     if not search:
         return _product(writer, next(_arrangements(a, b, needed, hint)), summed_last=True)
     plans = list(_arrangements(a, b, needed, hint))
-    best = _cheapest([plan for plan in plans if not plan.lead], writer, hint)
-    if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], hint):
-        best = _cheapest([plan for plan in plans if plan.lead], writer, hint, best)  # no copies?
+    wanted = hint, later
+    best = _cheapest([plan for plan in plans if not plan.lead], writer, wanted)
+    if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], *wanted):
+        best = _cheapest([plan for plan in plans if plan.lead], writer, wanted, best)  # no copies?
     return best
 
 
 def _cheapest(
-    plans: Sequence["Arrangement"], writer: Writer, hint: Sequence[Leg], best: Trial | None = None
+    plans: Sequence["Arrangement"], writer: Writer, wanted: Wanted, best: Trial | None = None
 ) -> Trial:
     """The first of the cheapest; what costs more as a bare product already is not written.
 
     A product as large as an earlier result may be that of a mirrored half, and cost nothing.
     """
-    least = float("inf") if best is None else _price(best, hint)
+    least = float("inf") if best is None else _price(best, wanted)
     spent, earlier = writer.seconds, {prod(step.shape) for step in writer.steps}
     for plan in plans:
         if spent + (0.0 if plan.entries in earlier else plan.least_seconds) < least:
             trial = _matmul(writer, plan)
-            if (seconds := _price(trial, hint)) < least:
+            if (seconds := _price(trial, wanted)) < least:
                 best, least = trial, seconds
     assert best is not None
     return best
 
 
-def _price(trial: Trial, hint: Sequence[Leg]) -> float:
-    return trial[0].seconds + _reordering(trial[1], hint)
+def _price(trial: Trial, wanted: Wanted) -> float:
+    return trial[0].seconds + _reordering(trial[1], *wanted)
 
 
-def _reordering(value: Value, order: Sequence[Leg]) -> float:
+def _reordering(value: Value, order: Sequence[Leg], later: Collection[Leg]) -> float:
     """The seconds of the copy that a last product takes if its legs are in another order."""
     if set(value.legs) != set(order):
         return 0.0
+    if later:
+        order = sorted(value.legs, key=later.__contains__)
     array = value.arranged(order)
     return cost.copy(array.size, *array.innermost).seconds if array.run < array.size else 0.0
 
