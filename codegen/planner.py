@@ -58,10 +58,10 @@ ROUTES: Mapping[str, Route] = {
     "loop": looped,
     "dense": dense,
 }
-HOPELESS = 2.0  # covers that cost this much more than a complete plan are not continued
-AS_FAST = 1.1  # inputs are not unfolded if a plan within this factor of the fastest holds no more
-NEARLY = 1.05  # of plans within this factor of the fastest that holds more than the operands ...
-LEANER = 0.9  # ... the leanest is taken, if it holds this much less
+HOPELESS = 2.0  # a cover that costs this multiple of a complete plan is not continued (0001)
+AS_FAST = 1.1  # inputs are not unfolded if a plan within this factor holds less (0007)
+NEARLY = 1.05  # if the fastest holds more than the operands, of those within this factor (0007) ...
+LEANER = 0.9  # ... the leanest is taken, if it holds at most this share (0008)
 NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of the operands
 
 

@@ -189,14 +189,14 @@ def ggn_vector_product(
     return block.with_((*block.nodes, vector), result)
 
 
-def diagonal_vjp(layer: Expression, operand: str = "x") -> Expression:
+def diagonal_vjp(layer: Expression, operand: str = "x", per_sample: bool = False) -> Expression:
     """``d[θ] = Σ_o h[o] (∂y[o] / ∂θ)²``: a diagonal output Hessian, pulled back to its diagonal.
 
     The recursion of Becker & LeCun 1989 and HesScale through a layer. The cotangent h is operand
     ``diagonal``. Where an output meets an entry of θ at most once, as in a convolution, the square
     of the sum is the sum of squares: the vjp with every other operand squared. Elsewhere (a layer
     composed with a reflecting pad, say) it is a network of two copies that share o and θ, summed
-    over pairs of terms.
+    over pairs of terms. With ``per_sample`` samples are kept apart, as ``(n, *operand)``.
 
     >>> from tnconv.diagrams import compose, conv, linear, pad
     >>> diagonal_vjp(linear((8, 3), (4, 3))).operands
@@ -208,7 +208,7 @@ def diagonal_vjp(layer: Expression, operand: str = "x") -> Expression:
     Raises:
         ValueError: no such operand.
     """
-    halves = layer.vjp(operand, cotangent="diagonal").terms
+    halves = layer.vjp(operand, per_sample=per_sample, cotangent="diagonal").terms
     squares = [_square(a) if _meets_once(a) else _two_copies(a, a) for a in halves]
     mixed = [_two_copies(a, b).scaled(2) for a, b in combinations(halves, 2)]
     return Sum((*squares, *mixed)) if mixed else squares[0]

@@ -22,6 +22,8 @@ def forms_of(
         return {"as given": network}, []
     result = simplified(network)
     assert isinstance(result.normal, TensorNetwork) and isinstance(result.views, TensorNetwork)
+    if result.views.scale == 0:  # nothing is read: zero, also where operands are not finite
+        return {"in form V": result.views}, list(result.trace)
     forms = {} if empty else {"as given": network}
     for name, form in (("in form N", result.normal), ("in form V", result.views)):
         if form not in forms.values():

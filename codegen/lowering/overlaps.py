@@ -100,7 +100,7 @@ def _folded(
     samples, channels = (lead[0], prod(lead[1:])) if lead else (1, 1)
     writer, columns = writer.reshape(array, [samples, channels * prod(kernel), prod(outputs)])
     shape = (samples, channels, *one, *sizes)
-    work = replace(cost.fold(array.size, prod(shape)), scratch=cost.item() * array.size)
+    work = replace(cost.fold(array.size, prod(shape)), scratch=cost.bytes_per_entry() * array.size)
     if columns.run < columns.size:  # torch copies them first
         copied = cost.copy(array.size, *columns.innermost).seconds
         work = replace(work, seconds=work.seconds + copied, scratch=2 * work.scratch)

@@ -246,7 +246,7 @@ def _product(writer: Writer, plan: Arrangement, summed_last: bool) -> Trial:
     kernel = replace(
         best.kernel,
         seconds=best.kernel.seconds + copies,
-        scratch=best.kernel.scratch + cost.item() * sum(held),
+        scratch=best.kernel.scratch + cost.bytes_per_entry() * sum(held),
     )
     comment = f"[{', '.join(legs)}] = sum over {', '.join(plan.summed)}"
     call = best.operation, best.factors, best.shape, kernel, comment, best.attributes

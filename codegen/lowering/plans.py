@@ -11,9 +11,11 @@ from tnconv.codegen.lowering.strided import PERMUTE, RESHAPE, UNFOLD, Operation,
 from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
 
-CLEARLY = 1.4  # another plan replaces one native kernel only if it is predicted this much faster
-SHARED = 1.2  # ... or this much faster, if it is a product that several threads share
-DENSE = 1.3  # a dense pattern is mostly zeros: it has to be predicted this much faster
+CLEARLY = 1.4  # speed-up that another plan must promise to replace one native kernel (0002, 0011)
+SHARED = 1.2  # ... and to replace a GEMM on several threads, whose time is known better (0008)
+DENSE = (
+    1.3  # ... by which a plan with a dense pattern, mostly zeros, must be ahead of others (0011)
+)
 
 
 @dataclass(frozen=True)

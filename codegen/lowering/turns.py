@@ -65,6 +65,6 @@ def held(steps: Sequence[Step], added: int) -> int:
 
     After the last of them ``added`` entries are made.
     """
-    sizes = [cost.item() * step.value.size for step in steps]
+    sizes = [cost.bytes_per_entry() * step.value.size for step in steps]
     new = [size + step.kernel.scratch for size, step in zip(sizes, steps, strict=True)]
-    return sum(sizes) + max([*new, cost.item() * added])
+    return sum(sizes) + max([*new, cost.bytes_per_entry() * added])

@@ -36,17 +36,13 @@ __all__ = [
     "gathering",
     "gram",
     "in_use",
-    "item",
     "launch",
     "loop",
     "matmul",
-    "now",
     "reduction",
     "shifted",
     "using",
 ]
-
-CHANNELS = 16
 
 
 def matmul(
@@ -124,22 +120,3 @@ def loop(count: int, steps: float) -> float:
 def launch() -> float:
     """Seconds of any call."""
     return in_use()[Calls].launch
-
-
-class _Now:
-    """The coefficients that other rooms read, by their former names."""
-
-    @property
-    def launch(self) -> float:
-        return launch()
-
-    @property
-    def turn(self) -> float:
-        return in_use()[Loop].turn
-
-
-def now() -> _Now:
-    return _Now()
-
-
-item = bytes_per_entry

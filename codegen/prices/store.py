@@ -16,6 +16,7 @@ import torch
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 VARIABLE = "TNCONV_CACHE_DIR"
+SMALLEST = 1e-100
 
 
 def directory() -> Path:
@@ -30,16 +31,29 @@ def load(kind: str, key: Mapping[str, Json]) -> Json:
     """The value stored for a key, or None. A file of something else is ignored with a warning."""
     path = _path(kind, key)
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        entry = json.loads(text, parse_float=_number, parse_constant=_number)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:  # also what is no JSON, or no text
+    except (OSError, ValueError, RecursionError) as error:  # also no JSON, no text, deep nesting
         _warn(f"{path} is ignored: {type(error).__name__}")
         return None
     if not isinstance(entry, dict) or entry.get("key") != key or "value" not in entry:
         _warn(f"{path} is ignored: it holds no entry of its key")
         return None
     value: Json = entry["value"]
+    return value
+
+
+def _number(text: str) -> float:
+    """What a measured number can be: zero, or of a size with which prices can be computed.
+
+    Raises:
+        ValueError: infinite, not a number, or so small or large that quotients leave the range.
+    """
+    value = float(text)
+    if value != 0 and not SMALLEST < abs(value) < 1 / SMALLEST:
+        raise ValueError(f"{text} is no measured number")
     return value
 
 

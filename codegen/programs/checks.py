@@ -1,6 +1,6 @@
 """Checks of a call's operands, written out for each program: loops take as long as a kernel."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,11 +31,15 @@ def by_name(program, given):
 
 
 def by_position(
-    contraction: Callable[..., Any], shapes: Shapes, indices: Collection[str], casts_complex: bool
+    contraction: Callable[..., Any],
+    shapes: Shapes,
+    indices: Collection[str],
+    casts: Sequence[str] = (),
 ) -> Callable[..., Any]:
     """A function of a program and its operands: ``contraction``, after checks.
 
-    Under autocast it is the program's ``run_cast``, as for complex operands if ``casts_complex``.
+    Under autocast it is the program's ``run_cast``, as where one of ``casts`` is true of the first
+    operand.
     """
     variables = {name: f"operand_{at}" for at, name in enumerate(shapes)}
     first, *others = [variables[name] for name in shapes if name not in indices] or ["operand_0"]
@@ -44,18 +48,20 @@ def by_position(
     fits += [f"{other}.dtype is {first}.dtype" for other in others]
     fits += [f"{variables[name]}.dtype is int64" for name in shapes if name in indices]
     fits += [f"{other}.device == {first}.device" for other in variables.values() if other != first]
-    casts = ["autocasts()", *([f"{first}.is_complex()"] if casts_complex and shapes else [])]
+    asked = ["autocasts()", *(f"{first}.{question}" for question in casts if shapes)]
     text = _BY_POSITION.format(
         given=", ".join(variables.values()),
         fits=" and ".join(fits) or "True",
-        casts=" or ".join(casts),
+        casts=" or ".join(asked),
     )
 
     def explain(*given: Tensor) -> None:
         check(shapes, dict(zip(shapes, given, strict=True)), indices)
 
-    known = {"contraction": contraction, "check": explain, "Tensor": Tensor, "int64": torch.int64}
-    return _defined("by_position", text, **known, autocasts=torch._C._is_any_autocast_enabled)
+    known = {"contraction": contraction, "check": explain, "Tensor": Tensor}
+    dtypes = {"int64": torch.int64, "float16": torch.float16}
+    autocasts = torch._C._is_any_autocast_enabled
+    return _defined("by_position", text, **known, **dtypes, autocasts=autocasts)
 
 
 def by_name(

@@ -89,6 +89,6 @@ def _kernel(turns: Turns, sums: Sequence[Step]) -> cost.Kernel:
         "loop",
         turns.count * sum(kernel.flops for kernel in kernels),
         turns.count * sum(kernel.bytes for kernel in kernels),
-        turns.count * (cost.now().turn + sum(kernel.seconds for kernel in kernels)),
-        held(turns.steps, sum(entries)) + cost.item() * sum(entries),
+        cost.loop(turns.count, sum(kernel.seconds for kernel in kernels)),
+        held(turns.steps, sum(entries)) + cost.bytes_per_entry() * sum(entries),
     )

@@ -1,7 +1,7 @@
 """Programs: the schedule of the chosen plans, its source, and running it."""
 
 import linecache
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import count
@@ -160,16 +160,39 @@ class Program(Generic[Result]):
         return self._by_position(self, *given)
 
     def run_cast(self, *given: Tensor) -> Result:
-        """As running on operands that fit, where autocast is on or numbers are complex."""
+        """As running on operands that fit, where dtypes matter.
+
+        That is where autocast is on, numbers are complex, or sums that are scaled afterwards might
+        leave the range of float16: those are computed in float32, and rounded once.
+        """
         cast = [array.to(after_autocast(array)) for array in given]
+        if self.scales and any(array.dtype == torch.float16 for array in cast):
+            return self._wide(cast)
         if self.has_native_kernels and any(array.is_complex() for array in cast):
             return self.for_complex.function(*cast)
         return self.function(*cast)
 
+    def _wide(self, given: Sequence[Tensor]) -> Result:
+        device = given[0].device.type
+        half = [array.dtype == torch.float16 for array in given]
+        with torch.autocast(device, enabled=False):
+            wide = [a.float() if narrow else a for a, narrow in zip(given, half, strict=True)]
+            found: Any = self.function(*wide)
+        if isinstance(self.network, tuple):
+            return tuple(each.half() for each in found)  # type: ignore[return-value]
+        result: Result = found.half()
+        return result
+
+    @cached_property
+    def scales(self) -> bool:
+        """Whether sums are made smaller afterwards, as those of means are."""
+        return any(0 < abs(term.scale) < 1 for net in self.networks for term in net.terms)
+
     @cached_property
     def _by_position(self) -> Callable[..., Result]:
-        native = self.has_native_kernels
-        return by_position(self.function, self.operands, self.indices, casts_complex=native)
+        casts = {"is_complex()": self.has_native_kernels, "dtype is float16": self.scales}
+        where = [question for question, asked in casts.items() if asked]
+        return by_position(self.function, self.operands, self.indices, where)
 
     @cached_property
     def _by_name(self) -> Callable[..., Result]:

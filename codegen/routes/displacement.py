@@ -355,10 +355,10 @@ def _stack(
     shape = (*like.shape[:dim], len(parts), *like.shape[dim:])
     inner = prod(like.shape[dim:])
     copies = [
-        cost.copy(like.size, min(row, inner), *others).seconds - cost.now().launch
+        cost.copy(like.size, min(row, inner), *others).seconds - cost.launch()
         for row, *others in (part.innermost for part in parts)
     ]
-    kernel = replace(cost.copy(prod(shape), inner), seconds=cost.now().launch + sum(copies))
+    kernel = replace(cost.copy(prod(shape), inner), seconds=cost.launch() + sum(copies))
     return writer.run(STACK, parts, shape, kernel, comment, (dim,))
 
 
@@ -373,7 +373,7 @@ def _product(writer: Writer, left: Strided, right: Strided) -> tuple[Writer, Str
     """``(g, rows, c)`` and ``(g, rows, c')`` to ``(g, c, c')``."""
     (groups, rows, m), n = left.shape, right.shape[-1]
     copied = [half.size for half in (left, right) if groups > 1 and half.run < half.size]
-    kernel = replace(cost.matmul(groups, m, n, rows), scratch=cost.item() * sum(copied))
+    kernel = replace(cost.matmul(groups, m, n, rows), scratch=cost.bytes_per_entry() * sum(copied))
     return writer.run(MATMUL, [left.mT, right], (groups, m, n), kernel, "products")
 
 

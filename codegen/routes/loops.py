@@ -119,7 +119,7 @@ def _kernel(
     steps: tuple[Step, ...], output: Strided, count: int, entries: int, joined: bool
 ) -> cost.Kernel:
     """The price of all turns, and of joining or adding what they give."""
-    seconds = cost.now().turn + sum(step.kernel.seconds for step in steps)
+    seconds = cost.loop(count, sum(step.kernel.seconds for step in steps))
     end = cost.copy(count * entries, entries) if joined else cost.elementwise(entries, 2 * entries)
     origin = [step.value.size for step in steps if step.value is output.origin]
     kept = count * max([entries, *origin]) if joined else 0  # a part keeps what it is a view of
@@ -127,6 +127,6 @@ def _kernel(
         "loop",
         count * sum(step.kernel.flops for step in steps),
         count * sum(step.kernel.bytes for step in steps) + end.bytes,
-        count * seconds + end.seconds * (1 if joined else count),
-        held(steps, 0 if joined else entries) + cost.item() * kept,
+        seconds + end.seconds * (1 if joined else count),
+        held(steps, 0 if joined else entries) + cost.bytes_per_entry() * kept,
     )

@@ -108,7 +108,7 @@ def _mirrored(match: Match) -> Iterator[Cover]:
     summed, kept = match.size(*roles.summed), match.size(*roles.a)
     joints = (joint.mirrored(match.size(joint.k)) for joint in match.joints)
     convolution = Match(match.cover, match.b, match.a, tuple(joints))
-    if summed == kept == 1 if roles.group else summed < cost.CHANNELS:
+    if summed == kept == 1 if roles.group else summed < cost.in_use().machine.lanes:
         yield _forward(convolution, mirrored=True)
     if _few(match, summed=roles.summed, repeated=roles.a):
         yield _forward(convolution, apart=True, mirrored=True)

@@ -80,6 +80,21 @@ def test_the_winner_is_remembered(monkeypatch: pytest.MonkeyPatch, fastest: int)
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("first", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("other", [torch.float16, torch.bfloat16, torch.float64])
+def test_times_of_one_dtype_say_nothing_of_another(
+    monkeypatch: pytest.MonkeyPatch, first: torch.dtype, other: torch.dtype
+) -> None:
+    """Also where their entries are of one size."""
+    times(monkeypatch, 0)
+    compile(FACTOR, tune=True, dtype=first)
+    monkeypatch.setattr(timing, "seconds_of", no_measuring)
+    compile(FACTOR, tune=True, dtype=first)
+    if other != first:
+        with pytest.raises(AssertionError, match="measured again"):
+            compile(FACTOR, tune=True, dtype=other)
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "\x00", '{"key": 1, "value": {}}', "null", "wrong value"]
 )

@@ -1,5 +1,7 @@
 """Two processes that train together give the result of one."""
 
+import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,114 @@ def lonely(rank: int) -> None:
     assert not any(unused.state.values())
 
 
+def late(rank: int) -> None:
+    """A wrapper that is made after the optimizer is found when it runs; without one, none is."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 2, bias=False), torch.randn(4, 3) + rank
+    optimizer = KFAC(model, lr=0.0)
+    model(x).square().mean().backward()
+    with pytest.warns(UserWarning, match="no DistributedDataParallel runs this model"):
+        optimizer.step()
+    assert_close(optimizer.state[model.weight]["A"][0], x.T @ x / 4, 1e-10)
+    wrapper = DistributedDataParallel(model)
+    optimizer.zero_grad()
+    optimizer.reset_factors()
+    wrapper(x).square().mean().backward()
+    optimizer.step()
+    both = [x - rank + other for other in range(2)]
+    expected = sum(each.T @ each for each in both) / 8
+    assert_close(optimizer.state[model.weight]["A"][0], expected, 1e-10)
+    if rank == 0:  # a model of this process alone, which others know nothing of
+        own = nn.Linear(3, 2)
+        optimizer = KFAC(own, process_group="local")
+        own(x).square().mean().backward()
+        optimizer.step()
+
+
+def summed(rank: int) -> None:
+    """Gradients of a sum are averaged over workers: the loss is 1/W of the sum, so is B."""
+    torch.manual_seed(0)
+    for fisher in ("type-2", "empirical"):
+        model, loss_fn = nn.Linear(3, 2), nn.CrossEntropyLoss(reduction="sum")
+        x, y = torch.randn(6, 3), torch.randint(2, (6,))
+        found = []
+        for run, at in ((model, slice(None)), (DistributedDataParallel(model), slice(rank, 6, 2))):
+            settings = {"reduction": "sum", "loss_fn": loss_fn, "fisher": fisher}
+            group = "local" if run is model else None
+            optimizer = KFAC(run, 0.0, process_group=group, **settings)
+            optimizer.zero_grad()
+            loss_fn(run(x[at]), y[at]).backward()
+            optimizer.step()
+            found.append(optimizer.state[model.weight]["B"])
+            optimizer.remove_hooks()
+        assert_close(found[1], found[0] / 2, 1e-10)
+
+
+def joined(rank: int) -> None:
+    """One worker has three batches more: the other takes part until the end."""
+    torch.manual_seed(0)
+    wrapper = DistributedDataParallel(nn.Linear(3, 2))
+    optimizer = KFAC(wrapper, update_inverses_every=2)
+    with wrapper.join():
+        for _ in range(3 + 3 * rank):
+            optimizer.zero_grad()
+            wrapper(torch.randn(4, 3)).square().mean().backward()
+            optimizer.step()
+    assert optimizer.steps == 6
+    state = optimizer.state[wrapper.module.weight]
+    for name in ("A", "B", "A_inverse"):
+        every = [torch.empty_like(state[name]) for _ in range(2)]
+        dist.all_gather(every, state[name].contiguous())
+        assert torch.equal(*every)
+
+
+def failing(rank: int) -> None:
+    """An error of one worker in a step is an error of all, and the next step is as before."""
+    torch.manual_seed(0)
+    wrapper, loss_fn = DistributedDataParallel(nn.Linear(3, 2)), nn.MSELoss()
+    optimizer = KFAC(wrapper, fisher="type-2", loss_fn=loss_fn)
+    x, y = torch.randn(4, 3), torch.randn(4, 2)
+    (loss_fn if rank else nn.functional.mse_loss)(wrapper(x), y).backward()
+    with pytest.raises(RuntimeError, match="another worker" if rank else "no loss of the model"):
+        optimizer.step()
+    assert "A" not in optimizer.state[wrapper.module.weight]
+    optimizer.zero_grad()
+    loss_fn(wrapper(x), y).backward()
+    optimizer.step()
+    assert "A" in optimizer.state[wrapper.module.weight]
+
+
+def dying(rank: int, folder: str) -> None:
+    """Whom the other worker left in a step gets an error, and can go on alone."""
+    where = f"file://{folder}/die"
+    dist.init_process_group(
+        "gloo", init_method=where, rank=rank, world_size=2, timeout=timedelta(seconds=20)
+    )
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = KFAC(model, process_group=dist.group.WORLD)
+    model(torch.randn(4, 3)).square().mean().backward()
+    if rank:
+        os._exit(0)
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    dist.destroy_process_group()
+    optimizer.step()
+    assert "A_inverse" in optimizer.state[model.weight]
+    (Path(folder) / "alive").touch()
+
+
+def test_a_worker_that_dies(tmp_path: Path) -> None:
+    context = mp.get_context("spawn")
+    each = [context.Process(target=dying, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in each:
+        process.start()
+    for process in each:
+        process.join(60)
+    assert [process.exitcode for process in each] == [0, 0]
+    assert (tmp_path / "alive").exists()
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -81,7 +191,8 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
         found = [trained(settings, rank, 2) for settings in SETTINGS]
-        lonely(rank)
+        for test in (lonely, late, summed, joined, failing):
+            test(rank)
         costs = [3.0, 1.0, 2.0, 5.0]
         assert Workers(group=dist.group.WORLD).owners(costs) == [1, 0, 1, 0]
         torch.save(found, Path(folder) / f"{rank}.pt")

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tnconv.losses.roots import Bernoulli, Gaussian, Softmax, curvature, recognised
+from tnconv.losses.roots import Bernoulli, Curvature, Gaussian, Softmax, curvature, recognised
 
 Method = Literal["hesscale", "gn", "bl89", "hesscale+"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -22,38 +22,61 @@ class TwiceDifferentiable(Protocol):
         """``∂²L / ∂y²`` of every output y, in the output's shape."""
 
 
-def output_diagonal(
-    loss_fn: LossFunction,
-    output: Tensor,
-    targets: Any,
-    gradient: Tensor,
-    method: Method = "hesscale",
-) -> tuple[Tensor, Tensor | None]:
-    """``s = diag ∂²L / ∂y²`` and, for "hesscale+", columns u with ``∂²L / ∂y² = diag(d) - u uᵀ``.
+class Derivatives(NamedTuple):
+    """A loss, and its derivatives in the outputs.
 
-    Where there are columns, d takes the place of s. Losses are those of `tnconv.losses.curvature`
-    and modules that are `TwiceDifferentiable`. ``method="bl89"`` takes cross-entropy for a function
-    of single probabilities, as Becker & LeCun 1989 go backwards through softmax: with the targets'
-    weights ``τ = a π - g``, where g is the loss's gradient and a its factor, it is ``τ (π - π²)``.
+    The Hessian's diagonal is ``diagonal - Σ_m columns[m]²``; where there are columns, the Hessian
+    is ``diag(diagonal) - Σ_m columns[m] columns[m]ᵀ``.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    diagonal: Tensor
+    columns: Tensor | None = None
+
+
+def output_derivatives(
+    loss_fn: LossFunction, output: Tensor, targets: Any, method: Method = "hesscale"
+) -> Derivatives:
+    """The loss's gradient and the diagonal of its Hessian in detached outputs.
+
+    Losses are those of `tnconv.losses.curvature` and modules that are `TwiceDifferentiable`.
+    Columns are for cross-entropy by "hesscale+". ``method="bl89"`` takes cross-entropy for a
+    function of single probabilities, as Becker & LeCun 1989 go backwards through softmax: with the
+    targets' weights ``τ = a π - g``, where g is the loss's gradient and a its factor, it is
+    ``τ (π - π²)``.
 
     Raises:
         NotImplementedError: another loss.
+        ValueError: a loss that is no scalar.
     """
     known = getattr(loss_fn, "second_derivatives", None)
-    if known is not None:
-        return known(output, targets), None
-    if method in ("hesscale", "gn") and (labels := _plain(loss_fn, targets)) is not None:
-        p, (count, mean) = output.softmax(1), labels
-        s = torch.addcmul(p, p, p, value=-1)
-        return s.mul_(count / count.sum() if mean else count), None
-    found, columns = curvature(loss_fn, output, targets), None
+    if known is None and method in ("hesscale", "gn") and (how := _plain(loss_fn, output, targets)):
+        with torch.no_grad():
+            return _of_labels(output, targets, *how)
+    end = output.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = loss_fn(end, targets)
+    if loss.dim():
+        raise ValueError(f"the loss has shape {tuple(loss.shape)}; expected a scalar")
+    (gradient,) = torch.autograd.grad(loss, end)
+    with torch.no_grad():
+        if known is not None:
+            return Derivatives(loss.detach(), gradient, known(output, targets))
+        found = curvature(loss_fn, output, targets)
+        return Derivatives(loss.detach(), gradient, *_diagonal(found, gradient, method))
+
+
+def _diagonal(found: Curvature, gradient: Tensor, method: Method) -> tuple[Tensor, Tensor | None]:
+    """The diagonal of a loss's Hessian, and columns, in the output's shape."""
+    columns = None
     match found:
         case Softmax(y=y, factor=factor):
             p, a = y.softmax(1), factor.unsqueeze(1)
             if method == "bl89":
                 s = (a * p - gradient.reshape(y.shape)) * (p - p * p)
             elif method == "hesscale+":
-                s, columns = a * p, _columns(a.sqrt() * p, output.shape)
+                s, columns = a * p, _columns(a.sqrt() * p, found.shape)
             else:
                 s = a * (p - p * p)
         case Bernoulli(y=y, factor=factor):
@@ -63,7 +86,30 @@ def output_diagonal(
             s = factor.unsqueeze(1)
         case _:
             s = found.root().square().sum(2)
-    return s.reshape(output.shape), columns
+    return s.reshape(found.shape), columns
+
+
+def _plain(loss_fn: LossFunction, output: Tensor, targets: Any) -> tuple[int, str] | None:
+    """Of cross-entropy of labels without weights: the label that is ignored, and the reduction."""
+    function, settings = recognised(loss_fn)
+    if function is not F.cross_entropy or targets.is_floating_point():
+        return None
+    if settings.get("weight") is not None or settings.get("label_smoothing"):
+        return None
+    reduction = settings.get("reduction", "mean")
+    fits = output.dim() > 1 and targets.shape == output.shape[:1] + output.shape[2:]
+    return (settings.get("ignore_index", -100), reduction) if fits and reduction != "none" else None
+
+
+def _of_labels(output: Tensor, targets: Tensor, ignored: int, reduction: str) -> Derivatives:
+    """``g = a (π - onehot)`` and ``s = a (π - π²)``: the most usual loss, without a graph of it."""
+    logarithms = output.log_softmax(1)
+    loss = F.nll_loss(logarithms, targets, ignore_index=ignored, reduction=reduction)
+    p, count = logarithms.exp(), targets != ignored
+    a = (count / count.sum() if reduction == "mean" else count.to(p.dtype)).unsqueeze(1)
+    labels = targets.where(count, 0).unsqueeze(1)
+    g = p.scatter_add(1, labels, p.new_full((), -1).expand_as(labels)).mul_(a)
+    return Derivatives(loss, g, torch.addcmul(p, p, p, value=-1).mul_(a))
 
 
 def is_nll(loss_fn: LossFunction) -> bool:
@@ -81,17 +127,7 @@ def cross_entropy_of(loss_fn: LossFunction) -> LossFunction:
     return partial(F.cross_entropy, **getattr(loss_fn, "keywords", {}))
 
 
-def _plain(loss_fn: LossFunction, targets: Any) -> tuple[Tensor, bool] | None:
-    """Of cross-entropy of labels with no weights: which of them count, and whether it is a mean."""
-    function, settings = recognised(loss_fn)
-    plain = function is F.cross_entropy and not targets.is_floating_point()
-    if not plain or settings.get("weight") is not None or settings.get("label_smoothing"):
-        return None
-    count = targets.unsqueeze(1) != settings.get("ignore_index", -100)
-    return count, settings.get("reduction", "mean") == "mean"
-
-
-def _columns(u: Tensor, shape: torch.Size) -> Tensor:
+def _columns(u: Tensor, shape: tuple[int, ...]) -> Tensor:
     """``(n, c, p)`` as one column ``(*shape)`` for every position p, zero at the others."""
     apart = torch.diag_embed(u)  # (n, c, p, p)
     return apart.permute(3, 0, 1, 2).reshape(-1, *shape)

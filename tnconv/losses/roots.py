@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 import torch
@@ -197,11 +197,11 @@ def _cross_entropy(
     probabilities, by the number of positions.
     """
     y = outputs.flatten(2) if outputs.dim() > 2 else outputs.unsqueeze(2)
-    weights = torch.ones_like(y[0, :, 0]) if weight is None else weight.to(y.dtype)
+    weights = y.new_ones(y.shape[1]) if weight is None else weight.to(y.dtype)
     if targets.is_floating_point():
         t = targets.reshape(y.shape) * (1 - label_smoothing) + label_smoothing / y.shape[1]
         factor = torch.einsum("ncp,c->np", t.to(y.dtype), weights)
-        total = torch.full_like(y[0, 0, 0], y.shape[0] * y.shape[2])
+        total = y.new_tensor(y.shape[0] * y.shape[2])
     else:
         labels = targets.reshape(y.shape[0], y.shape[2])
         counts = labels != ignore_index
@@ -255,11 +255,11 @@ def _entries(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _one_channel(outputs: Tensor) -> Tensor:
-    return outputs.reshape(len(outputs), 1, -1)
+    return outputs.reshape(len(outputs), 1, prod(outputs.shape[1:]))
 
 
 def _flat(factor: Tensor) -> Tensor:
-    return factor.reshape(len(factor), -1)
+    return factor.reshape(len(factor), prod(factor.shape[1:]))
 
 
 Build = Callable[..., Curvature]

@@ -136,7 +136,7 @@ class _Functions(TorchFunctionMode):
         if not isinstance(x, Tensor) or isinstance(x, nn.Parameter) or not passes:
             return
         learns = parameter.requires_grad and self.watch.wanted(layer, parameter)
-        if not learns or not _is_live(output) or self.watch.silent:
+        if not learns or not _is_live(output) or self.watch.silent or output.is_complex():
             return
         along_batch = len(layer.shape) == output.dim() and layer.shape[0] != 1
         if output.shape[:1] != (passes[-1].samples,) or along_batch:

@@ -118,9 +118,7 @@ class Collector:
         arrivals = self._waiting.pop(key)
         self._done.add(key)
         with torch.autocast(parameter.device.type, enabled=False):
-            dtype = parameter.dtype
-            if self.least_dtype is not None:
-                dtype = torch.promote_types(dtype, self.least_dtype)
+            dtype = self.dtype_of(parameter)
             terms = [each.term(name, parameter, here.samples, dtype) for name, each in arrivals]
             needed = [each.factored for each in self.statistics if each.vectors == source]
             term = Term.of(terms, any(needed))
@@ -130,6 +128,11 @@ class Collector:
                 self.add_known(parameter, term.gradients, here)
         for _, each in arrivals if source == LOSS_GRADIENT else ():
             self._release(each.call)
+
+    def dtype_of(self, parameter: nn.Parameter) -> torch.dtype:
+        """The dtype of a parameter's statistics."""
+        least = parameter.dtype if self.least_dtype is None else self.least_dtype
+        return torch.promote_types(parameter.dtype, least)
 
     def _release(self, call: Call, settled: int = 1) -> None:
         """Free a call once all its parameters are settled for all sources of vectors."""
@@ -160,6 +163,7 @@ class Collector:
 
     def add_known(self, parameter: nn.Parameter, gradients: Tensor, here: Pass) -> None:
         """Add what per-sample gradients ``(n, *parameter)`` from elsewhere give; note their sum."""
+        gradients = gradients.to(self.dtype_of(parameter))
         self.passes.add(here)
         total = gradients.sum(0)
         self.sums[parameter] = self.sums[parameter] + total if parameter in self.sums else total

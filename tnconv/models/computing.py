@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from tnconv.losses.reductions import divisor
 from tnconv.models.capture import Pass, alone
 from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.graph import sources
+from tnconv.models.modules import instances
 from tnconv.models.observation import Observation
 from tnconv.models.propagation import LossFunction
 from tnconv.models.result import Result
@@ -64,6 +66,7 @@ def ran(
 
     The loss is what the context gives.
     """
+    instances(loss_fn=loss_fn)
     with (
         observation.watched(ready=_nothing) as watch,
         alone(watch.model, watch),
@@ -74,6 +77,8 @@ def ran(
         output = watch.model(*args, **kwargs)
         observation.expect_tensor(output)
         loss = loss_fn(output, targets)
+        if any(each.counts == "divisor" for each in observation.quantities):
+            observation.divisor = divisor(loss_fn, (args, kwargs), targets)
         if loss.dim():
             raise ValueError(f"the loss has shape {tuple(loss.shape)}; expected a scalar")
         here = watch.passes[-1]

@@ -75,8 +75,9 @@ class Fallback:
         finally:
             watch.paused = False
         for parameter, expected in self.expected.items():
+            dtype = self.collector.dtype_of(parameter)
             if expected and not watch.per_sample:
-                self.collector.add(parameter, Term.known(torch.stack(expected)))
+                self.collector.add(parameter, Term.known(torch.stack(expected).to(dtype)))
             elif expected:
                 total = torch.stack(expected).sum(0)
                 _check(names[parameter], self.collector.sums[parameter], total)
@@ -106,7 +107,7 @@ def _warn(start: str) -> None:
 
 def _check(name: str, found: Tensor, expected: Tensor) -> None:
     error = (found - expected).abs().max()
-    if not error <= torch.finfo(found.dtype).eps ** 0.5 * expected.abs().max():
+    if not error <= torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max():
         raise RuntimeError(
             f"the gradients of parameter {name!r}, sample by sample, do not add up to its "
             "gradient; expected layers that are not random and keep samples apart"

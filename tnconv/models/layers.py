@@ -129,6 +129,8 @@ def describes(
     found = _registered(module)
     if found is None or inputs is None:
         return found is not None
+    if any(tensor.is_complex() for tensor in inputs):  # diagrams conjugate nothing
+        return False
     return _described(found, module, inputs, output_shape) is not None
 
 

@@ -11,10 +11,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def tensors(output: Any) -> tuple[Tensor, ...]:
-    """The float tensors in what a module gives: one, or a sequence or mapping of them."""
+    """The float and complex tensors in what a module gives: one, or a sequence or mapping."""
     given = output.values() if isinstance(output, Mapping) else output
     found = given if isinstance(given, Iterable) and not isinstance(given, Tensor) else (given,)
-    return tuple(t for t in found if isinstance(t, Tensor) and t.is_floating_point())
+    return tuple(t for t in found if isinstance(t, Tensor) and is_differentiable(t))
+
+
+def is_differentiable(tensor: Tensor) -> bool:
+    """Whether a tensor's dtype can have gradients."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def refuse_complex(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Diagrams conjugate nothing, so that squares and products of complex gradients were wrong.
+
+    Raises:
+        NotImplementedError: a complex parameter that learns.
+    """
+    for name, parameter in named:
+        if parameter.is_complex() and parameter.requires_grad:
+            raise NotImplementedError(
+                f"parameter {name!r} has dtype {parameter.dtype}; expected real parameters: "
+                "hold the real and the imaginary part as two"
+            )
 
 
 def makes_another(module: nn.Module, name: str) -> bool:
@@ -56,6 +75,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def is_compiled(module: nn.Module) -> bool:
     """Whether ``torch.compile`` made a module, or its call."""
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+def instances(**given: Any) -> None:
+    """Check that arguments are no classes.
+
+    Raises:
+        TypeError: one that is.
+    """
+    for name, value in given.items():
+        if isinstance(value, type):
+            kind = value.__name__
+            raise TypeError(f"{name} is the class {kind}; expected an instance, {kind}(...)")
 
 
 def weak(method: Callable[..., None]) -> Callable[..., None]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tnconv.models.bare import noticing
@@ -12,9 +13,13 @@ from tnconv.models.checkpoints import refuse_reentrant_nodes
 from tnconv.models.collector import Collector
 from tnconv.models.evidence import Evidence, expect
 from tnconv.models.fallback import Fallback
+from tnconv.models.modules import instances, refuse_complex
 from tnconv.models.propagation import LossFunction, Propagation
 from tnconv.models.result import Result
+from tnconv.models.walks import Walks
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
+
+PROPAGATE = "observation.propagate(loss_fn, output, targets)"
 
 
 class Observation:
@@ -28,18 +33,25 @@ class Observation:
         quantities: Sequence[Quantity[Any]],
         memory_limit: int | None = None,
     ) -> None:
+        instances(model=model)
+        _expect_quantities(quantities)
         if memory_limit is not None and memory_limit <= 0:
             raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
+        refuse_complex(model.named_parameters())
         self.model, self.quantities, self.memory_limit = model, tuple(quantities), memory_limit
         self.per_sample = any(quantity.per_sample for quantity in quantities)
         each = [statistic for q in self.quantities for statistic in q.statistics().values()]
         self.statistics = tuple(dict.fromkeys(each))
         self._propagation: Propagation | None = None  # that is going on
+        self.divisor: float | None = None  # what the loss's mean divides by, if that is known
         self._reset()
 
     def _reset(self) -> None:
-        self.collector = self.collector_type(self.statistics, memory_limit=self.memory_limit)
+        self.collector = self.collector_type(
+            self.statistics, torch.float32, memory_limit=self.memory_limit
+        )
         self.fallback = Fallback(self.collector)
+        self.walks = Walks(self.quantities)
         self._evidence = Evidence(lambda: self._propagation is None)
         self._others = [each for each in self.collector.sources if each != LOSS_GRADIENT]
         self._seen: dict[Vectors, set[Pass]] = {s: set() for s in (LOSS_GRADIENT, *self._others)}
@@ -58,6 +70,8 @@ class Observation:
         self._evidence.follow(self._watch, here)
 
     def _receive(self, here: Pass, call: Call, grad_output: Tensor) -> None:
+        if self.walks.busy:
+            return
         if self._propagation is not None:
             self._propagation.receive(here, call, grad_output)
         else:
@@ -82,7 +96,7 @@ class Observation:
             ValueError: an output of nothing that was observed, or a factor that is not positive.
         """
         self.expect_tensor(output)
-        if not self._others:
+        if not (self._others or self.walks.quantities):
             return
         if not factor > 0:
             raise ValueError(f"factor is {factor}; expected a positive number")
@@ -96,6 +110,8 @@ class Observation:
                 )
             with alone(self._watch.model, self._watch):
                 self._propagation.run(loss_fn, targets, factor)
+                calls = self._propagation.calls
+                self.walks.run(self._watch.model, calls, loss_fn, output, targets, factor)
             for source in self._others:
                 self._seen[source].update(self._propagation.calls.values())
         finally:
@@ -111,7 +127,7 @@ class Observation:
         Raises:
             TypeError: something else than a tensor.
         """
-        if self._others and not isinstance(output, Tensor):
+        if (self._others or self.walks.quantities) and not isinstance(output, Tensor):
             raise TypeError(f"the output is a {type(output).__name__}; expected a tensor")
 
     def expect(self, roots: Sequence[Tensor], here: Pass, parameters: Set[nn.Parameter]) -> None:
@@ -141,36 +157,60 @@ class Observation:
         Raises:
             RuntimeError: one did not.
         """
-        passes = set[Pass]().union(*self._seen.values())
+        passes = set[Pass]().union(self.walks.passes, *self._seen.values())
+        for each in self.walks.quantities:
+            self._expect_passes(each, passes, self.walks.passes, PROPAGATE)
         words: dict[Vectors, str] = {LOSS_GRADIENT: "loss.backward()"}
         for quantity in self.quantities:
             for source in {each.vectors for each in quantity.statistics().values()}:
-                if missing := passes - self._seen[source]:
-                    what = words.get(source, "observation.propagate(loss_fn, output, targets)")
-                    raise RuntimeError(
-                        f"{type(quantity).__name__} needs {what} after every call of the model; "
-                        f"it was missing for {len(missing)} of {len(passes)}"
-                    )
+                what = words.get(source, PROPAGATE)
+                self._expect_passes(quantity, passes, self._seen[source], what)
+
+    def _expect_passes(
+        self, quantity: Quantity[Any], passes: Set[Pass], seen: Set[Pass], what: str
+    ) -> None:
+        if missing := passes - seen:
+            raise RuntimeError(
+                f"{type(quantity).__name__} needs {what} after every call of the model; "
+                f"it was missing for {len(missing)} of {len(passes)}"
+            )
 
     def result(self, loss: Tensor | None = None) -> Result:
         """The quantities of all micro-batches since the last result."""
         self.finish()
-        samples = sum(here.samples for here in self.collector.passes)
+        samples = sum(here.samples for here in self.collector.passes | self.walks.passes)
+        counts: dict[str, Any] = {"samples": samples, "divisor": self.divisor or samples}
         named = dict(self._watch.model.named_parameters())
         found = {
             name: self.collector.totals(p) for name, p in named.items() if p in self.collector.found
         }
         values = {
             quantity: {
-                name: quantity.result(chosen, samples)
+                name: quantity.result(chosen, counts[quantity.counts])
                 for name, total in found.items()
                 if (chosen := _chosen(quantity, total)) is not None
             }
             for quantity in self.quantities
+            if quantity not in self.walks.quantities
         }
+        values |= self.walks.values(named)
         self._watch.forget()
         self._reset()
+        self.divisor = None
         return Result(values, samples, loss)
+
+
+def _expect_quantities(given: Any) -> None:
+    """Check that a sequence of quantities is one.
+
+    Raises:
+        TypeError: one quantity by itself, or its class.
+    """
+    if isinstance(given, type | Quantity):
+        name = given.__name__ if isinstance(given, type) else type(given).__name__
+        raise TypeError(f"quantities is {name} by itself; expected a sequence, [{name}(...)]")
+    for each in given:
+        instances(quantities=each)
 
 
 def _chosen(

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from operator import is_
 from types import MethodType
@@ -34,6 +34,7 @@ _COUNTERPARTS: tuple[tuple[Kind, int, Kind, Kind], ...] = (
 
 _OURS = {torchs: here for torchs, _, here, _ in _COUNTERPARTS}
 _TORCHS = {(kind, dims): torchs for torchs, dims, *kinds in _COUNTERPARTS for kind in kinds}
+_ORIGINALS: dict[Kind, Kind] = {}
 _FAMILY = (ours.Convolution, ours.Transposed, UnfoldNd, FoldNd)
 _REGISTRIES = [name for name, at in vars(nn.Module()).items() if isinstance(at, (dict, set))]
 
@@ -87,12 +88,19 @@ def convert(model: nn.Module) -> nn.Module:
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """A new model in which every module that `to_torch` takes was swapped; else as `convert`.
+    """A new model of torch's modules: the inverse of `convert`, `save_memory`, `tensor_dropout`.
+
+    It shares all but the modules with the given one, which stays as it is.
 
     >>> type(revert(convert(nn.Conv2d(1, 4, 3))))
     <class 'torch.nn.modules.conv.Conv2d'>
     """
-    return swapped_with_warning(model, _torch_kind, _FAMILY)
+    return swapped_with_warning(model, _torch_kind, (*_FAMILY, *_ORIGINALS))
+
+
+def register_originals(originals: Mapping[Kind, Kind]) -> None:
+    """Let `revert` know which of torch's classes each of ours stands for."""
+    _ORIGINALS.update(originals)
 
 
 def _our_kind(module: nn.Module) -> Kind | None:
@@ -100,6 +108,8 @@ def _our_kind(module: nn.Module) -> Kind | None:
 
 
 def _torch_kind(module: nn.Module) -> Kind | None:
+    if type(module) in _ORIGINALS:
+        return None if patched(module) else _ORIGINALS[type(module)]
     dims = module.dims if isinstance(module, _FAMILY) else None
     return None if dims is None or patched(module) else _TORCHS.get((type(module), dims))
 
@@ -140,6 +150,9 @@ def _swapped(model: nn.Module, kind: Callable[[nn.Module], Kind | None]) -> nn.M
         kept = nn.Module if is_parametrized(module) else type(module)  # those refuse to be pickled
         state = kept.__getstate__(module)  # type: ignore[no-untyped-call]
         twin.__setstate__(copy(state))
+        for name in getattr(module, "own_state", ()):
+            if not hasattr(type(twin), "own_state"):
+                vars(twin).pop(name, None)
         if isinstance(twin, (UnfoldNd, FoldNd)) and type(module) in _OURS:
             for name in twin.__constants__:  # ints alone do not tell that torch's are two
                 setattr(twin, name, _pair(getattr(twin, name)))

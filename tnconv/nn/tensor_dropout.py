@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tnconv.nn import memory
-from tnconv.nn.conversion import Kind, patched, swapped_with_warning
+from tnconv.nn.conversion import Kind, patched, register_originals, swapped_with_warning
 from tnconv.nn.draws import Draws, Sampling, checked
 from tnconv.nn.memory import saving_layers
 from tnconv.nn.memory.functions import Bilinear, autocast_dtype, cast
@@ -28,7 +28,7 @@ SPATIAL = ("planes", "rows", "columns")
 DEFAULT: Mapping[str, float] = {"in_channels": 0.5}
 
 
-class _TensorDropout(nn.Module):
+class TensorDropout(nn.Module):
     """What the layers share: which slices of an input are kept.
 
     ``keep`` is the probability for slices of each index; ``sampling`` is "bernoulli", or "fixed"
@@ -37,6 +37,7 @@ class _TensorDropout(nn.Module):
 
     keep: Mapping[str, float] = DEFAULT
     draws = Draws("bernoulli", None)
+    own_state = ("keep", "draws")
 
     def __init__(
         self,
@@ -55,9 +56,13 @@ class _TensorDropout(nn.Module):
         """The names of the input's indices."""
         raise NotImplementedError
 
+    @property
+    def samples(self) -> bool:
+        """Whether the weight's gradient is that of a sample now, if it learns."""
+        return self.training and bool(self.keep)
+
     def _exact(self, weight: Tensor) -> bool:
-        sampled = self.training and self.keep and weight.requires_grad
-        return not (sampled and torch.is_grad_enabled())
+        return not (self.samples and weight.requires_grad and torch.is_grad_enabled())
 
     def _sampled(
         self,
@@ -78,15 +83,14 @@ class _TensorDropout(nn.Module):
 
     def stores_input(self) -> bool:
         """Whether the whole input is stored: then an activation before need not store it too."""
-        sampled = self.training and self.keep
-        return not sampled and super().stores_input()  # type: ignore[misc]
+        return not self.samples and super().stores_input()  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         parts = ", ".join(f"{name}={p}" for name, p in self.keep.items())
         return f"{super().extra_repr()}, keep=({parts}), sampling={self.draws.sampling!r}"
 
 
-class _Convolution(_TensorDropout, saving_layers._Convolution):
+class _Convolution(TensorDropout, saving_layers._Convolution):
     """A convolution; ``in_channels`` are those of a group, or the groups where they have one."""
 
     @property
@@ -140,7 +144,7 @@ class TensorDropoutConv3d(_Convolution, memory.Conv3d):
     """``torch.nn.Conv3d`` with a sampled weight gradient; see `TensorDropoutConv2d`."""
 
 
-class TensorDropoutLinear(_TensorDropout, memory.Linear):
+class TensorDropoutLinear(TensorDropout, memory.Linear):
     """``torch.nn.Linear`` with a sampled weight gradient; see `TensorDropoutConv2d`.
 
     Its input's indices are "batch", the first dimension, and "in_channels", the features.
@@ -171,6 +175,7 @@ _KINDS: dict[Kind, Kind] = {
     memory.Conv3d: TensorDropoutConv3d,
     memory.Linear: TensorDropoutLinear,
 }
+register_originals({ours: kind for kind, ours in _KINDS.items() if kind.__module__[:5] == "torch"})
 
 
 def tensor_dropout(
@@ -196,7 +201,7 @@ sampling='bernoulli')
     every = checked(keep, ("batch", "in_channels", *SPATIAL))
     new = swapped_with_warning(model, _kind, tuple(_KINDS), tuple(set(_KINDS.values())))
     for module in new.modules():
-        if isinstance(module, _TensorDropout):
+        if isinstance(module, TensorDropout):
             own = {name: p for name, p in every.items() if name in module._indices}
             module.keep, module.draws = own, Draws(sampling, generator)
     return new

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from tnconv.losses.reductions import Reduction, divisor, reduction_of
+from tnconv.models.capture import alone
 from tnconv.models.computing import Inputs, arguments
-from tnconv.models.modules import unwrapped
+from tnconv.models.modules import instances, refuse_complex, unwrapped
 from tnconv.models.propagation import LossFunction
+from tnconv.nn.tensor_dropout import TensorDropout
 from tnconv.operators.linearization import Graph
 from tnconv.operators.parameter_space import Space, Vector
 
@@ -59,8 +61,9 @@ class CurvatureOperator(ABC):
         reduction: Reduction | None = None,
         retain_graph: bool | None = None,
     ) -> None:
+        instances(model=model, loss_fn=loss_fn)
         self.model, self.loss_fn = unwrapped(model), loss_fn
-        self.batches = list(batches) if iter(batches) is batches else batches
+        self.batches = _pairs(batches)
         self.space = _space(self.model, parameters)
         _refuse_dropout(self.model)
         self.reduction = reduction or reduction_of(loss_fn)
@@ -148,6 +151,11 @@ class CurvatureOperator(ABC):
         return self._all([vector])[0]
 
     def _all(self, vectors: Sequence[Vector]) -> list[Vector]:
+        _refuse_dropout(self.model)  # the mode can have changed
+        with alone(self.model):
+            return self._products_with(vectors)
+
+    def _products_with(self, vectors: Sequence[Vector]) -> list[Vector]:
         if not self.retain_graph:
             return self._sum(self._products(), vectors)
         state = _state(self.model)
@@ -209,6 +217,24 @@ class GGNOperator(CurvatureOperator):
         return product
 
 
+def _pairs(batches: Iterable[tuple[Inputs, Any]]) -> Iterable[tuple[Inputs, Any]]:
+    """Batches, in a list if they can be read once only.
+
+    Raises:
+        TypeError: one batch instead of several, or what is no pair.
+    """
+    if isinstance(batches, Tensor | Mapping):
+        raise TypeError(f"batches is a {type(batches).__name__}; expected [(inputs, targets), ...]")
+    found = list(batches) if iter(batches) is batches else batches
+    for each in found if isinstance(found, Sequence) else ():
+        if not isinstance(each, tuple | list) or len(each) != 2:
+            kind = type(each).__name__
+            raise TypeError(
+                f"batches holds a {kind}; expected pairs, [(inputs, targets), ...], also for one"
+            )
+    return found
+
+
 def _space(model: nn.Module, parameters: Iterable[str] | None) -> Space:
     named = dict(model.named_parameters())
     learned = [name for name, parameter in named.items() if parameter.requires_grad]
@@ -217,6 +243,7 @@ def _space(model: nn.Module, parameters: Iterable[str] | None) -> Space:
     if unknown or not names or len(set(names)) < len(names):
         wrong = f"the model has no parameters {unknown}" if unknown else f"parameters are {names}"
         raise ValueError(f"{wrong}; expected one or more of its own names, each once")
+    refuse_complex((name, named[name]) for name in names)
     return Space(names, tuple(named[name].detach() for name in names))
 
 
@@ -224,8 +251,13 @@ def _refuse_dropout(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _DropoutNd) and module.training and module.p > 0:
             raise NotImplementedError(
-                f"layer {name!r} drops other entries in every pass, which makes no one matrix; "
-                "expected evaluation mode"
+                f"layer {name!r} is in training mode: dropout makes the matrix stochastic; "
+                "expected model.eval()"
+            )
+        if isinstance(module, TensorDropout) and module.samples:
+            raise NotImplementedError(
+                f"layer {name!r} samples its weight gradient, which makes no one matrix; expected "
+                "evaluation mode"
             )
 
 

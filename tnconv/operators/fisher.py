@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tnconv.losses.reductions import Reduction, batch_size
+from tnconv.losses.reductions import Reduction, divisor
 from tnconv.losses.roots import curvature, recognised
 from tnconv.models.computing import Inputs
-from tnconv.models.modules import mixes_samples
+from tnconv.models.modules import instances, mixes_samples
 from tnconv.models.propagation import LossFunction
 from tnconv.operators.curvature_operators import GGNOperator, Product
 from tnconv.operators.linearization import Graph
@@ -20,7 +20,13 @@ Fisher = Literal["type-2", "mc", "empirical"]
 
 
 class FisherOperator(GGNOperator):
-    """``F = 1/N Σ_n E[∂l_n/∂θ ∂l_n/∂θᵀ]`` with ``L = 1/N Σ_n l_n``, for a sum both without 1/N.
+    """``F = 1/D Σ_n E[∂l_n/∂θ ∂l_n/∂θᵀ]`` with ``L = 1/D Σ_n l_n``, for a sum both without 1/D.
+
+    D is what the loss's mean divides by: entries for squared errors, weights of labels for
+    cross-entropy, samples for losses that are not known. So l is the negative logarithm of the
+    loss's likelihood, up to a constant, also where a sample has several outputs, and the three
+    Fishers agree where targets have the model's own distribution. It is what curvlinops' operators
+    have, too.
 
     For ``fisher="type-2"`` the targets in l have the model's own distribution, which makes F the
     Gauss-Newton matrix. For ``"mc"`` the mean is over so many ``samples`` of them, the same in
@@ -57,6 +63,7 @@ class FisherOperator(GGNOperator):
             raise ValueError(f"fisher is {fisher!r}; expected one of {get_args(Fisher)}")
         if samples < 1:
             raise ValueError(f"samples is {samples}; expected at least 1")
+        instances(model=model)
         _refuse_batch_statistics(model)
         super().__init__(
             model, loss_fn, batches, parameters, reduction=reduction, retain_graph=retain_graph
@@ -70,7 +77,8 @@ class FisherOperator(GGNOperator):
         draw = torch.randint(2**62, (), generator=generator, device=device)
         self.seed = int(draw) if fisher == "mc" else 0
         mean = fisher == "empirical" and self.reduction == "mean"
-        self._factor = sum(batch_size(inputs) for inputs, _ in self.batches) if mean else 1
+        parts = (divisor(loss_fn, *batch) for batch in self.batches)
+        self._factor = sum(parts) if mean else 1.0
 
     def _product(self, graph: Graph, share: float, batch: int) -> Product:
         if self.fisher == "type-2":

@@ -18,11 +18,12 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from tnconv import diagrams
 from tnconv.losses.roots import Curvature, curvature
 from tnconv.models.bare import choose, noticing
-from tnconv.models.capture import Call, Pass, watching
+from tnconv.models.capture import Call, Pass, alone, watching
+from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, arguments
 from tnconv.models.graph import sources, unexplained
-from tnconv.models.modules import unwrapped
+from tnconv.models.modules import refuse_complex, unwrapped
 from tnconv.models.propagation import LossFunction
 from tnconv.operators.residuals import Residual, operation, residuals
 from tnconv.quantities.base import Statistic, Vectors
@@ -68,7 +69,13 @@ def hessian_diagonal(
         arrived[call].append(grad_output)
 
     watched = watching(model, lambda here: None, receive, True)
-    with watched as watch, noticing(watch), torch.enable_grad():
+    with (
+        watched as watch,
+        noticing(watch),
+        alone(watch.model, watch),
+        refusing_reentrant(watch.model),
+        torch.enable_grad(),
+    ):
         watch.wanted = lambda module, parameter: parameter in wanted
         args, kwargs = arguments(inputs)
         output = watch.model(*args, **kwargs)
@@ -95,8 +102,10 @@ def chosen_parameters(model: nn.Module, names: Iterable[str] | None) -> dict[str
     """The parameters of some names, by default all that learn.
 
     Raises:
+        NotImplementedError: a complex parameter that learns.
         ValueError: names that the model does not have, or of parameters that do not learn.
     """
+    refuse_complex(model.named_parameters())
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
     chosen = set(learned if names is None else names)
     if chosen - learned.keys():
@@ -168,7 +177,7 @@ def roots(values: Tensor) -> Iterator[Tensor]:
     Every sample has one entry per column, in an order of its own: the positive ones first.
     """
     flat = values.flatten(1).clamp(min=0)
-    count = int((flat > 0).sum(1).max())
+    count = int((flat > 0).sum(1).max()) if len(flat) else 0
     top = flat.topk(count, 1)
     for at in range(0, count, AT_A_TIME):
         part, where = (each[:, at : at + AT_A_TIME].T.unsqueeze(2) for each in top)

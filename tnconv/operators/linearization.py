@@ -5,7 +5,9 @@ through it and nothing runs forwards again. The same gives a Jacobian times a ta
 linear in w, so its derivative in w, transposed, is J.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from tnconv.models.capture import alone
+from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.modules import uncompiled
 from tnconv.operators.parameter_space import Vector
 
@@ -42,7 +47,13 @@ class Graph:
         leaves = tuple(values[name].requires_grad_() for name in names)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         args, kwargs = arguments
-        with torch.enable_grad(), uncompiled(model):
+        with (
+            torch.enable_grad(),
+            uncompiled(model),
+            alone(model),
+            refusing_reentrant(model),
+            sdpa_kernel(SDPBackend.MATH),  # the only one with second derivatives
+        ):
             output = functional_call(model, (values, buffers), args, dict(kwargs))
         return cls(leaves, output, targets, loss_fn)
 
@@ -114,14 +125,35 @@ def derivative(values: Vector, ends: Vector, vector: Vector) -> Vector:
     given = [(each, v) for each, v in zip(values, vector, strict=True) if each.requires_grad]
     if not given or not ends:
         return tuple(torch.zeros_like(end) for end in ends)
-    return torch.autograd.grad(
-        [each for each, _ in given],
-        ends,
-        [v for _, v in given],
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
+    with _named_if_missing():
+        return torch.autograd.grad(
+            [each for each, _ in given],
+            ends,
+            [v for _, v in given],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+
+@contextmanager
+def _named_if_missing() -> Iterator[None]:
+    """Say what to do where an operation has no second derivative.
+
+    Raises:
+        NotImplementedError: there is one.
+    """
+    try:
+        yield
+    except RuntimeError as reason:
+        if not re.search(r"derivative for .* is not implemented|not.*double backward", str(reason)):
+            raise
+        raise NotImplementedError(
+            "an operation of the model has no second derivative in torch, which products with "
+            f"matrices need ({reason}); expected another implementation of it: for attention "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), for cuDNN's recurrent layers "
+            "torch.backends.cudnn.flags(enabled=False)"
+        ) from reason
 
 
 def _learned(value: Any) -> bool:

@@ -90,7 +90,7 @@ def _of_node(
     apart = sum(masks.values()) == reduce(or_, masks.values(), 0)
     if operation(node) in PIECEWISE_LINEAR or (operation(node) in MULTILINEAR and apart):
         return
-    entrywise = len(edges) == 1 and operation(node) in ENTRYWISE
+    entrywise = len(edges) == 1 and _is_entrywise(node)
     for at, pulled in enumerate(_pulled(node, given)):
         ends = [edge for other, edge in edges.items() if masks.get(at, 0) & masks[other]]
         if pulled is None or not pulled.requires_grad or not ends:
@@ -101,13 +101,21 @@ def _of_node(
             if change is None or not change.any():
                 continue
             if not entrywise:
-                raise NotImplementedError(node.name())
+                raise NotImplementedError(operation(node))
             yield Residual(node, edge, change)
+
+
+def _is_entrywise(node: Node) -> bool:
+    """Whether a node is one of torch's, or of a function that says so, as this library's do."""
+    function = getattr(node, "_forward_cls", None)
+    if function is None:
+        return operation(node) in ENTRYWISE
+    return bool(getattr(function, "entrywise", False))
 
 
 def operation(node: Node) -> str:
     """What a node is the gradient of."""
-    return node.name().rstrip("0123456789").removesuffix("Backward")
+    return type(node).name(node).rstrip("0123456789").removesuffix("Backward")
 
 
 def _random(like: Tensor) -> Tensor:

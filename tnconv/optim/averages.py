@@ -28,8 +28,9 @@ def judged(
     is an outlier. Values that are not finite never count, and those that are too large only after
     others like them.
 
-    >>> judged(torch.tensor([[2.0], [5e3]]), torch.ones(2, 1), torch.tensor([3, 4]), 1e3)
-    (tensor([True, True]), tensor([False, True]), tensor([0, 0]))
+    >>> new, before = torch.tensor([[2.0], [5e3]]), torch.tensor([3, 4])
+    >>> [each.tolist() for each in judged(new, torch.ones(2, 1), before, limit=1e3)]
+    [[True, True], [False, True], [0, 0]]
     """
     finite = new.isfinite().all(-1)
     known = (new > 0) & (old > 0)

@@ -15,6 +15,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from tnconv.models import layers
 from tnconv.models.layers import Layout
+from tnconv.models.modules import refuse_complex
 from tnconv.optim.blocked import pieces
 
 
@@ -101,8 +102,10 @@ def blocks(model: nn.Module, groups: Mapping[Tensor, int], joint: bool) -> list[
     none. A bias is ``joint`` with the weight where neither has another holder.
 
     Raises:
+        NotImplementedError: a complex parameter in a group.
         ValueError: a weight and its bias in different groups.
     """
+    refuse_complex((name, p) for name, p in model.named_parameters() if p in groups)
     holders: dict[Tensor, list[tuple[nn.Module, str]]] = defaultdict(list)
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):

@@ -19,7 +19,7 @@ from torch.autograd import Variable
 from tnconv.losses.reductions import divisor
 from tnconv.losses.roots import recognised
 from tnconv.models.capture import Call, Inert, Pass, Watch, alone
-from tnconv.models.graph import sources
+from tnconv.models.graph import before, sources
 from tnconv.models.modules import unwrapped, weak
 from tnconv.models.terms import Arrival
 from tnconv.optim.contributions import Contribution, Wanted
@@ -100,9 +100,9 @@ class FactorWatch:
             if parameter.requires_grad and parameter not in self._hooked:
                 self._hooked.add(parameter)
                 own: Any = parameter
-                before = own.register_hook(_of(parameter, self._before))
-                after = own.register_post_accumulate_grad_hook(weak(self._accumulated))
-                self._stops += [finalize(self, before.remove), finalize(self, after.remove)]
+                first = own.register_hook(_of(parameter, self._before))
+                last = own.register_post_accumulate_grad_hook(weak(self._accumulated))
+                self._stops += [finalize(self, first.remove), finalize(self, last.remove)]
 
     def stop(self) -> None:
         """Remove all hooks."""
@@ -214,9 +214,17 @@ class FactorWatch:
         if self.kfac.fisher != "empirical":
             self.propagate(output, targets, loss)
         elif self.averages and not self.watch.silent and output.requires_grad:
-            passes = [here for here in self.watch.passes if any(output is y for y in here.outputs)]
-            for here in passes or self.watch.passes[-1:]:
+            for here in self._passes_before(output):
                 self._weights[here] = divisor(loss_fn, output, targets)
+
+    def _passes_before(self, output: Tensor) -> list[Pass]:
+        """The passes that an output comes from."""
+        given = [here for here in self.watch.passes if any(output is y for y in here.outputs)]
+        if given:
+            return given
+        nodes = before([output])
+        edges = {here: [c.edge for c in here.calls if c.edge] for here in self.watch.passes}
+        return [here for here, each in edges.items() if any(e.node in nodes for e in each)]
 
     def _weight(self, here: Pass) -> float:
         if here not in self._weights:

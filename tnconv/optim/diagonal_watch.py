@@ -1,8 +1,8 @@
 """Collecting Hessian diagonals while a training loop of the user's own runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-from weakref import WeakMethod, finalize
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 from tnconv.losses.diagonals import LossFunction, Method
 from tnconv.losses.reductions import reduction_of
 from tnconv.models.capture import Inert
-from tnconv.models.modules import tensors, unwrapped
+from tnconv.models.modules import tensors, unwrapped, weak
 from tnconv.optim.workers import Workers
 from tnconv.recursions import check_method, diagonals
 from tnconv.recursions.naming import describing
@@ -36,10 +36,10 @@ class DiagonalWatch:
         self._passes: dict[Node, int] = {}
         self._seen = set[int]()
         self._count, self._busy = 0, False
-        hook = Inert(_weak(self._returned))
+        hook = Inert(weak(self._returned))
         self._stops = [finalize(self, self.model.register_forward_hook(hook).remove)]
         if isinstance(loss_fn, nn.Module):
-            hook = Inert(_weak(self._loss_called))
+            hook = Inert(weak(self._loss_called))
             handle = loss_fn.register_forward_hook(hook, with_kwargs=True)
             self._stops.append(finalize(self, handle.remove))
 
@@ -122,14 +122,3 @@ class DiagonalWatch:
             waiting += below
         self._count += 1
         return self._count
-
-
-def _weak(method: Callable[..., None]) -> Callable[..., None]:
-    """A method that does nothing once its object is gone."""
-    reference = WeakMethod(method)
-
-    def call(*args: Any, **kwargs: Any) -> None:
-        if (found := reference()) is not None:
-            found(*args, **kwargs)
-
-    return call

@@ -11,7 +11,7 @@ def inverse(
     """``(M + λ I)⁻¹`` of positive semi-definite M by Cholesky; in float64 where that fails.
 
     Where λ is below the rounding errors of M even in float64, more is added to those matrices: a
-    fraction of their mean eigenvalue, ten times larger with every try.
+    fraction 10⁻¹² of their mean eigenvalue, and ten times as much with every try.
 
     >>> inverse(torch.ones(1, 1, 1), 1.0)
     tensor([[[0.5000]]])
@@ -26,7 +26,7 @@ def inverse(
         if not failed.any():
             return torch.cholesky_inverse(lower).to(wide(matrix))
     means = matrix.double().diagonal(dim1=-2, dim2=-1).mean(-1).abs()
-    for more in (1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4):
+    for more in (10.0**power for power in range(-12, 3)):
         lower, failed = _cholesky(matrix, shift + (failed > 0) * more * means, torch.float64)
         if not failed.any():
             return torch.cholesky_inverse(lower).to(wide(matrix))

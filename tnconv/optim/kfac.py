@@ -178,7 +178,7 @@ class KFAC(Resumable):
         self._told = set[str]()
         self._watch = FactorWatch(model, kfac, loss_fn, loss_scale, weak(self._arrange))
         self._watch.rotates = inverse == "ekfac"
-        self._workers = Workers(model, process_group, weak(self._take_part))
+        self._workers = Workers(process_group, model, weak(self._take_part))
         self.predicted: Tensor | None = None
         defaults = {name: settings[name] for name in GROUPED} | {"steps": 0, "divisor": None}
         super().__init__(model.parameters() if params is None else params, defaults)

@@ -17,19 +17,21 @@ from tnconv.models.modules import unwrapped, weak
 class Workers:
     """The processes of ``torch.distributed`` that train a model together, or this one alone.
 
-    They are those of a ``group`` that is given, or of the DistributedDataParallel that the model is
-    in, which can also be seen when it runs. Every method is called by all of them, with tensors of
-    the same shapes and dtypes. ``shadow`` is a step of theirs that a worker takes part in whose
-    inputs are exhausted, in DistributedDataParallel's ``join``.
+    They are those of a ``group`` that is given, or of the DistributedDataParallel that a ``model``
+    is in, which can also be seen when it runs; all processes where neither is given. Every method
+    is called by all of them, with tensors of the same shapes and dtypes. ``shadow`` is a step of
+    theirs that a worker takes part in whose inputs are exhausted, in DistributedDataParallel's
+    ``join``.
     """
 
     def __init__(
         self,
-        model: nn.Module | None = None,
         group: "dist.ProcessGroup | Literal['local'] | None" = None,
+        model: nn.Module | None = None,
         shadow: Callable[[], None] = lambda: None,
     ) -> None:
         self._given, self._shadow = group, shadow
+        self._known = group is not None or model is None
         self._wrapper: DistributedDataParallel | None = None
         self._stops: list[Any] = []
         if model is None or group is not None:
@@ -66,12 +68,11 @@ class Workers:
     def unclear(self) -> bool:
         """Whether there are processes, and nothing says that they train this model together."""
         many = _initialised() and dist.get_world_size() > 1
-        return many and self._given is None and self._wrapper is None
+        return many and not self._known
 
     @property
     def _many(self) -> bool:
-        known = self._given is not None or self._wrapper is not None
-        return _initialised() and known and self._given != "local"
+        return _initialised() and self._known and self._given != "local"
 
     def leave(self) -> None:
         """Remove all hooks."""
@@ -115,7 +116,7 @@ class Workers:
 
     def _join(self, wrapper: DistributedDataParallel) -> None:
         """Communicate as a wrapper does, also where it joins uneven inputs."""
-        self._wrapper = wrapper
+        self._wrapper, self._known = wrapper, True
         original: Callable[..., JoinHook] = wrapper.join_hook
         shadow = self._shadow
 

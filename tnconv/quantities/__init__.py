@@ -11,6 +11,7 @@ from tnconv.quantities.first_order import (
     SumOfSquares,
     Variance,
 )
+from tnconv.quantities.hesscale import HesScale
 from tnconv.quantities.kronecker_factors import KFAC, KFLR, KroneckerFactors
 from tnconv.quantities.recursive import kfra
 from tnconv.quantities.second_order import GGNDiagonal
@@ -22,6 +23,7 @@ __all__ = [
     "ExactColumns",
     "GGNDiagonal",
     "Gradient",
+    "HesScale",
     "KroneckerFactors",
     "LossGradient",
     "NoColumns",

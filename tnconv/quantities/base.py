@@ -10,7 +10,7 @@ and says what is made of them at the end. It never sees a layer type, a hook or 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -101,6 +101,8 @@ class Quantity(ABC, Generic[R]):
 
     per_sample = True
     """Whether samples must not see each other, as they do in a batch normalisation that trains."""
+    counts: ClassVar[Literal["samples", "divisor"]] = "samples"
+    """What `result` is told: the number of samples, or what the loss's mean divides by."""
 
     @abstractmethod
     def statistics(self) -> Mapping[str, Statistic]:

@@ -9,7 +9,7 @@ and their scales, for every flavour, Fisher and reduction of the loss. Sources: 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -54,8 +54,10 @@ class KFAC(Quantity[KroneckerFactors]):
     ``fisher`` says which vectors v are: all columns of a root of the loss's Hessian ("type-2"), so
     many ``samples`` of them from ``generator`` ("mc"), the gradients of each sample's own loss
     ("empirical"), or none, with B the identity ("forward-only"). Only "empirical" needs to know the
-    loss's ``reduction``, and only it is possible in a loop of the user's own; where a sample's loss
-    is a mean over positions or outputs itself, it is smaller than the others by their number.
+    loss's ``reduction``, and only it is possible in a loop of the user's own. A mean
+    ``L = 1/D Σ_n l_n`` has ``1/D Σ_n ∂l_n ∂l_nᵀ``, as in `tnconv.FisherOperator`: D counts entries
+    for squared errors, or whatever a known loss divides by; in a loop, where the loss is not known,
+    samples.
 
     ``joint`` ends the patches of weights with an entry 1: the factors of weight and bias as one
     block. ``per_group=False`` takes the mean over groups, as other libraries do (inexact).
@@ -80,6 +82,8 @@ class KFAC(Quantity[KroneckerFactors]):
     per_group: bool = True
     reduction: Reduction = "mean"
     scale: Convention = "ggn"
+
+    counts: ClassVar[Literal["samples", "divisor"]] = "divisor"
 
     def __post_init__(self) -> None:
         kinds = {"flavour": Flavour, "fisher": Fisher, "reduction": Reduction}
@@ -108,7 +112,7 @@ class KFAC(Quantity[KroneckerFactors]):
             "grad_output": Statistic(_output_factor, b, factored=True, parts="sum", vectors=v),
         }
 
-    def result(self, found: Mapping[str, Tensor], samples: int) -> KroneckerFactors:
+    def result(self, found: Mapping[str, Tensor], samples: float) -> KroneckerFactors:
         b = found["grad_output"]
         count, a = (found[name].to(b) for name in ("count", "input"))
         if self.fisher == "forward-only":

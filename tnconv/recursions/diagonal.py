@@ -14,7 +14,7 @@ from tnconv.losses.diagonals import (
     Method,
     cross_entropy_of,
     is_nll,
-    output_diagonal,
+    output_derivatives,
 )
 from tnconv.recursions.coupled_columns import Spread
 from tnconv.recursions.step import Flow, operation
@@ -67,7 +67,9 @@ def diagonals(
         raise ValueError("the output depends on no parameter that learns; expected a graph")
     start, loss_fn = _start(loss_fn, output, method)
     with uncast(output.device.type):
-        loss, gradient, s, columns = _end(loss_fn, output.detach(), targets, method)
+        wide = output.detach().to(torch.promote_types(output.dtype, torch.float32))
+        found = output_derivatives(loss_fn, wide, targets, method)
+        loss, gradient, s, columns = found
         if factor != 1:
             gradient, s = factor * gradient, factor * s
             columns = None if columns is None else factor**0.5 * columns
@@ -81,25 +83,6 @@ def uncast(device: str) -> AbstractContextManager[Any]:
     """Autocast switched off, where it is on: entering it takes as long as a small kernel."""
     on = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
-
-
-def _end(
-    loss_fn: LossFunction, output: Tensor, targets: Any, method: Method
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The loss, g, s and columns at the output, in float32 at least.
-
-    Raises:
-        NotImplementedError: a loss that is not known.
-        ValueError: a loss that is no scalar.
-    """
-    end = output.to(torch.promote_types(output.dtype, torch.float32)).requires_grad_()
-    with torch.enable_grad():
-        loss = loss_fn(end, targets)
-    if loss.dim():
-        raise ValueError(f"the loss has shape {tuple(loss.shape)}; expected a scalar")
-    (gradient,) = torch.autograd.grad(loss, end)
-    with torch.no_grad():
-        return loss.detach(), gradient, *output_diagonal(loss_fn, end, targets, gradient, method)
 
 
 def _start(

@@ -9,7 +9,7 @@ from torch import Tensor
 from tnconv.recursions.step import Flow, Flows, Step, register_rule
 
 VIEWS = (
-    "View UnsafeView Reshape ReshapeAlias Squeeze Unsqueeze T Transpose Permute Movedim Alias Clone"
+    "View UnsafeView Reshape ReshapeAlias Squeeze Unsqueeze Transpose Permute Movedim Alias Clone"
     " Contiguous Flip Roll PixelShuffle PixelUnshuffle ChannelShuffle"
 ).split()
 """Permutations of entries."""
@@ -39,6 +39,13 @@ def select(step: Step) -> Flows:
         None if s is None or not wanted else Flow(gradients[at] if gradients else None, s)
         for at, (s, wanted) in enumerate(zip(diagonals, step.wants, strict=False))
     ]
+
+
+@register_rule("T")
+def transpose(step: Step) -> Flows:
+    """A linear layer's weight: without the detour through the node."""
+    g, s = step.flow.gradient, step.flow.diagonal
+    return (Flow(g.t() if g is not None and step.wants_gradient[0] else None, s.t()),)
 
 
 @register_rule("ToCopy")

@@ -18,6 +18,7 @@ from tnconv.recursions.step import Flow, Flows, Step, operation
 Tap = Callable[[Flow], None]
 Taps = Mapping[tuple[Node, int], Tap]
 """What is told the flow after some values, by the node and the number of its result."""
+KEEPING = frozenset(["T", *VIEWS])
 Sent = tuple[tuple[Node, int], Flow | Spread]
 
 
@@ -89,7 +90,7 @@ def _before(
         moved = run([only], False)
     elif type(only) is Spread:
         name = operation(node.name())
-        moved = spread(only, run, name, rule.diagonal or name in VIEWS)
+        moved = spread(only, run, name, rule.diagonal or name in KEEPING)
     else:
         totals = {at: each.total() for at, each in here.items()}
         moved = run([totals.get(at) for at in range(len(node._input_metadata))], False)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tnconv.nn.memory.pointwise import FromOutput, Gate, packed
 
 Plan = Literal["torch", "bits", "output"]
+SURE = 20  # thresholds of softplus, torch's own and larger, where y and x are the same up to 2e-9
 
 
 def stored(readers: "Iterable[nn.Module] | None") -> bool | None:
@@ -50,6 +51,7 @@ class Pointwise(nn.Module):
 
     readers: list[nn.Module] | None = None
     input_held = True
+    own_state = ("readers", "input_held")
     inplace: bool = False
 
     def _given_back(self, input: Tensor, output: Tensor) -> Tensor:
@@ -238,7 +240,9 @@ class Softplus(_Activation, nn.Softplus):
         return F.softplus(x, self.beta, self.threshold)
 
     def _output_rule(self) -> tuple[str, tuple[float, ...]] | None:
-        return ("softplus", (self.beta, self.threshold)) if self.beta > 0 else None
+        """Below the threshold y is log(1 + exp(x)), which for small ones is also an x above it."""
+        known = self.beta > 0 and self.threshold >= SURE
+        return ("softplus", (self.beta, self.threshold)) if known else None
 
 
 class Dropout(Pointwise, nn.Dropout):

@@ -20,6 +20,7 @@ class Saving(Function):
     """
 
     generate_vmap_rule = True
+    entrywise = False  # whether it is a function of single entries, each by itself
 
     @classmethod
     def run(cls, *args: object) -> Any:

@@ -68,25 +68,27 @@ def _gated(v: Tensor, bits: Tensor, on: float, off: float) -> Tensor:
 class FromOutput(Saving):
     """``dx = v f'(x)`` where y = f(x) determines f'(x); stores y."""
 
+    entrywise = True
+
     @staticmethod
     def forward(x: Tensor, y: Tensor, name: str, *settings: float) -> Tensor:
         return y.detach()  # no view: it may be changed in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, _, ctx.name, *ctx.settings = inputs
+        _, _, ctx.rule, *ctx.settings = inputs
         keep(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, v: Maybe) -> tuple[Maybe, ...]:
         (y,) = ctx.saved_tensors
-        dx = None if v is None else _DERIVATIVES[ctx.name](v, y, *ctx.settings)
+        dx = None if v is None else _DERIVATIVES[ctx.rule](v, y, *ctx.settings)
         return dx, *(None,) * (2 + len(ctx.settings))
 
     @staticmethod
     def tangent(ctx: Any, tx: Maybe, *_: Maybe) -> Maybe:
         (y,) = ctx.saved_tensors
-        return None if tx is None else _DERIVATIVES[ctx.name](tx, y, *ctx.settings)
+        return None if tx is None else _DERIVATIVES[ctx.rule](tx, y, *ctx.settings)
 
 
 def _elu(v: Tensor, y: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:

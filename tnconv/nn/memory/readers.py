@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node, Tracer
 
+from tnconv.nn.memory import saving_layers as layers
 from tnconv.nn.memory.activations import Pointwise
 
 IN_PLACE: tuple[object, ...] = (operator.iadd, operator.isub, "add_", "sub_")
@@ -32,8 +33,12 @@ NEW_OUTPUT = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d),
     *(nn.ConvTranspose3d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
     *(nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(layers.Conv1d, layers.Conv2d, layers.Conv3d, layers.ConvTranspose1d),
+    *(layers.ConvTranspose2d, layers.ConvTranspose3d, layers.Linear, layers.BatchNorm1d),
+    *(layers.BatchNorm2d, layers.BatchNorm3d, layers.LayerNorm, layers.GroupNorm),
+    *(layers.InstanceNorm1d, layers.InstanceNorm2d, layers.InstanceNorm3d),
 )
-"""Modules that make a new output, which they do not store."""
+"""Modules, by exact type, that make a new output, which they do not store."""
 
 
 class _Leaves(Tracer):
@@ -114,8 +119,7 @@ class _Flow:
         module = self._module(node)
         if module is None:
             return node.op.startswith("call_") and _among(node.target, STORELESS)
-        known = type(module).__module__.startswith(("torch.nn.", f"{__package__}."))
-        return known and isinstance(module, NEW_OUTPUT)
+        return type(module) in NEW_OUTPUT
 
     def _users(self, node: Node) -> Iterator[nn.Module | None]:
         """The modules that read a value or an alias of it; None for what else may store it."""

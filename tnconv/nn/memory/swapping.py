@@ -5,7 +5,7 @@ Each is a drop-in module for the one of torch's with its name; `save_memory` swa
 
 from torch import nn
 
-from tnconv.nn.conversion import Kind, patched, swapped_with_warning
+from tnconv.nn.conversion import Kind, patched, register_originals, swapped_with_warning
 from tnconv.nn.memory.activations import (
     CELU,
     ELU,
@@ -101,6 +101,7 @@ __all__ = [
 _SAVING: dict[Kind, Kind] = {
     getattr(nn, name): globals()[name] for name in __all__ if hasattr(nn, name)
 }
+register_originals({ours: torchs for torchs, ours in _SAVING.items()})
 
 
 def save_memory(model: nn.Module) -> nn.Module:
@@ -120,6 +121,8 @@ def save_memory(model: nn.Module) -> nn.Module:
     Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1))
     >>> saving[1].plan
     'bits'
+
+    `revert` gives a model of torch's modules again.
     """
     new = swapped_with_warning(model, _kind, tuple(_SAVING), tuple(_SAVING.values()))
     attach_readers(new, model)
