@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tnconv.codegen.compiler import check_operands, compile, networks_of, without_plans
+from tnconv.codegen.lowering.contraction import GREEDY
 from tnconv.codegen.lowering.covers import Cover, Route
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.selections import selected
@@ -71,7 +72,9 @@ def first_plan(
     start = multiplied(Cover.of(network, positions))
 
     def plan(routes: Sequence[Route]) -> Plan:
-        return finished(_covered(start, routes), "as given", "greedy", contiguous_result)
+        found = finished(_covered(start, routes), "as given", GREEDY, contiguous_result)
+        assert found is not None
+        return found
 
     names = [tensor.name for tensor in network.tensors]
     if start.pattern is None or len(names) < 2 or len({*names}) < len(names):

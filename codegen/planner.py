@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
-from math import isqrt, prod, sqrt
+from math import inf, isqrt, prod, sqrt
 
 from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.contraction import contract
@@ -107,7 +107,7 @@ def plans(
         again = form == "as given" and "in form N" in forms
         turns = looped(start, tried, several) if "loop" in routes and not again else ()
         for cover in (start, *turns):
-            _search(cover, form, tried, (optimize, contiguous_result), found, room)
+            _search(cover, form, tried, (optimize, contiguous_result), found, room, several)
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
     fastest = found[0]
@@ -172,10 +172,12 @@ def _search(
     finish: tuple[str, bool],
     found: list[Plan],
     room: Room,
+    several: bool = False,
 ) -> None:
     """Depth first; a cover that costs more than a complete plan already is not continued.
 
-    Nor is one that needs more than there is room for, unless no plan needs less.
+    Nor is one that needs more than there is room for, unless no plan needs less. Plans for one of
+    ``several`` networks are completed, since others may share their steps.
     """
     best = min((plan.seconds for plan in found if room.fits(plan)), default=float("inf"))
     steps = cover.writer.steps
@@ -183,13 +185,15 @@ def _search(
         return
     if cover.selection is not None:
         for after in (*selected(cover), *_scattered(cover, routes)):
-            _search(after, form, routes, finish, found, room)
+            _search(after, form, routes, finish, found, room, several)
         return
     if cover.pattern is None:
-        found.append(finished(cover, form, *finish))
+        limit = inf if several or room.limit is not None else HOPELESS * best
+        if (plan := finished(cover, form, *finish, limit)) is not None:
+            found.append(plan)
         return
     for after in _covered(cover, routes):
-        _search(after, form, routes, finish, found, room)
+        _search(after, form, routes, finish, found, room, several)
 
 
 def _scattered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
@@ -228,8 +232,13 @@ def _repeats(cover: Cover, after: Cover) -> bool:
     return mirrored and after.routes[-2:-1] == after.routes[-1:]
 
 
-def finished(cover: Cover, form: str, optimize: str, contiguous_result: bool) -> Plan:
-    """Contract the dense tensors that are left, scale, and write the result's view."""
+def finished(
+    cover: Cover, form: str, optimize: str, contiguous_result: bool, limit: float = inf
+) -> Plan | None:
+    """Contract the dense tensors that are left, scale, and write the result's view.
+
+    None stands for a plan whose contraction exceeds a ``limit`` of seconds.
+    """
     network, values = cover.network, []
     for at in range(len(network.nodes)):
         cover, value = cover.value(at)
@@ -239,7 +248,10 @@ def finished(cover: Cover, form: str, optimize: str, contiguous_result: bool) ->
     scale = network.scale * prod(
         network.sizes[leg] for leg in loose if leg not in network.open_legs
     )
-    writer, value = _contract_scaled(cover.writer, values, output, network.sizes, scale, optimize)
+    how = output, network.sizes, scale, optimize, limit
+    if (contracted := _contract_scaled(cover.writer, values, *how)) is None:
+        return None
+    writer, value = contracted
     writer, result = write(writer, value, network.result, network.sizes)
     if contiguous_result and result.run < result.size:
         kernel = cost.copy(result.size, *result.innermost)
@@ -254,7 +266,8 @@ def _contract_scaled(
     sizes: Sizes,
     scale: Fraction,
     optimize: str,
-) -> tuple[Writer, Value]:
+    limit: float,
+) -> tuple[Writer, Value] | None:
     """Contract; the halves of a square take the roots of its scale, which float16 needs.
 
     Where the result is larger than a half, the scale leaves it altogether.
@@ -274,8 +287,9 @@ def _contract_scaled(
             writer, half = _scaled(writer, values[0], root)
             values = [Value(half.array, value.legs) for value in values]
             scale = Fraction(1) if larger else scale / Fraction(root) ** 2
-    writer, value = contract(writer, values, output, sizes, optimize)
-    return _scaled(writer, value, scale)
+    if (contracted := contract(writer, values, output, sizes, optimize, limit)) is None:
+        return None
+    return _scaled(*contracted, scale)
 
 
 def _root(scale: Fraction) -> Fraction:

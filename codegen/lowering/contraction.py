@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import pairwise, product
-from math import prod
+from math import inf, prod
 
 from tnconv.codegen.lowering.pairs import pair, sum_out
 from tnconv.codegen.lowering.paths import RANDOM, searched
@@ -115,23 +115,38 @@ def contract(
     output: Sequence[Leg],
     sizes: Sizes,
     optimize: str = "auto",
-) -> tuple[Writer, Value]:
+    limit: float = inf,
+) -> tuple[Writer, Value] | None:
     """``Σ Π values`` over all legs but ``output``, pair by pair along the best path.
 
-    Of mirrored halves, which are one value used twice, a path may also make each by itself.
+    Of mirrored halves, which are one value used twice, a path may also make each by itself. None
+    stands for what takes longer than the ``limit``, a number of seconds for all steps.
     """
-    along = _along_path(writer, values, output, sizes, optimize)
-    if optimize == GREEDY or len(values) < 4 or (halves := _halves(values)) is None:
-        return along
+    ways = [_along_path(writer, values, output, sizes, optimize, limit)]
+    if optimize != GREEDY and len(values) >= 4 and (halves := _halves(values)) is not None:
+        ways.append(_by_halves(writer, halves, output, sizes, optimize, limit))
+    found = [way for way in ways if way is not None]
+    return min(found, key=lambda way: way[0].seconds) if found else None
+
+
+def _by_halves(
+    writer: Writer,
+    halves: tuple[list[Value], list[Value]],
+    output: Sequence[Leg],
+    sizes: Sizes,
+    optimize: str,
+    limit: float,
+) -> tuple[Writer, Value] | None:
     made = []
     for half, other in (halves, halves[::-1]):
         needed = {*output, *_legs(other)}
         kept = [leg for leg in dict.fromkeys(_legs(half)) if leg in needed]
         later = {*kept} - {*output}
-        writer, value = _along_path(writer, half, kept, sizes, optimize, later)
+        if (found := _along_path(writer, half, kept, sizes, optimize, limit, later)) is None:
+            return None
+        writer, value = found
         made.append(value)
-    apart = pair(writer, made[0], made[1], output, output)
-    return min(along, apart, key=lambda found: found[0].seconds)
+    return pair(writer, made[0], made[1], output, output)
 
 
 def _legs(values: Sequence[Value]) -> Iterator[Leg]:
@@ -162,8 +177,9 @@ def _along_path(
     output: Sequence[Leg],
     sizes: Sizes,
     optimize: str,
+    limit: float,
     later: Collection[Leg] = (),
-) -> tuple[Writer, Value]:
+) -> tuple[Writer, Value] | None:
     left = list(values)
     path = greedy_path if optimize == GREEDY else partial(contraction_path, optimize=optimize)
     for positions in path([value.legs for value in left], output, sizes):
@@ -175,4 +191,6 @@ def _along_path(
             writer, made = pair(writer, made, other, needed, output, optimize != GREEDY, later)
         writer, made = sum_out(writer, made, needed)
         left.append(made)
+        if writer.seconds > limit:
+            return None
     return writer, left[0]

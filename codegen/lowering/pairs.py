@@ -16,6 +16,7 @@ Trial = tuple[Writer, Value]
 Wanted = tuple[Sequence[Leg], Collection[Leg]]
 """The order of legs in the end, and those that a later product sums: see `pair`."""
 BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product
+EXACT = 1 - 1e-9  # sums of prices differ by rounding alone
 LEAST_ROWS = 64  # of a block
 ROWS = (32, 16)  # of the blocks of a large product of few summed entries
 LARGE = 512  # rows and columns of it
@@ -65,23 +66,41 @@ def pair(
         return hadamard(writer, a, b, hint)
     if len(shared) == len(a.legs) == len(b.legs):
         return _dot(writer, a, b, needed)
+    matrices = Matrices()
     if not search:
-        return _product(writer, next(_arrangements(a, b, needed, hint)), summed_last=True)
+        return _product(writer, next(_arrangements(a, b, needed, hint)), matrices, summed_last=True)
     plans = list(_arrangements(a, b, needed, hint))
+<<<<<<< HEAD
     wanted = hint, later
     best = _cheapest([plan for plan in plans if not plan.lead], writer, wanted)
     if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], *wanted):
         best = _cheapest([plan for plan in plans if plan.lead], writer, wanted, best)  # no copies?
+=======
+    best = _cheapest([plan for plan in plans if not plan.lead], writer, matrices, hint)
+    if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], hint):
+        led = [plan for plan in plans if plan.lead]  # no copies?
+        best = _cheapest(led, writer, matrices, hint, best)
+>>>>>>> main
     return best
 
 
 def _cheapest(
+<<<<<<< HEAD
     plans: Sequence["Arrangement"], writer: Writer, wanted: Wanted, best: Trial | None = None
+=======
+    plans: Sequence["Arrangement"],
+    writer: Writer,
+    matrices: "Matrices",
+    hint: Sequence[Leg],
+    best: Trial | None = None,
+>>>>>>> main
 ) -> Trial:
-    """The first of the cheapest; what costs more as a bare product already is not written.
+    """The first of the cheapest; what costs more by its lower bound already is not written.
 
-    A product as large as an earlier result may be that of a mirrored half, and cost nothing.
+    A product or copy as large as an earlier result may be that of a mirrored half, and cost
+    nothing.
     """
+<<<<<<< HEAD
     least = float("inf") if best is None else _price(best, wanted)
     spent, earlier = writer.seconds, {prod(step.shape) for step in writer.steps}
     for plan in plans:
@@ -89,6 +108,22 @@ def _cheapest(
             trial = _matmul(writer, plan)
             if (seconds := _price(trial, wanted)) < least:
                 best, least = trial, seconds
+=======
+    least, first = (float("inf") if best is None else _price(best, hint)), -1
+    spent, earlier = writer.seconds, {step.value.size for step in writer.steps}
+
+    def bound(plan: Arrangement) -> float:
+        product = 0.0 if plan.entries in earlier else plan.least_seconds
+        return EXACT * (spent + product + matrices.copying(plan, earlier))
+
+    bounds = sorted((bound(plan), at) for at, plan in enumerate(plans))
+    for seconds, at in bounds:
+        if seconds > least:
+            break
+        trial = _matmul(writer, plans[at], matrices)
+        if (price := _price(trial, hint)) < least or (price == least and at < first):
+            best, least, first = trial, price, at
+>>>>>>> main
     assert best is not None
     return best
 
@@ -184,6 +219,88 @@ class Arrangement:
         return [prod(size[leg] for leg in some) for some in legs]
 
 
+Groups = tuple[tuple[Leg, ...], ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """``(lead, batch, keep, summed)``, as it lies or a copy.
+
+    Both halves of a symmetric product make the same copy, if they need one: then it runs once.
+    """
+
+    value: Value
+    front: Groups
+    keep: tuple[Leg, ...]
+    summed: tuple[Leg, ...]
+
+    @cached_property
+    def free(self) -> Strided | None:
+        """The matrix without a copy, if strides allow."""
+        array, shape = self.straight
+        if (free := array.free_reshape(shape)) is not None:
+            return free
+        array, shape = self.swapped
+        return None if (free := array.free_reshape(shape)) is None else free.mT
+
+    @cached_property
+    def straight(self) -> tuple[Strided, list[int]]:
+        return self._flat(*self.front, self.keep, self.summed)
+
+    @cached_property
+    def swapped(self) -> tuple[Strided, list[int]]:
+        return self._flat(*self.front, self.summed, self.keep)
+
+    def _flat(self, *groups: tuple[Leg, ...]) -> tuple[Strided, list[int]]:
+        size = self.value.sizes
+        array = self.value.arranged([leg for group in groups for leg in group])
+        return array, [prod([size[leg] for leg in group]) for group in groups]
+
+    def written(self, writer: Writer, summed_last: bool) -> tuple[Writer, Strided]:
+        """The matrix, copied with the summed legs last or before the others if it has to be."""
+        if self.free is not None:
+            return writer, self.free
+        writer, array = writer.reshape(*(self.straight if summed_last else self.swapped))
+        return writer, array if summed_last else array.mT
+
+    @cached_property
+    def copying(self) -> float:
+        """The seconds of the faster copy, if it takes one."""
+        if self.free is not None:
+            return 0.0
+        ways = (self.straight[0], self.swapped[0])
+        return min(cost.copy(array.size, *array.innermost).seconds for array in ways)
+
+
+class Matrices:
+    """The factors of all arrangements of one product: many have one in common."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], Matrix] = {}
+
+    def left(self, plan: Arrangement) -> Matrix:
+        return self._of(plan.left, plan, plan.rows)
+
+    def right(self, plan: Arrangement) -> Matrix:
+        return self._of(plan.right, plan, plan.columns)
+
+    def _of(self, value: Value, plan: Arrangement, keep: tuple[Leg, ...]) -> Matrix:
+        lead = tuple([leg for leg in plan.lead if leg in value.legs])
+        key = (value.array, value.legs, lead, plan.batch, keep, plan.summed)
+        if (known := self._known.get(key)) is None:
+            front = tuple([group for group in (lead, plan.batch) if group])
+            known = self._known[key] = Matrix(value, front, keep, plan.summed)
+        return known
+
+    def copying(self, plan: Arrangement, earlier: Collection[int]) -> float:
+        """At least so many seconds of copies; two of one tensor may be the same."""
+        left, right = (
+            0.0 if matrix.straight[0].size in earlier else matrix.copying
+            for matrix in (self.left(plan), self.right(plan))
+        )
+        return max(left, right) if plan.left.array is plan.right.array else left + right
+
+
 def _arrangements(
     a: Value, b: Value, needed: Collection[Leg], hint: Sequence[Leg]
 ) -> Iterator[Arrangement]:
@@ -224,17 +341,18 @@ def _oriented(a: Value, b: Value, hint: Sequence[Leg]) -> list[tuple[Value, Valu
     return [(a, b), (b, a)] if last(a, b) <= last(b, a) else [(b, a), (a, b)]
 
 
-def _matmul(writer: Writer, plan: Arrangement) -> Trial:
+def _matmul(writer: Writer, plan: Arrangement, matrices: Matrices) -> Trial:
     """Copies that it takes have the summed legs last or, if that is cheaper, before the others."""
-    last = _product(writer, plan, summed_last=True)
+    last = _product(writer, plan, matrices, summed_last=True)
     if len(last[0].steps) == len(writer.steps) + 1:
         return last
-    return min(last, _product(writer, plan, summed_last=False), key=lambda way: way[0].seconds)
+    first = _product(writer, plan, matrices, summed_last=False)
+    return min(last, first, key=lambda way: way[0].seconds)
 
 
-def _product(writer: Writer, plan: Arrangement, summed_last: bool) -> Trial:
-    writer, left = _matrix(writer, plan.left, plan, plan.rows, summed_last)
-    writer, right = _matrix(writer, plan.right, plan, plan.columns, summed_last)
+def _product(writer: Writer, plan: Arrangement, matrices: Matrices, summed_last: bool) -> Trial:
+    writer, left = matrices.left(plan).written(writer, summed_last)
+    writer, right = matrices.right(plan).written(writer, summed_last)
     right = right.mT
     n = right.shape[-1]
     front = max(left.shape[:-2], right.shape[:-2], key=lambda shape: (len(shape), prod(shape)))
@@ -310,28 +428,3 @@ def _is_matrix(array: Strided) -> bool:
     """Whether BLAS takes the last dimensions as they are; torch copies others, one at a time."""
     (m, n), (row, column) = array.shape[-2:], array.strides[-2:]
     return (column == 1 and row >= n) or (row == 1 and column >= m)
-
-
-def _matrix(
-    writer: Writer, value: Value, plan: Arrangement, keep: Sequence[Leg], summed_last: bool
-) -> tuple[Writer, Strided]:
-    """``(lead, batch, keep, summed)``, as it lies or a copy.
-
-    Both halves of a symmetric product make the same copy, if they need one: then it runs once.
-    """
-    lead = [leg for leg in plan.lead if leg in value.legs]
-    size = value.sizes
-
-    def flat(*groups: Sequence[Leg]) -> tuple[Strided, list[int]]:
-        array = value.arranged([leg for group in groups for leg in group])
-        return array, [prod(size[leg] for leg in group) for group in groups]
-
-    front = [g for g in (lead, plan.batch) if g]
-    straight = flat(*front, keep, plan.summed)
-    if (free := straight[0].free_reshape(straight[1])) is not None:
-        return writer, free
-    swapped = flat(*front, plan.summed, keep)
-    if (free := swapped[0].free_reshape(swapped[1])) is not None:
-        return writer, free.mT
-    writer, array = writer.reshape(*(straight if summed_last else swapped))
-    return writer, array if summed_last else array.mT

@@ -36,7 +36,7 @@ def calibrate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.flo
         RuntimeError: a CUDA graph is being captured.
     """
     device = torch.device(device)
-    if _capturing():
+    if _capturing(device):
         raise RuntimeError("a CUDA graph is being captured; expected calibration before a capture")
     start = shipped(device, dtype, torch.get_num_threads())
     probes = {one.name: one.probe for one in every_coefficient() if visible(start, one)}
@@ -110,7 +110,7 @@ def coefficients(device: torch.device, dtype: torch.dtype = torch.float32) -> Ta
     if device.type == "meta":
         return SHIPPED
     dtype = dtype if dtype.is_floating_point else torch.float32
-    if device.type != "cpu" and _capturing():
+    if _capturing(device) and _calibrated(device, dtype) is None:
         warnings.warn(
             f"prices of {device} cannot be measured while a CUDA graph is captured; assumed ones "
             "are used: call tnconv.codegen.calibrate before",
@@ -161,8 +161,13 @@ def _key(device: torch.device, dtype: torch.dtype) -> dict[str, Json]:
     return {**store.circumstances(device), "dtype": str(dtype)}
 
 
-def _capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+def _capturing(device: torch.device) -> bool:
+    """Whether calls on this device are recorded into a CUDA graph, and not run."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.is_available()
+        and torch.cuda.is_current_stream_capturing()
+    )
 
 
 _here: dict[str, Table] = {}

@@ -229,10 +229,17 @@ def test_other_devices_are_measured_on_first_use(monkeypatch: pytest.MonkeyPatch
 
 def test_captures_of_graphs_are_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be measured then: assumed prices are used, with a warning."""
-    monkeypatch.setattr(calibration, "_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(store, "circumstances", lambda device: {"device": str(device)})
     with pytest.warns(RuntimeWarning, match="CUDA graph is captured"):
         table = coefficients(GPU)
     assert table == shipped(GPU, torch.float32, 1) and table.machine == ACCELERATOR
     with pytest.raises(RuntimeError, match="before a capture"):
         calibrate(GPU)
+    values = {one.name: table.value(one.name) for one in every_coefficient()}
+    store.save(calibration.KIND, calibration._key(GPU, torch.float32), values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert coefficients(GPU).value("Product.gemm") == table.value("Product.gemm")
     assert coefficients(CPU) == shipped(CPU, torch.float32, torch.get_num_threads())

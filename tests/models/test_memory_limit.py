@@ -1,11 +1,14 @@
 """Quantities within a memory limit are the same; below what is needed there is an error first."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import tnconv
 from tnconv import quantities as q
+from tnconv.models import contracted
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -40,13 +43,34 @@ def test_results_are_the_same(quantity: q.Quantity[object]) -> None:
         torch.testing.assert_close(tight[quantity][name], value, rtol=1e-10, atol=1e-12)
 
 
-def test_programs_are_made_for_the_limit() -> None:
-    """Per-sample gradients of all samples do not fit, so their norms are made in another way."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_programs_are_made_for_the_limit(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Per-sample gradients of all samples do not fit, so their norms are made in another way.
+
+    What is chosen stays below the limit in the bytes of the dtype that it runs in.
+    """
     model, loss_fn, x, y = problem()
-    tnconv.cache_clear()
-    result = tnconv.compute(model, loss_fn, x, y, [q.SquaredNorms()], memory_limit=LIMIT)
-    assert tnconv.cache_info().misses == len(list(model.parameters()))
-    assert result.total(q.SquaredNorms).shape == (12,)
+    model, x, made = model.to(dtype), x.to(dtype), []
+
+    look_up = contracted.looked_up
+
+    def noted(*given: Any) -> tnconv.Program:
+        made.append(look_up(*given))
+        return made[-1]
+
+    monkeypatch.setattr(contracted, "looked_up", noted)
+    limit = LIMIT if dtype == torch.float64 else LIMIT // 2
+    for tight in (False, True):
+        tnconv.cache_clear()
+        made.clear()
+        how = {"memory_limit": limit} if tight else {}
+        result = tnconv.compute(model, loss_fn, x, y, [q.SquaredNorms(), q.Variance()], **how)
+        assert len(made) == len(list(model.parameters()))
+        assert result.total(q.SquaredNorms).shape == (12,)
+        most = max(program.peak_memory(dtype) for program in made)
+        assert (most <= limit) == tight
 
 
 def test_in_a_loop() -> None:

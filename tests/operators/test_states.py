@@ -67,7 +67,10 @@ def test_products_follow_the_model(kind, event: str, training: bool) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)), "drops other"),
+        (
+            lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)),
+            "dropout makes the matrix stochastic",
+        ),
         (lambda: tensor_dropout(nn.Sequential(nn.Linear(4, 3))), "samples its weight gradient"),
     ],
 )

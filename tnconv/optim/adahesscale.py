@@ -78,7 +78,7 @@ class AdaHesScale(torch.optim.Optimizer):
         settings = {k: v for k, v in locals().items() if k not in ("self", "model", "__class__")}
         check(settings)
         self._watch = DiagonalWatch(model, loss_fn, method)
-        self._workers = Workers(model, process_group)
+        self._workers = Workers(group=process_group, model=model)
         self.model, self.settings = model, settings | {"params": None}
         defaults = {name: settings[name] for name in GROUPED} | {"steps": 0}
         super().__init__(model.parameters() if params is None else params, defaults)

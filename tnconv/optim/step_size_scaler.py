@@ -79,7 +79,7 @@ class StepSizeScaler(torch.optim.Optimizer):
         self._watch: DiagonalWatch | None = None
         if not isinstance(optimizer, AdaHesScale):
             self._watch = DiagonalWatch(model, loss_fn, method)
-            self._workers = Workers(model, process_group)
+            self._workers = Workers(group=process_group, model=model)
             self._watch.parameters = self._all()
 
     def __getattr__(self, name: str) -> Any:
