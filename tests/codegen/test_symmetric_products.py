@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.derivatives import DERIVATIVES
 from tnconv import compile
 from tnconv.codegen import Program
-from tnconv.codegen.lowering.pairs import BLOCKS, GRAM, LEAST_ROWS
+from tnconv.codegen.lowering.matrices import BLOCKS, GRAM, LEAST_ROWS
 from tnconv.diagrams import kfac_expand
 
 CHANNELS = 4 * LEAST_ROWS + 3
