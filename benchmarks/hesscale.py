@@ -41,7 +41,7 @@ ROWS: dict[str, Row] = {
     "MLP 128, batch 32": (partial(mlp, 10, 128), (784,), 10, 32),
     "MLP 2048, batch 32": (partial(mlp, 10, 2048), (784,), 10, 32),
     "MLP 512, batch 256": (partial(mlp, 10), (784,), 10, 256),
-    "3C3D, batch 32": (partial(PROBLEMS["3c3d"].model, 10), (3, 32, 32), 10, 32),
+    "3C3D, batch 32": (partial(PROBLEMS["3c3d"].model, "cpu"), (3, 32, 32), 10, 32),
 }
 """Networks, the shapes of their samples, classes, and batch sizes."""
 

@@ -1,12 +1,14 @@
 """Layouts: the strides of tensors, as torch chooses them, and the loops of a copy."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import takewhile
 from math import prod
 
 from tnconv.codegen.prices import cost
 
 Ints = tuple[int, ...]
+KEPT = 2**14  # answers in memory: a search asks for the same ones over and over
 
 
 def contiguous(shape: Sequence[int]) -> Ints:
@@ -32,6 +34,7 @@ def run(shape: Ints, strides: Ints) -> int:
     return length
 
 
+@lru_cache(KEPT)
 def innermost(shape: Ints, strides: Ints) -> tuple[int, int, int, int]:
     """The inner loops of a copy: entries of a row, their step, and rows.
 
@@ -50,6 +53,7 @@ def innermost(shape: Ints, strides: Ints) -> tuple[int, int, int, int]:
     return row, step, rows, prod(size for size, _ in competing)
 
 
+@lru_cache(KEPT)
 def of_a_view(shape: Ints, strides: Ints, new: Ints) -> Ints | None:
     """The strides of ``reshape(new)`` where it needs no copy."""
     if 0 in shape:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.operations import Operation
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 

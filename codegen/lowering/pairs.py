@@ -6,34 +6,17 @@ from functools import cached_property
 from math import prod
 
 from tnconv.codegen.lowering import layouts
-from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.matrices import copied, is_matrix, products
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
 from tnconv.codegen.lowering.writer import MATMUL, MULTIPLY, Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg
 
 Trial = tuple[Writer, Value]
-BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product
+Wanted = tuple[Sequence[Leg], Collection[Leg]]
+"""The order of legs in the end, and those that a later product sums: see `pair`."""
 EXACT = 1 - 1e-9  # sums of prices differ by rounding alone
-LEAST_ROWS = 64  # of a block
-ROWS = (32, 16)  # of the blocks of a large product of few summed entries
-LARGE = 512  # rows and columns of it
-FEW = 16  # summed entries of it
-
-GRAM = '''def gram(x, blocks):
-    """x @ x.mT, which is symmetric: of every two mirrored blocks one is computed."""
-    size = x.shape[-2]
-    ends = [size * at // blocks for at in range(blocks + 1)]
-    for start, stop in zip(ends, ends[1:]):
-        rows = x[..., start:stop, :] @ x[..., start:, :].mT
-        if start == 0:
-            full = rows.new_empty(*rows.shape[:-2], size, size)
-        full[..., start:stop, start:] = rows
-        full[..., stop:, start:stop] = rows[..., stop - start :].mT
-    return full
-'''
-
-SYMMETRIC = Operation("gram", lambda x, blocks: f"gram({x}, {blocks})", helper=GRAM)
 
 
 def sum_out(writer: Writer, value: Value, needed: Collection[Leg]) -> tuple[Writer, Value]:
@@ -50,10 +33,12 @@ def pair(
     needed: Collection[Leg],
     hint: Sequence[Leg] = (),
     search: bool = True,
+    later: Collection[Leg] = (),
 ) -> tuple[Writer, Value]:
     """``Σ a b`` over the legs that nothing else needs, by the cheapest arrangement, or the first.
 
-    ``hint`` is the order in which the legs are wanted in the end.
+    ``hint`` is the order in which the legs are wanted in the end. Those that are summed ``later``,
+    in a product with a mirrored half, are wanted after all others, in any order.
     """
     writer, a = sum_out(writer, a, {*needed, *b.legs})
     writer, b = sum_out(writer, b, {*needed, *a.legs})
@@ -66,10 +51,11 @@ def pair(
     if not search:
         return _product(writer, next(_arrangements(a, b, needed, hint)), matrices, summed_last=True)
     plans = list(_arrangements(a, b, needed, hint))
-    best = _cheapest([plan for plan in plans if not plan.lead], writer, matrices, hint)
-    if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], hint):
+    wanted = hint, later
+    best = _cheapest([plan for plan in plans if not plan.lead], writer, matrices, wanted)
+    if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], *wanted):
         led = [plan for plan in plans if plan.lead]  # no copies?
-        best = _cheapest(led, writer, matrices, hint, best)
+        best = _cheapest(led, writer, matrices, wanted, best)
     return best
 
 
@@ -77,7 +63,7 @@ def _cheapest(
     plans: Sequence["Arrangement"],
     writer: Writer,
     matrices: "Matrices",
-    hint: Sequence[Leg],
+    wanted: Wanted,
     best: Trial | None = None,
 ) -> Trial:
     """The first of the cheapest; what costs more by its lower bound already is not written.
@@ -85,7 +71,7 @@ def _cheapest(
     A product or copy as large as an earlier result may be that of a mirrored half, and cost
     nothing.
     """
-    least, first = (float("inf") if best is None else _price(best, hint)), -1
+    least, first = (float("inf") if best is None else _price(best, wanted)), -1
     spent, earlier = writer.seconds, {step.value.size for step in writer.steps}
 
     def bound(plan: Arrangement) -> float:
@@ -97,20 +83,22 @@ def _cheapest(
         if seconds > least:
             break
         trial = _matmul(writer, plans[at], matrices)
-        if (price := _price(trial, hint)) < least or (price == least and at < first):
+        if (price := _price(trial, wanted)) < least or (price == least and at < first):
             best, least, first = trial, price, at
     assert best is not None
     return best
 
 
-def _price(trial: Trial, hint: Sequence[Leg]) -> float:
-    return trial[0].seconds + _reordering(trial[1], hint)
+def _price(trial: Trial, wanted: Wanted) -> float:
+    return trial[0].seconds + _reordering(trial[1], *wanted)
 
 
-def _reordering(value: Value, order: Sequence[Leg]) -> float:
+def _reordering(value: Value, order: Sequence[Leg], later: Collection[Leg]) -> float:
     """The seconds of the copy that a last product takes if its legs are in another order."""
     if set(value.legs) != set(order):
         return 0.0
+    if later:
+        order = sorted(value.legs, key=later.__contains__)
     array = value.arranged(order)
     return cost.copy(array.size, *array.innermost).seconds if array.run < array.size else 0.0
 
@@ -330,10 +318,10 @@ def _product(writer: Writer, plan: Arrangement, matrices: Matrices, summed_last:
     n = right.shape[-1]
     front = max(left.shape[:-2], right.shape[:-2], key=lambda shape: (len(shape), prod(shape)))
     legs = (*plan.lead, *plan.batch, *plan.rows, *plan.columns)
-    best = min(_products(left, right, front), key=lambda way: way.kernel.seconds)
-    held = [_copied(array, front) for array in (left, right)]
+    best = min(products(left, right, front), key=lambda way: way.kernel.seconds)
+    held = [copied(array, front) for array in (left, right)]
     copies = sum(cost.copy(entries, n).seconds for entries in held if entries)
-    held += [prod(array.shape[-2:]) for array in (left, right) if not _is_matrix(array)]
+    held += [prod(array.shape[-2:]) for array in (left, right) if not is_matrix(array)]
     kernel = replace(
         best.kernel,
         seconds=best.kernel.seconds + copies,
@@ -346,58 +334,3 @@ def _product(writer: Writer, plan: Arrangement, matrices: Matrices, summed_last:
     split = array.free_reshape([size[leg] for leg in legs])
     assert split is not None
     return writer, Value(split, legs)
-
-
-@dataclass(frozen=True)
-class Product:
-    """A way to compute a matrix product: its price, its call, and the shape of its result."""
-
-    kernel: cost.Kernel
-    operation: Operation
-    factors: tuple[Strided, ...]
-    shape: tuple[int, ...]
-    attributes: tuple[int, ...] = ()
-
-
-def _products(left: Strided, right: Strided, front: tuple[int, ...]) -> Iterator[Product]:
-    """Ways to compute ``left @ right``."""
-    m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
-    along = left.strides[-1] == right.strides[-2] == 1
-    kernel = cost.matmul(prod(front), m, n, k, along=along, conflict=_conflicts(left))
-    yield Product(kernel, MATMUL, (left, right), (*front, m, n))
-    if m == n and (left.mT is right or left is right.mT):
-        half = left if left.mT is right else right.mT
-        for blocks in (b for b in BLOCKS if m >= b * LEAST_ROWS):
-            kernel = cost.gram(prod(front), m, k, blocks)
-            yield Product(kernel, SYMMETRIC, (half,), (*front, m, n), (blocks,))
-    rows = next((rows for rows in ROWS if m % rows == 0), 0)
-    if rows and not front and min(m, n) >= LARGE and k <= FEW:
-        parts = left.free_reshape([m // rows, rows, k])
-        assert parts is not None
-        repeated = right.expand((m // rows, k, n))
-        kernel = cost.matmul(1, m, n, k, in_blocks=True)
-        yield Product(kernel, MATMUL, (parts, repeated), (m // rows, rows, n))
-
-
-def _copied(array: Strided, front: tuple[int, ...]) -> int:
-    """Entries of the copy that torch makes of an operand whose batch dimensions do not merge."""
-    matrix = array.shape[-2:]
-    if len(front) < 2 or len(array.shape) < 3:
-        return 0
-    for _ in range(len(front) + 2 - len(array.shape)):
-        array = array.unsqueeze(0)
-    expanded = array.expand((*front, *matrix))
-    merged = (prod(front), *matrix)
-    return expanded.size if expanded.free_reshape(merged) is None else 0
-
-
-def _conflicts(array: Strided) -> bool:
-    """Whether the columns of a transposed factor compete for the same places of a cache."""
-    row, column = array.strides[-2:]
-    return row == 1 < column and cost.conflicts(column)
-
-
-def _is_matrix(array: Strided) -> bool:
-    """Whether BLAS takes the last dimensions as they are; torch copies others, one at a time."""
-    (m, n), (row, column) = array.shape[-2:], array.strides[-2:]
-    return (column == 1 and row >= n) or (row == 1 and column >= m)

@@ -6,8 +6,9 @@ from functools import cached_property
 
 import torch
 
+from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.lowering.strided import PERMUTE, RESHAPE, UNFOLD, Operation, Strided
+from tnconv.codegen.lowering.strided import PERMUTE, RESHAPE, UNFOLD, Strided
 from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
 

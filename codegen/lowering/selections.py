@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from tnconv.codegen.lowering.covers import Cover
+from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.pairs import pair
-from tnconv.codegen.lowering.strided import LIKE, Operation, Strided
+from tnconv.codegen.lowering.strided import LIKE, Strided
 from tnconv.codegen.lowering.values import Value, read
 from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost

@@ -5,55 +5,14 @@ computed twice is seen to be the same. They have no names: those are given when 
 printed. Shapes and strides tell the planner which reshapes are free before any tensor exists.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Hashable, Iterator, Sequence
 from math import prod
 from threading import Lock
-from typing import Any
 from weakref import WeakValueDictionary
 
 from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.layouts import Ints
-
-_operations: dict[tuple[str, str], "Operation"] = {}
-
-
-@dataclass(frozen=True, eq=False)
-class Operation:
-    """Something that torch computes.
-
-    Args:
-        name: A name, one for each operation of a module.
-        call: Its call in torch, given the texts of its inputs and then its attributes.
-        view: Whether the result shares the memory of the one input.
-        native: Whether it is one of torch's convolution kernels, which real dtypes alone have.
-        imports: The modules that the call needs: ``"torch"``, ``"F"``, ``"itertools"``.
-        helper: The source of a function that the call needs, which has the operation's name.
-    """
-
-    name: str
-    call: Callable[..., str]
-    view: bool = False
-    native: bool = False
-    imports: tuple[str, ...] = ()
-    helper: str = ""
-
-    def __post_init__(self) -> None:
-        assert _operations.setdefault((self.call.__module__, self.name), self) is self, self.name
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _operation, (self.call.__module__, self.name)
-
-
-def _operation(module: str, name: str) -> Operation:
-    import_module(module)
-    return _operations[module, name]
-
-
-def helpers() -> frozenset[str]:
-    """The names of functions that calls need beside torch."""
-    return frozenset(known.name for known in _operations.values() if known.helper)
+from tnconv.codegen.lowering.operations import Operation, items
 
 
 class Strided:
@@ -254,13 +213,6 @@ def strided(
 def operand(at: int, shape: Sequence[int]) -> Strided:
     """The operand at a position."""
     return strided(OPERAND, (), (at,), tuple(shape), layouts.contiguous(shape))
-
-
-def items(values: Sequence[Any]) -> str:
-    """The text of several arguments, or of a tuple's entries."""
-    if not values:
-        return "()"
-    return ", ".join(map(str, values)) + ("," if len(values) == 1 else "")
 
 
 def _narrow(x: str, dim: int, start: int, count: int, step: int, size: int) -> str:

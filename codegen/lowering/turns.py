@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.operations import Operation
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
 

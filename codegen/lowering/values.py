@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
+from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.overlaps import Overlap, overlapped
-from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Axis, Leg, Sizes, View, reach
@@ -20,7 +22,7 @@ class Value:
     array: Strided
     legs: tuple[Leg, ...]
 
-    @property
+    @cached_property
     def sizes(self) -> dict[Leg, int]:
         return dict(zip(self.legs, self.array.shape, strict=True))
 

@@ -8,7 +8,8 @@ from math import prod
 
 from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.layouts import Ints
-from tnconv.codegen.lowering.strided import NARROW, Operation, Strided, items, strided
+from tnconv.codegen.lowering.operations import Operation, items
+from tnconv.codegen.lowering.strided import NARROW, Strided, strided
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.cost import Kernel
 

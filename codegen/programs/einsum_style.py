@@ -11,16 +11,9 @@ from itertools import count
 from math import prod
 from string import ascii_letters
 
-from tnconv.codegen.lowering.pairs import SYMMETRIC
-from tnconv.codegen.lowering.strided import (
-    EXPAND,
-    OPERAND,
-    PERMUTE,
-    RESHAPE,
-    UNSQUEEZE,
-    Operation,
-    Strided,
-)
+from tnconv.codegen.lowering.matrices import SYMMETRIC
+from tnconv.codegen.lowering.operations import Operation
+from tnconv.codegen.lowering.strided import EXPAND, OPERAND, PERMUTE, RESHAPE, UNSQUEEZE, Strided
 from tnconv.codegen.lowering.writer import (
     CONTIGUOUS,
     MATMUL,

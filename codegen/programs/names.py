@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from unicodedata import normalize
 
-from tnconv.codegen.lowering.strided import OPERAND, Operation, Strided, helpers
+from tnconv.codegen.lowering.operations import Operation, helpers
+from tnconv.codegen.lowering.strided import OPERAND, Strided
 from tnconv.codegen.lowering.turns import ADDED_TOGETHER, Turns
 from tnconv.codegen.lowering.writer import Step
 

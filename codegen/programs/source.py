@@ -6,8 +6,9 @@ from functools import partial
 from textwrap import wrap
 
 from tnconv.codegen.lowering.constants import constant_steps
+from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.schedule import Schedule
-from tnconv.codegen.lowering.strided import LIKE, ONE, Operation, Strided
+from tnconv.codegen.lowering.strided import LIKE, ONE, Strided
 from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.programs.names import Names, operations
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from math import prod
 
 from tnconv.codegen.lowering.covers import Cover
-from tnconv.codegen.lowering.strided import LIKE, Operation
+from tnconv.codegen.lowering.operations import Operation
+from tnconv.codegen.lowering.strided import LIKE
 from tnconv.codegen.prices import cost
 from tnconv.codegen.routes.native import native
 from tnconv.codegen.routes.window import window_on

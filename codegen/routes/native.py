@@ -6,7 +6,8 @@ from math import inf, prod
 from typing import Any
 
 from tnconv.codegen.lowering.covers import Cover
-from tnconv.codegen.lowering.strided import Operation, Strided
+from tnconv.codegen.lowering.operations import Operation
+from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
 from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost

@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.derivatives import DERIVATIVES
 from tnconv import compile
 from tnconv.codegen import Program
-from tnconv.codegen.lowering.pairs import LARGE, ROWS
+from tnconv.codegen.lowering.matrices import LARGE, ROWS
 from tnconv.diagrams import kfac_reduce, linear
 
 CHANNELS = LARGE + ROWS[-1]

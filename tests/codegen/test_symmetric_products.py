@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.derivatives import DERIVATIVES
 from tnconv import compile
 from tnconv.codegen import Program
-from tnconv.codegen.lowering.pairs import BLOCKS, GRAM, LEAST_ROWS
+from tnconv.codegen.lowering.matrices import BLOCKS, GRAM, LEAST_ROWS
 from tnconv.diagrams import kfac_expand
 
 CHANNELS = 4 * LEAST_ROWS + 3
@@ -42,7 +42,7 @@ def program() -> Program:
 
 def plain(x: Tensor) -> Tensor:
     half = x.transpose(0, 1).flatten(1)
-    return (half @ half.mT / len(x)).unsqueeze(0)
+    return (half @ half.mT / half.shape[1]).unsqueeze(0)
 
 
 def test_programs_and_their_derivatives() -> None:

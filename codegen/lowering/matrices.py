@@ -1,0 +1,86 @@
+"""Products of two matrices, or batches of them: the ways in which torch can compute one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from tnconv.codegen.lowering.operations import Operation
+from tnconv.codegen.lowering.strided import Strided
+from tnconv.codegen.lowering.writer import MATMUL
+from tnconv.codegen.prices import cost
+
+BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product
+LEAST_ROWS = 64  # of a block
+ROWS = (32, 16)  # of the blocks of a large product of few summed entries
+LARGE = 512  # rows and columns of it
+FEW = 16  # summed entries of it
+
+GRAM = '''def gram(x, blocks):
+    """x @ x.mT, which is symmetric: of every two mirrored blocks one is computed."""
+    size = x.shape[-2]
+    ends = [size * at // blocks for at in range(blocks + 1)]
+    for start, stop in zip(ends, ends[1:]):
+        rows = x[..., start:stop, :] @ x[..., start:, :].mT
+        if start == 0:
+            full = rows.new_empty(*rows.shape[:-2], size, size)
+        full[..., start:stop, start:] = rows
+        full[..., stop:, start:stop] = rows[..., stop - start :].mT
+    return full
+'''
+
+SYMMETRIC = Operation("gram", lambda x, blocks: f"gram({x}, {blocks})", helper=GRAM)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A way to compute a matrix product: its price, its call, and the shape of its result."""
+
+    kernel: cost.Kernel
+    operation: Operation
+    factors: tuple[Strided, ...]
+    shape: tuple[int, ...]
+    attributes: tuple[int, ...] = ()
+
+
+def products(left: Strided, right: Strided, front: tuple[int, ...]) -> Iterator[Product]:
+    """Ways to compute ``left @ right``."""
+    m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
+    along = left.strides[-1] == right.strides[-2] == 1
+    kernel = cost.matmul(prod(front), m, n, k, along=along, conflict=_conflicts(left))
+    yield Product(kernel, MATMUL, (left, right), (*front, m, n))
+    if m == n and (left.mT is right or left is right.mT):
+        half = left if left.mT is right else right.mT
+        for blocks in (b for b in BLOCKS if m >= b * LEAST_ROWS):
+            kernel = cost.gram(prod(front), m, k, blocks)
+            yield Product(kernel, SYMMETRIC, (half,), (*front, m, n), (blocks,))
+    rows = next((rows for rows in ROWS if m % rows == 0), 0)
+    if rows and not front and min(m, n) >= LARGE and k <= FEW:
+        parts = left.free_reshape([m // rows, rows, k])
+        assert parts is not None
+        repeated = right.expand((m // rows, k, n))
+        kernel = cost.matmul(1, m, n, k, in_blocks=True)
+        yield Product(kernel, MATMUL, (parts, repeated), (m // rows, rows, n))
+
+
+def copied(array: Strided, front: tuple[int, ...]) -> int:
+    """Entries of the copy that torch makes of an operand whose batch dimensions do not merge."""
+    matrix = array.shape[-2:]
+    if len(front) < 2 or len(array.shape) < 3:
+        return 0
+    for _ in range(len(front) + 2 - len(array.shape)):
+        array = array.unsqueeze(0)
+    expanded = array.expand((*front, *matrix))
+    merged = (prod(front), *matrix)
+    return expanded.size if expanded.free_reshape(merged) is None else 0
+
+
+def _conflicts(array: Strided) -> bool:
+    """Whether the columns of a transposed factor compete for the same places of a cache."""
+    row, column = array.strides[-2:]
+    return row == 1 < column and cost.conflicts(column)
+
+
+def is_matrix(array: Strided) -> bool:
+    """Whether BLAS takes the last dimensions as they are; torch copies others, one at a time."""
+    (m, n), (row, column) = array.shape[-2:], array.strides[-2:]
+    return (column == 1 and row >= n) or (row == 1 and column >= m)
