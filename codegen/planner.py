@@ -59,7 +59,7 @@ ROUTES: Mapping[str, Route] = {
     "dense": dense,
 }
 HOPELESS = 2.0  # a cover that costs this multiple of a complete plan is not continued (0001)
-AS_FAST = 1.1  # inputs are not unfolded if another plan is within this factor of the fastest (0007)
+AS_FAST = 1.1  # inputs are not unfolded if a plan within this factor holds less (0007)
 NEARLY = 1.05  # if the fastest holds more than the operands, of those within this factor (0007) ...
 LEANER = 0.9  # ... the leanest is taken, if it holds at most this share (0008)
 NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of the operands
@@ -112,7 +112,7 @@ def plans(
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
     fastest = found[0]
     near = _within(AS_FAST, found)
-    near = _within(NEARLY, [plan for plan in near if not plan.unfolds] or near)
+    near = _within(NEARLY, _sparing(near))
     lean = min(near, key=lambda plan: plan.peak)
     operands = next(iter(forms.values())).operands.values()
     large = near[0].peak > cost.ITEM * sum(map(prod, operands))
@@ -121,6 +121,15 @@ def plans(
     if whole and whole[0].seconds <= whole[0].margin * fastest.seconds:
         _prefer(whole[0], found)
     return sorted(found, key=lambda plan: not room.fits(plan))
+
+
+def _sparing(near: Sequence[Plan]) -> Sequence[Plan]:
+    """Without plans that unfold inputs, unless they hold less than all others that are near."""
+    others = [plan for plan in near if not plan.unfolds]
+    if not others or len(others) == len(near):
+        return near
+    least = min(plan.peak for plan in others)
+    return [plan for plan in near if not plan.unfolds or plan.peak < least]
 
 
 def _within(factor: float, found: Sequence[Plan]) -> list[Plan]:

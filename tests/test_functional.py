@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.functional.rows import ROWS, Layer
@@ -162,6 +163,19 @@ def test_float16_scale_neither_underflows_nor_overflows() -> None:
     torch.testing.assert_close(value, torch.ones_like(value), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("name", ["kfac_expand", "kfac_reduce"])
+@given(
+    batch=st.sampled_from((1, 3, 64)),
+    size=st.integers(4, 64),
+)
+@settings(max_examples=settings.default.max_examples // 4)
+def test_float16_factors_are_means(name: str, batch: int, size: int) -> None:
+    """They fit, however many terms they have; the sums of these do not."""
+    x = torch.ones((batch, 2, size, size), dtype=torch.float16)
+    value = getattr(T, name)(x, 1)
+    torch.testing.assert_close(value, torch.ones_like(value), rtol=1e-2, atol=0)
+
+
 def test_meta_device(case: Any) -> None:
     function, arguments = case
     value = function(*(a.to("meta") for a in arguments))
@@ -248,3 +262,18 @@ def test_errors_come_before_any_work(call: Callable[[], Tensor], message: str) -
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert len(str(caught.value).splitlines()) <= 2 and "tensor(" not in str(caught.value)
+
+
+def test_scales_are_numbers_or_names() -> None:
+    with pytest.raises(TypeError, match="scale is None; expected 'ggn', 'kfc' or a number"):
+        T.kfac_expand(X, (3, 2), scale=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scale is 'mean'; expected 'ggn', 'kfc' or a number"):
+        T.grad_reduce(V, scale="mean")  # type: ignore[arg-type]
+
+
+def test_linear_layers_have_no_hyper_parameters_of_convolutions() -> None:
+    x, v = random(3, 5, 4), random(3, 5, 6)
+    with pytest.raises(ValueError, match="stride is 2 for a linear layer; expected 1"):
+        T.weight_vjp(x, (6, 4), v, stride=2)
+    with pytest.raises(ValueError, match="groups is 2 for a linear layer; expected 1"):
+        T.kfac_reduce(x, (), groups=2)

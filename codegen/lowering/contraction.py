@@ -1,7 +1,7 @@
 """Contraction of dense values along the best path."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import pairwise, product
 from math import inf, prod
@@ -141,7 +141,8 @@ def _by_halves(
     for half, other in (halves, halves[::-1]):
         needed = {*output, *_legs(other)}
         kept = [leg for leg in dict.fromkeys(_legs(half)) if leg in needed]
-        if (found := _along_path(writer, half, kept, sizes, optimize, limit)) is None:
+        later = {*kept} - {*output}
+        if (found := _along_path(writer, half, kept, sizes, optimize, limit, later)) is None:
             return None
         writer, value = found
         made.append(value)
@@ -177,6 +178,7 @@ def _along_path(
     sizes: Sizes,
     optimize: str,
     limit: float,
+    later: Collection[Leg] = (),
 ) -> tuple[Writer, Value] | None:
     left = list(values)
     path = greedy_path if optimize == GREEDY else partial(contraction_path, optimize=optimize)
@@ -186,7 +188,7 @@ def _along_path(
         needed = {*output, *(leg for value in left for leg in value.legs)}
         made = chosen[0]
         for other in chosen[1:]:
-            writer, made = pair(writer, made, other, needed, output, optimize != GREEDY)
+            writer, made = pair(writer, made, other, needed, output, optimize != GREEDY, later)
         writer, made = sum_out(writer, made, needed)
         left.append(made)
         if writer.seconds > limit:

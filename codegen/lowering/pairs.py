@@ -14,6 +14,8 @@ from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg
 
 Trial = tuple[Writer, Value]
+Wanted = tuple[Sequence[Leg], Collection[Leg]]
+"""The order of legs in the end, and those that a later product sums: see `pair`."""
 EXACT = 1 - 1e-9  # sums of prices differ by rounding alone
 
 
@@ -31,10 +33,12 @@ def pair(
     needed: Collection[Leg],
     hint: Sequence[Leg] = (),
     search: bool = True,
+    later: Collection[Leg] = (),
 ) -> tuple[Writer, Value]:
     """``Σ a b`` over the legs that nothing else needs, by the cheapest arrangement, or the first.
 
-    ``hint`` is the order in which the legs are wanted in the end.
+    ``hint`` is the order in which the legs are wanted in the end. Those that are summed ``later``,
+    in a product with a mirrored half, are wanted after all others, in any order.
     """
     writer, a = sum_out(writer, a, {*needed, *b.legs})
     writer, b = sum_out(writer, b, {*needed, *a.legs})
@@ -47,10 +51,11 @@ def pair(
     if not search:
         return _product(writer, next(_arrangements(a, b, needed, hint)), matrices, summed_last=True)
     plans = list(_arrangements(a, b, needed, hint))
-    best = _cheapest([plan for plan in plans if not plan.lead], writer, matrices, hint)
-    if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], hint):
+    wanted = hint, later
+    best = _cheapest([plan for plan in plans if not plan.lead], writer, matrices, wanted)
+    if len(best[0].steps) > len(writer.steps) + 1 or _reordering(best[1], *wanted):
         led = [plan for plan in plans if plan.lead]  # no copies?
-        best = _cheapest(led, writer, matrices, hint, best)
+        best = _cheapest(led, writer, matrices, wanted, best)
     return best
 
 
@@ -58,7 +63,7 @@ def _cheapest(
     plans: Sequence["Arrangement"],
     writer: Writer,
     matrices: "Matrices",
-    hint: Sequence[Leg],
+    wanted: Wanted,
     best: Trial | None = None,
 ) -> Trial:
     """The first of the cheapest; what costs more by its lower bound already is not written.
@@ -66,7 +71,7 @@ def _cheapest(
     A product or copy as large as an earlier result may be that of a mirrored half, and cost
     nothing.
     """
-    least, first = (float("inf") if best is None else _price(best, hint)), -1
+    least, first = (float("inf") if best is None else _price(best, wanted)), -1
     spent, earlier = writer.seconds, {step.value.size for step in writer.steps}
 
     def bound(plan: Arrangement) -> float:
@@ -78,20 +83,22 @@ def _cheapest(
         if seconds > least:
             break
         trial = _matmul(writer, plans[at], matrices)
-        if (price := _price(trial, hint)) < least or (price == least and at < first):
+        if (price := _price(trial, wanted)) < least or (price == least and at < first):
             best, least, first = trial, price, at
     assert best is not None
     return best
 
 
-def _price(trial: Trial, hint: Sequence[Leg]) -> float:
-    return trial[0].seconds + _reordering(trial[1], hint)
+def _price(trial: Trial, wanted: Wanted) -> float:
+    return trial[0].seconds + _reordering(trial[1], *wanted)
 
 
-def _reordering(value: Value, order: Sequence[Leg]) -> float:
+def _reordering(value: Value, order: Sequence[Leg], later: Collection[Leg]) -> float:
     """The seconds of the copy that a last product takes if its legs are in another order."""
     if set(value.legs) != set(order):
         return 0.0
+    if later:
+        order = sorted(value.legs, key=later.__contains__)
     array = value.arranged(order)
     return cost.copy(array.size, *array.innermost).seconds if array.run < array.size else 0.0
 

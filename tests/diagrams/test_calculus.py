@@ -238,6 +238,16 @@ NATIVE = {
             shape
         ),
     ),
+    "combined_gradients": lambda case: of_gradients(
+        case,
+        lambda j, shape, coefficients: torch.einsum("fmn,mnp->fp", coefficients, j).reshape(
+            -1, *shape
+        ),
+    ),
+    "gradient_projections": lambda case: of_gradients(
+        case,
+        lambda j, shape, directions: torch.einsum("mnp,fp->fmn", j, directions.flatten(1)),
+    ),
     "input_half": lambda case: case.patches,
     "output_half": split_outputs,
     "diagonal_vjp": diagonal,

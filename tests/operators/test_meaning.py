@@ -181,3 +181,32 @@ def test_a_missing_second_derivative_is_named_with_its_remedy() -> None:
     operator = tnconv.GGNOperator(Net(3, 3), nn.MSELoss(), [(torch.rand(2, 3), torch.rand(2, 3))])
     with pytest.raises(NotImplementedError, match=r"no second derivative.*sdpa_kernel"):
         operator @ torch.rand(12)
+
+
+def moved(model: nn.Module) -> None:
+    model[1].running_mean.add_(0.5)
+
+
+def trained(model: nn.Module) -> None:
+    model.train()
+
+
+def stepped(model: nn.Module) -> None:
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+
+
+@pytest.mark.parametrize("change", [moved, trained, stepped])
+@pytest.mark.parametrize("operator", [tnconv.GGNOperator, tnconv.HessianOperator])
+def test_what_changes_a_model_invalidates_products(operator, change) -> None:
+    """Mode, buffers and parameters: a held graph is made again."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).eval()
+    batch = torch.randn(6, 3), torch.arange(6) % 3
+    held = operator(model, nn.CrossEntropyLoss(), [batch])
+    v = torch.randn(held.shape[0])
+    before = held @ v
+    change(model)
+    after = held @ v
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, operator(model, nn.CrossEntropyLoss(), [batch]) @ v)

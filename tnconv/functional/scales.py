@@ -14,9 +14,15 @@ def ratio(scale: Number) -> Ratio: ...
 @overload
 def ratio(scale: Number | Convention) -> Ratio | Convention: ...
 def ratio(scale: Number | Convention) -> Ratio | Convention:
-    """A fraction as two ints; other numbers and the names of conventions stay."""
+    """A fraction as two ints; other numbers and the names of conventions stay.
+
+    Raises:
+        TypeError: no number, nor a name.
+    """
     if isinstance(scale, (str, int, float)):  # asking for a Fraction takes longer
         return scale
+    if not isinstance(scale, Fraction):
+        raise TypeError(f"scale is {scale!r}; expected 'ggn', 'kfc' or a number")
     return scale.numerator, scale.denominator
 
 
