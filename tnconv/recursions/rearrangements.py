@@ -16,11 +16,11 @@ VIEWS = (
 
 SELECTIONS = (
     "Expand Repeat Slice Select Narrow Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Unbind"
-    " Cat Stack Diagonal Tril Triu Index IndexSelect Gather Embedding MaskedFill MaskedSelect Where"
+    " Cat Stack Diagonal Tril Triu Index IndexSelect Gather MaskedFill MaskedSelect Where"
     " ConstantPadNd ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D"
     " ReplicationPad2D ReplicationPad3D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D"
     " UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D MaxPool2DWithIndices"
-    " MaxPool3DWithIndices AdaptiveMaxPool2D AdaptiveMaxPool3D MaxUnpool2D MaxUnpool3D Max Min TopK"
+    " MaxPool3DWithIndices AdaptiveMaxPool2D AdaptiveMaxPool3D MaxUnpool2D MaxUnpool3D Topk"
     " Sort Im2Col Col2Im Unfold Sum Cumsum Relu Threshold Hardtanh Hardshrink Softshrink Clamp"
     " ClampMin ClampMax AsStrided Lift"
 ).split()
@@ -39,6 +39,24 @@ def select(step: Step) -> Flows:
         None if s is None or not wanted else Flow(gradients[at] if gradients else None, s)
         for at, (s, wanted) in enumerate(zip(diagonals, step.wants, strict=False))
     ]
+
+
+@register_rule("Max", "Min")
+def extreme(step: Step) -> Flows:
+    """One entry is selected, unless it is over all dimensions, where equal ones share."""
+    if not hasattr(step.node, "_saved_indices"):
+        raise NotImplementedError(
+            "equal entries share an extreme over all; expected a dim"
+        )
+    return select(step)
+
+
+@register_rule("Embedding")
+def embedding(step: Step) -> Flows:
+    """Rows are selected, unless autograd scales what it calls their gradient."""
+    if step.node._saved_scale_grad_by_freq:
+        raise NotImplementedError("scale_grad_by_freq is set: its gradient is none of the loss")
+    return select(step)
 
 
 @register_rule("T")

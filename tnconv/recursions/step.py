@@ -94,14 +94,15 @@ class Step:
         v is scaled to the range of the node's dtype where that is a narrower one.
         """
         own = self.node._input_metadata
+        values = [*values, *[None] * (len(own) - len(values))]
         v = next(value for value in values if value is not None)
-        if all(each.dtype == v.dtype for each in own[: len(values)]) or not v.numel():
+        if all(each.dtype == v.dtype for each in own) or not v.numel():
             return self._call(values)
         top = torch.stack([u.abs().max() for u in values if u is not None]).max()
         top = torch.where(top > 0, top, 1)
         narrow = [
             None if u is None else (u / top).to(each.dtype)
-            for u, each in zip(values, own, strict=False)
+            for u, each in zip(values, own, strict=True)
         ]
         return tuple(None if u is None else u.to(v.dtype) * top for u in self._call(narrow))
 
