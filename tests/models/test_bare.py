@@ -89,6 +89,16 @@ def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
     assert hooks(model) == 0
 
 
+def check_diagonals(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    loss = nn.CrossEntropyLoss()
+    result = tnconv.compute(model, loss, x, y, [EXACT, EACH, SquaredNorms()])
+    expected = diagonals(model, loss, x, y)
+    for name, value in result[EACH].items():
+        assert_close(value, expected[name], 1e-10)
+        assert_close(result[EXACT][name], expected[name].sum(0), 1e-10)
+    assert hooks(model) == 0
+
+
 @pytest.mark.parametrize("samples", [1, 5])
 def test_every_quantity_without_a_warning(samples: int) -> None:
     model, x, y = Block(), torch.randn(samples, 2, 5, 5), torch.randint(3, (samples,))
@@ -114,17 +124,16 @@ def test_factors() -> None:
     assert_close(result["shift"].blocks[0], 12 * torch.eye(3), 1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:.*sample by sample")
 @pytest.mark.parametrize("case", OTHERS)
-def test_other_uses_go_to_the_fallback(case: str) -> None:
+def test_other_uses(case: str) -> None:
+    """Where samples meet what the parameter became, without a warning."""
     model, x, y = Mixed(OTHERS[case]), torch.randn(6, 4), torch.randint(4, (6,))
-    check(model, x, y)
-    with pytest.raises(NotImplementedError, match="has no diagram, which quantities beyond"):
-        tnconv.compute(model, nn.CrossEntropyLoss(), x, y, [EXACT])
-    assert hooks(model) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        check(model, x, y)
+        check_diagonals(model, x, y)
 
 
-@pytest.mark.filterwarnings("ignore:.*sample by sample")
 def test_parameters_that_modules_use_as_well() -> None:
     model, x, y = Shared(), torch.randn(6, 4), torch.randint(4, (6,))
     check(model, x, y)

@@ -62,10 +62,10 @@ def test_columns_alone_without_the_losss_gradient():
     assert_close(result[GaussNewtonDiagonal]["weight"], expected, 1e-10)
 
 
-def test_layers_without_diagrams_are_refused_by_name():
-    model = nn.Sequential(nn.Linear(4, 3), nn.PReLU())
-    with pytest.raises(NotImplementedError, match="'1' has no diagram"):
-        tnconv.compute(
-            model, sum_of_squares, torch.randn(6, 4), torch.zeros(6, 3), [GaussNewtonDiagonal()]
-        )
+def test_layers_without_diagrams():
+    """One slope for all: its gradients are taken where samples meet it."""
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.PReLU()), torch.randn(6, 4)
+    result = tnconv.compute(model, sum_of_squares, x, torch.zeros(6, 3), [GaussNewtonDiagonal()])
+    below = model[0](x).detach().clamp(max=0)
+    assert_close(result[GaussNewtonDiagonal]["1.weight"], 2 * below.square().sum()[None], 1e-10)
     assert hooks(model) == 0

@@ -42,7 +42,10 @@ EXACT = [
     ],
 )
 def test_vectors_go_backwards_once(wanted: Sequence[q.Quantity[Any]], passes: int) -> None:
-    """For all quantities together; and autograd makes no gradient of a parameter."""
+    """For all quantities together; and autograd makes no gradient of a parameter.
+
+    The first batch has two passes more, with codes: they show where the samples are.
+    """
     model, *rest = problem()
     seen: list[int] = []
     for parameter in model.parameters():
@@ -50,6 +53,9 @@ def test_vectors_go_backwards_once(wanted: Sequence[q.Quantity[Any]], passes: in
     model[1].register_forward_hook(
         lambda module, args, output: output.register_hook(lambda grad: seen.append(1)) and None
     )
+    tnconv.compute(model, *rest, wanted)
+    assert seen == [1] * (passes + 2)
+    seen.clear()
     tnconv.compute(model, *rest, wanted)
     assert seen == [1] * passes
 

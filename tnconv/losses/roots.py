@@ -11,7 +11,7 @@ all, the sampled ones (Monte Carlo Fisher) a few random mixtures.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod, sqrt
 from typing import Any
@@ -27,6 +27,7 @@ class Curvature(ABC):
 
     y: Tensor  # (n, c, p)
     shape: tuple[int, ...]
+    places: Tensor | None = field(default=None, kw_only=True)  # (samples, q), of rows and positions
 
     @abstractmethod
     def root(self) -> Tensor:
@@ -46,8 +47,9 @@ class Curvature(ABC):
 
     @property
     def columns(self) -> int:
-        """How many vectors `vectors` gives: columns at a position times positions."""
-        return self.rank * self.y.shape[2]
+        """How many vectors `vectors` gives: columns at a position times positions of a sample."""
+        positions = self.y.shape[2] if self.places is None else self.places.shape[1]
+        return self.rank * positions
 
     @property
     def rank(self) -> int:
@@ -57,15 +59,26 @@ class Curvature(ABC):
     def vectors(self, start: int = 0, stop: int | None = None) -> Tensor:
         """``S[m, n, *shape]`` with ``Σ_m S[m] S[m]ᵀ`` the Hessian; ``start`` and ``stop`` choose m.
 
-        Every position has vectors of its own, zero elsewhere.
+        Every position has vectors of its own, zero elsewhere. Where samples have several rows of
+        y, these are more positions.
         """
         n, c, positions = self.y.shape
         at = torch.arange(start, self.columns if stop is None else stop, device=self.y.device)
         column, position = at % max(1, self.rank), at // max(1, self.rank)
         found = self.y.new_zeros(len(at), n, c, positions)
+        if self.places is not None:
+            return self._placed(found, column, self.places[:, position])
         root = self._root[:, :, column, position]  # (n, c, m)
         found[torch.arange(len(at), device=at.device), :, :, position] = root.permute(2, 0, 1)
         return found.reshape(len(at), *self.shape)
+
+    def _placed(self, found: Tensor, column: Tensor, places: Tensor) -> Tensor:
+        """Vectors m with the root's columns at one place of each sample; -1 is none."""
+        positions = self.y.shape[2]
+        samples, m = (places >= 0).nonzero().unbind(1)
+        row, position = places[samples, m] // positions, places[samples, m] % positions
+        found[m, row, :, position] = self._root[row, :, column[m], position]
+        return found.reshape(len(found), *self.shape)
 
     def samples(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """``S[m, n, *shape]`` for ``count`` draws m, with ``E[Σ_m S[m] S[m]ᵀ]`` the Hessian."""
@@ -158,20 +171,26 @@ class Flat(Curvature):
         return torch.zeros_like(self.y)
 
 
-def curvature(loss_fn: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> Curvature:
+def curvature(
+    loss_fn: Callable[..., Tensor],
+    outputs: Tensor,
+    targets: Tensor,
+    owners: Tensor | None = None,
+) -> Curvature:
     """The Hessian of ``loss_fn(outputs, targets)`` in outputs of shape ``(n, *shape)``.
 
     ``loss_fn`` is one of torch's modules `CrossEntropyLoss`, `MSELoss`, `BCEWithLogitsLoss` and
     `L1Loss`, or the function of ``torch.nn.functional`` behind it, also as a ``functools.partial``
     with keywords. The factors of reduction, class weights, label smoothing and ignored targets are
-    part of the Hessian.
+    part of the Hessian. ``owners``, of the outputs' shape, are the samples that entries belong to,
+    where these are not the rows of dimension 0.
 
     >>> loss = curvature(nn.CrossEntropyLoss(), torch.rand(8, 10), torch.zeros(8, dtype=torch.long))
     >>> loss.vectors().shape, loss.samples(2).shape
     (torch.Size([9, 8, 10]), torch.Size([2, 8, 10]))
 
     Raises:
-        NotImplementedError: another loss.
+        NotImplementedError: another loss, or channels of one position that are different samples'.
         ValueError: a reduction that gives no number, or outputs without a batch.
     """
     function, settings = recognised(loss_fn)
@@ -180,7 +199,30 @@ def curvature(loss_fn: Callable[..., Tensor], outputs: Tensor, targets: Tensor) 
         raise ValueError(f"the loss has reduction {reduction!r}; expected 'mean' or 'sum'")
     if outputs.dim() == 0 or (function is F.cross_entropy and outputs.dim() < 2):
         raise ValueError(f"outputs have shape {tuple(outputs.shape)}; expected a batch dimension")
-    return _CURVATURES[function](outputs.detach(), targets.detach(), reduction, **settings)
+    found = _CURVATURES[function](outputs.detach(), targets.detach(), reduction, **settings)
+    if owners is None:
+        return found
+    return replace(found, places=_places(owners.reshape(found.y.shape)))
+
+
+def _places(owners: Tensor) -> Tensor:
+    """``(samples, q)``: the places of each sample, numbered row by row; -1 where it has fewer.
+
+    Raises:
+        NotImplementedError: samples in the dimension of channels, which losses couple.
+    """
+    if not bool((owners == owners[:, :1]).all()):
+        raise NotImplementedError(
+            "the samples are in the outputs' channels (dimension 1), which the loss couples; "
+            "expected them in another dimension"
+        )
+    own = owners[:, 0].reshape(-1)
+    order = own.argsort(stable=True)
+    counts = own.bincount()
+    starts = counts.cumsum(0) - counts
+    places = own.new_full((len(counts), int(counts.max())), -1)
+    places[own[order], torch.arange(len(own), device=own.device) - starts[own[order]]] = order
+    return places
 
 
 def _cross_entropy(

@@ -6,9 +6,10 @@ changed in place afterwards. All hooks are gone when the watch ends, whatever en
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import signature
 from typing import Any
 from weakref import WeakSet
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from tnconv.models.checkpoints import (
@@ -28,6 +30,7 @@ from tnconv.models.checkpoints import (
 )
 from tnconv.models.layers import describes
 from tnconv.models.modules import makes_another, mixes_samples, tensors, uncompiled, unwrapped
+from tnconv.models.sample_maps import SampleMap
 
 
 @dataclass(eq=False)
@@ -35,7 +38,8 @@ class Call:
     """One call of a module: what it read, and where the gradient after its output arrives.
 
     ``parameters`` are the module's own that learn, by their names in it; ``reached`` is whether a
-    backward pass came to the output.
+    backward pass came to the output. ``map`` tells whose each row of the output
+    is, where samples are told apart.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Call:
     parameters: tuple[tuple[str, nn.Parameter], ...] = ()
     versions: tuple[int, ...] = ()
     reached: bool = False
+    map: SampleMap | None = None
     held: tuple[Held, ...] = ()
 
     def __post_init__(self) -> None:
@@ -97,13 +102,25 @@ class Call:
             each.free()
 
 
+class Alone(Call):
+    """A parameter by itself, that no layer explains: its gradients come sample by sample."""
+
+
 @dataclass(eq=False)
 class Pass:
-    """One call of the model: a micro-batch, with the calls of layers in it; ``at`` counts them."""
+    """One call of the model: a micro-batch, with the calls of layers in it; ``at`` counts them.
+
+    The batch is dimension ``batch_dim`` of the inputs that are ``batched``, of so many ``size``
+    samples, or as many as the first of them has; ``maps`` tell whose rows outputs have.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     at: int = 0
+    batch_dim: int = 0
+    size: int | None = None
+    maps: tuple[SampleMap, ...] = ()
+    batched: tuple[bool, ...] = ()
     calls: list[Call] = field(default_factory=list)
     uses: Counter[nn.Parameter] = field(default_factory=Counter)
     outputs: tuple[Tensor, ...] = ()
@@ -120,17 +137,33 @@ class Pass:
         if not call.parameters:
             self.calls.remove(call)
 
+    @cached_property
+    def leaves(self) -> list[Any]:
+        """The model's arguments, one by one."""
+        return list(tree_leaves((self.args, self.kwargs)))
+
+    @property
+    def sizes(self) -> list[int]:
+        """What the batch size can be: the size of that dimension of each input tensor."""
+        given = [each for each in self.leaves if isinstance(each, Tensor)]
+        return list(
+            dict.fromkeys(t.shape[self.batch_dim] for t in given if t.dim() > self.batch_dim)
+        )
+
     @property
     def samples(self) -> int:
-        """The batch size: dimension 0 of the model's first input tensor.
+        """The batch size.
 
         Raises:
             ValueError: no input is a tensor with a batch dimension.
         """
-        for given in (*self.args, *self.kwargs.values()):
-            if isinstance(given, Tensor) and given.dim():
-                return given.shape[0]
-        raise ValueError("the model's inputs hold no tensor; expected one with a batch dimension")
+        if self.size is None:
+            if not self.sizes:
+                raise ValueError(
+                    "the model's inputs hold no tensor; expected one with a batch dimension"
+                )
+            self.size = self.sizes[0]
+        return self.size
 
 
 Receiver = Callable[[Pass, Call, Tensor], None]
@@ -155,6 +188,7 @@ class Watch:
     per_sample: bool = False
     wanted: Wanted = lambda module, parameter: True
     loose: bool = False
+    batch_dim: int = 0
     passes: list[Pass] = field(default_factory=list)
     paused: bool = False
     muted: int = 0
@@ -231,7 +265,11 @@ class Watch:
 
     def _on_backward(self, tensor: Tensor, hook: Callable[[Tensor | None], None]) -> None:
         """A function that passes no gradient on makes it None."""
-        self._gradient_hooks.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
+        self.add_gradient_hook(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
+
+    def add_gradient_hook(self, handle: RemovableHandle) -> None:
+        """Remove a hook on the graph when the watch forgets its passes."""
+        self._gradient_hooks.append(handle)
 
     def pass_of(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
         """The pass that a module's call belongs to.
@@ -251,7 +289,7 @@ class Watch:
             self._open(args, kwargs)
 
     def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.passes.append(Pass(args, kwargs, len(self.passes)))
+        self.passes.append(Pass(args, kwargs, len(self.passes), self.batch_dim))
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.passes and not self.silent and not in_backward():
@@ -346,18 +384,12 @@ class _Hook:
         edge, shape = get_gradient_edge(watched), tuple(output.shape)
         known = describes(module)
         call = Call(self.name, module, args, _ordered(module, kwargs), shape, edge, known, learns)
-        whole = not self.watch.per_sample or _batched(call.inputs, here.samples)
-        call.described = known and whole and describes(module, call.given, shape)
+        call.described = known and describes(module, call.given, shape)
         if self.watch.loose and call.described:
             call.hold_as_the_graph_does()
         elif saves:
             _ = [Held(tensor) for tensor in call.inputs]
         self.watch.follow(here, call, watched)
-
-
-def _batched(inputs: Sequence[Tensor], samples: int) -> bool:
-    """Whether dimension 0 of every input is the batch."""
-    return all(tensor.shape[:1] == (samples,) for tensor in inputs)
 
 
 def _ordered(module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -387,13 +419,17 @@ def _before_views(output: Tensor) -> Tensor:
 
 @contextmanager
 def watching(
-    model: nn.Module, ready: Ready, receive: Receiver, per_sample: bool = False
+    model: nn.Module,
+    ready: Ready,
+    receive: Receiver,
+    per_sample: bool = False,
+    batch_dim: int = 0,
 ) -> Iterator[Watch]:
     """Watch a model, on the module that ``torch.compile`` or DistributedDataParallel wraps.
 
     Compiled code runs no hooks, so compiled parts run as they were written meanwhile.
     """
-    watch = Watch(unwrapped(model), ready, receive, per_sample)
+    watch = Watch(unwrapped(model), ready, receive, per_sample, batch_dim=batch_dim)
     with uncompiled(model), ExitStack() as stack:
         stack.callback(watch.stop)
         watch.start()

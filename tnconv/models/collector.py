@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tnconv.models.capture import Call, Pass
+from tnconv.models.capture import Alone, Call, Pass
 from tnconv.models.terms import Arrival, Term
 from tnconv.quantities.base import LOSS_GRADIENT, Statistic, Vectors
 
@@ -28,7 +28,7 @@ class Collector:
     bytes the statistics of one parameter may hold at a time, beside what its layer saw.
 
     ``passes`` are those that a gradient reached; ``skipped`` parameters come from elsewhere, and
-    ``sums`` has the sum of the per-sample gradients that no diagram gave.
+    ``sums`` has the sum of the per-sample gradients that came from elsewhere.
     """
 
     statistics: Sequence[Statistic]
@@ -72,7 +72,8 @@ class Collector:
         Raises:
             RuntimeError: a second gradient, after the first was used.
         """
-        arrival = Arrival(call, grad_output.detach(), vectors)
+        told = None if call.map is None and not isinstance(call, Alone) else here.samples
+        arrival = Arrival(call, grad_output.detach(), vectors, told)
         self.passes.add(here)
         for name, parameter in call.parameters:
             key = here, source, parameter, part
@@ -122,10 +123,7 @@ class Collector:
             terms = [each.term(name, parameter, here.samples, dtype) for name, each in arrivals]
             needed = [each.factored for each in self.statistics if each.vectors == source]
             term = Term.of(terms, any(needed))
-            if all(each.call.described for _, each in arrivals):
-                self.add(parameter, term, here, source, part)
-            else:
-                self.add_known(parameter, term.gradients, here)
+            self.add(parameter, term, here, source, part)
         for _, each in arrivals if source == LOSS_GRADIENT else ():
             self._release(each.call)
 

@@ -28,15 +28,18 @@ def compute(
     targets: Any,
     quantities: Sequence[Quantity[Any]],
     memory_limit: int | None = None,
+    batch_dim: int = 0,
 ) -> Result:
     """Quantities of ``loss_fn(model(inputs), targets)``, by parameter name.
 
-    ``inputs`` is a tensor, or a sequence or mapping of the model's arguments; dimension 0 of every
-    layer's input is the batch. Nothing is written onto the model. Weight gradients that no quantity
-    asks for are not computed. ``memory_limit`` is how many bytes the quantities of one parameter
-    may take at a time, results included, beside what autograd holds: where they need more, they are
-    computed in chunks of samples or channels. The vectors that Gauss-Newton quantities send
-    backwards are held as few at a time as that, too, but at least one.
+    ``inputs`` is a tensor, or a sequence or mapping of the model's arguments; the batch is their
+    dimension ``batch_dim``. Inside the model it may be anywhere, also folded with time or windows:
+    coded backward passes find it, at the first batch of a kind and at every hundredth. Nothing is
+    written onto the model. Weight gradients that no quantity asks for are not computed.
+    ``memory_limit`` is how many bytes the quantities of one parameter may take at a time, results
+    included, beside what autograd holds: where they need more, they are computed in chunks of
+    samples or channels. The vectors that Gauss-Newton quantities send backwards are held as few at
+    a time as that, too, but at least one.
 
     >>> from tnconv.quantities import SquaredNorms, Variance
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
@@ -47,13 +50,13 @@ def compute(
     (torch.Size([4, 3, 3, 3]), torch.Size([8]))
 
     Raises:
-        NotImplementedError: a layer that mixes samples, where a quantity needs them apart, or one
+        NotImplementedError: samples that see each other, where a quantity needs them apart, or one
             in a reentrant checkpoint.
         RuntimeError: a gradient that passed a layer unseen.
         TypeError: an output that is no tensor, where a quantity needs the loss's Hessian in it.
         ValueError: a loss that is no scalar, or a memory limit below what a layer needs.
     """
-    observation = Observation(model, quantities, memory_limit)
+    observation = Observation(model, quantities, memory_limit, batch_dim)
     with ran(observation, loss_fn, inputs, targets) as loss:
         return observation.result(loss)
 
@@ -83,22 +86,27 @@ def ran(
             raise ValueError(f"the loss has shape {tuple(loss.shape)}; expected a scalar")
         here = watch.passes[-1]
         observation.explain(here, (loss,))
+        observation.expect_apart(loss_fn, output, targets, here)
         observation.propagate(loss_fn, output, targets)
         if LOSS_GRADIENT in observation.collector.sources:
-            _backward(loss, [*sources(here.calls), *observation.fallback.expected])
+            _backward(loss, [*sources(here.calls), *observation.fallback.ends(here)])
             observation.expect((loss,), here, here.uses.keys())
         yield loss.detach()
 
 
 @contextmanager
 def observe(
-    model: nn.Module, quantities: Sequence[Quantity[Any]], memory_limit: int | None = None
+    model: nn.Module,
+    quantities: Sequence[Quantity[Any]],
+    memory_limit: int | None = None,
+    batch_dim: int = 0,
 ) -> Iterator["Observation"]:
     """Collect quantities while the user's own code runs the model and ``loss.backward()``.
 
     Every call of the model is a micro-batch of its own; ``result()`` is for all since the last one.
     What needs more than the loss's gradient, such as Gauss-Newton diagonals, also needs
-    ``propagate`` for every micro-batch. ``memory_limit`` is as in `compute`.
+    ``propagate`` for every micro-batch. ``memory_limit`` and ``batch_dim`` are as in `compute`, but
+    a loss is not seen, so that nobody checks whether it couples samples.
 
     >>> from tnconv.quantities import GGNDiagonal, SquaredNorms
     >>> model, loss_fn = nn.Linear(3, 2), nn.MSELoss()
@@ -112,12 +120,12 @@ def observe(
     (torch.Size([16]), torch.Size([2, 3]))
 
     Raises:
-        NotImplementedError: a layer that mixes samples, where a quantity needs them apart.
+        NotImplementedError: samples that see each other, where a quantity needs them apart.
         RuntimeError: a gradient that passed a layer unseen, or a backward pass or ``propagate``
             that a micro-batch went without.
         ValueError: a memory limit below what a layer needs.
     """
-    observation = Observation(model, quantities, memory_limit)
+    observation = Observation(model, quantities, memory_limit, batch_dim)
     with observation.watched():
         yield observation
         observation.finish()

@@ -1,65 +1,148 @@
-"""Parameters that no diagram explains: found in the graph, computed sample by sample, checked."""
+"""What no layer's diagram explains: found in the graph, computed for every sample.
+
+Parameters that a model uses by itself, layers without a diagram, and tables that all samples share
+get the gradients of samples where the batch meets them (`tnconv.models.meetings`). Where that is
+not possible, the model runs again, sample by sample, which is checked.
+"""
 
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from tnconv.models.bare import choose
-from tnconv.models.capture import Pass, Watch
+from tnconv.models.arrangement import is_arranged
+from tnconv.models.bare import Bare, choose
+from tnconv.models.capture import Call, Pass, Watch
 from tnconv.models.collector import Collector
-from tnconv.models.graph import unexplained
+from tnconv.models.graph import past, unexplained
+from tnconv.models.meeting_points import Unsupported
+from tnconv.models.meetings import Deliver, Meeting, by_itself, meeting
+from tnconv.models.sample_maps import Owned, Shared, Silent, Unknown, is_fast
+from tnconv.models.samples import Known, Samples
 from tnconv.models.samplewise import per_sample_gradients
 from tnconv.models.terms import Term
 from tnconv.quantities.base import LOSS_GRADIENT
 
 
 class Fallback:
-    """What other parts cannot compute, because a layer has no diagram or a weight no layer.
+    """Gradients that hooks after layers do not show.
 
-    A layer without a diagram runs again by itself, sample by sample. For parameters that the model
-    uses by other ways than through their own modules, all of it does. Autograd's gradients of the
-    parameters concerned are ``expected``, and what was computed must add up to them.
+    Autograd's gradients of the parameters for which the model runs again are ``expected``, and what
+    was computed must add up to them.
     """
 
-    def __init__(self, collector: Collector) -> None:
-        self.collector = collector
+    def __init__(self, collector: Collector, deliver: Deliver) -> None:
+        self.collector, self.deliver = collector, deliver
         self.expected: dict[nn.Parameter, list[Tensor]] = {}
+        self.meetings: dict[Pass, Meeting] = {}
+        self.known: dict[Pass, Known] = {}
         self._gradients: dict[Pass, dict[int, Tensor]] = defaultdict(dict)
 
-    def prepare(self, watch: Watch, here: Pass, roots: Sequence[Tensor]) -> None:
+    def ends(self, here: Pass) -> list[GradientEdge | Tensor]:
+        """Where a backward pass has to go for what is computed here."""
+        found: list[GradientEdge | Tensor] = [*self.expected]
+        if here in self.meetings:
+            found += self.meetings[here].stops(self.meetings[here].points)
+        return found
+
+    def prepare(self, watch: Watch, here: Pass, roots: Sequence[Tensor], samples: Samples) -> None:
         """Find the parameters concerned in a pass, and ask for the gradients that they need."""
         names = {p: name for name, p in watch.model.named_parameters() if p.requires_grad}
+        if watch.per_sample:
+            self._prepare_samples(watch, here, roots, samples, names)
+            return
         choose(here, roots)
         lost = unexplained(roots, here.calls, names)
         calls = [
             c for c in here.calls if not c.described and {p for _, p in c.parameters} - {*lost}
         ]
-        alone = [p for call in calls for _, p in call.parameters]
-        for parameter in {*lost, *alone} - self.expected.keys():
-            self.expected[parameter] = []
-            watch.on_gradient(parameter, self.expected[parameter].append)
-        self.collector.skipped.update(lost if watch.per_sample else [*lost, *alone])
-        if not watch.per_sample:
+        every = {*lost, *(p for call in calls for _, p in call.parameters)}
+        self.collector.skipped.update(every)
+        self._expect(watch, every)
+
+    def _prepare_samples(
+        self,
+        watch: Watch,
+        here: Pass,
+        roots: Sequence[Tensor],
+        samples: Samples,
+        names: Mapping[nn.Parameter, str],
+    ) -> None:
+        if not any(y.requires_grad for y in here.outputs):
             return
-        if (lost or calls) and self.collector.sources != (LOSS_GRADIENT,):
-            what = names[lost[0]] if lost else calls[0].name
+        _refuse_counts(here)
+        known = self.known[here] = samples.explain(here)
+        lost = _lost(here, names)
+        _refuse_others(here, roots, names)
+        self._refuse_outputs(watch, here)
+        ends: dict[Call, GradientEdge] = {
+            call: call.edge
+            for call in here.calls
+            if isinstance(call.map, Shared) and call.edge is not None
+        }
+        for parameter in lost:
+            call = by_itself(names[parameter], parameter, here.samples)
+            ends[call] = get_gradient_edge(parameter)
+            here.uses[parameter] = 1
+        if not ends:
+            return
+        try:
+            found = meeting(here, known, samples, ends, self.deliver, _warn_of_operations)
+        except Unsupported as error:
+            self._run_again(watch, here, ends, names, str(error))
+            return
+        self.meetings[here] = found
+        found.follow(watch, lambda: samples.listening)
+
+    def _refuse_outputs(self, watch: Watch, here: Pass) -> None:
+        """Refuse gradients of outputs that tell no samples apart, if they come to some layer."""
+        owned = [get_gradient_edge(y).node for y, m in zip(here.outputs, here.maps, strict=True)
+                 if isinstance(m, Owned) and y.requires_grad]  # fmt: skip
+        for at, (output, known) in enumerate(zip(here.outputs, here.maps, strict=True)):
+            if isinstance(known, Owned) or not output.requires_grad:
+                continue
+            if past([get_gradient_edge(output).node], owned):
+                why = known.why if isinstance(known, Unknown) else "it belongs to no sample"
+                watch.on_gradient(output, partial(_refuse, at, tuple(output.shape), why))
+
+    def _run_again(
+        self,
+        watch: Watch,
+        here: Pass,
+        ends: Mapping[Call, GradientEdge],
+        names: Mapping[nn.Parameter, str],
+        why: str,
+    ) -> None:
+        """Let the model run again for what has no meeting points."""
+        lost = list(dict.fromkeys(p for call in ends for _, p in call.parameters))
+        what = ", ".join(repr(names[p]) for p in lost)
+        if self.collector.sources != (LOSS_GRADIENT,):
             raise NotImplementedError(
-                f"{what!r} has no diagram, which quantities beyond the loss's gradient need; "
-                "describe its layer with tnconv.models.register_layer"
+                f"no diagram describes what parameters {what} do, which quantities beyond the "
+                f"loss's gradient need ({why}); describe the layer with register_layer"
             )
-        for what in dict.fromkeys(f"parameter {names[p]!r}" for p in lost):
-            _warn(f"{what} is used where no layer shows how, so that the model")
-        for what in dict.fromkeys(
-            f"{call.name!r} ({type(call.module).__name__})" for call in calls
-        ):
-            _warn(f"layer {what} has no diagram, so that it")
-        for at, output in enumerate(here.outputs if lost else ()):
+        warnings.warn(
+            f"the model runs again, sample by sample, for parameters {what}: {why}", stacklevel=2
+        )
+        self.collector.skipped.update(lost)
+        self._expect(watch, lost)
+        for at, output in enumerate(here.outputs):
             if output.requires_grad:
                 watch.on_gradient(output, partial(self._gradients[here].__setitem__, at))
+
+    def _expect(self, watch: Watch, parameters: Collection[nn.Parameter]) -> None:
+        for parameter in {*parameters} - self.expected.keys():
+            self.expected[parameter] = []
+            watch.on_gradient(parameter, self.expected[parameter].append)
+
+    def flush(self) -> None:
+        """Hand over what still waits for gradients that did not come."""
+        for found in self.meetings.values():
+            found.flush()
 
     def finish(self, watch: Watch) -> None:
         """Compute what nothing else computed, and check it.
@@ -82,6 +165,8 @@ class Fallback:
                 total = torch.stack(expected).sum(0)
                 _check(names[parameter], self.collector.sums[parameter], total)
         self.expected.clear()
+        self.meetings.clear()
+        self.known.clear()
         self._gradients.clear()
 
     def _run(
@@ -96,13 +181,74 @@ class Fallback:
             gradients[at] if at in gradients else torch.zeros_like(output)
             for at, output in enumerate(here.outputs)
         ]
-        found = per_sample_gradients(model, here.args, here.kwargs, cotangents, lost, here.samples)
-        for name, each in found.items():
+        for name, each in per_sample_gradients(model, here, cotangents, lost).items():
             self.collector.add_known(lost[name], each, here)
 
 
-def _warn(start: str) -> None:
-    warnings.warn(f"{start} runs again, sample by sample", stacklevel=4)
+def _lost(here: Pass, names: Mapping[nn.Parameter, str]) -> list[nn.Parameter]:
+    """The parameters that no call explains; calls are left with those that they do explain."""
+    known = [call for call in here.calls if _explains(call, here.samples)]
+    lost = unexplained(here.outputs, known, names)
+    for call in list(here.calls):
+        own = {p for _, p in call.parameters}
+        here.keep(call, own - {*lost} if call in known else ())
+    return lost
+
+
+def _explains(call: Call, samples: int) -> bool:
+    if not call.described:
+        return False
+    if isinstance(call.module, Bare):
+        return call.map is not None and is_fast(call.map)
+    return isinstance(call.map, Silent) or is_arranged(call, samples)
+
+
+def _refuse_counts(here: Pass) -> None:
+    """Refuse tables whose gradients depend on the whole batch.
+
+    Raises:
+        NotImplementedError: there is one.
+    """
+    for call in here.calls:
+        if getattr(call.module, "scale_grad_by_freq", False):
+            raise NotImplementedError(
+                f"layer {call.name!r} divides gradients by counts in the whole batch "
+                "(scale_grad_by_freq), so no sample has a gradient of its own"
+            )
+
+
+def _refuse_others(here: Pass, roots: Sequence[Tensor], names: Mapping[nn.Parameter, str]) -> None:
+    """Refuse parameters that the loss reads by itself.
+
+    Raises:
+        NotImplementedError: there is one.
+    """
+    if all(any(root is y for y in here.outputs) for root in roots):
+        return
+    outputs: list[Node] = [get_gradient_edge(y).node for y in here.outputs if y.requires_grad]
+    starts = [get_gradient_edge(root).node for root in roots if root.requires_grad]
+    leaves = {id(leaf) for leaf in past(starts, outputs)}
+    for parameter, name in names.items():
+        if id(parameter) in leaves:
+            raise NotImplementedError(
+                f"the loss reads parameter {name!r} by itself, not through the model's output, so "
+                "that part of its gradient belongs to no sample"
+            )
+
+
+def _refuse(at: int, shape: tuple[int, ...], why: str, gradient: Tensor) -> None:
+    raise NotImplementedError(
+        f"a gradient comes from output {at} of the model, of shape {shape}, which tells no samples "
+        f"apart: {why}"
+    )
+
+
+def _warn_of_operations(call: Call, operation: str) -> None:
+    warnings.warn(
+        f"the gradients of {call.name!r} are taken for one sample after another (slow): it meets "
+        f"the batch in {operation}",
+        stacklevel=2,
+    )
 
 
 def _check(name: str, found: Tensor, expected: Tensor) -> None:

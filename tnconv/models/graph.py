@@ -28,6 +28,12 @@ def unexplained(
     return [p for p in parameters if id(p) in outside or id(p) in everywhere - own]
 
 
+def past(starts: Sequence[Node], stops: Collection[Node]) -> list[Tensor]:
+    """The tensors at the ends of a graph that some nodes reach other than through ``stops``."""
+    given = [node for node in starts if node not in stops]
+    return [n.variable for n in _walk(given, {}, stops) if hasattr(n, "variable")]
+
+
 def before(roots: Iterable[Tensor]) -> set[Node]:
     """All nodes that some tensors depend on."""
     return set(_walk([_node(root) for root in roots if root.requires_grad], {}))

@@ -107,22 +107,26 @@ def _group_norm(layer: nn.GroupNorm, x: Tensor, output_shape: Shape) -> Describe
     return _scale(x, 1, lambda: F.group_norm(x, layer.num_groups, eps=layer.eps))
 
 
-@register_layer(memory.LayerNorm)
-@register_layer(nn.LayerNorm)
+def _normalised(layer: Any) -> int:
+    return len(layer.normalized_shape)
+
+
+@register_layer(memory.LayerNorm, dimensions=_normalised)
+@register_layer(nn.LayerNorm, dimensions=_normalised)
 def _layer_norm(layer: nn.LayerNorm, x: Tensor, output_shape: Shape) -> Described:
     shape = tuple(layer.normalized_shape)
     x = x if x.dim() > len(shape) else x[None]
     return _scale(x, -len(shape), lambda: F.layer_norm(x, shape, eps=layer.eps))
 
 
-@register_layer(nn.RMSNorm)
+@register_layer(nn.RMSNorm, dimensions=_normalised)
 def _rms_norm(layer: nn.RMSNorm, x: Tensor, output_shape: Shape) -> Described:
     shape = tuple(layer.normalized_shape)
     x = x if x.dim() > len(shape) else x[None]
     return _scale(x, -len(shape), lambda: F.rms_norm(x, shape, eps=layer.eps))
 
 
-@register_layer(nn.Embedding)
+@register_layer(nn.Embedding, dimensions=lambda layer: 1)
 def _embedding(layer: nn.Embedding, x: Tensor, output_shape: Shape) -> Described | None:
     """One-hot rows; those of ``padding_idx``, whose row is never learned, are zero.
 
@@ -142,14 +146,14 @@ def _embedding(layer: nn.Embedding, x: Tensor, output_shape: Shape) -> Described
     return Operation(lookup, (shape, tuple(layer.weight.shape))), rows
 
 
-@register_layer(nn.Bilinear, (1, False))
+@register_layer(nn.Bilinear, (1, False), lambda layer: 1)
 def _bilinear(layer: nn.Bilinear, x: Tensor, other: Tensor, output_shape: Shape) -> Pair:
     x, other = (each if each.dim() > 1 else each[None] for each in (x, other))
     shapes = tuple(x.shape), tuple(other.shape), tuple(layer.weight.shape)
     return Operation(bilinear, shapes), {"x": x, "other": other}
 
 
-@register_layer("transformers.pytorch_utils.Conv1D", (1, True))
+@register_layer("transformers.pytorch_utils.Conv1D", (1, True), lambda layer: 1)
 def _conv1d_of_transformers(layer: Any, x: Tensor, output_shape: Shape) -> Described:
     """A linear layer whose weight has its inputs first."""
     x = x if x.dim() > 1 else x[None]
@@ -181,12 +185,12 @@ INSTANCE_NORMS = (
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     *(memory.InstanceNorm1d, memory.InstanceNorm2d, memory.InstanceNorm3d),
 )
-for kinds, description, layout in (
-    (LINEAR, _linear, lambda layer: (1, False)),
-    (CONVOLUTIONS, _conv, lambda layer: (layer.groups, False)),
-    (TRANSPOSED, _conv_transpose, lambda layer: (layer.groups, True)),
-    (BATCH_NORMS, _batch_norm, None),
-    (INSTANCE_NORMS, _instance_norm, None),
+for kinds, description, layout, dimensions in (
+    (LINEAR, _linear, lambda layer: (1, False), lambda layer: 1),
+    (CONVOLUTIONS, _conv, lambda layer: (layer.groups, False), None),
+    (TRANSPOSED, _conv_transpose, lambda layer: (layer.groups, True), None),
+    (BATCH_NORMS, _batch_norm, None, None),
+    (INSTANCE_NORMS, _instance_norm, None, None),
 ):
     for kind in kinds:
-        register_layer(kind, layout)(description)
+        register_layer(kind, layout, dimensions)(description)

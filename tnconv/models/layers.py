@@ -64,13 +64,16 @@ class Registered(NamedTuple):
 
     description: Description
     layout: Callable[[Any], Layout] | None = None
+    dimensions: Callable[[Any], int] | None = None
 
 
 _LAYERS: dict[type[nn.Module] | str, Registered] = {}
 
 
 def register_layer(
-    kind: type[nn.Module] | str, layout: Layout | Callable[[Any], Layout] | None = None
+    kind: type[nn.Module] | str,
+    layout: Layout | Callable[[Any], Layout] | None = None,
+    dimensions: Callable[[Any], int] | None = None,
 ) -> Callable[[Description], Description]:
     """Describe a type of module, for all quantities: a decorator for a `Description`.
 
@@ -85,6 +88,9 @@ def register_layer(
         layout: For optimizers that read ``weight`` as one matrix ``(d, a)`` of outputs and inputs
             per group: the number of groups, and whether inputs come first in its shape; or a
             function of the module to these. Without it, they leave the layer alone.
+        dimensions: For layers that treat all rows of their inputs' last dimensions alike: how many
+            of the output's last dimensions they make, a function of the module. Then any other
+            dimension can be the batch.
 
     >>> import torch
     >>> class Gate(nn.Module):
@@ -113,7 +119,7 @@ def register_layer(
 
     def register(description: Description) -> Description:
         found = (lambda module: layout) if isinstance(layout, tuple) else layout
-        _LAYERS[kind] = Registered(description, found)
+        _LAYERS[kind] = Registered(description, found, dimensions)
         return description
 
     return register
@@ -145,6 +151,21 @@ def describe(
     operation, given = found
     named = given if isinstance(given, Mapping) else {"x": given}
     return operation, {key: at if isinstance(at, Tensor) else at() for key, at in named.items()}
+
+
+def operation_of(module: nn.Module, inputs: Sequence[Tensor], output_shape: Shape) -> Operation:
+    """The operation of a call alone; what only its operands need is not computed."""
+    registered = _registered(module)
+    assert registered is not None, type(module)
+    found = _described(registered, module, inputs, output_shape)
+    assert found is not None, type(module)
+    return found[0]
+
+
+def own_dimensions(module: nn.Module) -> int | None:
+    """How many of its output's last dimensions a layer makes, the others being rows; or unknown."""
+    found = _registered(module)
+    return None if found is None or found.dimensions is None else found.dimensions(module)
 
 
 def layout(module: nn.Module, name: str) -> Layout | None:

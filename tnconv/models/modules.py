@@ -11,10 +11,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def tensors(output: Any) -> tuple[Tensor, ...]:
-    """The float and complex tensors in what a module gives: one, or a sequence or mapping."""
-    given = output.values() if isinstance(output, Mapping) else output
-    found = given if isinstance(given, Iterable) and not isinstance(given, Tensor) else (given,)
-    return tuple(t for t in found if isinstance(t, Tensor) and is_differentiable(t))
+    """The float and complex tensors in what a module gives, also in nested collections."""
+    if isinstance(output, Tensor):
+        return (output,) if is_differentiable(output) else ()
+    if isinstance(output, Mapping):
+        return tuple(t for each in output.values() for t in tensors(each))
+    if isinstance(output, list | tuple):
+        return tuple(t for each in output for t in tensors(each))
+    return ()
 
 
 def is_differentiable(tensor: Tensor) -> bool:

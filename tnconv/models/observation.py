@@ -11,11 +11,14 @@ from tnconv.models.bare import noticing
 from tnconv.models.capture import Call, Pass, Watch, alone, watching
 from tnconv.models.checkpoints import refuse_reentrant_nodes
 from tnconv.models.collector import Collector
+from tnconv.models.coupling import couples
 from tnconv.models.evidence import Evidence, expect
 from tnconv.models.fallback import Fallback
 from tnconv.models.modules import instances, refuse_complex
 from tnconv.models.propagation import LossFunction, Propagation
 from tnconv.models.result import Result
+from tnconv.models.sample_maps import Owned, SampleMap, Shared, along, is_fast, owners
+from tnconv.models.samples import Samples
 from tnconv.models.walks import Walks
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 
@@ -32,13 +35,17 @@ class Observation:
         model: nn.Module,
         quantities: Sequence[Quantity[Any]],
         memory_limit: int | None = None,
+        batch_dim: int = 0,
     ) -> None:
         instances(model=model)
         _expect_quantities(quantities)
+        if batch_dim < 0:
+            raise ValueError(f"batch_dim is {batch_dim}; expected a dimension, counted from 0")
         if memory_limit is not None and memory_limit <= 0:
             raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
         refuse_complex(model.named_parameters())
         self.model, self.quantities, self.memory_limit = model, tuple(quantities), memory_limit
+        self.batch_dim = batch_dim
         self.per_sample = any(quantity.per_sample for quantity in quantities)
         each = [statistic for q in self.quantities for statistic in q.statistics().values()]
         self.statistics = tuple(dict.fromkeys(each))
@@ -50,9 +57,9 @@ class Observation:
         self.collector = self.collector_type(
             self.statistics, torch.float32, memory_limit=self.memory_limit
         )
-        self.fallback = Fallback(self.collector)
+        self.fallback = Fallback(self.collector, self._hand_over)
         self.walks = Walks(self.quantities)
-        self._evidence = Evidence(lambda: self._propagation is None)
+        self._evidence = Evidence(self._is_users)
         self._others = [each for each in self.collector.sources if each != LOSS_GRADIENT]
         self._seen: dict[Vectors, set[Pass]] = {s: set() for s in (LOSS_GRADIENT, *self._others)}
 
@@ -60,9 +67,14 @@ class Observation:
     def watched(self, ready: Callable[[Pass], None] | None = None) -> Iterator[Watch]:
         """Hooks on the model for as long as the context is open."""
         ready = ready or self._returned
-        how = self.model, ready, self._receive, self.per_sample
+        how = self.model, ready, self._receive, self.per_sample, self.batch_dim
         with watching(*how) as self._watch, noticing(self._watch):
+            self.samples = Samples(self._watch)
             yield self._watch
+
+    def _is_users(self) -> bool:
+        """Whether the backward pass that is under way is the user's."""
+        return self._propagation is None and not self.samples.listening
 
     def _returned(self, here: Pass) -> None:
         """The user's own code goes on with what the model gave."""
@@ -70,8 +82,19 @@ class Observation:
         self._evidence.follow(self._watch, here)
 
     def _receive(self, here: Pass, call: Call, grad_output: Tensor) -> None:
+        """Take what arrives after a layer, unless all samples share it: see `Fallback`."""
         if self.walks.busy:
             return
+        if self.samples.take(call, grad_output) or isinstance(call.map, Shared):
+            return
+        if self.per_sample and call.map is None and call.parameters:
+            raise RuntimeError(
+                f"layer {call.name!r} ran after the model had returned, so that its samples are "
+                "not known; expected losses that call no layers of the model"
+            )
+        self._hand_over(here, call, grad_output)
+
+    def _hand_over(self, here: Pass, call: Call, grad_output: Tensor) -> None:
         if self._propagation is not None:
             self._propagation.receive(here, call, grad_output)
         else:
@@ -100,7 +123,8 @@ class Observation:
             return
         if not factor > 0:
             raise ValueError(f"factor is {factor}; expected a positive number")
-        self._propagation = Propagation(self.collector, self._watch.passes, output)
+        passes = self._watch.passes
+        self._propagation = Propagation(self.collector, passes, output, self.fallback.meetings)
         try:
             refuse_reentrant_nodes(self._propagation.nodes)
             if not self._propagation.calls and any(here.calls for here in self._watch.passes):
@@ -108,18 +132,73 @@ class Observation:
                     f"an output of shape {tuple(output.shape)} comes from no layer; expected what "
                     "the model gave since the last result, before loss.backward()"
                 )
+            owners = self._owners(output)
             with alone(self._watch.model, self._watch):
-                self._propagation.run(loss_fn, targets, factor)
+                self._propagation.run(loss_fn, targets, factor, owners)
                 calls = self._propagation.calls
                 self.walks.run(self._watch.model, calls, loss_fn, output, targets, factor)
+            for here in set(self._propagation.calls.values()):
+                of = [m for y, m in zip(here.outputs, here.maps, strict=False) if y is output]
+                if of:
+                    self.expect_apart(loss_fn, output, targets, here, of)
             for source in self._others:
                 self._seen[source].update(self._propagation.calls.values())
         finally:
             self._propagation = None
 
+    def _owners(self, output: Tensor) -> Tensor | None:
+        """Whose each row of an output is, where that is not the number of its row."""
+        passes = set(self._propagation.calls.values()) if self._propagation is not None else set()
+        if not self.per_sample or len(passes) != 1:
+            return None
+        here = passes.pop()
+        if here not in self.fallback.known:
+            return None
+        listened, self._propagation = self._propagation, None
+        try:
+            found = self.samples.of(output, here, self.fallback.known[here])
+        finally:
+            self._propagation = listened
+        if not isinstance(found, Owned):
+            raise NotImplementedError(
+                f"samples of an output of shape {tuple(output.shape)} cannot be told apart, which "
+                "the loss's curvature needs; expected what the model gave"
+            )
+        if is_fast(found):
+            return None
+        shape = tuple(output.shape)
+        own = owners(found, shape, here.samples, output.device)
+        return along(own, found, shape).expand(shape)
+
+    def expect_apart(
+        self,
+        loss_fn: LossFunction,
+        output: Any,
+        targets: Any,
+        here: Pass,
+        maps: Sequence[SampleMap] | None = None,
+    ) -> None:
+        """Check that a loss couples no samples, where they are to be told apart.
+
+        Raises:
+            NotImplementedError: it does.
+        """
+        known = self.fallback.known.get(here)
+        if known is None or here.samples == 1:
+            return
+        key = getattr(loss_fn, "__code__", type(loss_fn))
+        if key in known.losses:
+            return
+        if couples(loss_fn, output, targets, here.maps if maps is None else maps, here.samples):
+            raise NotImplementedError(
+                "the loss couples samples: its gradient at the output of one depends on others, so "
+                "none has a gradient of its own; expected a sum or mean over samples"
+            )
+        known.losses.add(key)
+
     def explain(self, here: Pass, roots: Sequence[Tensor]) -> None:
         """Find the parameters that need the fallback in a pass, with a warning for each."""
-        self.fallback.prepare(self._watch, here, roots)
+        self.fallback.prepare(self._watch, here, roots, self.samples)
 
     def expect_tensor(self, output: Any) -> None:
         """Check what vectors other than the loss's gradient start from, if there are any.
@@ -147,6 +226,7 @@ class Observation:
         for here in self._watch.passes:
             self.expect(self._evidence.roots(here), here, self._evidence.parameters)
         self._expect_all_vectors()
+        self.fallback.flush()
         self.collector.settle(LOSS_GRADIENT)
         self.fallback.finish(self._watch)
         self.collector.finish()

@@ -2,8 +2,9 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import prod, sqrt
 from typing import Any
 
@@ -14,6 +15,8 @@ from tnconv.models.capture import Call, Pass
 from tnconv.models.collector import Collector
 from tnconv.models.evidence import unseen
 from tnconv.models.graph import before, sources
+from tnconv.models.meetings import Meeting
+from tnconv.models.sample_maps import Shared
 from tnconv.quantities.base import LOSS_GRADIENT, Vectors
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -27,7 +30,13 @@ class Propagation:
     up over vectors get them in parts, as few at a time as the collector's memory limit asks for.
     """
 
-    def __init__(self, collector: Collector, passes: Sequence[Pass], output: Tensor) -> None:
+    def __init__(
+        self,
+        collector: Collector,
+        passes: Sequence[Pass],
+        output: Tensor,
+        meetings: Mapping[Pass, Meeting],
+    ) -> None:
         self.nodes = nodes = before([output])
         self.calls: dict[Call, Pass] = {
             call: here
@@ -37,12 +46,27 @@ class Propagation:
         }
         self.collector, self.output = collector, output
         self._ends = sources(list(self.calls))
+        self._meetings: dict[Meeting, list[Call]] = {}
+        for here in passes:
+            if here in meetings:
+                found = meetings[here].calls_behind(nodes)
+                self._meetings[meetings[here]] = found
+                self.calls.update((call, here) for call in found)
+                self._ends += meetings[here].stops(found)
         self._source: Vectors = LOSS_GRADIENT
         self._part = 0
         self._held: dict[Call, list[Tensor]] | None = None
 
-    def run(self, loss_fn: LossFunction, targets: Any, factor: float = 1.0) -> None:
+    def run(
+        self,
+        loss_fn: LossFunction,
+        targets: Any,
+        factor: float = 1.0,
+        owners: Tensor | None = None,
+    ) -> None:
         """Send the vectors of every source for the loss times a factor.
+
+        ``owners`` are the samples of the output's entries, where rows are no samples.
 
         Raises:
             RuntimeError: a vector that passed a layer unseen.
@@ -53,7 +77,10 @@ class Propagation:
                     continue
                 self._source = source
                 given = loss_fn, self.output.detach(), targets, self._at_a_time(source)
-                for self._part, vectors in enumerate(source.parts(*given)):
+                parts: Callable[..., Iterator[Tensor]] = source.parts
+                if owners is not None and source.by_sample:
+                    parts = partial(parts, owners=owners)
+                for self._part, vectors in enumerate(parts(*given)):
                     self._send(vectors if factor == 1 else sqrt(factor) * vectors)
                 self.collector.close(self.calls, source)
 
@@ -86,7 +113,10 @@ class Propagation:
             if call in held:
                 self._hand_over(call, torch.stack(held.pop(call)))
             elif not len(vectors):
-                self._hand_over(call, self.output.new_empty(0, *call.output_shape))
+                shape = call.output_shape
+                if isinstance(call.map, Shared):
+                    shape = (self.calls[call].samples, *shape)
+                self._hand_over(call, self.output.new_empty(0, *shape))
         self.collector.settle(self._source)
 
     def _hand_over(self, call: Call, vectors: Tensor) -> None:
@@ -98,6 +128,8 @@ class Propagation:
             call.reached = False
         how = {"retain_graph": True, "allow_unused": True}
         torch.autograd.grad(self.output, self._ends, vector, **how)
+        for found, calls in self._meetings.items():
+            found.flush(calls, vector)
         for call in self.calls:
             if not call.reached:
                 raise unseen(call)

@@ -1,48 +1,52 @@
-"""Per-sample gradients of modules that no diagram describes, by running them sample by sample."""
+"""Per-sample gradients of a whole model, by running it sample by sample."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from tnconv.models.capture import Pass
 from tnconv.models.modules import tensors
+from tnconv.models.sample_maps import Owned, unfolded
 
 
 def per_sample_gradients(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    cotangents: Sequence[Tensor],  # one (n, ...) per output
+    model: nn.Module,
+    here: Pass,
+    cotangents: Sequence[Tensor],  # one per output
     parameters: Mapping[str, Tensor],
-    samples: int,
 ) -> dict[str, Tensor]:
     """``J[n, θ] = Σ_o v[n, o] ∂y[n, o] / ∂θ``, of shape ``(n, *θ)``, for some of the parameters.
 
-    Every tensor whose first dimension is the batch is taken apart into samples.
+    The inputs that have the samples are taken apart, and outputs' gradients by the outputs' maps.
     """
-    fixed = {"args": args, "kwargs": dict(kwargs)}
-    flat, spec = torch.utils._pytree.tree_flatten(fixed)
-    batched = [isinstance(a, Tensor) and a.shape[:1] == (samples,) for a in flat]
-    given = [a.detach() for a, sliced in zip(flat, batched, strict=True) if sliced]
+    flat, spec = tree_flatten((here.args, here.kwargs))
+    dim = here.batch_dim
+    given = [a.detach().movedim(dim, 0) for a, own in zip(flat, here.batched, strict=True) if own]
     held = {name: p.detach() for name, p in parameters.items()}
+    maps = {at: m for at, m in enumerate(here.maps) if isinstance(m, Owned)}
+    vectors = [unfolded(cotangents[at], m, here.samples) for at, m in maps.items()]
 
     def one(sample: Sequence[Tensor], v: Sequence[Tensor]) -> dict[str, Tensor]:
         left = iter(sample)
-        whole = [next(left)[None] if s else a for a, s in zip(flat, batched, strict=True)]
-        inputs = torch.utils._pytree.tree_unflatten(whole, spec)
+        pairs = zip(flat, here.batched, strict=True)
+        args, kwargs = tree_unflatten(
+            [next(left).unsqueeze(dim) if s else a for a, s in pairs], spec
+        )
 
         def outputs(own: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            return tensors(functional_call(module, own, inputs["args"], inputs["kwargs"]))
+            found = tensors(functional_call(model, own, args, kwargs))
+            return tuple(found[at] for at in maps)
 
-        pull = vjp(outputs, held)[1]
-        grads: dict[str, Tensor] = pull(tuple(each[None] for each in v))[0]
+        grads: dict[str, Tensor] = vjp(outputs, held)[1](tuple(v))[0]
         return grads
 
     with torch.enable_grad():
         try:
-            return vmap(one)(given, list(cotangents))
+            return vmap(one)(given, vectors)
         except RuntimeError:  # what vmap cannot map over: control flow, in-place writes
-            each = [one([a[n] for a in given], [v[n] for v in cotangents]) for n in range(samples)]
+            rows = range(here.samples)
+            each = [one([a[n] for a in given], [v[n] for v in vectors]) for n in rows]
     return {name: torch.stack([grads[name] for grads in each]) for name in held}

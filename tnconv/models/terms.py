@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tnconv.diagrams import per_sample_gradients
-from tnconv.models import samplewise
-from tnconv.models.capture import Call
+from tnconv.models.arrangement import arranged
+from tnconv.models.capture import Alone, Call
 from tnconv.models.contracted import values
 from tnconv.models.layers import Operands, Operation, describe, explicit, repeated
+from tnconv.models.sample_maps import Silent
 from tnconv.models.unfolding import joined
 from tnconv.quantities.base import Statistic
 
@@ -26,30 +27,43 @@ class Arrival:
     call: Call
     grad_output: Tensor  # (n, *o) or (m, n, *o)
     vectors: int | None = None
+    samples: int | None = None
 
     @cached_property
-    def described(self) -> tuple[Operation, Operands]:
-        """The call's operation and its operands."""
-        return describe(self.call.module, self.call.given, self.call.output_shape)
+    def described(self) -> tuple[Operation, Operands, Tensor]:
+        """The call's operation, its operands, and the vectors, with the samples in front."""
+        call, v = self.call, self.grad_output
+        if call.map is not None and self.samples is not None:
+            return arranged(call, v, self.samples, len(self._lead))
+        return *describe(call.module, call.given, call.output_shape), v
 
     def term(
         self, operand: str, parameter: nn.Parameter, samples: int, dtype: torch.dtype
     ) -> "Term":
         """The call as an operation on operands in a dtype."""
-        if not self.call.described:
-            return self._explicit(operand, parameter, samples)
-        operation, operands = self.described
+        if isinstance(self.call, Alone):
+            return Term.known(self.grad_output.to(dtype), self.vectors)
+        if isinstance(self.call.map, Silent):
+            return self._zero(parameter, samples, dtype)
+        operation, operands, given = self.described
         shape = operation.networks[operand].shape
-        v = self.grad_output.reshape(*self._lead, *shape).to(dtype)
+        v = given.reshape(*self._lead, *shape).to(dtype)
         read = {name: array.to(dtype) for name, array in operands.items()}
         return Term(operation, operand, read, v, self.vectors)
 
-    def _explicit(self, operand: str, parameter: nn.Parameter, samples: int) -> "Term":
-        call, own = self.call, {operand: parameter}
-        found = samplewise.per_sample_gradients(
-            call.module, call.args, call.kwargs, [self.grad_output], own, samples
-        )
-        return Term.known(found[operand])
+    def _zero(self, parameter: nn.Parameter, samples: int, dtype: torch.dtype) -> "Term":
+        """Where no gradient came, whose each row would be is not known.
+
+        Raises:
+            NotImplementedError: there is one.
+        """
+        if self.grad_output.any():
+            raise NotImplementedError(
+                f"a gradient came after layer {self.call.name!r}, and no output of the model that "
+                "tells samples apart depends on it; expected losses of such outputs alone"
+            )
+        zeros = parameter.new_zeros(*self._lead, samples, *parameter.shape, dtype=dtype)
+        return Term.known(zeros, self.vectors)
 
     @property
     def _lead(self) -> tuple[int, ...]:
@@ -87,10 +101,15 @@ class Term:
                 return found
             each = torch.stack([term.gradients for term in terms])
             return cls.known(each.sum(0), first.vectors)
-        settings = (len(terms), first.operation.recipe, *first.operation.arguments)
-        read = {name: torch.stack([term.read[name] for term in terms]) for name in first.read}
+        calls, recipe, arguments = 1, first.operation.recipe, first.operation.arguments
+        put = torch.stack
+        if recipe is repeated:
+            put, (calls, recipe, *rest) = torch.cat, arguments
+            arguments = tuple(rest)
+        settings = (calls * len(terms), recipe, *arguments)
+        read = {name: put([term.read[name] for term in terms]) for name in first.read}
         given = [term.v for term in terms if term.v is not None]
-        v = torch.stack(given, 0 if first.vectors is None else 1) if given else None
+        v = put(given, 0 if first.vectors is None else 1) if given else None
         return cls(Operation(repeated, settings), first.operand, read, v, first.vectors)
 
     @classmethod

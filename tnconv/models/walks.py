@@ -12,6 +12,7 @@ from tnconv.diagrams import Expression, diagonal_vjp
 from tnconv.losses.diagonals import LossFunction
 from tnconv.models.capture import Call, Pass
 from tnconv.models.contracted import values
+from tnconv.models.sample_maps import Shared, Silent
 from tnconv.models.terms import Arrival
 from tnconv.quantities.base import Quantity, Statistic
 from tnconv.quantities.hesscale import HesScale
@@ -138,13 +139,13 @@ def _by_sample(
     """
     found: dict[Tensor, dict[Pass | None, Tensor]] = defaultdict(dict)
     for call, s in arrived.items():
-        if not call.described:
+        if not call.described or isinstance(call.map, Shared | Silent):
             continue
-        operation, read = Arrival(call, s).described
+        operation, read, after = Arrival(call, s, None, calls[call].samples).described
         for name, p in call.parameters:
             shape = operation.networks[name].shape
             operands = {key: array.to(s.dtype) for key, array in read.items()}
-            operands["diagonal"] = s.reshape(shape)
+            operands["diagonal"] = after.reshape(shape)
             (value,) = values([BY_SAMPLE], operation, name, operands)
             held = found[p]
             here = calls[call]

@@ -80,7 +80,7 @@ def hessian_diagonal(
         args, kwargs = arguments(inputs)
         output = watch.model(*args, **kwargs)
         here = watch.passes[-1]
-        choose(here, (output,))
+        choose(here, (output,), apart=True)
         _refuse_functional(here, output, chosen)
         loss = curvature(loss_fn, output, targets)
         bends = _residuals(here, loss_fn, output, targets, chosen.values(), most_features)

@@ -25,7 +25,14 @@ Diagram = Callable[..., Expression]
 
 @dataclass(frozen=True)
 class Vectors:
-    """Where v comes from; equal sources are propagated backwards once, for all quantities."""
+    """Where v comes from; equal sources are propagated backwards once, for all quantities.
+
+    Sources ``by_sample`` get the samples of the output's entries, as ``owners`` of the output's
+    shape, where these are not the rows of dimension 0: each of their vectors has one position of
+    every sample.
+    """
+
+    by_sample: ClassVar[bool] = False
 
     def columns(
         self, loss_fn: Callable[[Any, Any], Tensor], output: Tensor, targets: Any

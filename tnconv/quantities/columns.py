@@ -23,15 +23,22 @@ class ExactColumns(Vectors):
     Where outputs have positions, as many for each of them.
     """
 
+    by_sample = True
+
     def columns(
         self, loss_fn: Callable[[Any, Any], Tensor], output: Tensor, targets: Any
     ) -> Tensor:
         return curvature(loss_fn, output, targets).vectors()
 
     def parts(
-        self, loss_fn: Callable[[Any, Any], Tensor], output: Tensor, targets: Any, size: int
+        self,
+        loss_fn: Callable[[Any, Any], Tensor],
+        output: Tensor,
+        targets: Any,
+        size: int,
+        owners: Tensor | None = None,
     ) -> Iterator[Tensor]:
-        found = curvature(loss_fn, output, targets)
+        found = curvature(loss_fn, output, targets, owners)
         for at in range(0, max(1, found.columns), size):
             yield found.vectors(at, min(at + size, found.columns))
 
