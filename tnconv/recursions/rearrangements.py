@@ -45,9 +45,7 @@ def select(step: Step) -> Flows:
 def extreme(step: Step) -> Flows:
     """One entry is selected, unless it is over all dimensions, where equal ones share."""
     if not hasattr(step.node, "_saved_indices"):
-        raise NotImplementedError(
-            "equal entries share an extreme over all; expected a dim"
-        )
+        raise NotImplementedError("equal entries share an extreme over all; expected a dim")
     return select(step)
 
 
