@@ -9,6 +9,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from tnconv.codegen.lowering.contraction import SEARCHES
 from tnconv.codegen.lowering.forms import forms_of
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.planner import ROUTES, Room, plans
@@ -104,6 +105,8 @@ def compile(
     """
     if not routes or any(name not in ROUTES for name in routes):
         raise ValueError(f"routes are {list(routes)}; expected some of {list(ROUTES)}")
+    if optimize not in SEARCHES:
+        raise ValueError(f"optimize is {optimize!r}; expected one of {list(SEARCHES)}")
     if memory_limit is not None and memory_limit <= 0:
         raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
     if style not in STYLES:

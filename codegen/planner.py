@@ -59,7 +59,8 @@ ROUTES: Mapping[str, Route] = {
     "dense": dense,
 }
 HOPELESS = 2.0  # a cover that costs this multiple of a complete plan is not continued (0001)
-AS_FAST = 1.1  # inputs are not unfolded if a plan within this factor holds less (0007)
+AS_FAST = 1.1  # inputs are not unfolded if another plan is within this factor (0007),
+UNFOLDED = 0.5  # unless the plan holds less than this share of what each of those holds (0015)
 NEARLY = 1.05  # if the fastest holds more than the operands, of those within this factor (0007) ...
 LEANER = 0.9  # ... the leanest is taken, if it holds at most this share (0008)
 NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of the operands
@@ -124,11 +125,11 @@ def plans(
 
 
 def _sparing(near: Sequence[Plan]) -> Sequence[Plan]:
-    """Without plans that unfold inputs, unless they hold less than all others that are near."""
+    """Without plans that unfold inputs, unless they hold far less than all others that are near."""
     others = [plan for plan in near if not plan.unfolds]
     if not others or len(others) == len(near):
         return near
-    least = min(plan.peak for plan in others)
+    least = UNFOLDED * min(plan.peak for plan in others)
     return [plan for plan in near if not plan.unfolds or plan.peak < least]
 
 
@@ -268,10 +269,7 @@ def _contract_scaled(
     optimize: str,
     limit: float,
 ) -> tuple[Writer, Value] | None:
-    """Contract; the halves of a square take the roots of its scale, which float16 needs.
-
-    Where the result is larger than a half, the scale leaves it altogether.
-    """
+    """Contract, and scale the result; a half of a square that is smaller takes the scale's root."""
     if not values:
         return _scaled(writer, Value(ONE, ()), scale)
     if len(values) == 2:
@@ -282,27 +280,13 @@ def _contract_scaled(
     if len(values) == 2 and values[0].array is values[1].array:
         size = prod(values[0].array.shape)
         larger = size < prod(sizes[leg] for leg in output)
-        if scale > 0 and (larger or scale.denominator > 2**10):
-            root = sqrt(scale) if larger else _root(scale)
-            writer, half = _scaled(writer, values[0], root)
+        if scale > 0 and larger:
+            writer, half = _scaled(writer, values[0], sqrt(scale))
             values = [Value(half.array, value.legs) for value in values]
-            scale = Fraction(1) if larger else scale / Fraction(root) ** 2
+            scale = Fraction(1)
     if (contracted := contract(writer, values, output, sizes, optimize, limit)) is None:
         return None
     return _scaled(*contracted, scale)
-
-
-def _root(scale: Fraction) -> Fraction:
-    """1/f for a large f with f² dividing the denominator, so that at most 1 is left to scale by."""
-    f, rest = 1, scale.denominator
-    for p in range(2, 2**16):
-        if p * p > rest:
-            break
-        while rest % (p * p) == 0 and abs(scale.numerator) * (f * p) ** 2 <= scale.denominator:
-            f, rest = f * p, rest // (p * p)
-        while rest % p == 0:
-            rest //= p
-    return Fraction(1, f)
 
 
 def _scaled(writer: Writer, value: Value, scale: Fraction | float) -> tuple[Writer, Value]:

@@ -14,6 +14,7 @@ from tnconv.codegen.lowering.writer import Writer
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 
+SEARCHES = ("auto", "optimal", "dp")  # of the order of contractions, for `compile`
 GREEDY = "greedy"  # the order of the baseline compiler, which searches for nothing
 EXHAUSTIVE = 12  # up to so many values the search for the best order is exhaustive ...
 PROGRAMMED = 24  # ... and up to so many by dynamic programming, which takes seconds from 60 on
@@ -31,7 +32,7 @@ def contraction_path(
     Raises:
         ValueError: another ``optimize``.
     """
-    if optimize not in ("auto", "optimal", "dp"):
+    if optimize not in SEARCHES:
         raise ValueError(f"optimize is {optimize!r}; expected 'auto', 'optimal' or 'dp'")
     if len(inputs) < 3:
         return (tuple(range(len(inputs))),)
