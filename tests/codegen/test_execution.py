@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,9 +38,9 @@ def least(network: Any) -> Program:
 
 
 def by_displacement(network: Expression) -> Program:
-    plans = compile(network, routes=["displacement"]).terms[0]
-    plan = next(plan for plan in plans if "displacement" in plan.routes)
-    return Program(network, ((plan,),), ()).prepared()
+    program = compile(network, routes=["displacement"])
+    plan = next(plan for plan in program.terms[0] if "displacement" in plan.routes)
+    return replace(program, terms=((plan,),)).prepared()
 
 
 KINDS: dict[str, Callable[[], Program]] = {
@@ -282,7 +283,7 @@ def by_torch(size: str, operands: dict[str, Tensor]) -> dict[str, Tensor]:
         "weight gradient": dw,
         "per-sample gradients": each,
         "norms": each.flatten(1).square().sum(1),
-        "expand": torch.einsum("ngao,ngbo->gab", patches, patches) / len(x),
+        "expand": torch.einsum("ngao,ngbo->gab", patches, patches) / (len(x) * patches.shape[-1]),
         "reduce": torch.einsum("ngao,ngbo->gab", mean, mean) / len(x),
     }
 

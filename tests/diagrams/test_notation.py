@@ -116,7 +116,7 @@ def test_channels_stay_together_at_size_one(channels, groups, batch):
 
 def test_scale_and_copies():
     assert equation(kfac_expand((8, 4, 9), 3, padding=1, groups=2)) == (
-        "[g, (c k1), (c' k1')] = 1/8 · Σ_{n, i1, o1, i1'} x[n, (g c), i1] · "
+        "[g, (c k1), (c' k1')] = 1/72 · Σ_{n, i1, o1, i1'} x[n, (g c), i1] · "
         "Π[o1 + k1 - i1 = 1] · x[n, (g c'), i1'] · Π[o1 + k1' - i1' = 1]"
     )
 

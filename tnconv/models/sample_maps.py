@@ -63,11 +63,13 @@ def candidates(shape: Shape, samples: int) -> Iterator[Owned]:
             yield Fold(dim, size // samples, "tn")
 
 
-def whole(shape: Shape) -> SampleMap:
-    """The map where there is one sample, which owns everything."""
+def whole(shape: Shape, samples: int) -> SampleMap:
+    """The map where there is one sample, which owns everything, or none at all."""
     if not shape:
         return Unknown("it has no dimension")
-    return Batch(0) if shape[0] == 1 else Fold(0, shape[0], "nt")
+    if shape[0] == samples:
+        return Batch(0)
+    return Fold(0, shape[0], "nt") if samples else Shared()
 
 
 def resized(known: SampleMap, shape: Shape, samples: int) -> SampleMap | None:
@@ -79,6 +81,8 @@ def resized(known: SampleMap, shape: Shape, samples: int) -> SampleMap | None:
     size = shape[known.dim]
     if isinstance(known, Batch):
         return known if size == samples else None
+    if not samples:
+        return None if size else known
     if size % samples or not size:
         return None
     return Fold(known.dim, size // samples, known.order)

@@ -88,12 +88,12 @@ class Samples:
         known = kept.get(signature)
         if known is not None:
             here.size = known.samples if known.samples in here.sizes else here.size
-        if here.samples == 1:
+        if here.samples <= 1:
             known = Known(
-                tuple(whole(tuple(y.shape)) for y in here.outputs),
-                tuple(whole(call.output_shape) for call in here.calls),
+                tuple(whole(tuple(y.shape), here.samples) for y in here.outputs),
+                tuple(whole(call.output_shape, here.samples) for call in here.calls),
                 tuple(is_batched(here, each) for each in here.leaves),
-                1,
+                here.samples,
             )
         elif known is None or not self._still(known, here):
             known = kept[signature] = self._searched(here)
@@ -253,7 +253,12 @@ class Samples:
         watched = list(here.calls if calls is None else calls)
         stops = [*sources(watched), *ends]
         tensors = [y for y, _ in roots]
-        plain = self._sent(tensors, cotangents, stops, here, nodes, True)
+        try:
+            plain = self._sent(tensors, cotangents, stops, here, nodes, True)
+        except RuntimeError:
+            for call in watched:
+                _ = call.given  # which says so where an input was changed in place
+            raise
         coded = self._sent(tensors, with_codes, stops, here, nodes, False)
 
         self.untold = set()
@@ -326,8 +331,8 @@ class Samples:
             if y is output:
                 return m
         shape = tuple(output.shape)
-        if here.samples == 1:
-            return whole(shape)
+        if here.samples <= 1:
+            return whole(shape, here.samples)
         kept = known.derived.get(len(shape))
         if kept is not None and (found := resized(kept, shape, here.samples)) is not None:
             return found
