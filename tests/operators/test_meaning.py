@@ -134,16 +134,14 @@ def test_reentrant_checkpoints_are_refused(grad: bool) -> None:
             observation.propagate(loss_fn, model(x), y)
 
 
-def test_a_loop_sees_reentrant_checkpoints_on_their_way_back() -> None:
-    model, x, y = Checkpointed(), torch.randn(5, 3, requires_grad=True), torch.arange(5) % 3
-    plain = nn.Sequential(model.first, nn.Tanh(), model.last)
-    expected = tnconv.compute(plain, nn.CrossEntropyLoss(), x.detach(), y, [q.SquaredNorms()])
-    with tnconv.observe(model, [q.SquaredNorms()]) as observation:
-        F.cross_entropy(model(x), y).backward()
-    found = observation.result()[q.SquaredNorms]
-    for one, other in {"first": "0", "last": "2"}.items():
-        for name in ("weight", "bias"):
-            assert_close(found[f"{one}.{name}"], expected[q.SquaredNorms][f"{other}.{name}"])
+def test_a_loop_refuses_to_take_samples_apart_behind_reentrant_checkpoints() -> None:
+    """Whose samples rows are is asked of the backward pass, which such a checkpoint refuses."""
+    model, x = Checkpointed(), torch.randn(5, 3, requires_grad=True)
+    with (
+        pytest.raises(NotImplementedError, match="depends on a reentrant checkpoint"),
+        tnconv.observe(model, [q.SquaredNorms()]),
+    ):
+        model(x)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from math import gcd
 
 import pytest
 import torch
@@ -505,7 +506,7 @@ def part(name: str, channels: int) -> nn.Module:
         "relu": nn.ReLU(),
         "softsign": nn.Softsign(),
         "softmax": nn.Softmax(1),
-        "group norm": nn.GroupNorm(2, channels),
+        "group norm": nn.GroupNorm(gcd(2, channels), channels),
         "batch norm": nn.BatchNorm2d(channels).eval(),
         "circular": nn.Conv2d(channels, channels, 3, padding=1, padding_mode="circular"),
         "average": nn.AvgPool2d(2, 2, ceil_mode=True, padding=1),

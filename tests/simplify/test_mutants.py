@@ -22,7 +22,7 @@ from tests.strategies import assert_close, networks, operands_for
 from tnconv.diagrams import Pattern, Tensor, TensorNetwork, View, conv, exactly, unfold
 from tnconv.simplify import Rule, fixed_point, measure
 
-MODULES = "progressions", "rules", "views"
+MODULES = "progressions", "rules", "view_rules"
 MUTANTS = [
     ("tn = tn.substitute(leg)", "tn = tn.substitute(leg, 1)"),
     ("tn = tn.scaled(tn.sizes[leg])", "tn = tn.scaled(1)"),
@@ -98,7 +98,7 @@ def mutated(old: str, new: str) -> dict[str, ModuleType]:
 def check(modules: dict[str, ModuleType]) -> None:
     """What the tests of the rules assert, on fixed examples; raises where it does not hold."""
     check_progressions(modules["progressions"])
-    rules: tuple[Rule, ...] = modules["views"].VIEW_RULES
+    rules: tuple[Rule, ...] = modules["view_rules"].VIEW_RULES
     for rule in rules:
         must, may = corpus(rule.__name__)
         for at, example in enumerate((*must, *may)):
