@@ -1,106 +1,25 @@
-"""Memory-saving layers: torch's, storing for backward only what the gradients of a call need.
+"""Which of torch's layers a memory-saving one replaces, and how models are swapped."""
 
-Each is a drop-in module for the one of torch's with its name; `save_memory` swaps them in.
-"""
+from types import ModuleType
 
 from torch import nn
 
 from tnconv.nn.conversion import Kind, patched, register_originals, swapped_with_warning
-from tnconv.nn.memory.activations import (
-    CELU,
-    ELU,
-    SELU,
-    Dropout,
-    Hardshrink,
-    Hardsigmoid,
-    Hardtanh,
-    LeakyReLU,
-    ReLU,
-    ReLU6,
-    Softplus,
-    Softshrink,
-    Threshold,
-)
-from tnconv.nn.memory.pooling import (
-    AdaptiveAvgPool1d,
-    AdaptiveAvgPool2d,
-    AdaptiveAvgPool3d,
-    AdaptiveMaxPool1d,
-    AdaptiveMaxPool2d,
-    AdaptiveMaxPool3d,
-    AvgPool1d,
-    AvgPool2d,
-    AvgPool3d,
-    MaxPool1d,
-    MaxPool2d,
-    MaxPool3d,
-)
+from tnconv.nn.memory import activations, pooling, saving_layers
 from tnconv.nn.memory.readers import attach_readers
-from tnconv.nn.memory.saving_layers import (
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    Conv1d,
-    Conv2d,
-    Conv3d,
-    ConvTranspose1d,
-    ConvTranspose2d,
-    ConvTranspose3d,
-    GroupNorm,
-    InstanceNorm1d,
-    InstanceNorm2d,
-    InstanceNorm3d,
-    LayerNorm,
-    Linear,
-)
 
-__all__ = [
-    "CELU",
-    "ELU",
-    "SELU",
-    "AdaptiveAvgPool1d",
-    "AdaptiveAvgPool2d",
-    "AdaptiveAvgPool3d",
-    "AdaptiveMaxPool1d",
-    "AdaptiveMaxPool2d",
-    "AdaptiveMaxPool3d",
-    "AvgPool1d",
-    "AvgPool2d",
-    "AvgPool3d",
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "BatchNorm3d",
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "ConvTranspose3d",
-    "Dropout",
-    "GroupNorm",
-    "Hardshrink",
-    "Hardsigmoid",
-    "Hardtanh",
-    "InstanceNorm1d",
-    "InstanceNorm2d",
-    "InstanceNorm3d",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
-    "MaxPool1d",
-    "MaxPool2d",
-    "MaxPool3d",
-    "ReLU",
-    "ReLU6",
-    "Softplus",
-    "Softshrink",
-    "Threshold",
-    "save_memory",
-]
 
-_SAVING: dict[Kind, Kind] = {
-    getattr(nn, name): globals()[name] for name in __all__ if hasattr(nn, name)
-}
+def _originals(module: ModuleType) -> dict[Kind, Kind]:
+    """Every layer that a module defines, by the one of torch's with its name."""
+    found: dict[Kind, Kind] = {}
+    for name, each in vars(module).items():
+        own = isinstance(each, type) and each.__module__ == module.__name__
+        if own and issubclass(each, nn.Module) and hasattr(nn, name):
+            found[getattr(nn, name)] = each
+    return found
+
+
+_SAVING = _originals(activations) | _originals(pooling) | _originals(saving_layers)
 register_originals({ours: torchs for torchs, ours in _SAVING.items()})
 
 
