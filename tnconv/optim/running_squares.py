@@ -6,7 +6,7 @@ gradient like that of Kronecker-factored blocks, of the same order, and the same
 Source: Lin et al. 2024, "Can we remove the square root in adaptive gradient methods?".
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -30,23 +30,56 @@ def update_squares(
 
     Nothing is read from the device.
     """
+    alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, dict[str, Any]]]] = {}
     for parameter, grad in grads.items():
         if grad.is_sparse:
             continue
-        state, wider = states[parameter], grad.to(wide(grad))
-        new = divisor * wider * wider
-        if "squares" not in state or state["squares"].shape != new.shape:
-            mean = new.mean()
-            state["squares"] = torch.where(mean.isfinite(), new, 0)
-            state["square_updates"] = 1
-            state["square_outliers"] = torch.zeros_like(mean, dtype=torch.int64)
-            continue
+        state = states[parameter]
+        if "squares" not in state or state["squares"].shape != grad.shape:
+            _start(grad, state, divisor)
+        else:
+            alike.setdefault((grad.device, wide(grad)), []).append((grad, state))
+    for (_, dtype), members in alike.items():
+        _update(members, dtype, decay, divisor)
+
+
+def _start(grad: Tensor, state: dict[str, Any], divisor: float) -> None:
+    wider = grad.to(wide(grad))
+    new = divisor * wider * wider
+    mean = new.mean()
+    state["squares"] = torch.where(mean.isfinite(), new, 0)
+    state["square_updates"] = 1
+    state["square_outliers"] = torch.zeros_like(mean, dtype=torch.int64)
+
+
+def _update(
+    members: Sequence[tuple[Tensor, dict[str, Any]]],
+    dtype: torch.dtype,
+    decay: float,
+    divisor: float,
+) -> None:
+    """All parameters of a device and a dtype together: outliers are told in a few kernels."""
+    grads, states = [grad.to(dtype) for grad, _ in members], [state for _, state in members]
+    for state in states:
         state["square_updates"] += 1
-        old, means = state["squares"], (new.mean()[None], state["squares"].mean()[None])
-        counts, again, outliers = judged(*means, state["square_outliers"], OUTLIER)
-        weight = torch.where(again, 1.0, counts * share(decay, state["square_updates"]))
-        state["squares"] = old.lerp(torch.where(counts, new, old), weight.to(old))
-        state["square_outliers"] = outliers
+    new = torch._foreach_mul(torch._foreach_mul(grads, grads), divisor)
+    old = [state["squares"].to(dtype) for state in states]
+    shares = [share(decay, state["square_updates"]) for state in states]
+    before = torch.stack([state["square_outliers"] for state in states])
+    counts, again, outliers = judged(_means(new), _means(old), before, OUTLIER)
+    newest = torch.tensor(shares, dtype=dtype).to(counts.device, non_blocking=True)
+    weights = torch.where(again, 1.0, counts * newest)
+    each = counts.unbind(), weights.unbind(), outliers.unbind()
+    for state, was, now, count, weight, outlier in zip(states, old, new, *each, strict=True):
+        state["squares"] = was.lerp(torch.where(count, now, was), weight)
+        state["square_outliers"] = outlier
+
+
+def _means(values: Sequence[Tensor]) -> Tensor:
+    """The means of tensors without negative entries, of shape ``(k, 1)``."""
+    sums = torch.stack(torch._foreach_norm(list(values), 1))
+    counts = torch.tensor([each.numel() for each in values], dtype=sums.dtype)
+    return (sums / counts.to(sums.device, non_blocking=True)).unsqueeze(1)
 
 
 def damped(grad: Tensor, state: Mapping[str, Any], damping: float) -> Tensor:
