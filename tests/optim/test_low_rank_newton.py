@@ -124,6 +124,45 @@ def test_evaluation_is_not_seen_and_several_passes_are_refused() -> None:
         optimizer.step()
 
 
+class TwoInputs(nn.Module):
+    """A network of a positional argument and one by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
+        h = self.first(x)
+        return self.last(torch.tanh(h if shift is None else h + shift))
+
+
+def test_arguments_by_position_and_by_name_give_one_step() -> None:
+    x, shift, targets = torch.rand(6, 3), torch.rand(6, 4), torch.arange(6) % 4
+    found = []
+    for args, kwargs in (
+        ((x, shift), {}),
+        ((x,), {"shift": shift}),
+        ((), {"x": x, "shift": shift}),
+    ):
+        torch.manual_seed(0)
+        model, loss_fn = TwoInputs(), nn.CrossEntropyLoss()
+        optimizer = LowRankNewton(model, loss_fn)
+        loss_fn(model(*args, **kwargs), targets).backward()
+        optimizer.step()
+        found.append(flat(model))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_a_pass_without_its_loss_is_refused() -> None:
+    model, loss_fn = network(), nn.CrossEntropyLoss()
+    optimizer = LowRankNewton(model, loss_fn)
+    x, targets = batch(0)
+    loss_fn(model(x), targets).backward()
+    model(x)
+    with pytest.raises(RuntimeError, match="the model 2 times"):
+        optimizer.step()
+
+
 def test_closures_and_frozen_layers() -> None:
     model, loss_fn = network(), nn.CrossEntropyLoss()
     model[0].requires_grad_(False)

@@ -1,6 +1,7 @@
 """Damped Newton steps along leading eigenvectors of a batch's Gauss-Newton matrix."""
 
 from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
 from math import inf
 from typing import Any, overload
 
@@ -86,6 +87,7 @@ class LowRankNewton(torch.optim.Optimizer):
         self.model, self.loss_fn, self.settings = unwrapped(model), loss_fn, settings
         self._inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._targets: list[Any] = []
+        self._paused = False  # while the library runs the model itself
         self._handles: list[RemovableHandle] = [
             self.model.register_forward_pre_hook(Inert(weak(self._called)), with_kwargs=True),
             loss_fn.register_forward_hook(Inert(weak(self._loss_called)), with_kwargs=True),
@@ -132,17 +134,20 @@ class LowRankNewton(torch.optim.Optimizer):
 
     def _curvature(self) -> Mapping[str, LowRankBlock]:
         """The matrix of every group with a gradient."""
-        if len(self._targets) != 1:
+        if len(self._targets) != 1 or len(self._inputs) != 1:
             raise RuntimeError(
-                f"the loss was called {len(self._targets)} times since the last step; expected "
-                "once, on the model's output in training mode"
+                f"the loss was called {len(self._targets)} times since the last step, and the "
+                f"model {len(self._inputs)} times; expected once each, in training mode"
             )
         names = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
         groups = {
             str(at): [names[p] for p in group["params"] if p.grad is not None and p in names]
             for at, group in enumerate(self.param_groups)
         }
-        inputs: Any = self._inputs[-1][1] or self._inputs[-1][0]
+        (args, kwargs) = self._inputs[0]
+        inputs: Any = args
+        if kwargs:  # positional arguments are named, too
+            inputs = dict(signature(self.model.forward).bind(*args, **kwargs).arguments)
         subset = self._subset(batch_size(inputs))
         self._paused = True
         try:
@@ -161,8 +166,6 @@ class LowRankNewton(torch.optim.Optimizer):
         finally:
             self._paused = False
         return found.blocks
-
-    _paused = False
 
     def _subset(self, size: int) -> list[int] | None:
         count, generator = self.settings["curvature_samples"], self.settings["generator"]
