@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(prog="python -m benchmarks.against", description=__doc__)
     result.add_argument("other", type=Path, nargs="?", help="the folder of the other checkout")
-    result.add_argument("--every", type=int, default=6, help="every so many convolutions (6)")
+    result.add_argument("--every", type=int, default=6, help="take one of every N convolutions (6)")
     result.add_argument("--operation", action="append", choices=OPERATIONS, help="repeatable")
     result.add_argument("--rounds", type=int, default=11, help="rounds of each pair (11)")
     result.add_argument("--threads", type=int, default=1)

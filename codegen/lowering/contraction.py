@@ -15,9 +15,9 @@ from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 
 SEARCHES = ("auto", "optimal", "dp")  # of the order of contractions, for `compile`
-GREEDY = "greedy"  # the order of the baseline compiler, which searches for nothing
-EXHAUSTIVE = 12  # up to so many values the search for the best order is exhaustive ...
-PROGRAMMED = 24  # ... and up to so many by dynamic programming, which takes seconds from 60 on
+GREEDY = "greedy"  # the order that the baseline compiler takes without a search
+EXHAUSTIVE = 12  # largest number of values for which the search is exhaustive
+PROGRAMMED = 24  # largest number for dynamic programming, which takes seconds from 60 values on
 
 
 def contraction_path(

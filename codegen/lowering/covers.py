@@ -13,7 +13,7 @@ from tnconv.diagrams.network import TensorNetwork
 
 @dataclass(frozen=True)
 class Cover:
-    """A network part of which is done: what is left, what was written, and by which routes.
+    """A partly lowered network: what is left, the steps written so far, and the routes used.
 
     The tensors of ``network`` are read from ``arrays``: operands, or results of earlier steps, each
     under one name of the cover's own. ``indices`` are the operands of its selections.

@@ -254,7 +254,7 @@ class Matrices:
         return known
 
     def copying(self, plan: Arrangement, earlier: Collection[int]) -> float:
-        """At least so many seconds of copies; two of one tensor may be the same."""
+        """A lower bound of the copies' seconds: two copies of one tensor may be one step."""
         left, right = (
             0.0 if matrix.straight[0].size in earlier else matrix.copying
             for matrix in (self.left(plan), self.right(plan))

@@ -14,11 +14,9 @@ from tnconv.codegen.prices.store import Json
 KIND = "paths"
 KEPT = 2**14  # paths in memory
 ON_DISK_FROM = 9  # values: searches among fewer take less time than files
-RANDOM = "random"  # greedy orders, the best of which is improved, for many values
-SUBTREE = 8  # values whose order is improved at a time ...
-SWEEPS = (
-    4  # ... so many times everywhere: chains of 60 and 120 are then within 1 % of the best order
-)
+RANDOM = "random"  # for many values: the best of several greedy orders is improved
+SUBTREE = 8  # number of values whose order is improved at a time
+SWEEPS = 4  # passes over the whole tree: chains of 60 and 120 are then within 1 % of the best order
 Numbers = tuple[int, ...]
 Path = tuple[Numbers, ...]
 
