@@ -56,6 +56,7 @@ ROOMS = {
     ),
     "tnconv": (
         *("functional", "nn", "losses", "recursions", "quantities", "models", "operators", "optim"),
+        "monitor",
         *("demo", "cli"),
     ),
 }
