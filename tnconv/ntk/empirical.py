@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tnconv.models.computing import Inputs
 from tnconv.models.modules import instances
 from tnconv.ntk.kernel_blocks import Reduce, check_reduce
-from tnconv.ntk.sample_chunks import Chunks, kernel
 from tnconv.ntk.parametrizations import Parametrization, scales_of
+from tnconv.ntk.sample_chunks import Chunks, kernel
 from tnconv.ntk.seeds import Outputs, Seeds
 from tnconv.ntk.shards import share, whole_kernel
 from tnconv.ntk.sides import Side, State, at_state, learning
