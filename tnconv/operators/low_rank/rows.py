@@ -116,15 +116,18 @@ class JacobianRows:
         targets: Any,
         source: Vectors,
         memory_limit: int | None = None,
+        batch_dim: int = 0,
     ) -> "JacobianRows":
         """The rows of a batch: one forward pass, and one backward pass for each vector.
+
+        The batch is dimension ``batch_dim`` of the inputs.
 
         Raises:
             NotImplementedError: a layer that mixes samples or has no diagram, or a loss without
                 the vectors.
             ValueError: a loss that is no scalar.
         """
-        observation = _RowsObservation(model, [_Kept(source)], memory_limit)
+        observation = _RowsObservation(model, [_Kept(source)], memory_limit, batch_dim)
         with ran(observation, loss_fn, inputs, targets):
             observation.finish()
             collector = observation.collector
@@ -155,6 +158,18 @@ class JacobianRows:
         """The rows ``factors[m, n] J[m, n, θ]``."""
         terms = {name: _scaled(term, factors) for name, term in self.terms.items()}
         return replace(self, terms=terms)
+
+    def to(self, dtype: torch.dtype) -> "JacobianRows":
+        """The rows in another dtype."""
+        terms = {name: _converted(term, dtype) for name, term in self.terms.items()}
+        return replace(self, terms=terms, like={n: p.to(dtype) for n, p in self.like.items()})
+
+    @property
+    def held_bytes(self) -> int:
+        """What the rows hold: operands that several parameters share count once."""
+        every = (each for term in self.terms.values() for each in term.operands.values())
+        stored = {each.untyped_storage().data_ptr(): each.untyped_storage() for each in every}
+        return sum(each.nbytes() for each in stored.values())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -237,6 +252,11 @@ def _between(term: Term, start: int, stop: int) -> Term:
     if term.v is None:
         return Term.known(term.gradients[start:stop], stop - start)
     return replace(term, v=term.v[start:stop], vectors=stop - start)
+
+
+def _converted(term: Term, dtype: torch.dtype) -> Term:
+    v = None if term.v is None else term.v.to(dtype)
+    return replace(term, read={name: x.to(dtype) for name, x in term.read.items()}, v=v)
 
 
 def _scaled(term: Term, factors: Tensor) -> Term:
