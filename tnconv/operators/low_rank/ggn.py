@@ -87,16 +87,15 @@ def low_rank_ggn(
     curved = batch.positions("curvature_samples", curvature_samples)
     used = batch.positions("gradient_samples", gradient_samples)
     source, names = columns(fisher, samples, generator), _groups(model, groups)
-    how = model, loss_fn, memory_limit, order
+    how: dict[str, Any] = {"memory_limit": memory_limit, "order": order}
     check_orders(order, dict(model.named_parameters()))
     if used == curved:
         label = fisher == "exact" and has_label_root(loss_fn, targets)
-        rows, scale, weights = _with_gradients(batch, curved, source, label, *how)
+        rows, scale, weights = _with_gradients(batch, curved, source, label, model, **how)
         gradients = Gradients(rows, weights)
     else:
-        settings = memory_limit, order
-        rows = JacobianRows.of(model, loss_fn, *batch.part(curved), source, *settings)
-        other = JacobianRows.of(model, loss_fn, *batch.part(used), LossGradients(), *settings)
+        rows = JacobianRows.of(model, loss_fn, *batch.part(curved), source, **how)
+        other = JacobianRows.of(model, loss_fn, *batch.part(used), LossGradients(), **how)
         scale = torch.ones(rows.vectors, rows.samples).to(rows.device, rows.dtype)
         gradients = Gradients(other, torch.ones(1).to(scale))
     averages = reduction_of(loss_fn) == "mean"
@@ -115,21 +114,19 @@ def _with_gradients(
     source: Vectors,
     label: bool,
     model: nn.Module,
-    loss_fn: LossFunction,
-    memory_limit: int | None,
-    order: Orders,
+    **how: Any,
 ) -> tuple[JacobianRows, Tensor, Tensor]:
     """Rows of columns and gradients, the columns' scale ``(m, n)``, and the gradients' weights."""
     inputs, targets = batch.part(positions)
     if not label:
-        joined, how = WithGradient(source), (memory_limit, order)
-        rows = JacobianRows.of(model, loss_fn, inputs, targets, joined, *how)
+        joined = WithGradient(source)
+        rows = JacobianRows.of(model, batch.loss_fn, inputs, targets, joined, **how)
         scale = torch.ones(rows.vectors - 1, rows.samples).to(rows.device, rows.dtype)
         weights = torch.zeros(rows.vectors).to(scale)
         weights[-1] = 1
         return rows, scale, weights
     found = LabelColumns([])
-    rows = JacobianRows.of(model, loss_fn, inputs, targets, found, memory_limit, order)
+    rows = JacobianRows.of(model, batch.loss_fn, inputs, targets, found, **how)
     (root,) = found.roots
     return rows, root.scale, root.gradient_weights
 

@@ -121,6 +121,7 @@ class JacobianRows:
         targets: Any,
         source: Vectors,
         memory_limit: int | None = None,
+        batch_dim: int = 0,
         order: Orders = "auto",
     ) -> "JacobianRows":
         """The rows of a batch: one forward pass, and one backward pass for each vector.
@@ -132,6 +133,7 @@ class JacobianRows:
             targets: The targets of the batch.
             source: What the vectors are.
             memory_limit: How many bytes the products of one parameter may hold.
+            batch_dim: The dimension of the inputs that is the batch.
             order: How Gram matrices are contracted, as for the class.
 
         Raises:
@@ -140,7 +142,7 @@ class JacobianRows:
             ValueError: a loss that is no scalar, or an unknown order.
         """
         check_orders(order, dict(unwrapped(model).named_parameters()))
-        observation = _RowsObservation(model, [_Kept(source)], memory_limit)
+        observation = _RowsObservation(model, [_Kept(source)], memory_limit, batch_dim)
         with ran(observation, loss_fn, inputs, targets):
             observation.finish()
             collector = observation.collector
@@ -171,6 +173,18 @@ class JacobianRows:
         """The rows ``factors[m, n] J[m, n, θ]``."""
         terms = {name: _scaled(term, factors) for name, term in self.terms.items()}
         return replace(self, terms=terms)
+
+    def to(self, dtype: torch.dtype) -> "JacobianRows":
+        """The rows in another dtype."""
+        terms = {name: _converted(term, dtype) for name, term in self.terms.items()}
+        return replace(self, terms=terms, like={n: p.to(dtype) for n, p in self.like.items()})
+
+    @property
+    def held_bytes(self) -> int:
+        """What the rows hold: operands that several parameters share count once."""
+        every = (each for term in self.terms.values() for each in term.operands.values())
+        stored = {each.untyped_storage().data_ptr(): each.untyped_storage() for each in every}
+        return sum(each.nbytes() for each in stored.values())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -272,6 +286,11 @@ def _between(term: Term, start: int, stop: int) -> Term:
     if term.v is None:
         return Term.known(term.gradients[start:stop], stop - start)
     return replace(term, v=term.v[start:stop], vectors=stop - start)
+
+
+def _converted(term: Term, dtype: torch.dtype) -> Term:
+    v = None if term.v is None else term.v.to(dtype)
+    return replace(term, read={name: x.to(dtype) for name, x in term.read.items()}, v=v)
 
 
 def _scaled(term: Term, factors: Tensor) -> Term:
