@@ -127,7 +127,7 @@ def empirical_ntk(
     instances(model=model)
     check_reduce(reduce)
     names = learning(model, parameters)
-    factors = scales_of(model, scales, names)
+    factors = scales_of(model, scales)
     first = Side(model, x1, Seeds(outputs), names, batch_dim, memory_limit)
     symmetric = x2 is None and other is None
     second = Side(

@@ -61,3 +61,18 @@ def weighted(blocks: Mapping[str, Tensor], scales: Mapping[str, float]) -> Tenso
     for name, block in terms:
         total += scales.get(name, 1.0) * block
     return total
+
+
+def matrix_of(theta: Tensor) -> Tensor:
+    """A kernel ``(n, c, m, d)`` as a matrix ``(n·c, m·d)``; a matrix as it is.
+
+    Raises:
+        ValueError: another number of dimensions.
+    """
+    if theta.dim() == 4:
+        return theta.flatten(2).flatten(0, 1)
+    if theta.dim() != 2:
+        raise ValueError(
+            f"a kernel has shape {tuple(theta.shape)}; expected (n, c, m, d) or a matrix"
+        )
+    return theta

@@ -53,7 +53,7 @@ def parametrization_scales(
 
 
 def scales_of(
-    model: nn.Module, scales: Parametrization | Mapping[str, float] | None, names: tuple[str, ...]
+    model: nn.Module, scales: Parametrization | Mapping[str, float] | None
 ) -> Mapping[str, float]:
     """Factors by name, from a word or given.
 
@@ -64,10 +64,9 @@ def scales_of(
         return {}
     if isinstance(scales, str):
         return parametrization_scales(model, scales)
-    if foreign := sorted(set(scales) - set(names)):
-        raise ValueError(
-            f"scales has {', '.join(foreign)}; expected names among the kernel's parameters"
-        )
+    names = {name for name, _ in unwrapped(model).named_parameters()}
+    if foreign := sorted(set(scales) - names):
+        raise ValueError(f"scales has {', '.join(foreign)}; expected names of parameters")
     return scales
 
 
