@@ -56,7 +56,7 @@ ROOMS = {
     ),
     "tnconv": (
         *("functional", "nn", "losses", "recursions", "quantities", "models", "operators", "optim"),
-        *("demo", "cli"),
+        *("ntk", "demo", "cli"),
     ),
 }
 """The rooms of a folder, in the order in which they may import each other: never a later one."""
