@@ -55,7 +55,8 @@ ROOMS = {
         *("compiler", "baseline", "tiers"),
     ),
     "tnconv": (
-        *("functional", "nn", "losses", "recursions", "quantities", "models", "operators", "optim"),
+        *("generators", "functional", "nn", "losses", "recursions", "quantities", "models"),
+        *("operators", "optim"),
         *("ntk", "demo", "cli"),
     ),
 }
