@@ -59,6 +59,9 @@ class Gradients:
     def total(self) -> dict[str, Tensor]:
         """``Σ_n g_n`` by parameter name."""
         used = self.weights.nonzero().flatten().tolist() or [0]
+        if len(used) == 1:
+            weight = self.weights[used[0]]
+            return {name: g * weight for name, g in self.rows.summed(used[0]).items()}
         start, stop = used[0], used[-1] + 1
         every = self.weights[start:stop, None].expand(-1, self.rows.samples)
         found = self.rows.between(start, stop).combined(every[None])
@@ -116,7 +119,10 @@ class LowRankBlock:
 
     def gradient(self) -> dict[str, Tensor]:
         """The loss's gradient by name, an unbiased estimate where samples were chosen for it."""
-        return {n: g * self.gradient_scale for n, g in self.gradients.total().items()}
+        total = self.gradients.total()
+        if self.gradient_scale == 1:
+            return total
+        return {name: g * self.gradient_scale for name, g in total.items()}
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,17 @@ class Settings:
             options |= {"memory_limit": self.limit[0]} if limited else {}
         return self.compiled(network, **options)
 
+    def check(self, entries: int) -> None:
+        """Raise if a result alone is more than there is room for.
+
+        Raises:
+            ValueError: it is.
+        """
+        if self.limit is not None and (least := entries * self.limit[1].itemsize) > self.limit[0]:
+            raise ValueError(
+                f"memory_limit is {self.limit[0]} bytes; the Gram matrix alone takes {least} bytes"
+            )
+
     def fits(self, way: "Program | Tiled") -> bool:
         if self.limit is None:
             return True
@@ -93,18 +104,22 @@ def planned(
     Raises:
         ValueError: a memory limit below what is needed.
     """
+    settings.check(prod(network.shape))
     if settings.compiled is baseline:  # the first call of a size does not search
         first = settings.compile(network, _forced(settings))
         if settings.fits(first):
             return GramPlan(first)
-    ways = {order: settings.compile(network, order) for order in [_forced(settings)]}
-    if None in ways and (ways[None].seconds > QUICK or not settings.fits(ways[None])):
-        ways = {o: settings.compile(network, o) for o in worth_trying(network)} | ways
+    given = _forced(settings)
+    first = settings.compile(network, given)
+    ways: dict[Order | None, Program] = {}
+    if given is None and (first.seconds > QUICK or not settings.fits(first)):
+        ways |= {order: settings.compile(network, order) for order in worth_trying(network)}
+    ways[given] = first
     fitting: list[Program | Tiled] = [way for way in ways.values() if settings.fits(way)]
     if pair is not None and min(samples_of(pair)) > 1:
         mirrored = rows is not None
         best = min(ways, key=lambda order: ways[order].seconds)
-        if mirrored and best != "parameter_space" and len(ways) > 1:
+        if mirrored and best != "parameter_space" and first.seconds > QUICK:
             fitting += _fitting(settings, pair, mirrored, best, triangle=True)
         for order, way in ways.items():
             if not settings.fits(way):

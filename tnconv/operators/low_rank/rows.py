@@ -256,7 +256,8 @@ class JacobianRows:
                 found[name] = like.new_zeros(len(given), *like.shape)
                 continue
             count = self._at_a_time(self.terms[name])
-            parts = [self._combined(self.terms[name], some) for some in given.split(count)]
+            few = [given[at : at + count] for at in range(0, len(given), count)]
+            parts = [self._combined(self.terms[name], some) for some in few]
             found[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(
                 -1, *like.shape
             )
@@ -268,6 +269,20 @@ class JacobianRows:
             return self._value(term, given, diagrams.combined_gradients, how)
         mixed = _mixed(term, coefficients)
         return self._value(mixed, {}, diagrams.gradient_sum, (mixed.vectors is not None,))
+
+    def summed(self, vector: int = 0) -> dict[str, Tensor]:
+        """``Σ_n J[m, n, θ]`` of one vector m, by parameter name."""
+        found = {}
+        for name, like in self.like.items():
+            term = self.terms.get(name)
+            if term is None:
+                found[name] = torch.zeros_like(like)
+            elif term.v is None:
+                found[name] = _between(term, vector, vector + 1).gradients.sum((0, 1))
+            else:
+                one = replace(term, v=term.v[vector], vectors=None)
+                found[name] = self._value(one, {}, diagrams.gradient_sum).reshape(like.shape)
+        return found
 
     def _at_a_time(self, term: Term) -> int:
         """How many combinations of a term's vectors are held at a time."""
