@@ -18,6 +18,7 @@ from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.programs import source
 from tnconv.codegen.programs.checks import after_autocast, by_name, by_position
 from tnconv.codegen.programs.joint import scheduled
+from tnconv.codegen.programs.layout import laid_out
 from tnconv.codegen.programs.names import argument_names, operations
 from tnconv.codegen.programs.pieces import Chunks, functions_of_chunks
 from tnconv.codegen.programs.source import Definition, Function
@@ -101,7 +102,7 @@ class Program(Generic[Result]):
     @cached_property
     def source(self) -> str:
         """Python that needs torch alone: a function ``contraction`` of the operands."""
-        return source.formatted(self.text)
+        return laid_out(self.text)
 
     @cached_property
     def text(self) -> str:
