@@ -16,12 +16,11 @@ OPERATORS = ((" or ", " and "), (" + ", " - "), (" @ ", " * ", " / ", " // "))
 def laid_out(text: str) -> str:
     """The text of a module with its long lines broken; it means the same.
 
-    >>> call = "first = torch.einsum('abcdefghij,klmnopqrst->abcdefghijklmnopqrst', tensor, other)"
-    >>> print(laid_out("def f(tensor, other):\\n    t1, " + call), end="")
-    def f(tensor, other):
-        t1, first = torch.einsum(
-            'abcdefghij,klmnopqrst->abcdefghijklmnopqrst', tensor, other
-        )
+    >>> print(laid_out("t1 = torch.cat([" + ", ".join(f"operand_{i}" for i in range(8)) + "])"))
+    t1 = torch.cat(
+        [operand_0, operand_1, operand_2, operand_3, operand_4, operand_5, operand_6, operand_7]
+    )
+    <BLANKLINE>
     """
     lines: list[str] = []
     string = False  # inside a docstring, whose lines are taken as they are
@@ -35,31 +34,35 @@ def laid_out(text: str) -> str:
 def _broken(line: str) -> list[str]:
     indent = line[: len(line) - len(line.lstrip())]
     code, comment = _comment(line.strip())
-    above = [f"{indent}{comment}"] if comment else []
-    if len(indent + code) <= WIDTH:
-        return [*above, indent + code]
-    if code.startswith("#"):
+    if not code:
         return [line]
-    return [*above, *_statement(code, indent)]
-
-
-def _statement(code: str, indent: str) -> list[str]:
     start = _start(code)
-    return _expression(code[:start], code[start:], "", indent)
+    *lines, last = _expression(code[:start], code[start:], "", indent)
+    if not comment:
+        return [*lines, last]
+    beside = f"{last}  {comment}"
+    if len(beside) <= WIDTH:
+        return [*lines, beside]
+    return [f"{indent}{comment}", *lines, last]
 
 
 def _start(code: str) -> int:
     """Where the expression of an assignment or a return begins."""
     if code.startswith("return "):
         return len("return ")
-    equals = next((at for at, depth in _depths(code) if not depth and code.startswith(" = ", at)), 0)
-    return equals + len(" = ") if equals else 0
+    outside = (at for at, depth in _depths(code) if not depth)
+    equals = next((at for at in outside if code.startswith(" = ", at)), None)
+    return 0 if equals is None else equals + len(" = ")
 
 
 def _expression(before: str, code: str, after: str, indent: str) -> list[str]:
     """Lines of ``before code after``; the line breaks are in the code."""
     if len(indent + before + code + after) <= WIDTH:
         return [indent + before + code + after]
+    if len(items := _items(code)) > 1:
+        inner = indent + INDENT
+        lines = [line for item in items for line in _expression("", item, ",", inner)]
+        return [f"{indent}{before}(", *lines, f"{indent}){after}"]
     if parts := _at_operators(code):
         return _wrapped(before, parts, after, indent)
     if before and len(parts := _at_dots(code)) > 2:

@@ -24,7 +24,7 @@ def test_programs_keep_their_meaning(style, network):
 
 
 LINES = [
-    't1 = torch.einsum("' + 40 * 'a' + ',' + 40 * 'b' + '->' + 10 * 'c' + '", first, second)',
+    't1 = torch.einsum("' + 40 * "a" + "," + 40 * "b" + "->" + 10 * "c" + '", first, second)',
     f"t1 = {'x' * 60} * {'y' * 20} + {'z' * 40}  # a comment, (with brackets]",
     f"t1 = x.unfold(2, 8, 8).permute({', '.join(map(str, range(20)))}).reshape(1, 2, 3, 4, 5, 6)",
     f"return torch.cat([{', '.join(f'first_of_{i}' for i in range(12))}], dim=1)",
