@@ -7,8 +7,7 @@ from functools import cached_property
 from itertools import islice, product
 from math import prod
 from types import MappingProxyType
-
-import networkx
+from typing import TYPE_CHECKING
 
 from tnconv.diagrams.affine import (
     Axis,
@@ -27,6 +26,9 @@ from tnconv.diagrams.affine import (
     reach,
 )
 from tnconv.diagrams.expression import Expression
+
+if TYPE_CHECKING:
+    import networkx
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +107,8 @@ class TensorNetwork(Expression):
     @cached_property
     def graph(self) -> "networkx.Graph[object]":
         """The bipartite graph of nodes (positions, and ``"result"``) and legs."""
+        import networkx  # takes a while; only some rules and drawings ask the graph
+
         graph: networkx.Graph[object] = networkx.Graph()
         graph.add_nodes_from(range(len(self.nodes)), kind="node")
         graph.add_node("result", kind="result")

@@ -16,6 +16,7 @@ import torch
 from benchmarks.device.decompositions import decompositions
 from benchmarks.device.facts import facts
 from benchmarks.device.graphs import graphs
+from benchmarks.device.kernel_prices import kernel_prices
 from benchmarks.device.model_values import model_values
 from benchmarks.device.network_times import compiled_gradients, network_times
 from benchmarks.device.operation_values import operation_values
@@ -26,6 +27,7 @@ from tnconv.codegen.prices.store import VARIABLE
 
 SECTIONS: Mapping[str, tuple[Section, float]] = {
     "facts": (facts, 0.12),
+    "kernel prices": (kernel_prices, 0.15),
     "plan choices": (plan_choices, 0.27),
     "network times": (network_times, 0.24),
     "model values": (model_values, 0.09),

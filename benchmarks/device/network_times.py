@@ -55,7 +55,8 @@ def network_times(rows: Rows) -> None:
 
 def sgd(rows: Rows, model: nn.Module, x: Tensor, y: Tensor) -> Found:
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9)
-    return {"ms": rows.setting.milliseconds(step(model, optimizer, x, y), 0.3)}
+    taken = step(model, optimizer, x, y)
+    return {"ms": rows.setting.milliseconds(taken, 0.3), **rows.setting.device_work(taken)}
 
 
 def step(
@@ -91,6 +92,8 @@ def kfac(rows: Rows, model: nn.Module, x: Tensor, y: Tensor, flavour: str, inver
         due.update(factors=factors, inverses=inverses)
         taken()
         found[f"{name} ms"] = rows.setting.milliseconds(taken, 0.3)
+        work = rows.setting.device_work(taken)
+        found |= {f"{name} {what}": value for what, value in work.items()}
     return found
 
 
@@ -103,7 +106,7 @@ def quantities(rows: Rows, name: str, model: nn.Module, x: Tensor, y: Tensor) ->
         LOSS(model(x), y).backward()
 
     def plain() -> Found:
-        return {"ms": setting.milliseconds(gradient, 0.3), "MiB": setting.mebibytes(gradient)}
+        return costs(rows, gradient)
 
     rows.attempt(f"{name}: gradient", plain)
     for each in TAKEN[: 2 if setting.tiny else None]:
@@ -115,8 +118,7 @@ def quantities(rows: Rows, name: str, model: nn.Module, x: Tensor, y: Tensor) ->
 
         def row(call: Callable[[], object] = call) -> Found:
             first = setting.sample(call, 1) / 1e3
-            milliseconds = setting.milliseconds(call, 0.3)
-            return {"first s": first, "ms": milliseconds, "MiB": setting.mebibytes(call)}
+            return {"first s": first, **costs(rows, call)}
 
         rows.attempt(f"{name}: {type(each).__name__} {'' if each == q.KFAC else each}"[:60], row)
         if setting.cuda:
@@ -126,6 +128,13 @@ def quantities(rows: Rows, name: str, model: nn.Module, x: Tensor, y: Tensor) ->
         rows.attempt(f"{name}: opacus", lambda: opacus(rows, x, y))
     elif setting.cuda:
         rows.attempt(f"{name}: curvlinops", lambda: curvlinops(rows, model, x, y))
+
+
+def costs(rows: Rows, call: Callable[[], object]) -> Found:
+    """Wall-clock time, the device's part in it, and memory."""
+    milliseconds = rows.setting.milliseconds(call, 0.3)
+    work, memory = rows.setting.device_work(call), rows.setting.mebibytes(call)
+    return {"ms": milliseconds, **work, "MiB": memory}
 
 
 def compiled_gradients(rows: Rows) -> None:
@@ -161,7 +170,7 @@ def vmapped(rows: Rows, model: nn.Module, x: Tensor, y: Tensor) -> Found:
     def call() -> object:
         return gradients(parameters, x, y)
 
-    return {"ms": rows.setting.milliseconds(call, 0.3), "MiB": rows.setting.mebibytes(call)}
+    return costs(rows, call)
 
 
 def opacus(rows: Rows, x: Tensor, y: Tensor) -> Found:
@@ -181,7 +190,7 @@ def opacus(rows: Rows, x: Tensor, y: Tensor) -> Found:
             parameter.grad_sample = None
         LOSS(model(x), y).backward()
 
-    return {"ms": rows.setting.milliseconds(call, 0.3), "MiB": rows.setting.mebibytes(call)}
+    return costs(rows, call)
 
 
 def curvlinops(rows: Rows, model: nn.Module, x: Tensor, y: Tensor) -> Found:
@@ -204,4 +213,4 @@ def curvlinops(rows: Rows, model: nn.Module, x: Tensor, y: Tensor) -> Found:
         )
         return operator.compute_kronecker_factors()
 
-    return {"ms": rows.setting.milliseconds(call, 0.3)}
+    return costs(rows, call)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 Found = Mapping[str, object]
 MOST_LINES = 400  # of a section that are printed
@@ -47,6 +48,23 @@ class Setting:
             call()
         self.synchronize()
         return (time.perf_counter() - started) / repetitions * 1e3
+
+    def device_work(self, call: Callable[[], object]) -> Found:
+        """Milliseconds that the device is busy in a call, and with how many kernels."""
+        if not self.cuda:
+            return {}
+        self.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as run:
+            call()
+            self.synchronize()
+        assert run.profiler is not None
+        events = [
+            event
+            for event in run.profiler.kineto_results.events()
+            if event.device_type().name == "CUDA" and "Sync" not in event.name()
+        ]
+        busy = sum(event.duration_ns() for event in events) / 1e6
+        return {"device ms": busy, "kernels": len(events)}
 
     def mebibytes(self, call: Callable[[], object]) -> float | None:
         """The most memory that a call takes beside what is there; None on processors."""

@@ -110,7 +110,8 @@ class CurvatureOperator(SymmetricOperator):
         Raises:
             RuntimeError: they differ, so the model or the batches are not the same every time.
         """
-        draw = torch.randn(self.space.size, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator("cpu").manual_seed(0)
+        draw = torch.randn(self.space.size, generator=generator, device="cpu")
         vector = self.space.split(draw.to(self.space.device))
         first, second = (self.space.join(self._sum(self._products(), [vector])[0]) for _ in "ab")
         if not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * float(first.abs().max())):
