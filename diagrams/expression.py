@@ -12,13 +12,14 @@ from math import isfinite
 from numbers import Number, Rational
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 import torch
 
 from tnconv.diagrams.affine import Leg, Selection, Sizes, Tensor, View
 
 if TYPE_CHECKING:
+    from tnconv.diagrams.drawing import Picture
     from tnconv.diagrams.network import TensorNetwork
 
 NO_LEGS: Sizes = MappingProxyType({})
@@ -184,6 +185,10 @@ class Expression:
     def __truediv__(self, divisor: object) -> Self:
         return cast(Self, self.scaled(1 / _number(divisor, "divide a network by")))
 
+    def __repr__(self) -> str:
+        """The equation, in angle brackets."""
+        return f"<{self}>"
+
     def __str__(self) -> str:
         from tnconv.diagrams.notation import equation
 
@@ -225,11 +230,19 @@ class Expression:
 
         return einsum(self, operands, device, dtype)
 
-    def draw(self, path: str | Path) -> Path:
-        """Write a picture; the suffix gives the format: see `tnconv.diagrams.drawing.draw`."""
-        from tnconv.diagrams.drawing import draw
+    @overload
+    def draw(self, path: None = None, **options: Any) -> "Picture": ...
+    @overload
+    def draw(self, path: str | Path, **options: Any) -> Path: ...
+    def draw(self, path: str | Path | None = None, **options: Any) -> "Path | Picture":
+        """Write a picture, or without a path return it, for a notebook to show.
 
-        return draw(self, path)
+        The suffix gives the format; options are direction, sizes, labels, ones, highlight, theme,
+        dpi and font: see `tnconv.diagrams.drawing.draw`.
+        """
+        from tnconv.diagrams.drawing import draw, picture
+
+        return picture(self, **options) if path is None else draw(self, path, **options)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         from tnconv.diagrams.drawing import mimebundle
@@ -249,7 +262,7 @@ def _named(value: object) -> str:
     return repr(value) if isinstance(value, Number) else f"a {type(value).__name__}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sum(Expression):
     """A sum of networks with equal result shapes: product rule, bias, ones-columns.
 

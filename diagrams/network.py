@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import networkx
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TensorNetwork(Expression):
     """``result[legs] = scale · Σ Π nodes``: add the product of all nodes where ``result`` points.
 
