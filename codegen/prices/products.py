@@ -145,6 +145,10 @@ class Product(Kind):
             seconds += batch * m * n * self.unaligned
         return Kernel("matmul", flops, moved, calls.together(seconds))
 
+    def least(self, flops: int) -> float:
+        """A lower bound of what products of so many operations take, in any shapes."""
+        return flops / max(self.gemm, self.dots)
+
     def _in_tiles(self, columns: int) -> float:
         """Column efficiency: full tiles run at full speed, a remainder of r takes as long as more.
 
