@@ -13,6 +13,7 @@ from tests.models.test_geometries import layers
 from tests.ntk.oracle import REDUCED, jacobian, kernel, kernels, reduced
 from tests.operators.test_low_rank import NETWORKS
 from tnconv.ntk import empirical_ntk, parametrization_scales
+from tnconv.operators.low_rank.orders import ORDERS
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -48,7 +49,9 @@ def test_geometries(
     x2 = torch.randn(count, *x.shape[1:]) if two else None
     state = moved(model) if checkpoint else None
     chunks = data.draw(st.sampled_from([None, 1, 2, (1, 2)]))
-    found = empirical_ntk(model, x, x2, other=state, reduce=reduce, chunks=chunks)
+    order = data.draw(st.sampled_from(["auto", *ORDERS]))
+    how = {"other": state, "reduce": reduce, "chunks": chunks, "order": order}
+    found = empirical_ntk(model, x, x2, **how)
     expected = kernel(jacobian(model, x), jacobian(model, x if x2 is None else x2, None, state))
     close(found, reduced(expected, reduce))
 
@@ -186,6 +189,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "seeds": ({"outputs": torch.ones(2, 3)}, r"outputs has shape \(2, 3\); expected seeds"),
     "few": ({"outputs": torch.ones(2, 1, 4)}, "outputs has seeds for 2 samples"),
     "chunks": ({"chunks": 0}, "chunks is 0; expected"),
+    "order": ({"order": "fastest"}, "order is 'fastest'; expected one of"),
     "scales": ({"scales": {"a": 1.0}}, "scales has a; expected"),
     "parametrization": ({"scales": "mup"}, "parametrization is 'mup'; expected one of"),
     "state": ({"other": {"0.bias": torch.ones(2)}}, r"other has '0.bias' of shape \(2,\)"),
