@@ -72,6 +72,27 @@ class TensorNetwork(Expression):
             if node.name in indices and not isinstance(node, Selection):
                 raise ValueError(f"operand {node.name!r} is a tensor and an index; name another")
 
+    @staticmethod
+    def from_einsum(
+        equation: str, /, *shapes: Sequence[int], **named: Sequence[int]
+    ) -> "TensorNetwork":
+        """The network of an equation as of ``torch.einsum``, for operands of these shapes.
+
+        Operands are named by their keywords or, if shapes are given by position, a, b, c, ...
+
+        >>> net = TensorNetwork.from_einsum("ab,bc->ac", left=(3, 4), right=(4, 5))
+        >>> print(net)
+        [a, c] = Σ_{b} left[a, b] · right[b, c]
+        >>> list(TensorNetwork.from_einsum("ab,bc->ac", (3, 4), (4, 5)).operands)
+        ['a', 'b']
+
+        Raises:
+            ValueError: the equation and the shapes do not fit, or it has an ellipsis.
+        """
+        from tnconv.diagrams.einsum import from_einsum
+
+        return from_einsum(equation, shapes, named)
+
     @property
     def terms(self) -> tuple["TensorNetwork"]:  # type: ignore[override]  # it never changes
         """This network alone."""
