@@ -3,7 +3,7 @@
 A rule is a small function for one operation, registered by `register_rule`; see `step`.
 """
 
-from tnconv.recursions import entrywise, multilinear, norms, rearrangements, resampling
+from tnconv.recursions import entrywise, multilinear, norms, rearrangements, resampling, saving
 from tnconv.recursions.diagonal import check_method, diagonals
 from tnconv.recursions.step import Flow, Flows, Step, register_rule
 from tnconv.recursions.walk import recursion
@@ -21,4 +21,5 @@ __all__ = [
     "recursion",
     "register_rule",
     "resampling",
+    "saving",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from tnconv.recursions.multilinear import convolution
+from tnconv.recursions.saving import torch_step
 from tnconv.recursions.step import Flow, Flows, Rule, Step, operation
 
 MODES = {"ReflectionPad": "reflect", "ReplicationPad": "replicate"}
@@ -49,6 +50,7 @@ def rule(node: Any, pad: Any) -> Rule | None:
 
 
 def _padded(pad: Any, mode: str, step: Step) -> Flows:
+    step = torch_step(step)
     inner, *parameters = convolution(step)
     if inner is None:
         return (None, *parameters)
