@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tnconv.codegen.lowering.contraction import SEARCHES
 from tnconv.codegen.lowering.forms import forms_of
+from tnconv.codegen.lowering.nested import Nest, check_nest
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.planner import ROUTES, Room, plans
 from tnconv.codegen.prices import cost
@@ -37,6 +38,7 @@ class Options:
     item: int
     memory_limit: int | None
     style: str = "torch"
+    order: Nest | None = None
 
 
 @overload
@@ -50,6 +52,7 @@ def compile(
     tune: bool = False,
     device: torch.device | str = "cpu",
     style: str = "torch",
+    order: Nest | None = None,
 ) -> Program: ...
 @overload
 def compile(
@@ -62,6 +65,7 @@ def compile(
     tune: bool = False,
     device: torch.device | str = "cpu",
     style: str = "torch",
+    order: Nest | None = None,
 ) -> Program[tuple[Tensor, ...]]: ...
 def compile(
     network: Expression | Sequence[Expression],
@@ -73,6 +77,7 @@ def compile(
     tune: bool = False,
     device: torch.device | str = "cpu",
     style: str = "torch",
+    order: Nest | None = None,
 ) -> Program | Program[tuple[Tensor, ...]]:
     """Find the cheapest program for a network, or one for several that shares what they can.
 
@@ -89,6 +94,9 @@ def compile(
     ``style="einsum"`` writes calls of ``torch.einsum`` in the order of the best path, with patterns
     as 0/1 tensors: for reading, and as slow as einsums are.
 
+    ``order`` forces an order of contraction on one network: nests of its tensors, each of which
+    becomes one dense tensor first. What is inside of a nest is planned freely.
+
     >>> from tnconv.diagrams import conv
     >>> print(compile(conv((8, 3, 32, 32), (16, 3, 3, 3), padding=1)).source)
     import torch.nn.functional as F
@@ -101,7 +109,8 @@ def compile(
 
     Raises:
         ValueError: an unknown route, path search or style, no network, an operand that has two
-            shapes, or a memory limit below what the network needs, or in einsum style.
+            shapes, a memory limit below what the network needs, or in einsum style, or an order of
+            other tensors, or of several networks.
     """
     if not routes or any(name not in ROUTES for name in routes):
         raise ValueError(f"routes are {list(routes)}; expected some of {list(ROUTES)}")
@@ -116,11 +125,13 @@ def compile(
     one = isinstance(network, Expression)
     networks = networks_of(network)
     check_operands(networks)
+    if order is not None:
+        _check_order(order, networks)
     used = tuple(name for name in ROUTES if name in (*routes, "dense"))
     if dtype.is_complex:  # torch has native kernels for real dtypes only
         used = tuple(name for name in used if name not in ("native", "pooling"))
     used = used if style == "torch" else ("dense",)
-    options = Options(simplify, optimize, used, dtype.itemsize, memory_limit, style)
+    options = Options(simplify, optimize, used, dtype.itemsize, memory_limit, style, order)
     with cost.using(coefficients(torch.device(device), dtype), dtype.itemsize):
         program = _planned(networks if not one else networks[0], options)
         if memory_limit is not None and program.peak_memory(dtype) > memory_limit:
@@ -132,7 +143,15 @@ def compile(
 
 def _named(options: Options) -> dict[str, Json]:
     """Options as a key on disk."""
-    return {**asdict(options), "routes": list(options.routes)}
+    named = {**asdict(options), "routes": list(options.routes), "order": repr(options.order)}
+    return named if options.order else {k: v for k, v in named.items() if k != "order"}
+
+
+def _check_order(order: Nest, networks: Sequence[Expression]) -> None:
+    terms = [term for network in networks for term in network.terms]
+    if len(terms) != 1:
+        raise ValueError(f"an order is given for {len(terms)} networks; expected one")
+    check_nest(order, terms[0])
 
 
 def networks_of(network: Expression | Sequence[Expression]) -> tuple[Expression, ...]:
@@ -177,7 +196,7 @@ def _planned(network: Expression | tuple[Expression, ...], options: Options) -> 
             forms, fired = forms_of(term, options.simplify, options.style)
             plain = len(net.terms) == 1  # the sum of several is contiguous anyway
             how = program.positions, options.routes, options.optimize, plain, room
-            lists.append(plans(forms, *how, several=len(program.networks) > 1))
+            lists.append(plans(forms, *how, several=len(program.networks) > 1, order=options.order))
             firings += fired
     program = replace(program, firings=tuple(firings))
     best = _chosen(program, lists, chosen_together(lists))

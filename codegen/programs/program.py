@@ -80,6 +80,13 @@ class Program(Generic[Result]):
         """The steps of all networks and terms."""
         return self.schedule.steps
 
+    @property
+    def seconds(self) -> float:
+        """What a call is predicted to take."""
+        if self.chunks:
+            return sum(chunk.seconds for chunk in self.chunks)
+        return self.schedule.seconds
+
     def peak_memory(self, dtype: torch.dtype = torch.float32) -> int:
         """Bytes that a call holds at a time at most, beside its operands and without autograd.
 

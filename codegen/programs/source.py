@@ -25,6 +25,8 @@ def kept(constants, like):
     """What constants(like) makes, once for each dtype and device; anew where torch is traced."""
     if torch.compiler.is_compiling():
         return constants(like)
+    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+        return constants(like)  # in the memory of the graph, and not filled before it is replayed
     key = constants, like.dtype, like.device
     probe = torch.empty(())
     if type(probe) is not torch.Tensor or probe.is_inference():

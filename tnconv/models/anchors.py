@@ -70,8 +70,8 @@ def _map_of_view(view: Tensor, source: Tensor, here: Pass) -> Owned | None:
     """The map of a view of a batched tensor, from the places in memory of some of its entries."""
     if not view.numel() or not source.numel():
         return None
-    generator = torch.Generator().manual_seed(view.numel())
-    at = [torch.randint(size, (PROBES,), generator=generator) for size in view.shape]
+    generator = torch.Generator("cpu").manual_seed(view.numel())
+    at = [torch.randint(size, (PROBES,), generator=generator, device="cpu") for size in view.shape]
     place = torch.full((PROBES,), int(view.storage_offset() - source.storage_offset()))
     for index, stride in zip(at, view.stride(), strict=True):
         place = place + index * stride
@@ -162,9 +162,9 @@ Run = Callable[[Change], list[Tensor]]
 
 
 def _noisy(model: nn.Module, noise: float) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     return {
-        name: p + noise * torch.randn(p.shape, generator=generator).to(p)
+        name: p + noise * torch.randn(p.shape, generator=generator, device="cpu").to(p)
         for name, p in model.named_parameters()
         if p.is_floating_point()
     }

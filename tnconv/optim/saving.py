@@ -1,13 +1,14 @@
 """Saving, resuming and copying an optimizer that has more than torch's states and groups."""
 
+from collections.abc import Collection
 from copy import deepcopy
 from itertools import chain
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
-from tnconv.optim.preconditioner import FACTORS, State
+from tnconv.optim.preconditioner import State
 
 
 class Resumable(torch.optim.Optimizer):
@@ -16,6 +17,8 @@ class Resumable(torch.optim.Optimizer):
     model: nn.Module
     settings: dict[str, Any]
     fallback: torch.optim.Optimizer | None
+    own_dtypes: ClassVar[Collection[str]]
+    """Entries of a parameter's state with a dtype of their own."""
 
     def state_dict(self) -> State:
         """Everything that a later run needs to go on exactly."""
@@ -36,7 +39,7 @@ class Resumable(torch.optim.Optimizer):
         own = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, parameter in zip(keys, own, strict=True):
             saved = given["state"].get(key, {})
-            for name in FACTORS & saved.keys():
+            for name in saved.keys() & {*self.own_dtypes}:
                 self.state[parameter][name] = saved[name].to(parameter.device, copy=True)
         if self.fallback is not None and fallback is not None:
             self.fallback.load_state_dict(fallback)
