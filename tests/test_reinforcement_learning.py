@@ -77,7 +77,9 @@ def test_gaussian_actors_have_two_networks() -> None:
     with torch.no_grad():
         action, log_probability = agent.act(rollout.observations[:-1])
     assert action.shape == (40, 3, 1) and log_probability.shape == (40, 3)
-    before = [p.detach().clone() for part in agent.actor.values() for p in part.network.parameters()]
+    before = [
+        p.detach().clone() for part in agent.actor.values() for p in part.network.parameters()
+    ]
     agent.update(rollout._replace(actions=action, log_probabilities=log_probability))
     after = [p for part in agent.actor.values() for p in part.network.parameters()]
     assert all((one != other).any() for one, other in zip(before, after, strict=True))

@@ -25,7 +25,7 @@ class Task:
 
 TASKS = {
     "cartpole": Task("CartPole-v1", True, 0.99, 1.0, 20_480, 100.0),
-    "pendulum": Task("Pendulum-v1", False, 0.9, 0.1, 40_960, -900.0),
+    "pendulum": Task("Pendulum-v1", False, 0.9, 0.1, 20_480, -1000.0),
 }
 
 

@@ -3,12 +3,15 @@
 Run as ``python -m benchmarks.rl.study --json results.json --plot plot.png`` (extras ``rl`` and
 ``plots``). Every network has an Adam; "scaled" puts `tnconv.optim.StepSizeScaler` around it. A row
 is a task, an algorithm, a step size and whether it is scaled: the mean return of the last twenty
-episodes of every seed, and process times. Source: Elsayed et al. 2024.
+episodes of every seed, and process times. A run that finds its ``--json`` file goes on where that
+stopped, if the settings are equal. Source: Elsayed et al. 2024.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,9 +25,9 @@ from benchmarks.rl.rollouts import TASKS
 from tnconv.optim import StepSizeScaler
 
 CASES: tuple[tuple[str, Algorithm, tuple[float, ...]], ...] = (
-    ("cartpole", "a2c", (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
-    ("cartpole", "ppo", (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
-    ("pendulum", "ppo", (1e-3, 1e-2, 1e-1)),
+    ("cartpole", "a2c", (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+    ("cartpole", "ppo", (1e-3, 1e-2, 1e-1)),
+    ("pendulum", "ppo", (1e-3, 1e-2)),
 )
 """Tasks, algorithms and step sizes."""
 
@@ -73,6 +76,15 @@ def learned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
+def before(path: Path | None, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier run with equal settings."""
+    if path is None or not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    same = all(found.get(name) == value for name, value in settings.items())
+    return list(found["rows"]) if same else []
+
+
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Returns against step sizes: every seed, and means."""
     from matplotlib.figure import Figure
@@ -108,16 +120,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, help="draw results into this file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = []
+    settings = {"seeds": options.seeds, "delta": options.delta}
+    rows = before(options.json, settings)
+    have = {(r["task"], r["algorithm"], r["lr"], r["scaled"]) for r in rows}
     for task, algorithm, sizes in CASES:
-        for lr in sizes if task in (options.task or TASKS) else ():
-            for delta in (None, options.delta):
+        for lr, delta in product(sizes, (None, options.delta)):
+            if task in (options.task or TASKS) and (task, algorithm, lr, bool(delta)) not in have:
                 rows.append(row(task, algorithm, lr, delta, options))
                 print(rows[-1], flush=True)
+                if options.json:
+                    measure.write_results(options.json, "cpu", rows, **settings)
     print(*learned(rows), sep="\n")
-    settings = {"seeds": options.seeds, "delta": options.delta}
-    if options.json:
-        measure.write_results(options.json, "cpu", rows, **settings)
     if options.plot:
         plot(rows, options.plot)
 

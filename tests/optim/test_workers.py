@@ -243,7 +243,8 @@ def test_two_workers_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         for name, expected in trained(settings).items():
             assert torch.equal(one[name], other[name])
             assert_close(one[name], expected, 1e-10)
-    every = zip(product(SCALED, ("mean", "sum")), first[len(SETTINGS) :], second[len(SETTINGS) :])
+    own = [each[len(SETTINGS) :] for each in (first, second)]
+    every = zip(product(SCALED, ("mean", "sum")), *own, strict=True)
     for (kind, reduction), one, other in every:
         for a, b, expected in zip(one, other, diagonals(kind, reduction), strict=True):
             assert torch.equal(a, b)

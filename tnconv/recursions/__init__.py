@@ -3,7 +3,14 @@
 A rule is a small function for one operation, registered by `register_rule`; see `step`.
 """
 
-from tnconv.recursions import entrywise, multilinear, norms, rearrangements, resampling, saving
+from tnconv.recursions import (
+    entrywise,
+    memory_saving,
+    multilinear,
+    norms,
+    rearrangements,
+    resampling,
+)
 from tnconv.recursions.diagonal import check_method, diagonals
 from tnconv.recursions.step import Flow, Flows, Step, register_rule
 from tnconv.recursions.walk import recursion
@@ -15,11 +22,11 @@ __all__ = [
     "check_method",
     "diagonals",
     "entrywise",
+    "memory_saving",
     "multilinear",
     "norms",
     "rearrangements",
     "recursion",
     "register_rule",
     "resampling",
-    "saving",
 ]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from tnconv.recursions.memory_saving import torch_step
 from tnconv.recursions.multilinear import convolution
-from tnconv.recursions.saving import torch_step
 from tnconv.recursions.step import Flow, Flows, Rule, Step, operation
 
 MODES = {"ReflectionPad": "reflect", "ReplicationPad": "replicate"}

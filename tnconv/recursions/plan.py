@@ -10,7 +10,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from tnconv.recursions import padded
 from tnconv.recursions.entrywise import region
-from tnconv.recursions.saving import torch_convolution
+from tnconv.recursions.memory_saving import torch_convolution
 from tnconv.recursions.step import Flows, Known, Step, known, operation
 
 End = tuple[Node | None, int]

@@ -90,9 +90,7 @@ def _linear(step: Step) -> Flows:
 
     return [
         step.linear(0, lambda g: g @ w, lambda s: s @ w.square()),
-        step.linear(
-            1, lambda g: rows(g).mT @ rows(x), lambda s: rows(s).mT @ rows(x).square()
-        ),
+        step.linear(1, lambda g: rows(g).mT @ rows(x), lambda s: rows(s).mT @ rows(x).square()),
         step.linear(2, lambda g: rows(g).sum(0), lambda s: rows(s).sum(0)),
     ]
 
@@ -126,4 +124,3 @@ def from_output(step: Step) -> Flows:
         (second,) = torch.autograd.grad(first.sum(), y, allow_unused=True)
     first = first.detach()
     return step.entrywise(first, None if second is None else second * first)
-
