@@ -35,12 +35,7 @@ class Resumable(torch.optim.Optimizer):
         given = dict(state_dict)
         fallback, generator = given.pop("fallback", None), given.pop("generator", None)
         super().load_state_dict(given)
-        keys = chain.from_iterable(group["params"] for group in given["param_groups"])
-        own = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, parameter in zip(keys, own, strict=True):
-            saved = given["state"].get(key, {})
-            for name in saved.keys() & {*self.own_dtypes}:
-                self.state[parameter][name] = saved[name].to(parameter.device, copy=True)
+        restore(self, given, self.own_dtypes)
         if self.fallback is not None and fallback is not None:
             self.fallback.load_state_dict(fallback)
         if generator is not None and self.settings["generator"] is not None:
@@ -65,3 +60,20 @@ class Resumable(torch.optim.Optimizer):
 
     def _resume(self) -> None:
         """Called after a state was loaded."""
+
+
+def restore(
+    optimizer: torch.optim.Optimizer,
+    state_dict: State,
+    names: Collection[str] | None = None,
+) -> None:
+    """Give entries of the state, by default all tensors, the dtype that they were saved in.
+
+    Torch's own loading casts them to the dtype of their parameter.
+    """
+    keys = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    own = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for key, parameter in zip(keys, own, strict=True):
+        for name, value in state_dict["state"].get(key, {}).items():
+            if isinstance(value, torch.Tensor) and (names is None or name in names):
+                optimizer.state[parameter][name] = value.to(parameter.device, copy=True)
