@@ -28,6 +28,14 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value in ("cholesky", "eigen", "ekfac"),
         "'cholesky', 'eigen' or 'ekfac'",
     ),
+    "factor_lr": (
+        lambda value: value is None or callable(value) or 0 < value < inf,
+        "a positive number or a callable",
+    ),
+    "riemannian_momentum": (
+        lambda value: value is None or 0 <= value < 1,
+        "None or a number in [0, 1)",
+    ),
     "update_factors_every": (lambda value: _is_schedule(value), SCHEDULE),
     "update_inverses_every": (lambda value: _is_schedule(value), SCHEDULE),
     "adapt_damping": (lambda value: value is None or 0 < value < 1, "None or a number in (0, 1)"),
