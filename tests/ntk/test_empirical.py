@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ def moved(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() + 0.3 * torch.randn_like(p) for name, p in model.named_parameters()}
 
 
+@settings(max_examples=24)
 @given(layers(), st.sampled_from([*REDUCED]), st.booleans(), st.booleans(), st.data())
 def test_geometries(
     case: tuple[nn.Module, Tensor], reduce: str, two: bool, checkpoint: bool, data: st.DataObject

@@ -14,7 +14,6 @@ from inspect import signature
 from typing import Any
 from weakref import WeakSet
 
-import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -22,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from tnconv.functional.dynamo import untraced
 from tnconv.models.checkpoints import (
     Held,
     in_backward,
@@ -328,7 +328,7 @@ class Inert:
     def __init__(self, hook: Callable[..., None] | None = None) -> None:
         self.hook = hook
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         if self.hook is not None:
             self.hook(*args, **kwargs)

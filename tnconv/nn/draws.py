@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from tnconv.functional.dynamo import untraced
 from tnconv.generators import seed_from
 
 Sampling = Literal["bernoulli", "fixed"]
@@ -58,7 +59,7 @@ class Draws:
             return {dim: u[dim].topk(count).indices for dim, count in counts.items()}, scale
         return self._drawn(counts, sizes, x), scale
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def _drawn(self, kept: Mapping[int, float], sizes: Sequence[int], x: Tensor) -> Positions:
         """By numbers of positions, or by probabilities."""
         generator = torch.Generator("cpu").manual_seed(self._seed(x))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,18 @@ from tnconv.operators.low_rank.rows import JacobianRows
 
 State = nn.Module | Mapping[str, Tensor]
 """A model of the same architecture, or values of some parameters and buffers by name."""
+
+
+class Rows(Protocol):
+    """What is one side of a kernel: rows of a Jacobian that are made in parts."""
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def memory_limit(self) -> int | None: ...
+
+    def rows(self, start: int = 0, stop: int | None = None) -> JacobianRows: ...
 
 
 @dataclass(frozen=True, eq=False)
