@@ -3,6 +3,7 @@
 from tnconv.optim.adahesscale import AdaHesScale
 from tnconv.optim.kfac import KFAC
 from tnconv.optim.low_rank_newton import LowRankNewton
+from tnconv.optim.rf_shampoo import RFShampoo
 from tnconv.optim.root_free import RFAdamW, RFRMSProp
 from tnconv.optim.singd import SINGD
 from tnconv.optim.step_size_scaler import StepSizeScaler
@@ -14,5 +15,6 @@ __all__ = [
     "LowRankNewton",
     "RFAdamW",
     "RFRMSProp",
+    "RFShampoo",
     "StepSizeScaler",
 ]

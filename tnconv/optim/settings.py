@@ -23,6 +23,9 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "decoupled": (lambda value: isinstance(value, bool), "a bool"),
     "kl_clip": (lambda value: value > 0, "a positive number"),
     "max_factor": (lambda value: value >= 1 and value % 1 == 0, "an int, at least 1"),
+    "max_size": (lambda value: value >= 1 and value % 1 == 0, "an int, at least 1"),
+    "merge": (lambda value: value >= 1 and value % 1 == 0, "an int, at least 1"),
+    "kernels": (lambda value: value in ("tensor", "matrix"), "'tensor' or 'matrix'"),
     "process_group": (lambda value: not isinstance(value, str) or value == "local", "'local'"),
     "inverse": (
         lambda value: value in ("cholesky", "eigen", "ekfac"),
