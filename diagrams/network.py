@@ -57,9 +57,9 @@ class TensorNetwork(Expression):
         for leg in iterate_legs(self.nodes, self.result):
             if leg not in sizes:
                 raise ValueError(f"leg {leg!r} has no size; sized legs are {sorted(sizes)}")
-        for leg, size in sizes.items():
-            if size < 0:
-                raise ValueError(f"leg {leg!r} has size {size}; expected at least 0")
+        if sizes and min(sizes.values()) < 0:
+            leg, size = next((leg, size) for leg, size in sizes.items() if size < 0)
+            raise ValueError(f"leg {leg!r} has size {size}; expected at least 0")
         shapes: dict[str, tuple[int, ...]] = {}
         for node in self.tensors:
             if shapes.setdefault(node.name, node.shape) != node.shape:
