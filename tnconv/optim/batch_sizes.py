@@ -53,13 +53,14 @@ class Samples:
         """
         if not isinstance(self.given, nn.Module):
             return _check(self.given() if callable(self.given) else self.given)
-        count, self._count, self._used = self._count, 0, True
-        total = self._workers.sums([torch.tensor(float(count), device=self._device)])[0].item()
+        total, self._count, self._used = float(self._count), 0, True
+        if self._workers.count > 1:
+            total = self._workers.sums([torch.tensor(total, device=self._device)])[0].item()
         if not total:
             raise RuntimeError(
                 "batch_size is a model, which was not called in training mode since the last step"
             )
-        return float(total)
+        return total
 
     def forget(self) -> None:
         """Passes so far do not count."""
