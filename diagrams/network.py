@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import networkx
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TensorNetwork(Expression):
     """``result[legs] = scale · Σ Π nodes``: add the product of all nodes where ``result`` points.
 
@@ -309,17 +309,26 @@ class TensorNetwork(Expression):
         Raises:
             ValueError: a leg that no plain result axis holds.
         """
-        pair = self.connect(self, (*over, *keep))
-        half = len(self.result.axes)
+        return self.matched(self, over, keep)
+
+    def matched(
+        self, other: "TensorNetwork", over: Collection[Leg], keep: Collection[Leg] = ()
+    ) -> "TensorNetwork":
+        """``A[keep, a, b] = Σ_over T[keep, over, a] U[keep, over, b]``: `gram` of two networks.
+
+        Raises:
+            ValueError: a leg that no plain result axis of both holds, or of two sizes.
+        """
+        pair = self.connect(other, (*over, *keep))
         plain = [axis.plain(self.sizes) for axis in self.result.axes]
+        others = [axis.plain(other.sizes) for axis in other.result.axes]
         for leg in (*over, *keep):
-            if leg not in plain:
-                raise ValueError(f"no plain result axis is leg {leg!r}; they are {plain}")
-        axes = [
-            axis
-            for at, axis in enumerate(pair.result.axes)
-            if plain[at % half] not in over and not (plain[at % half] in keep and at >= half)
-        ]
+            if leg not in plain or leg not in others:
+                found = plain if leg not in plain else others
+                raise ValueError(f"no plain result axis is leg {leg!r}; they are {found}")
+        dropped = [leg in over for leg in plain] + [leg in (*over, *keep) for leg in others]
+        every = zip(pair.result.axes, dropped, strict=True)
+        axes = [axis for axis, out in every if not out]
         axes.sort(key=lambda axis: axis.plain(pair.sizes) not in keep)
         return pair.with_(result=View(tuple(axis.size for axis in axes), tuple(axes)))
 
