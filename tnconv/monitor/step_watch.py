@@ -42,8 +42,9 @@ class StepWatch:
 
     subject: Subject
     needs: frozenset[Hashable]
+    named: Sequence[tuple[str, nn.Parameter]]
     portions: list[Portion] = field(default_factory=list)
-    terms: list[tuple[nn.Parameter, Term, Pass]] = field(default_factory=list)
+    terms: list[tuple[nn.Parameter, Term, Pass, int]] = field(default_factory=list)
     passes: dict[Pass, int] = field(default_factory=dict)
     indices: dict[Pass, Tensor | None] = field(default_factory=dict)
     gradients: list[Tensor | None] = field(default_factory=list)
@@ -60,7 +61,7 @@ class StepWatch:
     def open(self) -> None:
         """Register the hooks."""
         subject = self.subject
-        for _, parameter in subject.named:
+        for _, parameter in self.named:
             register: Any = parameter.register_post_accumulate_grad_hook
             hook = register(self._accumulated)
             self._stack.callback(hook.remove)
@@ -139,7 +140,7 @@ class StepWatch:
         """What is made of the graph while it is there."""
         subject, loss_fn = self.subject, self.subject.loss_fn
         assert loss_fn is not None
-        parameters = [p for _, p in subject.named]
+        parameters = [p for _, p in self.named]
         if "losses" in self.needs:
             portion.each = subject.attempt(
                 "losses", lambda: sample_losses(loss_fn, output, targets, portion.samples)
@@ -150,7 +151,7 @@ class StepWatch:
         for need in walked:
             if need.kind == "diag_h":
                 inputs = self._inputs
-                names = [name for name, _ in subject.named]
+                names = [name for name, _ in self.named]
                 how = (subject.core, loss_fn, inputs, targets, names, parameters)
                 found = subject.attempt(need, partial(exactly, *how))
             else:
@@ -196,7 +197,7 @@ class StepWatch:
         """A backward pass is over: take its gradients before anybody clips them."""
         self._queued = False
         self.backwards += 1
-        given = [whole(p.grad) if p.grad is not None else None for _, p in self.subject.named]
+        given = [whole(p.grad) if p.grad is not None else None for _, p in self.named]
         present = [g for g in given if g is not None]
         norms = iter(torch._foreach_norm(present) if present else ())
         zero = torch.zeros(())
@@ -226,12 +227,12 @@ class StepWatch:
                 self.passes[here] = here.samples
                 self.indices[here] = kept.indices.get(here)
             self.terms += kept.terms
-            names = [name for name, _ in self.subject.named]
+            names = [name for name, _ in self.named]
             for need in self._of(Diagonal):
                 quantity = by_layers(need, self.subject.generator)
                 if quantity is not None and self.portions:
                     found = result[quantity]
-                    zeros = [p for _, p in self.subject.named]
+                    zeros = [p for _, p in self.named]
                     self.portions[-1].diagonals[need] = [
                         found[name] if name in found else torch.zeros_like(p)
                         for name, p in zip(names, zeros, strict=True)
