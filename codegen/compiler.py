@@ -24,6 +24,7 @@ from tnconv.codegen.programs.program import SPARE, Program, Services, together
 from tnconv.codegen.programs.styles import STYLES
 from tnconv.codegen.programs.tuning import tuned
 from tnconv.diagrams.expression import Expression
+from tnconv.diagrams.network import TensorNetwork
 
 MOST_CHOICES = 64  # ways to combine plans that are tried for a memory limit
 
@@ -43,7 +44,9 @@ class Options:
 
 @overload
 def compile(
-    network: Expression,
+    network: Expression | str,
+    /,
+    *shapes: Sequence[int],
     simplify: bool = True,
     optimize: str = "auto",
     routes: Sequence[str] = tuple(ROUTES),
@@ -57,6 +60,8 @@ def compile(
 @overload
 def compile(
     network: Sequence[Expression],
+    /,
+    *,
     simplify: bool = True,
     optimize: str = "auto",
     routes: Sequence[str] = tuple(ROUTES),
@@ -68,7 +73,9 @@ def compile(
     order: Nest | None = None,
 ) -> Program[tuple[Tensor, ...]]: ...
 def compile(
-    network: Expression | Sequence[Expression],
+    network: Expression | Sequence[Expression] | str,
+    /,
+    *shapes: Sequence[int],
     simplify: bool = True,
     optimize: str = "auto",
     routes: Sequence[str] = tuple(ROUTES),
@@ -81,21 +88,25 @@ def compile(
 ) -> Program | Program[tuple[Tensor, ...]]:
     """Find the cheapest program for a network, or one for several that shares what they can.
 
-    ``simplify=False`` covers the network as it is given only. ``optimize`` chooses the path search
-    (``"optimal"``, ``"dp"``, or ``"auto"``). ``routes`` are the routes that may be used, of
-    `ROUTES`; ``"dense"`` always exists. ``memory_limit`` is how many bytes a call on operands of
-    ``dtype`` may hold beside them, without autograd: leaner plans are taken, or the network is
-    computed in chunks. The program runs on any device and dtype; it is chosen by the prices of
-    kernels on ``device``: see `calibrate`.
+    The program runs on any device and dtype; it is chosen by the prices of kernels on ``device``:
+    see `calibrate`.
 
-    ``tune=True`` measures the best few programs on ``device``, with operands of ``dtype``, and
-    remembers their times on disk for later calls; a network in chunks is not measured.
-
-    ``style="einsum"`` writes calls of ``torch.einsum`` in the order of the best path, with patterns
-    as 0/1 tensors: for reading, and as slow as einsums are.
-
-    ``order`` forces an order of contraction on one network: nests of its tensors, each of which
-    becomes one dense tensor first. What is inside of a nest is planned freely.
+    Args:
+        network: A network, several of them, or an equation as of ``torch.einsum``.
+        shapes: Those of the equation's operands, which are named a, b, c, ...
+        simplify: False covers the network as it is given only.
+        optimize: The path search: ``"optimal"``, ``"dp"``, or ``"auto"``.
+        routes: The routes that may be used, of `ROUTES`; ``"dense"`` always exists.
+        memory_limit: How many bytes a call on operands of ``dtype`` may hold beside them, without
+            autograd: leaner plans are taken, or the network is computed in chunks.
+        dtype: That of the operands for which the program is chosen.
+        tune: Measure the best few programs on ``device``, and remember their times on disk for
+            later calls; a network in chunks is not measured.
+        device: Where the program is to be fast.
+        style: ``"einsum"`` writes calls of ``torch.einsum`` in the order of the best path, with
+            patterns as 0/1 tensors: for reading, and as slow as einsums are.
+        order: Forces an order of contraction on one network: nests of its tensors, each of which
+            becomes one dense tensor first. What is inside of a nest is planned freely.
 
     >>> from tnconv.diagrams import conv
     >>> print(compile(conv((8, 3, 32, 32), (16, 3, 3, 3), padding=1)).source)
@@ -106,11 +117,17 @@ def compile(
         t1 = F.conv2d(x, weight, padding=1)  # convolution over i1, i2
         return t1
     <BLANKLINE>
+    >>> print(compile("ab,bc->ac", (8, 3), (3, 4)).source)
+    def contraction(a, b):
+        t1 = a @ b  # [a, c] = sum over b
+        return t1
+    <BLANKLINE>
 
     Raises:
-        ValueError: an unknown route, path search or style, no network, an operand that has two
-            shapes, a memory limit below what the network needs, or in einsum style, or an order of
-            other tensors, or of several networks.
+        ValueError: an equation that does not fit its shapes, shapes without one, an unknown route,
+            path search or style, no network, an operand that has two shapes, a memory limit below
+            what the network needs, or in einsum style, or an order of other tensors, or of several
+            networks.
     """
     if not routes or any(name not in ROUTES for name in routes):
         raise ValueError(f"routes are {list(routes)}; expected some of {list(ROUTES)}")
@@ -122,6 +139,7 @@ def compile(
         raise ValueError(f"style is {style!r}; expected one of {list(STYLES)}")
     if style != "torch" and memory_limit is not None:
         raise ValueError(f"memory_limit is {memory_limit} and style {style!r}; expected 'torch'")
+    network = _imported(network, shapes)
     one = isinstance(network, Expression)
     networks = networks_of(network)
     check_operands(networks)
@@ -139,6 +157,20 @@ def compile(
         elif tune:
             program = tuned(program, torch.device(device), dtype, _named(options), memory_limit)
     return program.prepared()
+
+
+def _imported(
+    network: Expression | Sequence[Expression] | str, shapes: Sequence[Sequence[int]]
+) -> Expression | Sequence[Expression]:
+    """The network, also of an equation."""
+    if isinstance(network, str):
+        return TensorNetwork.from_einsum(network, *shapes)
+    if shapes:
+        raise ValueError(
+            f"got {len(shapes)} more positional arguments; expected shapes after an equation, or "
+            "options by name"
+        )
+    return network
 
 
 def _named(options: Options) -> dict[str, Json]:
@@ -190,7 +222,7 @@ def _planned(network: Expression | tuple[Expression, ...], options: Options) -> 
     program = without_plans(network, SPARE if limit is None else 0, options.style)
     alone = isinstance(network, Expression) and len(network.terms) == 1
     lists, firings = [], []
-    room = Room(limit, options.item)
+    room = Room(limit, options.item, shared=limit is not None and not alone)
     for net in program.networks:
         for term in net.terms:
             forms, fired = forms_of(term, options.simplify, options.style)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import networkx
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TensorNetwork(Expression):
     """``result[legs] = scale · Σ Π nodes``: add the product of all nodes where ``result`` points.
 
@@ -57,9 +57,9 @@ class TensorNetwork(Expression):
         for leg in iterate_legs(self.nodes, self.result):
             if leg not in sizes:
                 raise ValueError(f"leg {leg!r} has no size; sized legs are {sorted(sizes)}")
-        for leg, size in sizes.items():
-            if size < 0:
-                raise ValueError(f"leg {leg!r} has size {size}; expected at least 0")
+        if sizes and min(sizes.values()) < 0:
+            leg, size = next((leg, size) for leg, size in sizes.items() if size < 0)
+            raise ValueError(f"leg {leg!r} has size {size}; expected at least 0")
         shapes: dict[str, tuple[int, ...]] = {}
         for node in self.tensors:
             if shapes.setdefault(node.name, node.shape) != node.shape:
@@ -71,6 +71,27 @@ class TensorNetwork(Expression):
         for node in self.tensors if indices else ():
             if node.name in indices and not isinstance(node, Selection):
                 raise ValueError(f"operand {node.name!r} is a tensor and an index; name another")
+
+    @staticmethod
+    def from_einsum(
+        equation: str, /, *shapes: Sequence[int], **named: Sequence[int]
+    ) -> "TensorNetwork":
+        """The network of an equation as of ``torch.einsum``, for operands of these shapes.
+
+        Operands are named by their keywords or, if shapes are given by position, a, b, c, ...
+
+        >>> net = TensorNetwork.from_einsum("ab,bc->ac", left=(3, 4), right=(4, 5))
+        >>> print(net)
+        [a, c] = Σ_{b} left[a, b] · right[b, c]
+        >>> list(TensorNetwork.from_einsum("ab,bc->ac", (3, 4), (4, 5)).operands)
+        ['a', 'b']
+
+        Raises:
+            ValueError: the equation and the shapes do not fit, or it has an ellipsis.
+        """
+        from tnconv.diagrams.einsum import from_einsum
+
+        return from_einsum(equation, shapes, named)
 
     @property
     def terms(self) -> tuple["TensorNetwork"]:  # type: ignore[override]  # it never changes
@@ -288,17 +309,26 @@ class TensorNetwork(Expression):
         Raises:
             ValueError: a leg that no plain result axis holds.
         """
-        pair = self.connect(self, (*over, *keep))
-        half = len(self.result.axes)
+        return self.matched(self, over, keep)
+
+    def matched(
+        self, other: "TensorNetwork", over: Collection[Leg], keep: Collection[Leg] = ()
+    ) -> "TensorNetwork":
+        """``A[keep, a, b] = Σ_over T[keep, over, a] U[keep, over, b]``: `gram` of two networks.
+
+        Raises:
+            ValueError: a leg that no plain result axis of both holds, or of two sizes.
+        """
+        pair = self.connect(other, (*over, *keep))
         plain = [axis.plain(self.sizes) for axis in self.result.axes]
+        others = [axis.plain(other.sizes) for axis in other.result.axes]
         for leg in (*over, *keep):
-            if leg not in plain:
-                raise ValueError(f"no plain result axis is leg {leg!r}; they are {plain}")
-        axes = [
-            axis
-            for at, axis in enumerate(pair.result.axes)
-            if plain[at % half] not in over and not (plain[at % half] in keep and at >= half)
-        ]
+            if leg not in plain or leg not in others:
+                found = plain if leg not in plain else others
+                raise ValueError(f"no plain result axis is leg {leg!r}; they are {found}")
+        dropped = [leg in over for leg in plain] + [leg in (*over, *keep) for leg in others]
+        every = zip(pair.result.axes, dropped, strict=True)
+        axes = [axis for axis, out in every if not out]
         axes.sort(key=lambda axis: axis.plain(pair.sizes) not in keep)
         return pair.with_(result=View(tuple(axis.size for axis in axes), tuple(axes)))
 

@@ -7,12 +7,15 @@ that was measured by a few calls that are large enough to fill it: see decision 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite
+from functools import cache
+from math import isfinite, sqrt
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from tnconv.codegen.prices.conv_probes import native
-from tnconv.codegen.prices.kinds import Probe, every_coefficient
+from tnconv.codegen.prices.kinds import Coefficient, Probe, every_coefficient
 from tnconv.codegen.prices.movement import Copy, Elementwise, on
 from tnconv.codegen.prices.native_shapes import Convolution
 from tnconv.codegen.prices.products import Product
@@ -20,6 +23,7 @@ from tnconv.codegen.prices.tables import Table
 
 ENTRIES = 2**26  # of a copy that no cache holds
 SIZE = 4096  # of the sides of a product
+HALVINGS = 30  # of the range of ratios, on a logarithmic scale
 MOST = 100.0  # times slower or faster than the accelerator that was measured
 
 
@@ -32,14 +36,32 @@ class Scale:
 
     def applied(self, table: Table, ratio: float) -> Table:
         """The table of a device that takes ``ratio`` times as long for these kernels."""
-        units = {one.name: one.unit for one in every_coefficient()}
-        bounds = {one.name: one.bounds for one in every_coefficient()}
+        known = _known()
         changed = {}
         for name in self.names:
-            factor = 1 / ratio if units[name].endswith("/s") else ratio
-            low, high = bounds[name]
+            factor = 1 / ratio if known[name].unit.endswith("/s") else ratio
+            low, high = known[name].bounds
             changed[name] = min(max(low, factor * table.value(name)), high)
         return table.changed(changed)
+
+    def ratio(self, table: Table, seconds: float) -> float | None:
+        """The ratio for which the probe takes so many seconds, by bisection; None if none does."""
+        low, high = 1 / MOST, MOST
+        shortest, longest = (self.probe.seconds(self.applied(table, end)) for end in (low, high))
+        if not shortest < seconds < longest:
+            return None
+        for _ in range(HALVINGS):
+            middle = sqrt(low * high)
+            if self.probe.seconds(self.applied(table, middle)) < seconds:
+                low = middle
+            else:
+                high = middle
+        return sqrt(low * high)
+
+
+@cache
+def _known() -> Mapping[str, Coefficient]:
+    return {one.name: one for one in every_coefficient()}
 
 
 def _layer(samples: int, channels: int, size: int) -> Convolution:
@@ -49,10 +71,15 @@ def _layer(samples: int, channels: int, size: int) -> Convolution:
     return Convolution(image, kernel, image, 1, ones, ones, ones)
 
 
+def _three(x: Tensor) -> Tensor:
+    """Three small calls with the views that programs have between them."""
+    return (F.pad(x, (1, 1)).unfold(1, 8, 2).permute(1, 0, 2) @ x.mT).sum(1)
+
+
 SCALES: Mapping[str, Scale] = {
     "launches": Scale(
         ("Calls.launch", "Loop.turn", "NativeConvolution.primitive"),
-        on((8,), call=lambda x: x * x, seconds=lambda t: t[Elementwise].price(8, 16).seconds),
+        on((8, 8), call=_three, seconds=lambda t: 3 * t[Elementwise].price(8, 16).seconds),
     ),
     "memory": Scale(
         (
@@ -92,21 +119,19 @@ SCALES: Mapping[str, Scale] = {
 def scaled(start: Table, times: Mapping[str, float]) -> tuple[Table, dict[str, str]]:
     """The table whose prices of the probes are their times, and why probes were refused.
 
-    ``times`` are seconds by the names of `SCALES`. A probe that failed, or that takes more than a
-    hundred times as long or as short as on the accelerator of ``start``, is refused: the values of
-    ``start`` are kept.
+    ``times`` are seconds by the names of `SCALES`. A probe that failed, or whose time no ratio up
+    to a hundred explains, is refused: the values of ``start`` are kept.
     """
     table, refused = start, dict[str, str]()
     for name, scale in SCALES.items():
         seconds = times[name]
         if not (isfinite(seconds) and seconds > 0):
             refused[name] = "it failed"
-            continue
-        ratio = seconds / scale.probe.seconds(table)
-        if not 1 / MOST < ratio < MOST:
-            refused[name] = f"it takes {ratio:.2g} times what an H100 does"
-            continue
-        table = scale.applied(table, ratio)
+        elif (ratio := scale.ratio(table, seconds)) is None:
+            relative = seconds / scale.probe.seconds(table)
+            refused[name] = f"it takes {relative:.2g} times what an H100 does"
+        else:
+            table = scale.applied(table, ratio)
     return table, refused
 
 

@@ -1,17 +1,20 @@
 """Tables of coefficients: one for each device, number of threads and dtype."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
+from functools import wraps
 from math import inf
 from typing import Any, TypeVar, cast
 
 from tnconv.codegen.prices.kinds import KINDS, Kind
 
 ITEM = 4  # bytes of an entry in float32
+KEPT = 2**14  # answers that a table remembers: a search asks for the same ones over and over
 K = TypeVar("K", bound=Kind)
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class Machine:
     narrow: int = 8  # ... and all other channels to these
     taps: int = 9  # of the largest window with a fast depthwise weight gradient
     largest: int = 256  # taps of the largest window that depthwise kernels are made for
+    onednn: bool = True  # whether convolutions follow oneDNN's rules of which kernels are fast
+    passes: int = 2  # over operands and results of convolutions, to arrange them ...
+    grouped_passes: int = 2  # ... and of grouped ones
+    units: int = 0  # multiprocessors, each of which computes a block of a product; 0 if none ...
+    block: int = 64  # ... rows and columns of such a block
     overlaps: bool = False  # whether kernels run while the host prepares the next call
     workspace: int | None = None  # bytes that any convolution may hold; None: as oneDNN does
 
@@ -45,12 +53,16 @@ ACCELERATOR = Machine(
     aligned=1,
     conflict=0,
     tile=1,
-    lanes=1,
-    narrow=1,
+    lanes=8,
+    narrow=8,
+    onednn=False,
+    passes=1,
+    grouped_passes=5,
+    units=132,
     overlaps=True,
     workspace=32 * 2**20,
 )
-"""Accelerators in general: allocators keep their pages, tiles and SIMD lanes are of many sizes."""
+"""Accelerators in general: allocators keep their pages, and tensor cores take eight channels."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,8 @@ class Table:
     machine: Machine = X86
     threads: int = 1
     _kinds: dict[type[Kind], Kind] = field(default_factory=dict, compare=False, repr=False)
+    answers: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What functions that are `remembered` answered by this table."""
 
     def __getitem__(self, kind: type[K]) -> K:
         """The kind with the coefficients of this table."""
@@ -87,7 +101,7 @@ class Table:
 
     def changed(self, values: Mapping[str, float]) -> "Table":
         """With other values of these coefficients."""
-        return replace(self, values={**self.values, **values}, _kinds={})
+        return replace(self, values={**self.values, **values}, _kinds={}, answers={})
 
 
 SHIPPED = Table()
@@ -115,3 +129,19 @@ def using(table: Table, entry: int = ITEM) -> Iterator[None]:
     finally:
         _in_use.reset(tokens[0])
         _entry.reset(tokens[1])
+
+
+def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """A decorator: the answers for hashable arguments are kept with the table in use."""
+
+    @wraps(function)
+    def answer(*arguments: Hashable) -> Answer:
+        answers, key = in_use().answers, (function, _entry.get(), arguments)
+        found = answers.get(key, answers)
+        if found is answers:
+            if len(answers) >= KEPT:
+                answers.clear()
+            found = answers[key] = function(*arguments)
+        return cast(Answer, found)
+
+    return answer

@@ -10,9 +10,9 @@ from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.schedule import Schedule
 from tnconv.codegen.lowering.strided import LIKE, ONE, Strided
 from tnconv.codegen.lowering.writer import Step
+from tnconv.codegen.programs.layout import INDENT, WIDTH
 from tnconv.codegen.programs.names import Names, operations
 
-WIDTH, INDENT = 100, " " * 4
 IMPORTS = {
     "itertools": "import itertools\n",
     "torch": "import torch",
@@ -187,10 +187,3 @@ def function(name: str, arguments: Iterable[str], body: Sequence[str]) -> str:
     """The text of a function."""
     lines = [f"def {name}({', '.join(arguments)}):", *(INDENT + line for line in body), ""]
     return "\n".join(lines)
-
-
-def formatted(text: str) -> str:
-    """A module as formatters of Python lay it out."""
-    import black  # takes a while, which programs that nobody reads need not wait for
-
-    return black.format_str(text, mode=black.Mode(line_length=WIDTH))

@@ -46,20 +46,29 @@ def refusing_reentrant(model: nn.Module) -> Iterator[None]:
     """
 
     def check(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not torch.is_grad_enabled() and in_reentrant_checkpoint():
-            raise NotImplementedError(
-                f"layer {names[module]!r} runs in a reentrant checkpoint, which keeps no graph; "
-                "expected torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
-            )
+        refuse_if_reentrant(names[module])
 
     names = {module: name for name, module in model.named_modules()}
-    own = [m for m in names if next(m.named_parameters(recurse=False), None) is not None]
+    own = [module for module in names if any(p is not None for p in module._parameters.values())]
     handles = [module.register_forward_pre_hook(check) for module in own]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def refuse_if_reentrant(layer: str) -> None:
+    """Refuse a layer that runs in a reentrant checkpoint, without a graph.
+
+    Raises:
+        NotImplementedError: it does.
+    """
+    if not torch.is_grad_enabled() and in_reentrant_checkpoint():
+        raise NotImplementedError(
+            f"layer {layer!r} runs in a reentrant checkpoint, which keeps no graph; "
+            "expected torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
 
 
 def refuse_reentrant_nodes(nodes: Iterable[Node]) -> None:

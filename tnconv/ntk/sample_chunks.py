@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tnconv.ntk.kernel_blocks import Reduce, layer_blocks, weighted
-from tnconv.ntk.sides import Side
+from tnconv.ntk.sides import Rows
 
 Chunks = int | tuple[int, int] | None
 Blocks = dict[str, Tensor]
@@ -22,8 +22,8 @@ AXES: Mapping[Reduce, tuple[int, int | None]] = {
 
 
 def kernel(
-    first: Side,
-    second: Side,
+    first: Rows,
+    second: Rows,
     own: slice,
     symmetric: bool,
     reduce: Reduce,
@@ -68,7 +68,7 @@ def kernel(
     return _assembled(grid, reduce)
 
 
-def _covers(own: slice, side: Side) -> bool:
+def _covers(own: slice, side: Rows) -> bool:
     return own == slice(0, side.samples)
 
 
@@ -105,7 +105,7 @@ def _assembled(grid: Mapping[Pair, Blocks], reduce: Reduce) -> Blocks:
     return found
 
 
-def _sizes(first: Side, second: Side, own: slice, alone: bool, chunks: Chunks) -> tuple[int, int]:
+def _sizes(first: Rows, second: Rows, own: slice, alone: bool, chunks: Chunks) -> tuple[int, int]:
     """How many samples of each side are held at a time.
 
     Raises:

@@ -13,8 +13,8 @@ from tnconv.optim.blocks import Block
 from tnconv.optim.collection import FactorWatch
 from tnconv.optim.contributions import Contribution
 from tnconv.optim.ekfac import Basis
-from tnconv.optim.factored_damping import exact, factored, spectrum
-from tnconv.optim.inverses import wide
+from tnconv.optim.factored_damping import damped, exact, spectrum
+from tnconv.optim.inverses import Damped, inverted, wide
 from tnconv.optim.workers import Workers
 
 State = dict[str, Any]
@@ -55,19 +55,22 @@ def measured(blocks: Sequence[Block], watch: FactorWatch, workers: Workers, most
         found = dict(watch.found())
     except RuntimeError as reason:
         failure = reason
+    if failure is not None and workers.count == 1:
+        raise failure
     many = workers.count > 1
     seen = [block for block in blocks if many or block.key in found]
     sums = [found[b.key].sums if b.key in found else _zeros(b, watch, most) for b in seen]
-    device = blocks[0].key.device if blocks else None
-    numbers = torch.tensor(
-        [0.0 if failure else watch.total, float(failure is not None)], device=device
-    )
-    flat = iter(workers.sums([numbers, *(value for each in sums for value in each.values())]))
-    total, failures = next(flat).tolist()
-    if failure is not None:
-        raise failure
-    if failures:
-        raise RuntimeError("another worker could not collect factors; its error says why")
+    values_of_all = [value for each in sums for value in each.values()]
+    total, flat = 0.0 if failure else watch.total, iter(values_of_all)
+    if many:
+        device = blocks[0].key.device if blocks else None
+        numbers = torch.tensor([total, float(failure is not None)], device=device)
+        flat = iter(workers.sums([numbers, *values_of_all]))
+        total, failures = next(flat).tolist()
+        if failure is not None:
+            raise failure
+        if failures:
+            raise RuntimeError("another worker could not collect factors; its error says why")
     result = Measured({}, total)
     factors = dict[Block, Mapping[str, Tensor]]()
     for block, each in zip(seen, sums, strict=True):
@@ -139,10 +142,23 @@ def update_moments(
     dtype: torch.dtype | None = None,
 ) -> None:
     """The running averages of second moments in the eigenbasis, likewise."""
-    for block, state, decay in blocks:
-        if block in new and bool(new[block].sum().isfinite()):
+    given = [each for each in blocks if each[0] in new]
+    for (block, state, decay), finite in zip(
+        given, _all_finite([new[block] for block, _, _ in given]), strict=True
+    ):
+        if finite:
             values = {"moments": new[block]}
             _average(state, values, ("moments",), "moment_updates", decay, dtype)
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Whether each has finite entries alone, with one question to an accelerator."""
+    if not tensors:
+        return []
+    device = tensors[0].device
+    sums = [tensor.sum().isfinite().to(device) for tensor in tensors]
+    found: list[bool] = torch.stack(sums).tolist()
+    return found
 
 
 def _average(
@@ -226,14 +242,14 @@ def update_inverses(
     """Invert, or diagonalise, the factors; each worker does a share for all."""
     ready = [each for each in blocks if "A" in each[1]]
     costs = [float(sum(state[name].shape[-1] ** 3 for name in "AB")) for _, state, _ in ready]
-    flat: list[Tensor] = []
+    flat: list[Damped] = []
     for (_, state, damping), owner in zip(ready, workers.owners(costs), strict=True):
         a, b = state["A"], state["B"]
         if owner != workers.rank:
             flat += _nothing(a, b, inverse)
         else:
-            flat += factored(a, b, damping) if inverse == "cholesky" else spectrum(a, b)
-    values = iter(workers.sums(flat))
+            flat += damped(a, b, damping) if inverse == "cholesky" else spectrum(a, b)
+    values = iter(workers.sums(inverted(flat)))
     for _, state, _ in ready:
         state.update((name, next(values)) for name in INVERSES[inverse])
         for name in ("moments", "moment_updates"):  # they belong to the basis before

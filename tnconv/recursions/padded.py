@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from tnconv.recursions.memory_saving import torch_step
 from tnconv.recursions.multilinear import convolution
 from tnconv.recursions.step import Flow, Flows, Rule, Step, operation
 
@@ -49,6 +50,7 @@ def rule(node: Any, pad: Any) -> Rule | None:
 
 
 def _padded(pad: Any, mode: str, step: Step) -> Flows:
+    step = torch_step(step)
     inner, *parameters = convolution(step)
     if inner is None:
         return (None, *parameters)

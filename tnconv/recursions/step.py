@@ -107,8 +107,28 @@ class Step:
         return tuple(None if u is None else u.to(v.dtype) * top for u in self._call(narrow))
 
     def _call(self, values: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-        found = getattr(self.node, "apply", self.node)(*values)  # a custom function's, or torch's
-        return found if isinstance(found, tuple) else (found,)
+        own = getattr(self.node, "apply", None)  # a custom function's
+        found = self.node(*values) if own is None else own(*values)
+        found = found if isinstance(found, tuple) else (found,)
+        if own is not None:
+            return tuple(found)
+        pairs = zip(found, self.node.next_functions, strict=False)
+        return tuple(v if v is None else _reduced(v, *end) for v, end in pairs)
+
+
+def _reduced(v: Tensor, node: Node | None, at: int) -> Tensor:
+    """The sum over what was broadcast, which torch leaves to autograd's engine."""
+    if node is None:
+        return v
+    shape = shape_of(node, at)
+    return v if v.shape == shape else v.sum_to_size(shape)
+
+
+def shape_of(node: Any, index: int) -> tuple[int, ...]:
+    """The shape of a node's result: what is broadcast has another than y."""
+    if hasattr(node, "variable"):
+        return tuple(node.variable.shape)
+    return tuple(node._input_metadata[index].shape)
 
 
 Rule = Callable[[Step], Flows]
