@@ -9,6 +9,7 @@ from tnconv import diagrams
 from tnconv.codegen import compile
 from tnconv.diagrams import Expression, TensorNetwork
 from tnconv.diagrams.drawing import draw_steps
+from tnconv.monitor.monitor_command import add_command
 from tnconv.simplify import simplify
 
 OF_LAYER: dict[str, Callable[[TensorNetwork], Expression]] = {
@@ -121,6 +122,7 @@ def _parser() -> ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="one epoch, one seed, two grid points")
     for command, run in ((explain, _explain), (draw, _draw), (demo, _demo)):
         command.set_defaults(run=run)
+    add_command(commands)
     return parser
 
 

@@ -96,7 +96,7 @@ class HessianProducts:
     def gradient(self) -> Tensor:
         """The loss's gradient, flat; the mean over workers, to a factor."""
         flat = torch.cat([each.detach().reshape(-1) for each in self._gradient])
-        (total,) = self.workers.sums([flat])
+        total: Tensor = self.workers.sums([flat])[0]
         return total
 
     @property
@@ -148,4 +148,4 @@ def _towards(vector: Tensor, gradient: Tensor) -> Tensor:
     if not bool(torch.isfinite(norms[1])) or not norms[1] or not norms[0]:
         return vector
     a, b = vector / norms[0], gradient / norms[1]
-    return a + b if torch.dot(a, b) >= 0 else a - b
+    return torch.add(a, b, alpha=1 if float(torch.dot(a, b)) >= 0 else -1)

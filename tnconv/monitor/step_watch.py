@@ -68,6 +68,9 @@ class StepWatch:
         if isinstance(subject.loss_fn, nn.Module):
             hook = subject.loss_fn.register_forward_hook(Inert(self._loss_called), with_kwargs=True)
             self._stack.callback(hook.remove)
+        if subject.loss_fn is None:
+            hook = subject.core.register_forward_hook(Inert(self._model_called))
+            self._stack.callback(hook.remove)
         layered = [d for need in self._of(Diagonal) if (d := by_layers(need, subject.generator))]
         if self.needs.intersection(BY_SAMPLE) or layered:
             chosen = partial(index_of, measured=subject.samples, generator=subject.generator)
@@ -129,6 +132,12 @@ class StepWatch:
         if isinstance(loss, Tensor) and len(given) > 1:
             self.saw(given[0], given[1], loss)
 
+    def _model_called(self, model: nn.Module, args: Any, output: Any) -> None:
+        """Models of transformers that are given labels return their loss."""
+        loss = getattr(output, "loss", None)
+        if isinstance(loss, Tensor) and not loss.dim():
+            self.saw(next((v for k, v in output.items() if k != "loss"), None), None, loss)
+
     def _samples(self, output: Any) -> int:
         if self._observation is not None and self._observation.failure is None:
             passes = self._observation._watch.passes
@@ -138,9 +147,14 @@ class StepWatch:
 
     def _measure(self, portion: Portion, output: Any, targets: Any, loss: Tensor) -> None:
         """What is made of the graph while it is there."""
-        subject, loss_fn = self.subject, self.subject.loss_fn
-        assert loss_fn is not None
         parameters = [p for _, p in self.named]
+        self._measure_spectra(portion, loss, parameters)
+        subject, loss_fn = self.subject, self.subject.loss_fn
+        if loss_fn is None:
+            lost = [n for n in self.needs if n == "losses" or isinstance(n, Diagonal)]
+            for need in lost:
+                subject.leave_out(need, "the monitor was made without loss_fn")
+            return
         if "losses" in self.needs:
             portion.each = subject.attempt(
                 "losses", lambda: sample_losses(loss_fn, output, targets, portion.samples)
@@ -159,8 +173,12 @@ class StepWatch:
                 found = subject.attempt(need, partial(by_walk, *walk))
             if found is not None:
                 portion.diagonals[need] = found
-        spectra = self._of(Spectrum)
-        if spectra and loss.requires_grad:
+
+    def _measure_spectra(
+        self, portion: Portion, loss: Tensor, parameters: Sequence[Tensor]
+    ) -> None:
+        subject, spectra = self.subject, self._of(Spectrum)
+        if spectra:
             products = subject.attempt(
                 spectra[0],
                 lambda: HessianProducts(subject.core, loss, parameters, subject.workers),
