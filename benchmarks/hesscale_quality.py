@@ -2,8 +2,9 @@
 
 Run as ``python -m benchmarks.hesscale_quality --json results.json --plot results.png``. Per sample
 (a batch of one), ``Σ |estimate - exact|`` over all parameters, over ``Σ |exact|``: means over
-samples and seeds. Exact is `tnconv.hessian_diagonal`. Protocol after Elsayed & Mahmood 2022. Each
-network is trained by two step sizes: the further it is trained, the worse every estimate becomes.
+samples and seeds. Exact is `tnconv.hessian_diagonal`. Protocol after Elsayed & Mahmood 2022. The
+further a network is trained on labels that it can learn, the worse every estimate becomes, so there
+are several: "random" labels by a step size of 0.1, and "clusters" by two step sizes (`CASES`).
 """
 
 import argparse
@@ -89,6 +90,13 @@ def squares(model: nn.Module, x: Tensor, y: Tensor) -> Diagonal:
     return {name: g**2 for name, g in zip(named, grads, strict=True)}
 
 
+CASES = (
+    *(("tanh", "random", 0.1), ("tanh", "clusters", 0.01), ("tanh", "clusters", 0.05)),
+    *(("ReLU", "random", 0.1), ("ReLU", "clusters", 0.01), ("ReLU", "clusters", 0.05)),
+    *(("convolutional", "clusters", 0.01), ("convolutional", "clusters", 0.05)),
+)
+"""Networks, data and step sizes."""
+
 ESTIMATES: dict[str, Estimate] = {
     "HesScale": partial(recursion, "hesscale"),
     "HesScale+": partial(recursion, "hesscale+"),
@@ -105,11 +113,19 @@ ESTIMATES: dict[str, Estimate] = {
 }
 
 
-def data(features: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Ten clusters that overlap."""
+def clusters(features: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Ten normal ones that overlap, each with a label of its own."""
     centres = torch.randn(10, features)
     labels = torch.randint(10, (samples,))
     return centres[labels] + torch.randn(samples, features), labels
+
+
+def random_labels(features: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Normal inputs whose labels say nothing about them."""
+    return torch.randn(samples, features), torch.randint(10, (samples,))
+
+
+DATA = {"clusters": clusters, "random": random_labels}
 
 
 def train(model: nn.Module, x: Tensor, y: Tensor, steps: int, lr: float) -> float:
@@ -137,7 +153,7 @@ def errors(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, list[float]]:
     return found
 
 
-def row(network: str, lr: float, options: argparse.Namespace) -> dict[str, object]:
+def row(network: str, data: str, lr: float, options: argparse.Namespace) -> dict[str, object]:
     """Means before and after training."""
     make, features = NETWORKS[network]
     found: dict[str, dict[str, list[float]]] = {
@@ -146,7 +162,7 @@ def row(network: str, lr: float, options: argparse.Namespace) -> dict[str, objec
     losses = []
     for seed in range(options.seeds):
         torch.manual_seed(seed)
-        model, (x, y) = make(), data(features, 1000)
+        model, (x, y) = make(), DATA[data](features, 1000)
         for when in found:
             if when == "after":
                 losses.append(train(model, x, y, options.steps, lr))
@@ -157,7 +173,8 @@ def row(network: str, lr: float, options: argparse.Namespace) -> dict[str, objec
         for when, of in found.items()
     }
     loss = sum(losses) / len(losses)
-    return {"network": network, "lr": lr, "steps": options.steps, "loss after": loss, **means}
+    how = {"network": network, "data": data, "lr": lr, "steps": options.steps}
+    return how | {"loss after": loss, **means}
 
 
 def plot(rows: Sequence[dict[str, object]], path: Path) -> None:
@@ -178,7 +195,7 @@ def plot(rows: Sequence[dict[str, object]], path: Path) -> None:
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.axvline(1, color="grey", linewidth=0.7)
-        axes.set_title(f"{each['network']} network, step size {each['lr']}")
+        axes.set_title(f"{each['network']} network, {each['data']}, step size {each['lr']}")
         axes.set_xlabel("L1 error / L1 norm of the exact diagonal")
     axes.legend()
     figure.tight_layout()
@@ -190,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = "python -m benchmarks.hesscale_quality"
     parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument("--network", action="append", choices=NETWORKS, help="repeatable")
-    parser.add_argument("--lr", type=float, action="append", help="repeatable")
+    parser.add_argument("--data", action="append", choices=DATA, help="repeatable")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--steps", type=int, default=1000)
@@ -200,9 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     found = []
-    for network in options.network or NETWORKS:
-        for lr in options.lr or (0.01, 0.05):
-            found.append(row(network, lr, options))
+    for network, data, lr in CASES:
+        if network in (options.network or NETWORKS) and data in (options.data or DATA):
+            found.append(row(network, data, lr, options))
             print(found[-1], flush=True)
             if options.json:
                 measure.write_results(options.json, "cpu", found)

@@ -96,6 +96,43 @@ def resnet18(classes: int) -> nn.Sequential:
     return nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *blocks, *pool, nn.Linear(512, classes))
 
 
+class Bottleneck(nn.Module):
+    """Three convolutions around a narrow middle, and what skips them (He et al. 2016)."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        wide = 4 * width
+        self.path = nn.Sequential(
+            nn.Conv2d(channels, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, wide, 1, bias=False),
+            nn.BatchNorm2d(wide),
+        )
+        self.skip: nn.Module = nn.Identity()
+        if channels != wide or stride != 1:
+            conv = nn.Conv2d(channels, wide, 1, stride, bias=False)
+            self.skip = nn.Sequential(conv, nn.BatchNorm2d(wide))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.path(x) + self.skip(x))
+
+
+def resnet50(classes: int) -> nn.Sequential:
+    """ResNet-50 (He et al. 2016), with the stride in the middle of a block."""
+    stem = (nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+    blocks, channels = list[nn.Module](), 64
+    for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for at in range(count):
+            blocks.append(Bottleneck(channels, width, 1 if at else stride))
+            channels = 4 * width
+    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *blocks, *pool, nn.Linear(2048, classes))
+
+
 def cifar_resnet20(classes: int) -> nn.Sequential:
     """ResNet-20 for images of 32 pixels (He et al. 2016), with 16, 32 and 64 channels."""
     stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())

@@ -1,4 +1,4 @@
-"""Training with KFAC next to SGD with momentum and AdamW: loss against steps and time.
+"""Training with second-order optimizers next to SGD with momentum and AdamW: loss, steps, time.
 
 Run as ``python -m benchmarks.training --json results.json --plot plot.png`` (extras ``demo`` and
 ``plots``); ``--help`` lists the options. Two tasks on real images: handwritten digits with a small
@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure
+from benchmarks.adahessian import AdaHessian
 from benchmarks.images import digits, rotated
 from benchmarks.models import Block
-from tnconv.optim import KFAC
+from tnconv.optim import KFAC, AdaHesScale, StepSizeScaler
 
 Settings = dict[str, float]
 TUNING_SEED = 1000
@@ -34,6 +35,9 @@ GRIDS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "AdamW": {"lr": (3e-4, 1e-3, 3e-3, 1e-2)},
     "KFAC-expand": KFACS,
     "KFAC-reduce": KFACS,
+    "AdaHessian": {"lr": (0.01, 0.03, 0.1, 0.3)},
+    "AdaHesScale": {"lr": (3e-5, 1e-4, 3e-4, 1e-3)},
+    "AdamW, scaled": {"lr": (1e-3, 1e-2, 1e-1), "delta": (1e-6, 1e-5, 1e-4)},
 }
 
 
@@ -85,6 +89,13 @@ def optimizer_of(
         return torch.optim.SGD(model.parameters(), momentum=0.9, **settings)
     if name == "AdamW":
         return torch.optim.AdamW(model.parameters(), **settings)
+    if name == "AdaHessian":
+        return AdaHessian(model.parameters(), **settings)
+    if name == "AdaHesScale":
+        return AdaHesScale(model, loss_fn, **settings)
+    if name == "AdamW, scaled":
+        inner = torch.optim.AdamW(model.parameters(), settings["lr"])
+        return StepSizeScaler(inner, model, loss_fn, settings["delta"])
     return KFAC(
         model,
         flavour=name.removeprefix("KFAC-"),  # type: ignore[arg-type]
@@ -94,6 +105,20 @@ def optimizer_of(
         update_inverses_every=20,
         **settings,
     )
+
+
+def backward(
+    optimizer: torch.optim.Optimizer, loss_fn: nn.Module, output: Tensor, y: Tensor
+) -> Tensor:
+    """The loss and its gradient, as the optimizer wants it; the loss."""
+    if isinstance(optimizer, AdaHesScale):  # gradient and diagonal in one pass
+        return optimizer.backward(output, y)
+    loss: Tensor = loss_fn(output, y)
+    if isinstance(optimizer, AdaHessian):
+        optimizer.backward(loss)
+    else:
+        loss.backward()  # type: ignore[no-untyped-call]
+    return loss
 
 
 def train(
@@ -110,8 +135,7 @@ def train(
         x, y = next(data)
         start = time.process_time()
         optimizer.zero_grad()
-        loss = loss_fn(model(x), y)
-        loss.backward()
+        loss = backward(optimizer, loss_fn, model(x), y)
         optimizer.step()
         spent += time.process_time() - start
         losses.append(loss.item())

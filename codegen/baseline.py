@@ -10,6 +10,7 @@ import torch
 from tnconv.codegen.compiler import check_operands, compile, networks_of, without_plans
 from tnconv.codegen.lowering.contraction import GREEDY
 from tnconv.codegen.lowering.covers import Cover, Route
+from tnconv.codegen.lowering.nested import Nest
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.selections import selected
 from tnconv.codegen.planner import finished
@@ -32,6 +33,7 @@ def baseline(
     memory_limit: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    order: Nest | None = None,
 ) -> Program[Any]:
     """A program in a few milliseconds: native kernels, or windows and products in a greedy order.
 
@@ -43,7 +45,10 @@ def baseline(
         memory_limit: The bytes that a call may hold, on operands of ``dtype``.
         dtype: The operands' precision, for what the program holds.
         device: Where it runs, for the prices of kernels.
+        order: A forced order of contraction, as for `compile`, which then takes over.
     """
+    if order is not None:
+        return _compiled(network, memory_limit, dtype, device, order)
     networks = networks_of(network)
     check_operands(networks)
     one = isinstance(network, Expression)
@@ -57,8 +62,18 @@ def baseline(
         program = replace(empty, terms=terms)
         slow = sum(plan.seconds for (plan,) in terms) > SEARCH
     if slow or (memory_limit is not None and program.peak_memory(dtype) > memory_limit):
-        return compile(network, memory_limit=memory_limit, dtype=dtype, device=device)
+        return _compiled(network, memory_limit, dtype, device)
     return program
+
+
+def _compiled(
+    network: Expression | Sequence[Expression],
+    memory_limit: int | None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    order: Nest | None = None,
+) -> Program[Any]:
+    return compile(network, memory_limit=memory_limit, dtype=dtype, device=device, order=order)
 
 
 def first_plan(

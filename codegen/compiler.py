@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tnconv.codegen.lowering.contraction import SEARCHES
 from tnconv.codegen.lowering.forms import forms_of
+from tnconv.codegen.lowering.nested import Nest, check_nest
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.planner import ROUTES, Room, plans
 from tnconv.codegen.prices import cost
@@ -23,6 +24,7 @@ from tnconv.codegen.programs.program import SPARE, Program, Services, together
 from tnconv.codegen.programs.styles import STYLES
 from tnconv.codegen.programs.tuning import tuned
 from tnconv.diagrams.expression import Expression
+from tnconv.diagrams.network import TensorNetwork
 
 MOST_CHOICES = 64  # ways to combine plans that are tried for a memory limit
 
@@ -37,11 +39,14 @@ class Options:
     item: int
     memory_limit: int | None
     style: str = "torch"
+    order: Nest | None = None
 
 
 @overload
 def compile(
-    network: Expression,
+    network: Expression | str,
+    /,
+    *shapes: Sequence[int],
     simplify: bool = True,
     optimize: str = "auto",
     routes: Sequence[str] = tuple(ROUTES),
@@ -50,10 +55,13 @@ def compile(
     tune: bool = False,
     device: torch.device | str = "cpu",
     style: str = "torch",
+    order: Nest | None = None,
 ) -> Program: ...
 @overload
 def compile(
     network: Sequence[Expression],
+    /,
+    *,
     simplify: bool = True,
     optimize: str = "auto",
     routes: Sequence[str] = tuple(ROUTES),
@@ -62,9 +70,12 @@ def compile(
     tune: bool = False,
     device: torch.device | str = "cpu",
     style: str = "torch",
+    order: Nest | None = None,
 ) -> Program[tuple[Tensor, ...]]: ...
 def compile(
-    network: Expression | Sequence[Expression],
+    network: Expression | Sequence[Expression] | str,
+    /,
+    *shapes: Sequence[int],
     simplify: bool = True,
     optimize: str = "auto",
     routes: Sequence[str] = tuple(ROUTES),
@@ -73,21 +84,29 @@ def compile(
     tune: bool = False,
     device: torch.device | str = "cpu",
     style: str = "torch",
+    order: Nest | None = None,
 ) -> Program | Program[tuple[Tensor, ...]]:
     """Find the cheapest program for a network, or one for several that shares what they can.
 
-    ``simplify=False`` covers the network as it is given only. ``optimize`` chooses the path search
-    (``"optimal"``, ``"dp"``, or ``"auto"``). ``routes`` are the routes that may be used, of
-    `ROUTES`; ``"dense"`` always exists. ``memory_limit`` is how many bytes a call on operands of
-    ``dtype`` may hold beside them, without autograd: leaner plans are taken, or the network is
-    computed in chunks. The program runs on any device and dtype; it is chosen by the prices of
-    kernels on ``device``: see `calibrate`.
+    The program runs on any device and dtype; it is chosen by the prices of kernels on ``device``:
+    see `calibrate`.
 
-    ``tune=True`` measures the best few programs on ``device``, with operands of ``dtype``, and
-    remembers their times on disk for later calls; a network in chunks is not measured.
-
-    ``style="einsum"`` writes calls of ``torch.einsum`` in the order of the best path, with patterns
-    as 0/1 tensors: for reading, and as slow as einsums are.
+    Args:
+        network: A network, several of them, or an equation as of ``torch.einsum``.
+        shapes: Those of the equation's operands, which are named a, b, c, ...
+        simplify: False covers the network as it is given only.
+        optimize: The path search: ``"optimal"``, ``"dp"``, or ``"auto"``.
+        routes: The routes that may be used, of `ROUTES`; ``"dense"`` always exists.
+        memory_limit: How many bytes a call on operands of ``dtype`` may hold beside them, without
+            autograd: leaner plans are taken, or the network is computed in chunks.
+        dtype: That of the operands for which the program is chosen.
+        tune: Measure the best few programs on ``device``, and remember their times on disk for
+            later calls; a network in chunks is not measured.
+        device: Where the program is to be fast.
+        style: ``"einsum"`` writes calls of ``torch.einsum`` in the order of the best path, with
+            patterns as 0/1 tensors: for reading, and as slow as einsums are.
+        order: Forces an order of contraction on one network: nests of its tensors, each of which
+            becomes one dense tensor first. What is inside of a nest is planned freely.
 
     >>> from tnconv.diagrams import conv
     >>> print(compile(conv((8, 3, 32, 32), (16, 3, 3, 3), padding=1)).source)
@@ -98,10 +117,17 @@ def compile(
         t1 = F.conv2d(x, weight, padding=1)  # convolution over i1, i2
         return t1
     <BLANKLINE>
+    >>> print(compile("ab,bc->ac", (8, 3), (3, 4)).source)
+    def contraction(a, b):
+        t1 = a @ b  # [a, c] = sum over b
+        return t1
+    <BLANKLINE>
 
     Raises:
-        ValueError: an unknown route, path search or style, no network, an operand that has two
-            shapes, or a memory limit below what the network needs, or in einsum style.
+        ValueError: an equation that does not fit its shapes, shapes without one, an unknown route,
+            path search or style, no network, an operand that has two shapes, a memory limit below
+            what the network needs, or in einsum style, or an order of other tensors, or of several
+            networks.
     """
     if not routes or any(name not in ROUTES for name in routes):
         raise ValueError(f"routes are {list(routes)}; expected some of {list(ROUTES)}")
@@ -113,14 +139,17 @@ def compile(
         raise ValueError(f"style is {style!r}; expected one of {list(STYLES)}")
     if style != "torch" and memory_limit is not None:
         raise ValueError(f"memory_limit is {memory_limit} and style {style!r}; expected 'torch'")
+    network = _imported(network, shapes)
     one = isinstance(network, Expression)
     networks = networks_of(network)
     check_operands(networks)
+    if order is not None:
+        _check_order(order, networks)
     used = tuple(name for name in ROUTES if name in (*routes, "dense"))
     if dtype.is_complex:  # torch has native kernels for real dtypes only
         used = tuple(name for name in used if name not in ("native", "pooling"))
     used = used if style == "torch" else ("dense",)
-    options = Options(simplify, optimize, used, dtype.itemsize, memory_limit, style)
+    options = Options(simplify, optimize, used, dtype.itemsize, memory_limit, style, order)
     with cost.using(coefficients(torch.device(device), dtype), dtype.itemsize):
         program = _planned(networks if not one else networks[0], options)
         if memory_limit is not None and program.peak_memory(dtype) > memory_limit:
@@ -130,9 +159,31 @@ def compile(
     return program.prepared()
 
 
+def _imported(
+    network: Expression | Sequence[Expression] | str, shapes: Sequence[Sequence[int]]
+) -> Expression | Sequence[Expression]:
+    """The network, also of an equation."""
+    if isinstance(network, str):
+        return TensorNetwork.from_einsum(network, *shapes)
+    if shapes:
+        raise ValueError(
+            f"got {len(shapes)} more positional arguments; expected shapes after an equation, or "
+            "options by name"
+        )
+    return network
+
+
 def _named(options: Options) -> dict[str, Json]:
     """Options as a key on disk."""
-    return {**asdict(options), "routes": list(options.routes)}
+    named = {**asdict(options), "routes": list(options.routes), "order": repr(options.order)}
+    return named if options.order else {k: v for k, v in named.items() if k != "order"}
+
+
+def _check_order(order: Nest, networks: Sequence[Expression]) -> None:
+    terms = [term for network in networks for term in network.terms]
+    if len(terms) != 1:
+        raise ValueError(f"an order is given for {len(terms)} networks; expected one")
+    check_nest(order, terms[0])
 
 
 def networks_of(network: Expression | Sequence[Expression]) -> tuple[Expression, ...]:
@@ -177,7 +228,7 @@ def _planned(network: Expression | tuple[Expression, ...], options: Options) -> 
             forms, fired = forms_of(term, options.simplify, options.style)
             plain = len(net.terms) == 1  # the sum of several is contiguous anyway
             how = program.positions, options.routes, options.optimize, plain, room
-            lists.append(plans(forms, *how, several=len(program.networks) > 1))
+            lists.append(plans(forms, *how, several=len(program.networks) > 1, order=options.order))
             firings += fired
     program = replace(program, firings=tuple(firings))
     best = _chosen(program, lists, chosen_together(lists))

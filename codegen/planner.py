@@ -9,6 +9,7 @@ from math import inf, isqrt, prod, sqrt
 from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.contraction import contract
 from tnconv.codegen.lowering.covers import Cover, Route
+from tnconv.codegen.lowering.nested import Nest, nested, same_tensors
 from tnconv.codegen.lowering.pairs import sum_out
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import need
@@ -92,16 +93,22 @@ def plans(
     contiguous_result: bool = True,
     room: Room = Room(),
     several: bool = False,
+    order: Nest | None = None,
 ) -> list[Plan]:
     """Every complete plan that was not pruned, the chosen one first.
 
     ``positions`` are those of the operands in a call. One native kernel for the whole network stays
     unless another plan is clearly faster: its time is known better than any prediction. Plans that
     do not fit come last, and prune no others. For one of ``several`` networks loops are planned
-    for that pay if others need the same ones.
+    for that pay if others need the same ones. An ``order``
+    is forced on all forms.
     """
     found: list[Plan] = []
-    for form, network in forms.items():
+    if order is not None:
+        _search_in_order(
+            forms, positions, routes, (optimize, contiguous_result), found, room, order
+        )
+    for form, network in forms.items() if not found else ():
         tried = [ROUTES[name] for name in routes if name != "loop"]
         start = multiplied(Cover.of(network, positions))
         start = start if several else _scaled_square(start)
@@ -195,6 +202,33 @@ def _search(
         return
     for after in _covered(cover, routes):
         _search(after, form, routes, finish, found, room, several)
+
+
+def _search_in_order(
+    forms: Mapping[str, TensorNetwork],
+    positions: Mapping[str, int],
+    routes: Sequence[str],
+    finish: tuple[str, bool],
+    found: list[Plan],
+    room: Room,
+    order: Nest,
+) -> None:
+    """Plans for a forced order, of the forms that have all tensors as they are given."""
+    tried = [ROUTES[name] for name in routes if name != "loop"]
+
+    def inner(cover: Cover, route: str | None) -> Plan:
+        plans: list[Plan] = []
+        first = [ROUTES[name] for name in routes if name == route]
+        for some in (first, tried):
+            if not plans:
+                _search(multiplied(cover), "part", some, (finish[0], False), plans, Room())
+        return min(plans, key=lambda plan: (not room.fits(plan), plan.risk * plan.seconds))
+
+    given = next(iter(forms.values()))
+    for form, network in forms.items():
+        if same_tensors(network, given) and not network.indices:
+            cover = nested(Cover.of(network, positions), order, inner)
+            _search(multiplied(cover), form, tried, finish, found, room)
 
 
 def _scattered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:

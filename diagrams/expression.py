@@ -158,6 +158,36 @@ class Expression:
 
         return reference(self, operands)
 
+    def einsum(
+        self,
+        /,
+        *,
+        device: "torch.device | str | None" = None,
+        dtype: torch.dtype | None = None,
+        **operands: torch.Tensor,
+    ) -> tuple[str, list[torch.Tensor]]:
+        """This network as an equation and its operands, for any function like ``torch.einsum``.
+
+        Index patterns and views that are more than a permutation become 0/1 tensors, and the scale
+        a number. Without operands they are random tensors of a device and a dtype. The einsum's
+        value has one dimension for each leg of the result that is longer than one: reshape it to
+        the network's ``shape``.
+
+        >>> from tnconv.diagrams import conv
+        >>> net = conv((2, 3, 8), (4, 3, 3))
+        >>> equation, arrays = net.einsum(device="meta")
+        >>> equation, [tuple(array.shape) for array in arrays]
+        ('nci,iko,dck->ndo', [(2, 3, 8), (8, 3, 6), (4, 3, 3)])
+        >>> torch.einsum(equation, *arrays).reshape(net.shape).shape
+        torch.Size([2, 4, 6])
+
+        Raises:
+            ValueError: a sum of several networks, or operands that do not fit.
+        """
+        from tnconv.diagrams.einsum import einsum
+
+        return einsum(self, operands, device, dtype)
+
     def draw(self, path: str | Path) -> Path:
         """Write a picture; the suffix gives the format: see `tnconv.diagrams.drawing.draw`."""
         from tnconv.diagrams.drawing import draw

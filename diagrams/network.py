@@ -7,8 +7,7 @@ from functools import cached_property
 from itertools import islice, product
 from math import prod
 from types import MappingProxyType
-
-import networkx
+from typing import TYPE_CHECKING
 
 from tnconv.diagrams.affine import (
     Axis,
@@ -27,6 +26,9 @@ from tnconv.diagrams.affine import (
     reach,
 )
 from tnconv.diagrams.expression import Expression
+
+if TYPE_CHECKING:
+    import networkx
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,27 @@ class TensorNetwork(Expression):
             if node.name in indices and not isinstance(node, Selection):
                 raise ValueError(f"operand {node.name!r} is a tensor and an index; name another")
 
+    @staticmethod
+    def from_einsum(
+        equation: str, /, *shapes: Sequence[int], **named: Sequence[int]
+    ) -> "TensorNetwork":
+        """The network of an equation as of ``torch.einsum``, for operands of these shapes.
+
+        Operands are named by their keywords or, if shapes are given by position, a, b, c, ...
+
+        >>> net = TensorNetwork.from_einsum("ab,bc->ac", left=(3, 4), right=(4, 5))
+        >>> print(net)
+        [a, c] = Σ_{b} left[a, b] · right[b, c]
+        >>> list(TensorNetwork.from_einsum("ab,bc->ac", (3, 4), (4, 5)).operands)
+        ['a', 'b']
+
+        Raises:
+            ValueError: the equation and the shapes do not fit, or it has an ellipsis.
+        """
+        from tnconv.diagrams.einsum import from_einsum
+
+        return from_einsum(equation, shapes, named)
+
     @property
     def terms(self) -> tuple["TensorNetwork"]:  # type: ignore[override]  # it never changes
         """This network alone."""
@@ -105,6 +128,8 @@ class TensorNetwork(Expression):
     @cached_property
     def graph(self) -> "networkx.Graph[object]":
         """The bipartite graph of nodes (positions, and ``"result"``) and legs."""
+        import networkx  # takes a while; only some rules and drawings ask the graph
+
         graph: networkx.Graph[object] = networkx.Graph()
         graph.add_nodes_from(range(len(self.nodes)), kind="node")
         graph.add_node("result", kind="result")

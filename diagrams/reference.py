@@ -34,7 +34,7 @@ def _reference(network: TensorNetwork, operands: Mapping[str, Array]) -> Array:
     factors: Factors = []
     for at, node in enumerate(network.nodes):
         if isinstance(node, Pattern):
-            factors.append((_indicator(node.terms, node.values, network.sizes), list(node.legs)))
+            factors.append((indicator(node.terms, node.values, network.sizes), list(node.legs)))
         else:
             array = operands[node.name]
             if isinstance(node, Selection):
@@ -84,7 +84,7 @@ def check_operands(
             raise ValueError(f"operand {name!r} has dtype {array.dtype}; expected torch.int64")
 
 
-def _indicator(terms: Terms, values: range, sizes: Sizes) -> Array:
+def indicator(terms: Terms, values: range, sizes: Sizes) -> Array:
     """``[Σ a·leg in values]`` as an array with one dimension per term."""
     total = torch.zeros((), dtype=torch.int64)
     for _ in terms:
@@ -101,8 +101,7 @@ def _axis_maps(view: View, holder: str, sizes: Sizes) -> Factors:
     for at, axis in enumerate(view.axes):
         position = "\0position"
         terms = ((position, -1), *axis.terms)
-        indicator = _indicator(
-            terms, range(-axis.offset, 1 - axis.offset), {**sizes, position: axis.size}
-        )
-        maps.append((indicator, [(holder, at), *(leg for leg, _ in axis.terms)]))
+        met = range(-axis.offset, 1 - axis.offset)
+        array = indicator(terms, met, {**sizes, position: axis.size})
+        maps.append((array, [(holder, at), *(leg for leg, _ in axis.terms)]))
     return maps

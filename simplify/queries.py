@@ -3,17 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import combinations, islice
-from typing import cast
-
-import networkx
-from networkx.algorithms.isomorphism import (
-    GraphMatcher,
-    categorical_edge_match,
-    categorical_node_match,
-)
+from typing import TYPE_CHECKING, cast
 
 from tnconv.diagrams.affine import Pattern, View
 from tnconv.diagrams.network import TensorNetwork
+
+if TYPE_CHECKING:
+    import networkx
 
 TRIED = 64  # automorphisms per pair of nodes: odd networks may have factorially many
 
@@ -28,6 +24,8 @@ def constants(tn: TensorNetwork) -> tuple[tuple[int, ...], ...]:
     >>> constants(kfac_reduce((8, 3, 32, 32), 3))
     ((1,), (2,), (4,), (5,))
     """
+    import networkx
+
     patterns = {at for at, _ in tn.patterns}
     inside = [
         ("leg", leg)
@@ -66,10 +64,14 @@ def mirrored(tn: TensorNetwork) -> dict[int, int] | None:
 def _exchanges(tn: TensorNetwork, one: int, two: int) -> Iterator[dict[object, object]]:
     """Automorphisms of the graph that take one node to another; signs of patterns are not told."""
     first, second = _labelled(tn), _labelled(tn)
+    import networkx  # takes a while; networks without two like tensors need not wait for it
+    from networkx.algorithms import isomorphism
+
     first.nodes[one]["label"] = second.nodes[two]["label"] = "seed"
     if networkx.faster_could_be_isomorphic(first, second):
-        labels, ends = categorical_node_match("label", None), categorical_edge_match("ends", None)
-        yield from GraphMatcher(first, second, labels, ends).isomorphisms_iter()
+        labels = isomorphism.categorical_node_match("label", None)
+        ends = isomorphism.categorical_edge_match("ends", None)
+        yield from isomorphism.GraphMatcher(first, second, labels, ends).isomorphisms_iter()
 
 
 def _labelled(tn: TensorNetwork) -> "networkx.Graph[object]":

@@ -257,3 +257,15 @@ def test_an_interrupted_run_goes_on_with_its_file(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="batch = 2, this run 4"):
         layers.resumed(options)
     assert len(json.loads(file.read_text())["rows"]) == 1
+
+
+def test_everything_of_a_device_runs_in_small(tmp_path):
+    from benchmarks.device.__main__ import SECTIONS, main
+
+    names = [name for name in SECTIONS if name not in ("facts", "network times")]
+    chosen = [argument for name in names for argument in ("--section", name)]
+    assert (
+        main(["--tiny", "--device", "cpu", "--out", str(tmp_path), "--seconds", "60", *chosen]) == 0
+    )
+    found = json.loads((tmp_path / "device.json").read_text())
+    assert list(found) == names

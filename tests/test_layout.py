@@ -55,8 +55,9 @@ ROOMS = {
         *("compiler", "baseline", "tiers"),
     ),
     "tnconv": (
-        *("functional", "nn", "losses", "recursions", "quantities", "models", "operators", "optim"),
-        *("demo", "cli"),
+        *("generators", "functional", "nn", "losses", "recursions", "quantities", "models"),
+        *("operators", "optim"),
+        *("monitor", "ntk", "demo", "cli"),
     ),
 }
 """The rooms of a folder, in the order in which they may import each other: never a later one."""

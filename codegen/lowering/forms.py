@@ -1,6 +1,6 @@
 """Forms: a network as it is given, simplified, and with offered rewrites, to be planned for."""
 
-from tnconv.codegen.lowering.explicit import explicit
+from tnconv.diagrams.explicit import explicit
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import Firing
 from tnconv.simplify import simplify as simplified

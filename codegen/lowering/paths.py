@@ -5,9 +5,6 @@ from functools import lru_cache
 from importlib.metadata import version
 from math import prod
 
-import cotengra
-import opt_einsum
-
 from tnconv.codegen.prices import store
 from tnconv.codegen.prices.store import Json
 
@@ -48,6 +45,9 @@ def searched(
 
 
 def _search(inputs: tuple[Numbers, ...], output: Numbers, sizes: Numbers, optimize: str) -> Path:
+    import cotengra  # takes a while, which programs without a search need not wait for
+    import opt_einsum
+
     names = [[chr(ord("a") + leg) for leg in legs] for legs in (*inputs, output)]
     sized = {chr(ord("a") + leg): size for leg, size in enumerate(sizes)}
     path: Sequence[Sequence[int]]

@@ -14,7 +14,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from tnconv.codegen.prices import store, timing
+from tnconv.codegen.prices import accelerator_scales, store, timing
 from tnconv.codegen.prices.fitting import fitted, visible
 from tnconv.codegen.prices.kinds import KINDS, Probe, every_coefficient
 from tnconv.codegen.prices.shipped import shipped
@@ -39,9 +39,13 @@ def calibrate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.flo
     if _capturing(device):
         raise RuntimeError("a CUDA graph is being captured; expected calibration before a capture")
     start = shipped(device, dtype, torch.get_num_threads())
-    probes = {one.name: one.probe for one in every_coefficient() if visible(start, one)}
+    accelerator = start.machine.overlaps
+    if accelerator:
+        probes = dict(accelerator_scales.probes())
+    else:
+        probes = {one.name: one.probe for one in every_coefficient() if visible(start, one)}
     times = timing.aside(lambda: measured(probes, device, dtype))
-    table, refused = fitted(start, times)
+    table, refused = (accelerator_scales.scaled if accelerator else fitted)(start, times)
     key = _key(device, dtype)
     for name, reason in refused.items():
         warnings.warn(

@@ -19,12 +19,10 @@ from tnconv.codegen.prices.products import Product
 from tnconv.codegen.prices.scratch import is_small
 from tnconv.codegen.prices.tables import Machine
 
-PASSES = 2  # over operands and result to arrange them: read and written
-
 
 @dataclass(frozen=True)
 class PointwiseConvolution(Kind):
-    """``t = t_product(groups, m, n, k) + 2 moved / bandwidth``: a convolution of one tap.
+    """``t = t_product(groups, m, n, k) + passes · moved / bandwidth``: a convolution of one tap.
 
     That is a GEMM on arranged operands: of output channels by positions, or for weight gradients
     of channels by channels.
@@ -44,20 +42,21 @@ class PointwiseConvolution(Kind):
         rows, columns = sorted((summed, kept))
         to_weight = kind == "weight gradient"
         sizes = (rows, columns, positions) if to_weight else (kept, positions, summed)
-        arranged = PASSES * entry * moved / self.calls.bandwidth
+        arranged = self.machine.passes * entry * moved / self.calls.bandwidth
         seconds = self.products.price(c.groups, *sizes).seconds + arranged
         return Kernel(f"pointwise {kind}", c.flops, entry * moved, seconds)
 
 
 @dataclass(frozen=True)
 class DenseConvolution(Kind):
-    """``t = launch + flops / (speed · useful) + 2 moved / bandwidth + pages``.
+    """``t = launch + flops / (speed · useful) + passes · moved / bandwidth + pages``.
 
     Operands and result are arranged once in blocks of SIMD lanes. ``useful`` is the share of
     products that count after channels were rounded up to whole blocks: to ``lanes`` for the output
     channels of forward and input-gradient kernels, to ``narrow`` for all others; the few channels
     of a first layer are read as they are. Groups of channels that fill no block run without SIMD,
-    at a speed that grows with their output channels.
+    at a speed that grows with their output channels. On accelerators that holds for all groups, the
+    fewer channels of input and output count, and convolutions of one tap are no other kind.
     """
 
     decisions: ClassVar = ("0006", "0007")
@@ -81,19 +80,22 @@ class DenseConvolution(Kind):
         machine, entry, moved = self.machine, self.machine.entry, c.entries.moved
         summed, kept = c.pair(kind)
         to_weight = kind == "weight gradient"
-        few = few_as_they_are(kind, c) and not is_small(c)
+        few = machine.onednn and few_as_they_are(kind, c) and not is_small(c)
         blocks = summed if few else whole(summed, machine.narrow)
         blocks *= whole(kept, machine.narrow if to_weight else machine.lanes)
         speed = self.weight_gradient if to_weight else self.speed
         speed *= summed * kept / blocks if blocks else 1.0
-        if c.grouped and not has_simd(kind, c):
+        if c.grouped and not (machine.onednn and has_simd(kind, c)):
             speed = min(speed, self._without_simd(kind, summed, kept))
-        arranged = PASSES * entry * moved / self.calls.bandwidth
+        passes = machine.grouped_passes if c.grouped else machine.passes
+        arranged = passes * entry * moved / self.calls.bandwidth
         seconds = self.calls.launch + c.flops / speed + arranged
         seconds += self.calls.pages(entry * c.entries.of(kind))
         return Kernel(kind, c.flops, entry * moved, seconds)
 
     def _without_simd(self, kind: str, summed: int, kept: int) -> float:
+        if not self.machine.onednn:
+            summed = kept = min(summed, kept)
         if kind == "input gradient":
             return self.grouped_output * summed * self.grouped_input_gradient
         return self.grouped_output * kept
@@ -112,6 +114,7 @@ class NativeConvolution(Kind):
 
     decisions: ClassVar = ("0007", "0011")
     calls: Calls
+    machine: Machine
     copies: Copy
     depthwise: DepthwiseConvolution
     pointwise: PointwiseConvolution
@@ -137,7 +140,7 @@ class NativeConvolution(Kind):
         kernel = self._kernel(kind, c)
         seconds, host = sum(copies), self.calls.launch
         seconds += self._slower(kind, c, bool(copies)) * kernel.seconds
-        if is_small(c):
+        if self.machine.onednn and is_small(c):
             entries = c.samples * c.groups * c.channels[0] * prod(c.o) * prod(c.k)
             seconds += self.copies.price(entries, c.o[-1]).seconds
         else:
@@ -150,7 +153,7 @@ class NativeConvolution(Kind):
     def _kernel(self, kind: str, c: Convolution) -> Kernel:
         if c.depthwise:
             return self.depthwise.price(kind, c)
-        if prod(c.k) == 1 and has_simd(kind, c):
+        if self.machine.onednn and prod(c.k) == 1 and has_simd(kind, c):
             return self.pointwise.price(kind, c)
         return self.dense.price(kind, c)
 

@@ -55,7 +55,7 @@ class DepthwiseConvolution(Kind):
     def price(self, kind: str, c: Convolution) -> Kernel:
         """One kernel of this kind."""
         machine, moved = self.machine, c.entries.moved
-        simd, taps = has_simd(kind, c), prod(c.k)
+        simd, taps = has_simd(kind, c) or not machine.onednn, prod(c.k)
         speed = self.speed if simd else self.without_simd
         longer = whole(c.groups, machine.lanes) / c.groups
         if kind == "weight gradient" and (taps > machine.taps or not simd):

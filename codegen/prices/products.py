@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 from typing import ClassVar
 
 import torch
@@ -39,7 +40,8 @@ class Product(Kind):
     A batch of b products of sizes m, n, k; ``speed = gemm · s(m) s(n) s(k) · f(n)``, where
     ``s(x) = x / (x + half)`` is the efficiency of small sizes and f that of a remainder of columns.
     Products of factors that both lie along the summed entries are dot products, at a speed of at
-    least ``dots · k / (k + half_dot)``. New pages, rows of results that are not aligned, and
+    least ``dots · k / (k + half_dot)``. Batches with too few blocks for all multiprocessors of an
+    accelerator run on some of them. New pages, rows of results that are not aligned, and
     columns of a factor that conflict in caches come on top.
     """
 
@@ -136,6 +138,7 @@ class Product(Kind):
         speed *= _efficiency(k, self.half)
         speed *= self._in_tiles(n) if m >= self.machine.tile else 1.0
         speed = max(speed, self.dots * _efficiency(k, self.half_dot)) if along else speed
+        speed *= self._occupied(batch, m, n)
         moved, written = entry * batch * (m * k + k * n + m * n), entry * batch * m * n
         writing = written / (self.written_in_blocks if in_blocks else self.written)
         seconds = calls.launch + max(flops / speed, moved / calls.bandwidth) + writing
@@ -144,6 +147,15 @@ class Product(Kind):
         if m > 1 and n >= self.machine.tile and n * entry % self.machine.aligned:
             seconds += batch * m * n * self.unaligned
         return Kernel("matmul", flops, moved, calls.together(seconds))
+
+    def _occupied(self, batch: int, m: int, n: int) -> float:
+        """Share of the multiprocessors that have a block of a batch of products to compute.
+
+        The sum of a single product is divided among all of them.
+        """
+        machine = self.machine
+        blocks = batch * ceil(m / machine.block) * ceil(n / machine.block)
+        return min(1.0, blocks / machine.units) if machine.units and batch > 1 and blocks else 1.0
 
     def _in_tiles(self, columns: int) -> float:
         """Column efficiency: full tiles run at full speed, a remainder of r takes as long as more.

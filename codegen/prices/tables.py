@@ -34,6 +34,11 @@ class Machine:
     narrow: int = 8  # ... and all other channels to these
     taps: int = 9  # of the largest window with a fast depthwise weight gradient
     largest: int = 256  # taps of the largest window that depthwise kernels are made for
+    onednn: bool = True  # whether convolutions follow oneDNN's rules of which kernels are fast
+    passes: int = 2  # over operands and results of convolutions, to arrange them ...
+    grouped_passes: int = 2  # ... and of grouped ones
+    units: int = 0  # multiprocessors, each of which computes a block of a product; 0 if none ...
+    block: int = 64  # ... rows and columns of such a block
     overlaps: bool = False  # whether kernels run while the host prepares the next call
     workspace: int | None = None  # bytes that any convolution may hold; None: as oneDNN does
 
@@ -45,12 +50,16 @@ ACCELERATOR = Machine(
     aligned=1,
     conflict=0,
     tile=1,
-    lanes=1,
-    narrow=1,
+    lanes=8,
+    narrow=8,
+    onednn=False,
+    passes=1,
+    grouped_passes=5,
+    units=132,
     overlaps=True,
     workspace=32 * 2**20,
 )
-"""Accelerators in general: allocators keep their pages, tiles and SIMD lanes are of many sizes."""
+"""Accelerators in general: allocators keep their pages, and tensor cores take eight channels."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 import torch
 from torch import Tensor
@@ -17,13 +17,20 @@ from tnconv.codegen.lowering.schedule import Schedule
 from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.programs import source
 from tnconv.codegen.programs.checks import after_autocast, by_name, by_position
+from tnconv.codegen.programs.contraction_trees import path_and_info, tree
 from tnconv.codegen.programs.joint import scheduled
+from tnconv.codegen.programs.layout import laid_out
 from tnconv.codegen.programs.names import argument_names, operations
 from tnconv.codegen.programs.pieces import Chunks, functions_of_chunks
 from tnconv.codegen.programs.source import Definition, Function
 from tnconv.codegen.programs.styles import STYLES
 from tnconv.diagrams.expression import Expression
+from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import Firing
+
+if TYPE_CHECKING:
+    import cotengra
+    import opt_einsum
 
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...], default=Tensor)
 _numbers = count(1)
@@ -80,6 +87,13 @@ class Program(Generic[Result]):
         """The steps of all networks and terms."""
         return self.schedule.steps
 
+    @property
+    def seconds(self) -> float:
+        """What a call is predicted to take."""
+        if self.chunks:
+            return sum(chunk.seconds for chunk in self.chunks)
+        return self.schedule.seconds
+
     def peak_memory(self, dtype: torch.dtype = torch.float32) -> int:
         """Bytes that a call holds at a time at most, beside its operands and without autograd.
 
@@ -94,7 +108,7 @@ class Program(Generic[Result]):
     @cached_property
     def source(self) -> str:
         """Python that needs torch alone: a function ``contraction`` of the operands."""
-        return source.formatted(self.text)
+        return laid_out(self.text)
 
     @cached_property
     def text(self) -> str:
@@ -210,6 +224,43 @@ class Program(Generic[Result]):
         """The program without native convolutions, which torch has for real dtypes only."""
         program: Program[Result] = self._compiler.compile(self.network, dtype=torch.complex64)
         return program
+
+    @property
+    def path(self) -> "tuple[list[tuple[int, ...]], opt_einsum.PathInfo]":
+        """The contraction path of the network as an einsum, and what opt_einsum tells of it.
+
+        The network is simplified and its patterns are dense tensors, as in einsum style; programs
+        of torch's style replace some of these contractions by kernels that know patterns. The
+        summary counts the flops of all indices at once (``naive_cost``) and along the path
+        (``opt_cost``), and the entries of the ``largest_intermediate`` result.
+
+        >>> from tnconv import compile
+        >>> path, info = compile("ab,bc,cd->ad", (8, 3), (3, 9), (9, 2)).path
+        >>> path, int(info.naive_cost), int(info.opt_cost), int(info.largest_intermediate)
+        ([(1, 2), (0, 1)], 1296, 204, 16)
+
+        Raises:
+            ValueError: the program is one of several networks, or of a sum of them.
+        """
+        return path_and_info(self._only("path"))
+
+    @property
+    def tree(self) -> "cotengra.ContractionTree":
+        """The `path` as a tree of cotengra, for its plots and costs.
+
+        Raises:
+            ValueError: the program is one of several networks, or of a sum of them.
+        """
+        return tree(self._only("tree"))
+
+    def _only(self, asked: str) -> TensorNetwork:
+        terms = [term for net in self.networks for term in net.terms]
+        if len(terms) != 1:
+            raise ValueError(
+                f"the {asked} of a program is that of one network, and this one has {len(terms)}; "
+                "compile each of its terms by itself"
+            )
+        return terms[0]
 
     def explain(self) -> str:
         """What was compiled and how: networks, rules, plans, steps with costs, alternatives."""

@@ -10,9 +10,9 @@ from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.schedule import Schedule
 from tnconv.codegen.lowering.strided import LIKE, ONE, Strided
 from tnconv.codegen.lowering.writer import Step
+from tnconv.codegen.programs.layout import INDENT, WIDTH
 from tnconv.codegen.programs.names import Names, operations
 
-WIDTH, INDENT = 100, " " * 4
 IMPORTS = {
     "itertools": "import itertools\n",
     "torch": "import torch",
@@ -25,6 +25,8 @@ def kept(constants, like):
     """What constants(like) makes, once for each dtype and device; anew where torch is traced."""
     if torch.compiler.is_compiling():
         return constants(like)
+    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+        return constants(like)  # in the memory of the graph, and not filled before it is replayed
     key = constants, like.dtype, like.device
     probe = torch.empty(())
     if type(probe) is not torch.Tensor or probe.is_inference():
@@ -185,10 +187,3 @@ def function(name: str, arguments: Iterable[str], body: Sequence[str]) -> str:
     """The text of a function."""
     lines = [f"def {name}({', '.join(arguments)}):", *(INDENT + line for line in body), ""]
     return "\n".join(lines)
-
-
-def formatted(text: str) -> str:
-    """A module as formatters of Python lay it out."""
-    import black  # takes a while, which programs that nobody reads need not wait for
-
-    return black.format_str(text, mode=black.Mode(line_length=WIDTH))

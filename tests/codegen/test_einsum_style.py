@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from tests.strategies import assert_close, networks, operands_for, shipped
 from tnconv import compile
 from tnconv.codegen.lowering.contraction import contraction_path
-from tnconv.codegen.lowering.explicit import explicit
 from tnconv.diagrams import TensorNetwork, conv, kfac_expand, kfac_reduce, linear, with_bias
+from tnconv.diagrams.explicit import explicit
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 

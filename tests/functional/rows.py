@@ -389,7 +389,7 @@ def ours(name: str, input_shape: str = "x", **options: object) -> Callable[[Laye
         settings = {at: setting for at, setting in settings.items() if at in arguments}
         free = [at for at in arguments if at not in settings]
         function: Value = getattr(T, name)
-        return lambda *operands: function(**dict(zip(free, operands, strict=False)), **settings)
+        return lambda *operands: function(**dict(zip(free, operands)), **settings)  # noqa: B905
 
     return of
 

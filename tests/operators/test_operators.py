@@ -446,7 +446,7 @@ def test_errors() -> None:
     operator = HessianOperator(model, loss_fn, [(x, y)])
     with pytest.raises(ValueError, match=r"operand has shape \(11, 2\); expected \(12,\) or"):
         operator @ torch.randn(11, 2)
-    with pytest.raises(ValueError, match=r"a vector has shape \(11,\); expected \(12,\)"):
+    with pytest.raises(ValueError, match=r"operand has shape \(11,\); expected \(12,\)"):
         operator @ torch.randn(11)
     with pytest.raises(ValueError, match="missing or unknown: bias"):
         operator @ {"weight": model.weight}

@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.strategies import assert_close
-from tnconv.optim import KFAC
+from tnconv.optim import KFAC, AdaHesScale, StepSizeScaler
 from tnconv.optim.workers import Workers
 from tnconv.quantities import SampledColumns
 
@@ -153,6 +154,37 @@ def failing(rank: int) -> None:
     assert "A" in optimizer.state[wrapper.module.weight]
 
 
+SCALED = {
+    "adahesscale": lambda run, loss_fn: AdaHesScale(run, loss_fn, 1e-3),
+    "scaled": lambda run, loss_fn: StepSizeScaler(
+        torch.optim.SGD(run.parameters(), 1.0), run, loss_fn, 1e-5, beta=0.5
+    ),
+    "both": lambda run, loss_fn: StepSizeScaler(AdaHesScale(run, loss_fn), run, delta=1e-6),
+}
+
+
+def diagonals(kind: str, reduction: str, rank: int = 0, workers: int = 1) -> list[Tensor]:
+    """Parameters after some steps with Hessian diagonals, on this worker's share of each batch.
+
+    Gradients are averaged over workers; those of a sum over samples are made their sum here.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    loss_fn = nn.CrossEntropyLoss(reduction=reduction)
+    run = DistributedDataParallel(model) if workers > 1 else model
+    optimizer = SCALED[kind](run, loss_fn)
+    for _ in range(4):
+        x, y = torch.randn(8, 5), torch.randint(3, (8,))
+        optimizer.zero_grad()
+        loss = loss_fn(run(x[rank::workers]), y[rank::workers])
+        loss.backward()
+        if reduction == "sum" and workers > 1:
+            for p in model.parameters():
+                p.grad *= workers
+        optimizer.step()
+    return [p.detach() for p in model.parameters()]
+
+
 def dying(rank: int, folder: str) -> None:
     """Whom the other worker left in a step gets an error, and can go on alone."""
     where = f"file://{folder}/die"
@@ -195,6 +227,8 @@ def work(rank: int, folder: str) -> None:
             test(rank)
         costs = [3.0, 1.0, 2.0, 5.0]
         assert Workers(group=dist.group.WORLD).owners(costs) == [1, 0, 1, 0]
+        for kind, reduction in product(SCALED, ("mean", "sum")):
+            found.append(diagonals(kind, reduction, rank, 2))
         torch.save(found, Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -205,7 +239,13 @@ def test_two_workers_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     mp.spawn(work, (str(tmp_path),), nprocs=2)
     monkeypatch.setattr(SampledColumns, "columns", own_columns)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    for settings, one, other in zip(SETTINGS, first, second, strict=True):
+    for settings, one, other in zip(SETTINGS, first, second, strict=False):
         for name, expected in trained(settings).items():
             assert torch.equal(one[name], other[name])
             assert_close(one[name], expected, 1e-10)
+    own = [each[len(SETTINGS) :] for each in (first, second)]
+    every = zip(product(SCALED, ("mean", "sum")), *own, strict=True)
+    for (kind, reduction), one, other in every:
+        for a, b, expected in zip(one, other, diagonals(kind, reduction), strict=True):
+            assert torch.equal(a, b)
+            assert_close(a, expected, 1e-10)

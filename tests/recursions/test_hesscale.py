@@ -544,3 +544,29 @@ def test_random_networks(data: st.DataObject) -> None:
     head = nn.Linear(values[-1].flatten(1).shape[1], 3).double()
     network = Network(*operations, nn.Flatten(), head)
     check(network, x, nn.CrossEntropyLoss(), torch.randint(3, (2,)))
+
+
+class Broadcast(nn.Module):
+    """A sum and a selection of tensors that are repeated along others' dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.added, self.chosen = nn.Parameter(torch.randn(4, 1)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)[:, :, None] * torch.ones(5) + self.added.tanh()
+        y = torch.where(y > 0, y, self.chosen.tanh()[:, None])
+        return self.head(y.sum(2))
+
+
+def test_what_is_broadcast() -> None:
+    """Gradients and diagonals have the shapes of what they belong to."""
+    torch.manual_seed(0)
+    model, x, y = Broadcast(), torch.randn(6, 3), torch.randint(2, (6,))
+    loss_fn = nn.CrossEntropyLoss()
+    expected = torch.autograd.grad(loss_fn(model(x), y), list(model.parameters()))
+    found = tnconv.hesscale(model, loss_fn, x, y, backward=True)
+    for (name, p), g in zip(model.named_parameters(), expected, strict=True):
+        assert found[name].shape == p.shape
+        assert_close(p.grad, g, 1e-12)

@@ -11,6 +11,7 @@ from tnconv.codegen import Program
 from tnconv.codegen.tiers import Build, FirstLookup, device_of, looked_up, searched
 from tnconv.diagrams import Expression, Hyperparameters, TensorNetwork
 from tnconv.diagrams.layer_networks import layer
+from tnconv.functional.dynamo import allow_in_graph
 
 Settings = TypeVarTuple("Settings")
 Shape = Sequence[int]
@@ -59,8 +60,7 @@ def operation(
         return found.run(*operands)
 
     # For torch.compile an operation is one call: it runs our compiler, but never traces it.
-    torch.compiler.allow_in_graph(run)  # type: ignore[no-untyped-call]
-    return run
+    return allow_in_graph(run)
 
 
 def of_layer(

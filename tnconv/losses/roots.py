@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tnconv.generators import on_device
+
 
 @dataclass(frozen=True, eq=False)
 class Curvature(ABC):
@@ -81,7 +83,11 @@ class Curvature(ABC):
         return found.reshape(len(found), *self.shape)
 
     def samples(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """``S[m, n, *shape]`` for ``count`` draws m, with ``E[Σ_m S[m] S[m]ᵀ]`` the Hessian."""
+        """``S[m, n, *shape]`` for ``count`` draws m, with ``E[Σ_m S[m] S[m]ᵀ]`` the Hessian.
+
+        A generator of another device gives a seed for one of the outputs' device.
+        """
+        generator = on_device(generator, self.y.device)
         draws = torch.stack([self.draw(generator) for _ in range(count)])
         return draws.reshape(count, *self.shape) / sqrt(count)
 

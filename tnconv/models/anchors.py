@@ -22,7 +22,7 @@ from tnconv.models.coded import random_weights
 from tnconv.models.layers import own_dimensions
 from tnconv.models.modules import tensors
 from tnconv.models.sample_maps import Batch, Owned, candidates, front, owners
-from tnconv.models.structure import kind
+from tnconv.recursions.step import node_name
 
 Anchor = tuple[Call | Node, Owned, int]
 """What reads an input, the map of the gradient after it, and the input's number."""
@@ -66,7 +66,7 @@ def _factors(nodes: Iterable[Node]) -> Iterator[tuple[Node, Tensor]]:
     """
     saved = {"MmBackward0": (0, "_saved_self"), "AddmmBackward0": (1, "_saved_mat1")}
     for node in nodes:
-        at, name = saved.get(kind(node), (0, ""))
+        at, name = saved.get(node_name(node), (0, ""))
         if name and node.next_functions[at][0] is None:
             matrix = getattr(node, name, None)
             if isinstance(matrix, Tensor):
@@ -102,8 +102,8 @@ def _map_of_view(view: Tensor, source: Tensor, here: Pass) -> Owned | None:
     """The map of a view of a batched tensor, from the places in memory of some of its entries."""
     if not view.numel() or not source.numel():
         return None
-    generator = torch.Generator().manual_seed(view.numel())
-    at = [torch.randint(size, (PROBES,), generator=generator) for size in view.shape]
+    generator = torch.Generator("cpu").manual_seed(view.numel())
+    at = [torch.randint(size, (PROBES,), generator=generator, device="cpu") for size in view.shape]
     place = torch.full((PROBES,), int(view.storage_offset() - source.storage_offset()))
     for index, stride in zip(at, view.stride(), strict=True):
         place = place + index * stride
@@ -213,9 +213,9 @@ Run = Callable[[Change], list[Tensor]]
 
 
 def _noisy(model: nn.Module, noise: float) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     return {
-        name: p + noise * torch.randn(p.shape, generator=generator).to(p)
+        name: p + noise * torch.randn(p.shape, generator=generator, device="cpu").to(p)
         for name, p in model.named_parameters()
         if p.is_floating_point()
     }

@@ -13,6 +13,7 @@ from tnconv.models.capture import Call
 from tnconv.models.layers import (
     Operands,
     Operation,
+    computed,
     describe,
     operation_of,
     own_dimensions,
@@ -60,12 +61,24 @@ def arranged(
         return _shared(call, v, samples, lead)
     assert isinstance(known, Owned)
     if is_fast(known):
-        return *describe(module, given, call.output_shape), v
+        return *operands_of(call), v
     if own_dimensions(module) is not None:
         v = front(v, known, samples, lead)
         moved = [front(x, known, samples) for x in given]
         return *describe(module, moved, tuple(v.shape[lead:])), v
     return _repeated(module, known, given, v, samples, lead)
+
+
+def operands_of(call: Call) -> tuple[Operation, Operands]:
+    """A call's operation and operands as the layer read them: its rows are the samples.
+
+    Raises:
+        RuntimeError: they were changed in place since, or freed.
+    """
+    given = call.given
+    if call.description is not None:
+        return computed(call.description)
+    return describe(call.module, given, call.output_shape)
 
 
 def _shared(call: Call, v: Tensor, samples: int, lead: int) -> Arranged:

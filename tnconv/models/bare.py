@@ -18,6 +18,7 @@ from tnconv.diagrams import TensorNetwork, View
 from tnconv.models.capture import Call, Inert, Pass, Watch
 from tnconv.models.graph import reaching, unexplained
 from tnconv.models.layers import Networks, Operation, Shape, describes, register_layer
+from tnconv.models.modules import own_parameters
 
 OPERANDS = {"mul": "weight", "add": "bias"}
 
@@ -102,7 +103,7 @@ def _candidates(model: nn.Module) -> Mapping[nn.Parameter, str]:
         parameter
         for module in model.modules()
         if describes(module)
-        for parameter in module.parameters(recurse=False)
+        for _, parameter in own_parameters(module)
     }
     return {p: name for name, p in model.named_parameters() if p not in described}
 

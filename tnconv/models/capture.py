@@ -14,7 +14,6 @@ from inspect import signature
 from typing import Any
 from weakref import WeakSet
 
-import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -22,14 +21,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from tnconv.functional.dynamo import untraced
 from tnconv.models.checkpoints import (
     Held,
     in_backward,
     in_checkpoint,
     in_reentrant_checkpoint,
+    refuse_if_reentrant,
 )
-from tnconv.models.layers import describes
-from tnconv.models.modules import makes_another, mixes_samples, tensors, uncompiled, unwrapped
+from tnconv.models.layers import Described, described, describes
+from tnconv.models.modules import (
+    makes_another,
+    mixes_samples,
+    own_parameters,
+    tensors,
+    uncompiled,
+    unwrapped,
+)
 from tnconv.models.sample_maps import SampleMap
 
 
@@ -54,14 +62,13 @@ class Call:
     reached: bool = False
     map: SampleMap | None = None
     held: tuple[Held, ...] = ()
+    description: Described | None = None
+    inputs: tuple[Tensor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        given = (*self.args, *self.kwargs.values())
+        self.inputs = tuple(each for each in given if isinstance(each, Tensor))
         self.versions = tuple(tensor._version for tensor in self.inputs)
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """The tensors among the arguments."""
-        return tuple(a for a in (*self.args, *self.kwargs.values()) if isinstance(a, Tensor))
 
     @property
     def given(self) -> tuple[Tensor, ...]:
@@ -86,7 +93,7 @@ class Call:
 
     def release(self) -> None:
         """Free what the call read: nothing needs it any more."""
-        self.args, self.kwargs = (), {}
+        self.args, self.kwargs, self.inputs, self.description = (), {}, (), None
 
     def hold_as_the_graph_does(self) -> None:
         """Keep the inputs no longer than the autograd graph keeps its saved tensors.
@@ -179,7 +186,8 @@ class Watch:
     layers. Nothing is seen while the watch is ``paused``, by its owner, or ``muted``, by others
     (`alone`), nor calls of modules none of whose parameters are ``wanted``. If ``loose``, layers
     that run without the model count as well: those up to where one runs again are a pass, and what
-    layers read is kept as the graph keeps it. Copies and pickles of the model carry inert hooks.
+    layers read is kept as the graph keeps it. If it ``refuses_reentrant`` checkpoints, layers that
+    run in one, without a graph, raise. Copies and pickles of the model carry inert hooks.
     """
 
     model: nn.Module
@@ -188,6 +196,7 @@ class Watch:
     per_sample: bool = False
     wanted: Wanted = lambda module, parameter: True
     loose: bool = False
+    refuses_reentrant: bool = False
     batch_dim: int = 0
     passes: list[Pass] = field(default_factory=list)
     paused: bool = False
@@ -221,7 +230,7 @@ class Watch:
             hook = _Hook(self, name)
             if self.per_sample and isinstance(module, _BatchNorm):
                 self._hooks.append(module.register_forward_hook(Inert(hook.check)))
-            if next(module.named_parameters(recurse=False), None) is not None:
+            if own_parameters(module):
                 self._hooks.append(
                     module.register_forward_hook(Inert(hook.seen), prepend=True, with_kwargs=True)
                 )
@@ -278,9 +287,10 @@ class Watch:
         """
         if self._reached is not None and in_backward():
             return self._reached
-        again = not self.passes or any(call.module is module for call in self.passes[-1].calls)
-        if again and self.loose and not (self._inside and self.passes):
-            self._open(args, kwargs)
+        if self.loose and not (self._inside and self.passes):
+            last = self.passes[-1].calls if self.passes else ()
+            if not self.passes or any(call.module is module for call in last):
+                self._open(args, kwargs)
         return self.passes[-1]
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -330,7 +340,7 @@ class Inert:
     def __init__(self, hook: Callable[..., None] | None = None) -> None:
         self.hook = hook
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         if self.hook is not None:
             self.hook(*args, **kwargs)
@@ -360,21 +370,26 @@ class _Hook:
     def seen(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        """Note the call, and ask for the gradient after its output."""
+        """Note the call, and ask for the gradient after its output.
+
+        Raises:
+            NotImplementedError: a reentrant checkpoint, if the watch refuses them.
+        """
         deaf = self.watch.silent or not (self.watch.passes or self.watch.loose)
         saves = self.watch.loose and in_checkpoint()
         if deaf and not saves:
             return
         watched = _before_views(output) if isinstance(output, Tensor) else None
         if watched is None or not watched.requires_grad:
+            if self.watch.refuses_reentrant:
+                refuse_if_reentrant(self.name)
             return
         deaf = deaf or is_functorch_wrapped_tensor(watched)
         if deaf and not saves:
             return
-        own = module.named_parameters(recurse=False)
         learns = tuple(
             (n, p)
-            for n, p in own
+            for n, p in own_parameters(module)
             if p.requires_grad and self.watch.wanted(module, p) and not makes_another(module, n)
         )
         inputs = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
@@ -388,7 +403,8 @@ class _Hook:
         edge, shape = get_gradient_edge(watched), tuple(output.shape)
         known = describes(module)
         call = Call(self.name, module, args, _ordered(module, kwargs), shape, edge, known, learns)
-        call.described = known and describes(module, call.given, shape)
+        call.description = described(module, call.given, shape) if known else None
+        call.described = call.description is not None
         if self.watch.loose and call.described:
             call.hold_as_the_graph_does()
         elif saves:

@@ -18,6 +18,8 @@ from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import Node
 from torch.utils.checkpoint import CheckpointFunction
 
+from tnconv.recursions.step import node_name
+
 
 def in_backward() -> bool:
     """Whether gradients are going backwards just now, in this thread."""
@@ -46,14 +48,10 @@ def refusing_reentrant(model: nn.Module) -> Iterator[None]:
     """
 
     def check(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not torch.is_grad_enabled() and in_reentrant_checkpoint():
-            raise NotImplementedError(
-                f"layer {names[module]!r} runs in a reentrant checkpoint, which keeps no graph; "
-                "expected torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
-            )
+        refuse_if_reentrant(names[module])
 
     names = {module: name for name, module in model.named_modules()}
-    own = [m for m in names if next(m.named_parameters(recurse=False), None) is not None]
+    own = [module for module in names if any(p is not None for p in module._parameters.values())]
     handles = [module.register_forward_pre_hook(check) for module in own]
     try:
         yield
@@ -62,14 +60,26 @@ def refusing_reentrant(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
+def refuse_if_reentrant(layer: str) -> None:
+    """Refuse a layer that runs in a reentrant checkpoint, without a graph.
+
+    Raises:
+        NotImplementedError: it does.
+    """
+    if not torch.is_grad_enabled() and in_reentrant_checkpoint():
+        raise NotImplementedError(
+            f"layer {layer!r} runs in a reentrant checkpoint, which keeps no graph; "
+            "expected torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
+
+
 def refuse_reentrant_nodes(nodes: Iterable[Node]) -> None:
     """Refuse a graph with reentrant checkpoints in it: no vector but the loss's gradient passes.
 
     Raises:
         NotImplementedError: there is one.
     """
-    # asked of the type: a function's context can hold a name of its own
-    if any(type(node).name(node) == "CheckpointFunctionBackward" for node in nodes):
+    if any(node_name(node) == "CheckpointFunctionBackward" for node in nodes):
         raise NotImplementedError(
             "the output depends on a reentrant checkpoint, which vectors other than the loss's "
             "gradient cannot pass; expected checkpoint(..., use_reentrant=False)"

@@ -144,16 +144,16 @@ class Codes:
     @classmethod
     def drawn(cls, samples: int, seed: int, levels: int = LEVELS) -> "Codes":
         """Few samples have different codes; of many, equal ones hide no more than a swap of two."""
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(samples, generator=generator)
-        exponents = torch.randint(levels, (samples,), generator=generator)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        order = torch.randperm(samples, generator=generator, device="cpu")
+        exponents = torch.randint(levels, (samples,), generator=generator, device="cpu")
         few = samples <= levels
         return cls(2.0 ** (order if few else exponents).double(), generator)
 
     def cotangent(self, like: Tensor) -> Tensor:
         """A random cotangent of a tensor's shape."""
         shape, precise = like.shape, torch.promote_types(like.dtype, torch.float32)
-        return torch.randn(shape, generator=self.generator, dtype=precise).to(like)
+        return torch.randn(shape, generator=self.generator, dtype=precise, device="cpu").to(like)
 
     def rows(self, known: Owned, shape: Shape) -> Tensor:
         """The code of every row of a map's dimension."""
@@ -313,8 +313,10 @@ def _wide(gradient: Tensor) -> Tensor:
 @lru_cache(maxsize=1024)
 def random_weights(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Random weights of size about one."""
-    generator = torch.Generator().manual_seed(length)
-    return torch.randn(length, generator=generator, dtype=torch.float64).to(device, dtype)
+    generator = torch.Generator("cpu").manual_seed(length)
+    return torch.randn(length, generator=generator, dtype=torch.float64, device="cpu").to(
+        device, dtype
+    )
 
 
 def all_owned(maps: Sequence[SampleMap]) -> bool:

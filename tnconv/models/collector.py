@@ -6,6 +6,7 @@ is squared: nothing is computed before all of them have arrived. Passes see othe
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -118,7 +119,9 @@ class Collector:
         here, source, parameter, part = key
         arrivals = self._waiting.pop(key)
         self._done.add(key)
-        with torch.autocast(parameter.device.type, enabled=False):
+        kind = parameter.device.type
+        casts = torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if casts else nullcontext():
             dtype = self.dtype_of(parameter)
             terms = [each.term(name, parameter, here.samples, dtype) for name, each in arrivals]
             needed = [each.factored for each in self.statistics if each.vectors == source]

@@ -12,11 +12,12 @@ from tnconv.losses.reductions import divisor
 from tnconv.models.capture import Pass, alone
 from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.graph import sources
-from tnconv.models.modules import instances
+from tnconv.models.modules import instances, uncompiled, unwrapped
 from tnconv.models.observation import Observation
 from tnconv.models.propagation import LossFunction
 from tnconv.models.result import Result
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity
+from tnconv.quantities.first_order import SUM
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -57,8 +58,52 @@ def compute(
         ValueError: a loss that is no scalar, or a memory limit below what a layer needs.
     """
     observation = Observation(model, quantities, memory_limit, batch_dim)
+    if observation.statistics == (SUM,) and all(map(_is_single, model.parameters())):
+        return _gradient(observation, loss_fn, inputs, targets)
     with ran(observation, loss_fn, inputs, targets) as loss:
         return observation.result(loss)
+
+
+def _is_single(parameter: nn.Parameter) -> bool:
+    """Whether sums over samples need no wider dtype than torch's own gradient has."""
+    return parameter.dtype in (torch.float32, torch.float64)
+
+
+def _gradient(
+    observation: Observation, loss_fn: LossFunction, inputs: Inputs, targets: Any
+) -> Result:
+    """The gradient by itself, which needs no diagrams: autograd has it.
+
+    As with all quantities, a parameter without a gradient is left out.
+    """
+    instances(loss_fn=loss_fn)
+    model = unwrapped(observation.model)
+    args, kwargs = arguments(inputs)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with uncompiled(observation.model), alone(model), torch.enable_grad():
+        with refusing_reentrant(model):
+            loss = _scalar(loss_fn(model(*args, **kwargs), targets))
+        found = _gradients(loss, list(named.values()))
+    values = {name: each for name, each in zip(named, found, strict=True) if each is not None}
+    return observation.known(values, Pass(args, kwargs, 0, observation.batch_dim), loss.detach())
+
+
+def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    if not (parameters and loss.requires_grad):
+        return [None] * len(parameters)
+    found: Sequence[Tensor | None] = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return found
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    """The loss.
+
+    Raises:
+        ValueError: it is no scalar.
+    """
+    if loss.dim():
+        raise ValueError(f"the loss has shape {tuple(loss.shape)}; expected a scalar")
+    return loss
 
 
 @contextmanager
@@ -73,17 +118,16 @@ def ran(
     with (
         observation.watched(ready=_nothing) as watch,
         alone(watch.model, watch),
-        refusing_reentrant(watch.model),
         torch.enable_grad(),
     ):
+        watch.refuses_reentrant = True
         args, kwargs = arguments(inputs)
         output = watch.model(*args, **kwargs)
         observation.expect_tensor(output)
         loss = loss_fn(output, targets)
         if any(each.counts == "divisor" for each in observation.quantities):
             observation.divisor = divisor(loss_fn, (args, kwargs), targets)
-        if loss.dim():
-            raise ValueError(f"the loss has shape {tuple(loss.shape)}; expected a scalar")
+        _scalar(loss)
         here = watch.passes[-1]
         observation.explain(here, (loss,))
         observation.expect_apart(loss_fn, output, targets, here)

@@ -21,10 +21,10 @@ from tnconv.models.collector import Collector
 from tnconv.models.graph import past, unexplained
 from tnconv.models.meeting_points import Unsupported
 from tnconv.models.meetings import Deliver, Meeting, by_itself, meeting
+from tnconv.models.operation_graph import Graph
 from tnconv.models.sample_maps import Owned, Shared, Silent, Unknown, candidates, is_fast
 from tnconv.models.samples import Known, Samples
 from tnconv.models.samplewise import per_sample_gradients
-from tnconv.models.structure import Graph
 from tnconv.models.terms import Term
 from tnconv.quantities.base import LOSS_GRADIENT
 

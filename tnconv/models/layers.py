@@ -48,7 +48,8 @@ Operand = Tensor | Callable[[], Tensor]
 """A tensor with the batch in dimension 0, or what computes it once it is needed."""
 
 Operands = Mapping[str, Tensor]
-Description = Callable[..., tuple[Operation, Operand | Mapping[str, Operand]] | None]
+Described = tuple[Operation, Operand | Mapping[str, Operand]]
+Description = Callable[..., Described | None]
 """From a module, each tensor that a call of it reads, and the shape of what it gives.
 
 What comes back is the operation and its operands by name; one alone is ``x``. None declines: such
@@ -68,6 +69,8 @@ class Registered(NamedTuple):
 
 
 _LAYERS: dict[type[nn.Module] | str, Registered] = {}
+_NEAREST: dict[type[nn.Module], Registered | None] = {}
+"""What was found for a type, until another is registered."""
 
 
 def register_layer(
@@ -120,6 +123,7 @@ def register_layer(
     def register(description: Description) -> Description:
         found = (lambda module: layout) if isinstance(layout, tuple) else layout
         _LAYERS[kind] = Registered(description, found, dimensions)
+        _NEAREST.clear()
         return description
 
     return register
@@ -135,9 +139,15 @@ def describes(
     found = _registered(module)
     if found is None or inputs is None:
         return found is not None
-    if any(tensor.is_complex() for tensor in inputs):  # diagrams conjugate nothing
-        return False
-    return _described(found, module, inputs, output_shape) is not None
+    return described(module, inputs, output_shape) is not None
+
+
+def described(module: nn.Module, inputs: Sequence[Tensor], output_shape: Shape) -> Described | None:
+    """What a description says of a call, if there is one and it takes the call."""
+    found = _registered(module)
+    if found is None or any(tensor.is_complex() for tensor in inputs):
+        return None  # diagrams conjugate nothing
+    return _described(found, module, inputs, output_shape)
 
 
 def describe(
@@ -148,6 +158,11 @@ def describe(
     assert registered is not None, type(module)
     found = _described(registered, module, inputs, output_shape)
     assert found is not None, type(module)
+    return computed(found)
+
+
+def computed(found: Described) -> tuple[Operation, Operands]:
+    """The operation, and its operands, those too that were only described."""
     operation, given = found
     named = given if isinstance(given, Mapping) else {"x": given}
     return operation, {key: at if isinstance(at, Tensor) else at() for key, at in named.items()}
@@ -178,16 +193,22 @@ def layout(module: nn.Module, name: str) -> Layout | None:
 
 def _described(
     found: Registered, module: nn.Module, inputs: Sequence[Tensor], output_shape: Shape
-) -> tuple[Operation, Operand | Mapping[str, Operand]] | None:
+) -> Described | None:
     with torch.no_grad():
         return found.description(module, *inputs, output_shape)
 
 
 def _registered(module: nn.Module) -> Registered | None:
     """The nearest described ancestor's, unless a subclass or the object computes something else."""
-    kind = type(module)
     if patched(module):
         return None
+    kind = type(module)
+    if kind not in _NEAREST:
+        _NEAREST[kind] = _nearest(kind)
+    return _NEAREST[kind]
+
+
+def _nearest(kind: type[nn.Module]) -> Registered | None:
     for ancestor in kind.__mro__:
         called = f"{ancestor.__module__}.{ancestor.__qualname__}"
         found = _LAYERS.get(ancestor) or _LAYERS.get(called)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from tnconv.models.coded import all_owned
+from tnconv.models.operation_graph import Graph
 from tnconv.models.sample_maps import (
     Batch,
     Maps,
@@ -31,7 +32,7 @@ from tnconv.models.sample_maps import (
     resized,
     unfolded,
 )
-from tnconv.models.structure import Graph, kind
+from tnconv.recursions.step import node_name
 
 LIGHT = ("Repeat", "Cat", "Stack", "Slice", "Select", "Index", "Embedding", "View", "Sum", "Where")
 
@@ -85,7 +86,7 @@ def points(graph: Graph, end: Node, maps: Mapping[Node, Maps]) -> tuple[list[Poi
 
 def is_light(point: Point) -> bool:
     """Whether an operation moves entries about, so that a call for each sample takes no time."""
-    return kind(point.node).startswith(LIGHT)
+    return node_name(point.node).startswith(LIGHT)
 
 
 def cotangent(
@@ -105,14 +106,14 @@ def cotangent(
         alone = _input(point, grads)
         return None if alone is None else alone.sum_to_size(shape)[None], False
     if len(grads) != len(point.maps):
-        raise Unsupported(f"{kind(point.node)} has another number of outputs")
+        raise Unsupported(f"{node_name(point.node)} has another number of outputs")
     pairs = zip(point.maps, grads, strict=True)
     known = [resized(m, tuple(g.shape), samples) for m, g in pairs if g is not None]
     if any(each is None for each in known):
-        raise Unsupported(f"a gradient after {kind(point.node)} has another size than before")
+        raise Unsupported(f"a gradient after {node_name(point.node)} has another size than before")
     (g, *others), own = given, known[0]
     if not others and isinstance(own, Owned):
-        if kind(point.node).startswith("Expand") and _sums_over(own, g, shape):
+        if node_name(point.node).startswith("Expand") and _sums_over(own, g, shape):
             return _reduced(unfolded(g, own, samples), shape), False
         if (product := _product(point, g, own, samples)) is not None:
             return product, False
@@ -190,7 +191,7 @@ def _reduced(each: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _is_product(point: Point) -> bool:
-    name = kind(point.node)
+    name = node_name(point.node)
     factors = {"MmBackward0": 0, "AddmmBackward0": 1}
     return name in factors and point.at >= factors[name]
 
@@ -200,7 +201,7 @@ def _product(point: Point, g: Tensor, known: Owned, samples: int) -> Tensor | No
     if not _is_product(point):
         return None
     node: torch.autograd.graph.Node = point.node
-    plain = kind(node) == "MmBackward0"
+    plain = node_name(node) == "MmBackward0"
     second = point.at == (1 if plain else 2)
     other = ("_saved_self" if plain else "_saved_mat1") if second else "_saved_mat2"
     x, alpha = getattr(node, other, None), getattr(node, "_saved_alpha", 1)

@@ -17,9 +17,10 @@ from tnconv.models.meeting_points import (
     points,
     pulled,
 )
+from tnconv.models.operation_graph import Graph
 from tnconv.models.sample_maps import Maps, Owned
 from tnconv.models.samples import Known, Samples
-from tnconv.models.structure import Graph, kind
+from tnconv.recursions.step import node_name
 
 Deliver = Callable[[Pass, Call, Tensor], None]
 Places = tuple[tuple[int, int, Maps], ...]  # of an end's points: operation, input, maps
@@ -72,7 +73,7 @@ class Meeting:
         for point, calls in self._at[node].items():
             each, one_by_one = cotangent(point, grads, self.here.samples)
             if one_by_one and not is_light(point):
-                self.slow(calls[0], kind(node))
+                self.slow(calls[0], node_name(node))
             found: Sequence[Tensor | None] = [None for _ in calls]
             if each is not None:
                 found = pulled(point, each, [self.ends[call] for call in calls])

@@ -40,6 +40,18 @@ def refuse_complex(named: Iterable[tuple[str, Tensor]]) -> None:
             )
 
 
+def own_parameters(module: nn.Module) -> tuple[tuple[str, nn.Parameter], ...]:
+    """A module's parameters that are not those of a module in it, each once, with their names.
+
+    As ``module.named_parameters(recurse=False)``, which walks through modules to find them.
+    """
+    found: dict[nn.Parameter, str] = {}
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            found.setdefault(parameter, name)
+    return tuple((name, parameter) for parameter, name in found.items())
+
+
 def makes_another(module: nn.Module, name: str) -> bool:
     """Whether a module computes with what is made of a parameter: ``weight`` of ``weight_orig``.
 

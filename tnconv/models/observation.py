@@ -280,6 +280,17 @@ class Observation:
         self.divisor = None
         return Result(values, samples, loss)
 
+    def known(self, gradients: Mapping[str, Tensor], here: Pass, loss: Tensor) -> Result:
+        """The result of quantities of the gradient alone, which is known."""
+        values = {
+            quantity: {
+                name: quantity.result({next(iter(quantity.statistics())): each}, here.samples)
+                for name, each in gradients.items()
+            }
+            for quantity in self.quantities
+        }
+        return Result(values, here.samples, loss)
+
 
 def _expect_quantities(given: Any) -> None:
     """Check that a sequence of quantities is one.

@@ -33,6 +33,7 @@ from tnconv.models.coded import (
     judged,
 )
 from tnconv.models.graph import before, sources
+from tnconv.models.operation_graph import Graph
 from tnconv.models.sample_maps import (
     Batch,
     Maps,
@@ -44,7 +45,6 @@ from tnconv.models.sample_maps import (
     resized,
     whole,
 )
-from tnconv.models.structure import Graph
 
 EVERY = 100
 NOISE = 0.1  # on parameters, where weights that are zero hide what depends on what

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tnconv.diagrams import per_sample_gradients
-from tnconv.models.arrangement import arranged
+from tnconv.models.arrangement import arranged, operands_of
 from tnconv.models.capture import Alone, Call
 from tnconv.models.contracted import values
-from tnconv.models.layers import Operands, Operation, describe, explicit, repeated
+from tnconv.models.layers import Operands, Operation, explicit, repeated
 from tnconv.models.sample_maps import Silent
 from tnconv.models.unfolding import joined
 from tnconv.quantities.base import Statistic
@@ -35,7 +35,7 @@ class Arrival:
         call, v = self.call, self.grad_output
         if call.map is not None and self.samples is not None:
             return arranged(call, v, self.samples, len(self._lead))
-        return *describe(call.module, call.given, call.output_shape), v
+        return *operands_of(call), v
 
     def term(
         self, operand: str, parameter: nn.Parameter, samples: int, dtype: torch.dtype

@@ -9,6 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from tnconv.functional.dynamo import untraced
+from tnconv.generators import seed_from
+
 Sampling = Literal["bernoulli", "fixed"]
 Positions = dict[int, Tensor]
 """By dimension, those that are kept, ascending."""
@@ -56,13 +59,13 @@ class Draws:
             return {dim: u[dim].topk(count).indices for dim, count in counts.items()}, scale
         return self._drawn(counts, sizes, x), scale
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def _drawn(self, kept: Mapping[int, float], sizes: Sequence[int], x: Tensor) -> Positions:
         """By numbers of positions, or by probabilities."""
-        generator = torch.Generator().manual_seed(self._seed(x))
+        generator = torch.Generator("cpu").manual_seed(self._seed(x))
         found: Positions = {}
         for dim, share in kept.items():
-            u = torch.rand(sizes[dim], generator=generator)
+            u = torch.rand(sizes[dim], generator=generator, device="cpu")
             chosen = (u < share).nonzero().flatten()
             if self.sampling == "fixed":
                 chosen = u.topk(int(share)).indices.sort().values
@@ -71,15 +74,14 @@ class Draws:
 
     def _seed(self, x: Tensor) -> int:
         if self.generator is None:
-            return int(torch.randint(2**62, ()))
+            return seed_from(None)
         shape, checksum = x.shape, float(x.detach().double().sum())
         if _recomputes():
             for call in reversed(self._pending):
                 if call[:2] == (shape, checksum):
                     self._pending.remove(call)
                     return call[2]
-        device = self.generator.device
-        seed = int(torch.randint(2**62, (), generator=self.generator, device=device))
+        seed = seed_from(self.generator)
         if _may_be_recomputed():
             self._pending.append((shape, checksum, seed))
         return seed

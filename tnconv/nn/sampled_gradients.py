@@ -53,7 +53,7 @@ class Slices:
         return padded(kept, list(self.pads), self.mode) if any(map(any, self.pads)) else kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sampled:
     """A layer whose weight gradient is ``scale`` times that of the kept slices of its input.
 

@@ -59,7 +59,7 @@ class TensorDropout(nn.Module):
     @property
     def samples(self) -> bool:
         """Whether the weight's gradient is that of a sample now, if it learns."""
-        return self.training and bool(self.keep)
+        return self.training and len(self.keep) > 0  # torch 2.11 traces no bool(dict)
 
     def _exact(self, weight: Tensor) -> bool:
         return not (self.samples and weight.requires_grad and torch.is_grad_enabled())

@@ -5,10 +5,10 @@ that autograd differentiates twice will do. Operators have the interface of SciP
 ``LinearOperator`` without needing SciPy: its solvers take them as they are.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from math import nan
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,13 @@ from tnconv.models.propagation import LossFunction
 from tnconv.nn.tensor_dropout import TensorDropout
 from tnconv.operators.linearization import Graph
 from tnconv.operators.parameter_space import Space, Vector
-
-if TYPE_CHECKING:
-    import numpy as np
+from tnconv.operators.symmetric import SymmetricOperator
 
 Product = Callable[[Vector], Vector]
-V = TypeVar("V", bound="Tensor | Sequence[Tensor] | Mapping[str, Tensor] | np.ndarray[Any, Any]")
+V = TypeVar("V")  # a tensor or an array, tensors in the parameters' shapes, or these by name
 
 
-class CurvatureOperator(ABC):
+class CurvatureOperator(SymmetricOperator):
     """A symmetric matrix over all entries of some parameters, seen through its products.
 
     It belongs to ``loss_fn(model(inputs), targets)`` of all pairs in ``batches`` taken as one
@@ -65,7 +63,7 @@ class CurvatureOperator(ABC):
         self.model, self.loss_fn = unwrapped(model), loss_fn
         self.batches = _pairs(batches)
         self.space = _space(self.model, parameters)
-        _refuse_dropout(self.model)
+        refuse_dropout(self.model)
         self.reduction = reduction or reduction_of(loss_fn)
         self.shares = _shares(loss_fn, self.batches, self.reduction)
         few = isinstance(self.batches, Sized) and len(self.batches) == 1
@@ -78,14 +76,19 @@ class CurvatureOperator(ABC):
         return self.space.names
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def size(self) -> int:
         """As many rows and columns as the parameters have entries."""
-        return self.space.size, self.space.size
+        return self.space.size
 
     @property
-    def dtype(self) -> "np.dtype[Any]":
-        """The dtype of products with arrays, NumPy's."""
-        return self.space.array_dtype
+    def precision(self) -> torch.dtype:
+        """What holds all the parameters' dtypes."""
+        return self.space.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.space.device
 
     def __matmul__(self, other: V) -> V:
         """The product with a vector, or with a matrix whose columns are vectors.
@@ -94,29 +97,12 @@ class CurvatureOperator(ABC):
             TypeError: an array of complex numbers.
             ValueError: other shapes or names.
         """
-        found: Any
         if isinstance(other, Mapping):
-            found = dict(zip(self.names, self._times(self.space.vector(other)), strict=True))
-        elif isinstance(other, tuple | list):
-            found = self._times(self.space.vector(other))
-        elif isinstance(other, Tensor):
-            found = self._flat(other)
-        else:
-            array = cast("np.ndarray[Any, Any]", other)
-            found = self.space.to_array(self._flat(self.space.from_array(array)))
-        return cast(V, found)
-
-    def matvec(self, vector: V) -> V:
-        """The product with one vector."""
-        return self @ vector
-
-    matmat = rmatvec = rmatmat = matvec  # the matrix is symmetric
-
-    def adjoint(self) -> "CurvatureOperator":
-        """The operator itself: it is symmetric."""
-        return self
-
-    T = H = property(adjoint)
+            found = self._vector_product(self.space.vector(other))
+            return cast(V, dict(zip(self.names, found, strict=True)))
+        if isinstance(other, tuple | list):
+            return cast(V, self._vector_product(self.space.vector(other)))
+        return super().__matmul__(other)
 
     def check_deterministic(self) -> None:
         """Compare two products with one vector, each from graphs of its own.
@@ -124,7 +110,8 @@ class CurvatureOperator(ABC):
         Raises:
             RuntimeError: they differ, so the model or the batches are not the same every time.
         """
-        draw = torch.randn(self.space.size, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator("cpu").manual_seed(0)
+        draw = torch.randn(self.space.size, generator=generator, device="cpu")
         vector = self.space.split(draw.to(self.space.device))
         first, second = (self.space.join(self._sum(self._products(), [vector])[0]) for _ in "ab")
         if not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * float(first.abs().max())):
@@ -136,29 +123,24 @@ class CurvatureOperator(ABC):
     def _product(self, graph: Graph, share: float, batch: int) -> Product:
         """The product that one batch adds; ``share`` is the factor of its loss."""
 
-    def _flat(self, given: Tensor) -> Tensor:
-        if given.dim() == 1:
-            return self.space.join(self._times(self.space.split(given)))
-        if given.dim() != 2 or len(given) != self.space.size:
-            size = self.space.size
-            raise ValueError(
-                f"operand has shape {tuple(given.shape)}; expected ({size},) or ({size}, k)"
-            )
-        found = self._all([self.space.split(column) for column in given.unbind(1)])
+    def _times(self, columns: Tensor) -> Tensor:
+        found = self._all([self.space.split(column) for column in columns.unbind(1)])
+        if not found:
+            return torch.zeros_like(columns)
         return torch.stack([self.space.join(each) for each in found], 1)
 
-    def _times(self, vector: Vector) -> Vector:
+    def _vector_product(self, vector: Vector) -> Vector:
         return self._all([vector])[0]
 
     def _all(self, vectors: Sequence[Vector]) -> list[Vector]:
-        _refuse_dropout(self.model)  # the mode can have changed
+        refuse_dropout(self.model)  # the mode can have changed
         with alone(self.model):
             return self._products_with(vectors)
 
     def _products_with(self, vectors: Sequence[Vector]) -> list[Vector]:
         if not self.retain_graph:
             return self._sum(self._products(), vectors)
-        state = _state(self.model)
+        state = state_of(self.model)
         if self._held is None or self._held[0] != state:
             self._held = state, list(self._products())
         return self._sum(self._held[1], vectors)
@@ -247,7 +229,12 @@ def _space(model: nn.Module, parameters: Iterable[str] | None) -> Space:
     return Space(names, tuple(named[name].detach() for name in names))
 
 
-def _refuse_dropout(model: nn.Module) -> None:
+def refuse_dropout(model: nn.Module) -> None:
+    """Check that a model computes the same every time.
+
+    Raises:
+        NotImplementedError: a layer that drops entries at random.
+    """
     for name, module in model.named_modules():
         if isinstance(module, _DropoutNd) and module.training and module.p > 0:
             raise NotImplementedError(
@@ -280,7 +267,7 @@ def _shares(
     return [part / total if total else nan for part in parts]
 
 
-def _state(model: nn.Module) -> object:
+def state_of(model: nn.Module) -> object:
     """What changes when the model's values or mode do."""
     held = [*model.parameters(), *model.buffers()]
     modes = tuple(module.training for module in model.modules())

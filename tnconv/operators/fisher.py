@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from tnconv.generators import seed_from
 from tnconv.losses.reductions import Reduction, divisor
 from tnconv.losses.roots import curvature, recognised
 from tnconv.models.computing import Inputs
@@ -73,9 +74,8 @@ class FisherOperator(GGNOperator):
         elif self.reduction is None:
             raise ValueError("the loss has no reduction; expected reduction='mean' or 'sum'")
         self.fisher, self.samples = fisher, samples
-        device = "cpu" if generator is None else generator.device
-        draw = torch.randint(2**62, (), generator=generator, device=device)
-        self.seed = int(draw) if fisher == "mc" else 0
+        seed = seed_from(generator)
+        self.seed = seed if fisher == "mc" else 0
         mean = fisher == "empirical" and self.reduction == "mean"
         parts = (divisor(loss_fn, *batch) for batch in self.batches)
         self._factor = sum(parts) if mean else 1.0

@@ -3,6 +3,7 @@
 from tnconv.optim.adahesscale import AdaHesScale
 from tnconv.optim.kfac import KFAC
 from tnconv.optim.low_rank_newton import LowRankNewton
+from tnconv.optim.root_free import RFAdamW, RFRMSProp
 from tnconv.optim.step_size_scaler import StepSizeScaler
 
-__all__ = ["KFAC", "AdaHesScale", "LowRankNewton", "StepSizeScaler"]
+__all__ = ["KFAC", "AdaHesScale", "LowRankNewton", "RFAdamW", "RFRMSProp", "StepSizeScaler"]

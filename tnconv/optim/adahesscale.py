@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tnconv.losses.diagonals import LossFunction, Method
 from tnconv.operators.approximate_diagonal import accumulate
 from tnconv.optim.diagonal_watch import DiagonalWatch
+from tnconv.optim.saving import restore
 from tnconv.optim.settings import Schedule, due
 from tnconv.optim.workers import Workers
 
@@ -178,12 +179,7 @@ class AdaHesScale(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from another run's `state_dict`; v keeps its own dtype."""
         super().load_state_dict(state_dict)
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        own = [p for group in self.param_groups for p in group["params"]]
-        for key, parameter in zip(keys, own, strict=True):
-            for name, value in state_dict["state"].get(key, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[parameter][name] = value.to(parameter.device, copy=True)
+        restore(self, state_dict)
         self._resume()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

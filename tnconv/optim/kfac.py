@@ -1,21 +1,19 @@
 """KFAC: gradient descent preconditioned by Kronecker-factored curvature."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Literal, overload
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from tnconv.diagrams.kronecker import Flavour
-from tnconv.losses.roots import recognised
-from tnconv.models.modules import weak
-from tnconv.models.notices import warn
-from tnconv.optim.blocks import Block, blocks
-from tnconv.optim.collection import FactorWatch, LossFunction, LossScale
+from tnconv.optim.blocks import Block
+from tnconv.optim.collection import LossFunction, LossScale
+from tnconv.optim.factored import Factored, Fallback, Parameters
 from tnconv.optim.factored_damping import adapted
 from tnconv.optim.preconditioner import (
+    FACTORS,
     INVERSES,
     Inverse,
     State,
@@ -28,20 +26,13 @@ from tnconv.optim.preconditioner import (
     update_inverses,
     update_moments,
 )
-from tnconv.optim.running_squares import NAMES, update_squares
-from tnconv.optim.saving import Resumable
-from tnconv.optim.settings import GROUPED, Schedule, check, due, refuse_sharded
-from tnconv.optim.standing import Standing, message, standings
+from tnconv.optim.running_squares import update_squares
+from tnconv.optim.settings import GROUPED, Schedule, due
 from tnconv.optim.steps import descend, natural_gradients, predicted_change, scaled, trust
-from tnconv.optim.workers import Workers
-from tnconv.quantities import kronecker_factors as kronecker
 from tnconv.quantities.kronecker_factors import Fisher, Reduction
 
-Fallback = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
-
-class KFAC(Resumable):
+class KFAC(Factored):
     """``V <- μ V + ν P(G) + γ W``,  ``W <- W - η V``  with ``P(G) ≈ (B ⊗ A + λ I)⁻¹ G``.
 
     G is the gradient of a layer's weight W, with its bias as one more column (``joint``), for every
@@ -134,6 +125,9 @@ class KFAC(Resumable):
         TypeError: a model that is no module, or a loss that is a class.
     """
 
+    grouped = GROUPED
+    own_dtypes = FACTORS
+
     def __init__(
         self,
         model: nn.Module,
@@ -166,117 +160,15 @@ class KFAC(Resumable):
         strict: bool = False,
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in ("self", "model", "__class__")}
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-        check(settings)
-        kfac = kronecker.KFAC(flavour, fisher, samples, generator, joint, per_group, reduction)
-        if fisher in ("type-2", "mc") and loss_fn is not None:
-            recognised(loss_fn)
-        refuse_sharded(model)
-        self.model, self.settings, self.fallback = model, settings | {"params": None}, None
-        self._blocks: list[Block] = []
-        self._large: list[Block] = []
-        self._told = set[str]()
-        self._watch = FactorWatch(model, kfac, loss_fn, loss_scale, weak(self._arrange))
-        self._watch.rotates = inverse == "ekfac"
-        self._workers = Workers(process_group, model, weak(self._take_part))
         self.predicted: Tensor | None = None
-        defaults = {name: settings[name] for name in GROUPED} | {"steps": 0, "divisor": None}
-        super().__init__(model.parameters() if params is None else params, defaults)
-        self._arrange()
-        others = self._others()
-        if fallback is not None and others:
-            self.fallback = fallback(others)
+        super().__init__(model, settings)
+        self._watch.rotates = inverse == "ekfac"
 
-    @property
-    def steps(self) -> int:
-        """How many steps were taken."""
-        return int(self.param_groups[0]["steps"])
+    _forget = staticmethod(forget)
 
-    def remove_hooks(self) -> None:
-        """Stop watching the model; later steps use the factors collected so far."""
-        self._watch.stop()
-        self._workers.leave()
-
-    def propagate(self, output: Tensor, targets: Any) -> None:
-        """Collect factors for a loss ``loss_fn(output, targets)`` that is no module's call."""
-        self._watch.propagate(output, targets)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Passes that factors do not see, whatever becomes of their gradients.
-
-        >>> model = nn.Linear(3, 2)
-        >>> optimizer = KFAC(model)
-        >>> with optimizer.paused():
-        ...     model(torch.rand(4, 3)).sum().backward()
-        """
-        self._watch.watch.muted += 1
-        try:
-            yield
-        finally:
-            self._watch.watch.muted -= 1
-
-    def reset_factors(self) -> None:
-        """Forget all factors, squares, and what was made of them, as if no step had been taken."""
-        for state in self.state.values():
-            forget(state)
-            for name in NAMES:
-                state.pop(name, None)
-        self._watch.clear()
-        self._prepare()
-
-    def standings(self) -> list[Standing]:
-        """How each parameter is preconditioned, by which layer, or by which fallback and why."""
-        elsewhere = self._elsewhere()
-        found = [*self._blocks, *self._large]
-        most = self.settings["max_factor"]
-        return standings(self.model, found, self.state, self._group_of, elsewhere, most)
-
-    def summary(self) -> str:
-        """`standings` in words, a line for each parameter."""
-        return "\n".join(map(str, self.standings()))
-
-    def __repr__(self) -> str:
-        counts: dict[str, int] = {}
-        for each in self.standings():
-            counts[each.how] = counts.get(each.how, 0) + 1
-        words = ", ".join(f"{count} by {how}" for how, count in counts.items())
-        return f"{super().__repr__()}\n(parameters: {words})"
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop gradients, and the factors that were collected from them since the last step."""
-        self._watch.clear()
-        self._look_for_changes()
-        super().zero_grad(set_to_none)
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update factors and inverses where they are due, then all parameters with a gradient.
-
-        Raises:
-            RuntimeError: factors are due whose loss was not seen, or with ``strict`` whose layers
-                were not.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._look_for_changes()
-        self._update_curvature()
-        self.predicted = None
-        for at, group in enumerate(self.param_groups):
-            self._update(group, [b for b in self._blocks if self._group_of[b.key] == at])
-            group["steps"] += 1
-        if self.fallback is not None:
-            self.fallback.step()
-        self._watch.forget()
-        self._prepare()
-        return loss
+    @staticmethod
+    def _ready(state: State) -> bool:
+        return any(name.startswith("A") for name in state)
 
     def adapt(self, before: float | Tensor, after: float | Tensor) -> None:
         """Adapt the damping of all groups to how a step changed the loss of its batch.
@@ -296,65 +188,12 @@ class KFAC(Resumable):
             group["damping"] = adapted(group["damping"], ratio, factor)
         self.predicted = None
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Train more of the model's parameters."""
-        super().add_param_group(param_group)
-        check({name: self.param_groups[-1][name] for name in GROUPED})
-        self._arrange()
-
-    def _elsewhere(self) -> set[Tensor]:
-        """The parameters that the fallback trains."""
-        groups = () if self.fallback is None else self.fallback.param_groups
-        return {p for each in groups for p in each["params"]}
-
-    def _others(self) -> list[nn.Parameter]:
-        """Those that learn, without factors, and that the fallback does not have so far."""
-        held = {p for block in self._blocks for p in block.parameters} | self._elsewhere()
-        every = (p for group in self.param_groups for p in group["params"])
-        return [p for p in every if p.requires_grad and p not in held]
-
-    def _signature(self) -> tuple[tuple[int, bool], ...]:
-        every = (p for group in self.param_groups for p in group["params"])
-        return tuple((id(p), p.requires_grad) for p in every)
-
-    def _look_for_changes(self) -> None:
-        """Parameters may have been frozen, unfrozen or replaced since the last look."""
-        if self._signature() != self._arranged:
-            refuse_sharded(self.model)
-            self._arrange()
-
-    def _arrange(self) -> None:
-        """Find the blocks of the parameters in all groups."""
-        group_of = {p: at for at, group in enumerate(self.param_groups) for p in group["params"]}
-        most, elsewhere = self.settings["max_factor"], self._elsewhere()
-        found = blocks(self.model, group_of, self.settings["joint"])
-        found = [block for block in found if elsewhere.isdisjoint(block.parameters)]
-        self._blocks = [block for block in found if block.pieces(4 * most) == 1]
-        self._large = [block for block in found if block.pieces(4 * most) > 1]
-        self._group_of, self._arranged = group_of, self._signature()
-        self._watch.look_at(
-            {block.key: block.weight is not None and block.bias is not None
-             for block in self._blocks}
-        )  # fmt: skip
-        self._prepare()
-        if self.fallback is not None and (others := self._others()):
-            self.fallback.add_param_group({"params": others})
-
-    def _resume(self) -> None:
-        """A state was loaded."""
-        self._watch.clear()
-        self._prepare()
-
     def _prepare(self) -> None:
         """Watch the model where the next step updates factors."""
         if self.settings["inverse"] == "ekfac":
             self._watch.bases = bases(self._blocks, self.state)
             self._watch.keep = self._refreshes
-        self._watch.watch.paused = not self._collects
-
-    @property
-    def _collects(self) -> bool:
-        return due(self.settings["update_factors_every"], self.steps)
+        super()._prepare()
 
     @property
     def _refreshes(self) -> bool:
@@ -375,6 +214,7 @@ class KFAC(Resumable):
 
     def _update_curvature(self) -> None:
         """Factors, inverses and moments, where they are due."""
+        self.predicted = None
         watch, workers, inverse = self._watch, self._workers, self.settings["inverse"]
         collects, dtype = not watch.watch.paused, self.settings["factor_dtype"]
         left_out: list[Block] = []
@@ -397,43 +237,6 @@ class KFAC(Resumable):
             counts = [block for block in new.factors if block not in left_out]
             found = fresh_moments(counts, fresh, new, watch, workers, self.state)
             update_moments(self._with("decay"), found, dtype)
-
-    @torch.no_grad()
-    def _take_part(self) -> None:
-        """A step of the other workers, with nothing to add."""
-        self._watch.forget()
-        self._update_curvature()
-        for group in self.param_groups:
-            group["steps"] += 1
-        self._prepare()
-
-    def _say(self, left_out: list[Block]) -> None:
-        """Tell what has no factors, once.
-
-        Raises:
-            RuntimeError: parameters that were not seen, with ``strict``.
-        """
-        if left_out and "outliers" not in self._told:
-            self._told.add("outliers")
-            warn(
-                f"KFAC left out the factors of layers {', '.join(repr(b.name) for b in left_out)} "
-                f"at step {self.steps}: they are not finite, or far from their running averages"
-            )
-        if self._workers.unclear and "workers" not in self._told:
-            self._told.add("workers")
-            warn(
-                "torch.distributed is initialised, but no DistributedDataParallel runs this model: "
-                "KFAC's factors are of this process alone; give process_group to average them over "
-                "workers, or process_group='local'"
-            )
-        missing = {b.name for b in self._blocks if "A" not in self.state[b.key]} - self._told
-        if (not missing and "looked" in self._told) or left_out:
-            return
-        self._told |= {"looked", *missing}
-        if (text := message(self.model, self.standings())) is not None:
-            if self.settings["strict"]:
-                raise RuntimeError(text)
-            warn(text)
 
     def _update(self, group: Mapping[str, Any], own: list[Block]) -> None:
         elsewhere = self._elsewhere()

@@ -1,13 +1,14 @@
 """Saving, resuming and copying an optimizer that has more than torch's states and groups."""
 
+from collections.abc import Collection
 from copy import deepcopy
 from itertools import chain
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
-from tnconv.optim.preconditioner import FACTORS, State
+from tnconv.optim.preconditioner import State
 
 
 class Resumable(torch.optim.Optimizer):
@@ -16,6 +17,8 @@ class Resumable(torch.optim.Optimizer):
     model: nn.Module
     settings: dict[str, Any]
     fallback: torch.optim.Optimizer | None
+    own_dtypes: ClassVar[Collection[str]]
+    """Entries of a parameter's state with a dtype of their own."""
 
     def state_dict(self) -> State:
         """Everything that a later run needs to go on exactly."""
@@ -32,12 +35,7 @@ class Resumable(torch.optim.Optimizer):
         given = dict(state_dict)
         fallback, generator = given.pop("fallback", None), given.pop("generator", None)
         super().load_state_dict(given)
-        keys = chain.from_iterable(group["params"] for group in given["param_groups"])
-        own = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, parameter in zip(keys, own, strict=True):
-            saved = given["state"].get(key, {})
-            for name in FACTORS & saved.keys():
-                self.state[parameter][name] = saved[name].to(parameter.device, copy=True)
+        restore(self, given, self.own_dtypes)
         if self.fallback is not None and fallback is not None:
             self.fallback.load_state_dict(fallback)
         if generator is not None and self.settings["generator"] is not None:
@@ -62,3 +60,20 @@ class Resumable(torch.optim.Optimizer):
 
     def _resume(self) -> None:
         """Called after a state was loaded."""
+
+
+def restore(
+    optimizer: torch.optim.Optimizer,
+    state_dict: State,
+    names: Collection[str] | None = None,
+) -> None:
+    """Give entries of the state, by default all tensors, the dtype that they were saved in.
+
+    Torch's own loading casts them to the dtype of their parameter.
+    """
+    keys = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    own = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for key, parameter in zip(keys, own, strict=True):
+        for name, value in state_dict["state"].get(key, {}).items():
+            if isinstance(value, torch.Tensor) and (names is None or name in names):
+                optimizer.state[parameter][name] = value.to(parameter.device, copy=True)

@@ -1,4 +1,4 @@
-"""What the hyper-parameters of KFAC may be, and when something is due."""
+"""What the hyper-parameters of `KFAC` and its like may be, and when something is due."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -57,7 +57,7 @@ def check(settings: Mapping[str, Any]) -> None:
             raise ValueError("inverse is 'ekfac'; expected factors per group, of gradients")
 
 
-def refuse_sharded(model: nn.Module) -> None:
+def refuse_sharded(model: nn.Module, optimizer: str) -> None:
     """Check that parameters are whole in every process.
 
     Raises:
@@ -68,8 +68,8 @@ def refuse_sharded(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if flat or (tensors is not None and isinstance(parameter, tensors)):
             raise NotImplementedError(
-                f"parameter {name!r} is sharded (FSDP or DTensor), which KFAC does not support; "
-                "expected whole parameters, as in DistributedDataParallel"
+                f"parameter {name!r} is sharded (FSDP or DTensor), which {optimizer} does not "
+                "support; expected whole parameters, as in DistributedDataParallel"
             )
 
 

@@ -10,7 +10,6 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from tnconv.models.layers import describes
 from tnconv.models.modules import is_compiled
 from tnconv.optim.blocks import Block
-from tnconv.optim.preconditioner import State
 
 PLAIN: Mapping[str, tuple[type[nn.Module], ...]] = {
     "normalisation": (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
@@ -43,7 +42,7 @@ class Standing:
 def standings(
     model: nn.Module,
     blocks: Iterable[Block],
-    states: Mapping[Tensor, State],
+    seen: Collection[Tensor],  # the keys of blocks with factors
     groups: Mapping[Tensor, int],
     fallback: Collection[Tensor],
     most: int,
@@ -68,7 +67,7 @@ def standings(
         if block.pieces(4 * most) > 1:
             why = f"a factor of layer {block.name!r} has more than {4 * most} rows"
             return Standing(name, other, why=why)
-        if not any(key.startswith("A") for key in states.get(block.key, {})):
+        if block.key not in seen:
             why = f"layer {block.name!r} was not seen"
             return Standing(name, other, why=why, by_design=False)
         count = block.pieces(most)
@@ -78,7 +77,7 @@ def standings(
     return [standing(name, p) for name, p in model.named_parameters()]
 
 
-def message(model: nn.Module, found: Sequence[Standing]) -> str | None:
+def message(model: nn.Module, found: Sequence[Standing], optimizer: str) -> str | None:
     """What to say of parameters that have a gradient, but against expectation no factors."""
     named = dict(model.named_parameters())
     lost = [s for s in found if not s.by_design and named[s.name].grad is not None]
@@ -88,19 +87,19 @@ def message(model: nn.Module, found: Sequence[Standing]) -> str | None:
     rest = len(names) - MOST_NAMES
     listed = "; ".join(names[:MOST_NAMES]) + (f"; and {rest} more" if rest > 0 else "")
     return (
-        f"KFAC has no Kronecker factors for {len(lost)} parameter{'s' * (len(lost) > 1)} with "
-        f"gradients: {listed}. "
-        f"They are preconditioned by {lost[0].how} alone. {_advice(model, lost)}"
+        f"{optimizer} has no Kronecker factors for {len(lost)} parameter{'s' * (len(lost) > 1)} "
+        f"with gradients: {listed}. "
+        f"They are preconditioned by {lost[0].how} alone. {_advice(model, lost, optimizer)}"
     )
 
 
-def _advice(model: nn.Module, lost: Sequence[Standing]) -> str:
+def _advice(model: nn.Module, lost: Sequence[Standing], optimizer: str) -> str:
     if all("was not seen" not in each.why for each in lost):
         return "tnconv.models.register_layer describes further layers."
     if any(is_compiled(module) for module in model.modules()):
         return (
-            "Compiled code that ran before KFAC was made runs no hooks: make KFAC first, or call "
-            "torch._dynamo.reset()."
+            f"Compiled code that ran before {optimizer} was made runs no hooks: make {optimizer} "
+            "first, or call torch._dynamo.reset()."
         )
     return (
         "Layers are seen in training mode, when they are called themselves, outside of reentrant "

@@ -3,7 +3,14 @@
 A rule is a small function for one operation, registered by `register_rule`; see `step`.
 """
 
-from tnconv.recursions import entrywise, multilinear, norms, rearrangements, resampling
+from tnconv.recursions import (
+    entrywise,
+    memory_saving,
+    multilinear,
+    norms,
+    rearrangements,
+    resampling,
+)
 from tnconv.recursions.diagonal import check_method, diagonals
 from tnconv.recursions.step import Flow, Flows, Step, register_rule
 from tnconv.recursions.walk import recursion
@@ -15,6 +22,7 @@ __all__ = [
     "check_method",
     "diagonals",
     "entrywise",
+    "memory_saving",
     "multilinear",
     "norms",
     "rearrangements",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tnconv.recursions.step import Flow, Flows
 
-INPUTS = {"Addmm": 1, "Mm": 0, "Convolution": 0}
+INPUTS = {"Addmm": 1, "Mm": 0, "Convolution": 0, "Bilinear": 0}
 """Layers, and which of their operands is the input."""
 
 

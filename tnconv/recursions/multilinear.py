@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnconv.recursions.step import Flow, Flows, Step, register_rule
+from tnconv.recursions.step import Flow, Flows, Step, register_rule, shape_of
 
 
 @register_rule("Addmm")
@@ -19,7 +19,7 @@ def addmm(step: Step) -> Flows:
     beta, alpha = node._saved_beta, node._saved_alpha
     bias = None
     if step.wants[0]:
-        shape = _shape(*node.next_functions[0])
+        shape = shape_of(*node.next_functions[0])
         bias = step.linear(0, lambda g: g.sum_to_size(shape), lambda s: s.sum_to_size(shape))
         bias = bias if beta == 1 else _times(bias, beta)
     return (bias, *_matrices(step, "mat1", "mat2", 1, alpha))
@@ -111,7 +111,7 @@ def _factor(step: Step, at: int, other: str) -> Flow | None:
     if not step.wants[at]:
         return None
     node, index = step.node.next_functions[at]
-    shape = _shape(node, index)
+    shape = shape_of(node, index)
     b = step.saved(other)
 
     def before(v: Tensor, factor: Tensor) -> Tensor:
@@ -126,12 +126,12 @@ def div(step: Step) -> Flows:
     b = step.saved("other")
     flows: list[Flow | None] = [None, None]
     if step.wants[0]:
-        shape = _shape(*step.node.next_functions[0])
+        shape = shape_of(*step.node.next_functions[0])
         flows[0] = step.linear(
             0, lambda g: (g / b).sum_to_size(shape), lambda s: (s / b**2).sum_to_size(shape)
         )
     if len(step.wants) > 1 and step.wants[1]:
-        shape = _shape(*step.node.next_functions[1])
+        shape = shape_of(*step.node.next_functions[1])
         a, g = step.saved("self"), step.flow.gradient
         first = -a / b**2
         flow = step.linear(
@@ -165,13 +165,6 @@ def _sums(step: Step, factors: tuple[float, ...]) -> list[Flow | None]:
         if not want:
             flows.append(None)
             continue
-        diagonal = s.sum_to_size(_shape(*step.node.next_functions[at]))
+        diagonal = s.sum_to_size(shape_of(*step.node.next_functions[at]))
         flows.append(Flow(gradients[at], diagonal if factor == 1 else factor**2 * diagonal))
     return flows
-
-
-def _shape(node: Any, index: int) -> tuple[int, ...]:
-    """The shape of a node's result: what is broadcast has another than y."""
-    if hasattr(node, "variable"):
-        return tuple(node.variable.shape)
-    return tuple(node._input_metadata[index].shape)

@@ -10,6 +10,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from tnconv.recursions import padded
 from tnconv.recursions.entrywise import region
+from tnconv.recursions.memory_saving import torch_convolution
 from tnconv.recursions.step import Flows, Known, Step, known, operation
 
 End = tuple[Node | None, int]
@@ -67,7 +68,7 @@ def made(
             plan.order.append(node)
             plan.rules[node] = rule
             bends[node] = bend or rule.curved
-            if name in JOINS or name == "Convolution":
+            if name in JOINS or name in ("Convolution", "Bilinear"):
                 _join(plan, node, name, taps)
         elif not below[node] and id(getattr(node, "variable", None)) in wanted:
             leads[node] = True
@@ -109,8 +110,9 @@ def _join(plan: Plan, node: Node, name: str, taps: Container[Edge]) -> None:
             plan.joined[node] = (end,)
             plan.bends[node] = True
     else:
-        pad = plan.below[node][0][0]
-        found = padded.rule(node, pad) if pad is not None and plan.leads[pad] else None
+        pad, layer = plan.below[node][0][0], torch_convolution(node)
+        leads = pad is not None and plan.leads[pad] and layer is not None
+        found = padded.rule(layer, pad) if leads else None
         if pad is not None and found is not None:
             plan.rules[node] = replace(plan.rules[node], rule=found)
             plan.joined[node] = (plan.below[pad][0], *plan.below[node][1:])
@@ -140,7 +142,7 @@ def _is_entrywise(plan: Plan, edge: Edge, shape: list[int]) -> bool:
     node, at = edge
     if node not in plan.rules or at or _shape(edge) != shape:
         return False
-    name = operation(node.name())
+    name = operation(node)
     return plan.rules[node].diagonal or name in JOINS or name in INSIDE
 
 

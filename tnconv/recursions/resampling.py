@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnconv.recursions.step import Flow, Flows, Step, register_rule
+from tnconv.recursions.step import Flow, Flows, Step, node_name, register_rule
 
 
 @register_rule("Mean")
@@ -18,17 +18,28 @@ def mean(step: Step) -> Flows:
 @register_rule("AvgPool2D", "AvgPool3D")
 def avg_pool(step: Step) -> Flows:
     """The inverse square of each window's divisor: ``1/|K|²``, but at borders and in ceil mode."""
-    node = step.node
-    if (divisor := node._saved_divisor_override) is not None:
-        return _averaged(step, lambda s, before: divisor)
-    kernel = node._saved_kernel_size
-    stride, padding = node._saved_stride or kernel, node._saved_padding
+    names = ("kernel_size", "stride", "padding", "count_include_pad", "divisor_override")
+    return averages_over_windows(step, *[getattr(step.node, f"_saved_{name}") for name in names])
+
+
+def averages_over_windows(
+    step: Step,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Flows:
+    """Averages with torch's settings, of which one stands for all dimensions."""
+    if divisor_override is not None:
+        return _averaged(step, lambda s, before: divisor_override)
+    stride = stride or kernel
 
     def count(outputs: int, inputs: int, at: int) -> Tensor:
         k, p = (each[at] if len(each) > 1 else each[0] for each in (kernel, padding))
         start = torch.arange(outputs) * (stride[at] if len(stride) > 1 else stride[0]) - p
         end = (start + k).clamp(max=inputs + p)
-        if not node._saved_count_include_pad:
+        if not count_include_pad:
             start, end = start.clamp(min=0), end.clamp(max=inputs)
         return torch.as_tensor(end - start)
 
@@ -38,12 +49,16 @@ def avg_pool(step: Step) -> Flows:
 @register_rule("AdaptiveAvgPool2D", "AdaptiveAvgPool3D")
 def adaptive_avg_pool(step: Step) -> Flows:
     """Windows from ``⌊o I / O⌋`` to ``⌈(o + 1) I / O⌉``."""
+    return adaptive_averages(step, 2 if "2D" in node_name(step.node) else 3)
+
+
+def adaptive_averages(step: Step, dims: int) -> Flows:
+    """Windows that cover each dimension evenly."""
 
     def count(outputs: int, inputs: int, at: int) -> Tensor:
         o = torch.arange(outputs)
         return -((o + 1) * inputs // -outputs) - o * inputs // outputs
 
-    dims = 2 if "2D" in step.node.name() else 3
     return _averaged(step, lambda s, before: _windows(s, before, dims, count))
 
 
@@ -91,7 +106,7 @@ def _interpolations(node: Any, dims: int) -> list[Tensor]:
         "UpsampleBilinear2D": torch.ops.aten.upsample_bilinear2d,
         "UpsampleBicubic2D": torch.ops.aten.upsample_bicubic2d,
         "UpsampleTrilinear3D": torch.ops.aten.upsample_trilinear3d,
-    }[node.name().removesuffix("Backward0")]
+    }[node_name(node).removesuffix("Backward0")]
     names: Sequence[str] = ("scales",) if dims == 1 else ("d", "h", "w")[-dims:]
     scales = [getattr(node, "_saved_" + (n if dims == 1 else f"scales_{n}")) for n in names]
     found = []

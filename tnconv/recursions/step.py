@@ -107,8 +107,28 @@ class Step:
         return tuple(None if u is None else u.to(v.dtype) * top for u in self._call(narrow))
 
     def _call(self, values: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-        found = getattr(self.node, "apply", self.node)(*values)  # a custom function's, or torch's
-        return found if isinstance(found, tuple) else (found,)
+        own = getattr(self.node, "apply", None)  # a custom function's
+        found = self.node(*values) if own is None else own(*values)
+        found = found if isinstance(found, tuple) else (found,)
+        if own is not None:
+            return tuple(found)
+        pairs = zip(found, self.node.next_functions, strict=False)
+        return tuple(v if v is None else _reduced(v, *end) for v, end in pairs)
+
+
+def _reduced(v: Tensor, node: Node | None, at: int) -> Tensor:
+    """The sum over what was broadcast, which torch leaves to autograd's engine."""
+    if node is None:
+        return v
+    shape = shape_of(node, at)
+    return v if v.shape == shape else v.sum_to_size(shape)
+
+
+def shape_of(node: Any, index: int) -> tuple[int, ...]:
+    """The shape of a node's result: what is broadcast has another than y."""
+    if hasattr(node, "variable"):
+        return tuple(node.variable.shape)
+    return tuple(node._input_metadata[index].shape)
 
 
 Rule = Callable[[Step], Flows]
@@ -162,11 +182,21 @@ def register_rule(
 
 def known(node: Node) -> tuple[str, Known | None]:
     """A node's operation, and the rule for it if there is one."""
-    name = operation(node.name())
+    name = operation(node)
     return name, _RULES.get(name)
 
 
+def node_name(node: Node) -> str:
+    """A node's name, asked of its type: the context of a function can hold a name of its own."""
+    found: str = type(node).name(node)
+    return found
+
+
+def operation(node: Node) -> str:
+    """What a node is the gradient of."""
+    return _operation(node_name(node))
+
+
 @cache
-def operation(name: str) -> str:
-    """What a node of a name is the gradient of."""
+def _operation(name: str) -> str:
     return name.rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")

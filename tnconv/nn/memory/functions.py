@@ -51,7 +51,11 @@ def keep(ctx: Any, *tensors: Maybe, with_tangents: tuple[Maybe, ...] = ()) -> No
 
 
 class Operation(Protocol):
-    """``y = f(x, w) + b`` with f linear in w and affine in x, given constants that f reads."""
+    """``y = f(x, w) + b`` with f linear in w and affine in x, given constants that f reads.
+
+    Operations are equal by identity: before torch 2.13, dynamo hashes a callable while it is built,
+    when a dataclass has no fields to hash yet.
+    """
 
     @property
     def channel(self) -> int:
@@ -145,8 +149,14 @@ def sum_but(v: Tensor, channel: int) -> Tensor:
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     kind = x.device.type
-    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    enabled = _has_autocast(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if enabled else None
+
+
+def _has_autocast(kind: str) -> bool:
+    if torch.compiler.is_compiling():  # dynamo follows the question below from torch 2.12 on
+        return kind != "meta"
+    return torch.amp.is_autocast_available(kind)
 
 
 def no_autocast(v: Tensor) -> AbstractContextManager[object]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tnconv.nn.memory.functions import Bilinear, Maybe, Shapes, autocast_dtype, cast
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear:
     """``y[n, d] = Σ_c x[n, c] w[d, c]`` for any number of dimensions n."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tnconv.nn.memory.functions import Bilinear, Maybe, Shapes, sum_but
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Normalization:
     """``y[n, c, i] = (x[n, c, i] - mean[c]) / sqrt(var[c] + eps) w[c]``, by running statistics."""
 

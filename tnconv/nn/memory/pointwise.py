@@ -111,3 +111,8 @@ _DERIVATIVES: dict[str, Callable[..., Tensor]] = {
     "leaky_relu": _leaky_relu,
     "softplus": _softplus,
 }
+
+
+def slope_from_output(rule: str, y: Tensor, *settings: float) -> Tensor:
+    """``f'(x)`` of an activation, where ``y = f(x)``."""
+    return _DERIVATIVES[rule](torch.ones_like(y), y, *settings)

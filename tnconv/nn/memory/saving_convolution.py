@@ -10,7 +10,7 @@ from torch import Tensor
 from tnconv.nn.memory.functions import Bilinear, Maybe, Shapes, aten, autocast_dtype, cast
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Convolution:
     """``y[n, gd, o] = Σ_{c,k,i} x[n, gc, i] Π[k, o, i] w[gd, c, k]``, or its transpose."""
 

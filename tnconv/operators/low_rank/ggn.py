@@ -22,6 +22,7 @@ from tnconv.operators.low_rank.block import (
 )
 from tnconv.operators.low_rank.damping import Damping
 from tnconv.operators.low_rank.label_columns import LabelColumns, has_label_root
+from tnconv.operators.low_rank.orders import Orders, check_orders
 from tnconv.operators.low_rank.rows import JacobianRows, LossGradients, WithGradient
 from tnconv.operators.parameter_space import Space
 from tnconv.quantities.base import Vectors
@@ -48,6 +49,7 @@ def low_rank_ggn(
     gradient_samples: Sequence[int] | Tensor | None = None,
     groups: Groups = "network",
     memory_limit: int | None = None,
+    order: Orders = "auto",
 ) -> "LowRankGGN":
     """The Gauss-Newton matrix of ``loss_fn(model(inputs), targets)``, in factors.
 
@@ -66,6 +68,9 @@ def low_rank_ggn(
         groups: ``"network"``, ``"layer"``, ``"parameter"``, or a mapping from names of blocks to
             names of parameters; the matrix is block-diagonal over them, and zero elsewhere.
         memory_limit: How many bytes the products of one parameter may hold at a time.
+        order: How Gram matrices are contracted: ``"auto"``, one of ``"parameter_space"``,
+            ``"data_space"``, ``"mixed"``, ``"one_sided"`` and ``"pixel_gram"``, or a mapping from
+            names of parameters to these; see `JacobianRows`.
 
     >>> model, loss_fn = nn.Linear(3, 4), nn.CrossEntropyLoss()
     >>> ggn = low_rank_ggn(model, loss_fn, torch.rand(8, 3), torch.randint(4, (8,)))
@@ -76,20 +81,21 @@ def low_rank_ggn(
         NotImplementedError: a loss without a known root, a layer that mixes samples, or one that
             has no diagram.
         ValueError: positions outside the batch, an empty subset, repeated or foreign names in
-            groups, a memory limit below what is needed.
+            groups, a memory limit below what is needed, an unknown order.
     """
     batch = _Batch(inputs, targets, batch_size(inputs), loss_fn)
     curved = batch.positions("curvature_samples", curvature_samples)
     used = batch.positions("gradient_samples", gradient_samples)
     source, names = columns(fisher, samples, generator), _groups(model, groups)
-    how = model, loss_fn, memory_limit
+    how: dict[str, Any] = {"memory_limit": memory_limit, "order": order}
+    check_orders(order, dict(model.named_parameters()))
     if used == curved:
         label = fisher == "exact" and has_label_root(loss_fn, targets)
-        rows, scale, weights = _with_gradients(batch, curved, source, label, *how)
+        rows, scale, weights = _with_gradients(batch, curved, source, label, model, **how)
         gradients = Gradients(rows, weights)
     else:
-        rows = JacobianRows.of(model, loss_fn, *batch.part(curved), source, memory_limit)
-        other = JacobianRows.of(model, loss_fn, *batch.part(used), LossGradients(), memory_limit)
+        rows = JacobianRows.of(model, loss_fn, *batch.part(curved), source, **how)
+        other = JacobianRows.of(model, loss_fn, *batch.part(used), LossGradients(), **how)
         scale = torch.ones(rows.vectors, rows.samples).to(rows.device, rows.dtype)
         gradients = Gradients(other, torch.ones(1).to(scale))
     averages = reduction_of(loss_fn) == "mean"
@@ -108,19 +114,19 @@ def _with_gradients(
     source: Vectors,
     label: bool,
     model: nn.Module,
-    loss_fn: LossFunction,
-    memory_limit: int | None,
+    **how: Any,
 ) -> tuple[JacobianRows, Tensor, Tensor]:
     """Rows of columns and gradients, the columns' scale ``(m, n)``, and the gradients' weights."""
     inputs, targets = batch.part(positions)
     if not label:
-        rows = JacobianRows.of(model, loss_fn, inputs, targets, WithGradient(source), memory_limit)
+        joined = WithGradient(source)
+        rows = JacobianRows.of(model, batch.loss_fn, inputs, targets, joined, **how)
         scale = torch.ones(rows.vectors - 1, rows.samples).to(rows.device, rows.dtype)
         weights = torch.zeros(rows.vectors).to(scale)
         weights[-1] = 1
         return rows, scale, weights
     found = LabelColumns([])
-    rows = JacobianRows.of(model, loss_fn, inputs, targets, found, memory_limit)
+    rows = JacobianRows.of(model, batch.loss_fn, inputs, targets, found, **how)
     (root,) = found.roots
     return rows, root.scale, root.gradient_weights
 

@@ -15,17 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from tnconv import diagrams
-from tnconv.codegen import Program
-from tnconv.codegen.tiers import Build, device_of, looked_up
 from tnconv.diagrams import Expression
 from tnconv.models.capture import Pass
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, ran
-from tnconv.models.layers import Operation, explicit, known
 from tnconv.models.modules import unwrapped
 from tnconv.models.observation import Observation
 from tnconv.models.propagation import LossFunction
 from tnconv.models.terms import Term
+from tnconv.operators.low_rank.grams import cross_gram, gram
+from tnconv.operators.low_rank.orders import Orders, check_orders, order_of
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 
 
@@ -99,6 +98,11 @@ class JacobianRows:
     ``terms`` has, by parameter name, the operation that θ enters with its operands; ``like`` the
     parameters themselves. A parameter without a term has rows that are zero. ``memory_limit`` is
     how many bytes the products of one parameter may hold beside their operands.
+
+    ``order`` is how Gram matrices are contracted, for all parameters or by parameter name:
+    ``"parameter_space"``, ``"data_space"``, ``"mixed"``, ``"one_sided"`` or ``"pixel_gram"`` (see
+    `tnconv.operators.low_rank.orders`); by default, and for parameters that it does not name,
+    ``"auto"``: the cheapest of these and of the planner's own, by the prices of kernels.
     """
 
     terms: Mapping[str, Term]
@@ -106,6 +110,7 @@ class JacobianRows:
     vectors: int
     samples: int
     memory_limit: int | None = None
+    order: Orders = "auto"
 
     @classmethod
     def of(
@@ -116,15 +121,28 @@ class JacobianRows:
         targets: Any,
         source: Vectors,
         memory_limit: int | None = None,
+        batch_dim: int = 0,
+        order: Orders = "auto",
     ) -> "JacobianRows":
         """The rows of a batch: one forward pass, and one backward pass for each vector.
+
+        Args:
+            model: Any model that `tnconv.compute` takes; its layers must keep samples apart.
+            loss_fn: A function of the model's output and the targets.
+            inputs: The model's input, or a sequence or mapping of its arguments, batch first.
+            targets: The targets of the batch.
+            source: What the vectors are.
+            memory_limit: How many bytes the products of one parameter may hold.
+            batch_dim: The dimension of the inputs that is the batch.
+            order: How Gram matrices are contracted, as for the class.
 
         Raises:
             NotImplementedError: a layer that mixes samples or has no diagram, or a loss without
                 the vectors.
-            ValueError: a loss that is no scalar.
+            ValueError: a loss that is no scalar, or an unknown order.
         """
-        observation = _RowsObservation(model, [_Kept(source)], memory_limit)
+        check_orders(order, dict(unwrapped(model).named_parameters()))
+        observation = _RowsObservation(model, [_Kept(source)], memory_limit, batch_dim)
         with ran(observation, loss_fn, inputs, targets):
             observation.finish()
             collector = observation.collector
@@ -138,7 +156,7 @@ class JacobianRows:
             }
         like = {name: p.detach() for name, p in named.items() if p.requires_grad}
         vectors = next((t.vectors for t in found.values() if t.vectors is not None), 0)
-        return cls(found, like, vectors, samples, memory_limit)
+        return cls(found, like, vectors, samples, memory_limit, order)
 
     def only(self, names: Iterable[str]) -> "JacobianRows":
         """The rows in some of the parameters."""
@@ -156,6 +174,18 @@ class JacobianRows:
         terms = {name: _scaled(term, factors) for name, term in self.terms.items()}
         return replace(self, terms=terms)
 
+    def to(self, dtype: torch.dtype) -> "JacobianRows":
+        """The rows in another dtype."""
+        terms = {name: _converted(term, dtype) for name, term in self.terms.items()}
+        return replace(self, terms=terms, like={n: p.to(dtype) for n, p in self.like.items()})
+
+    @property
+    def held_bytes(self) -> int:
+        """What the rows hold: operands that several parameters share count once."""
+        every = (each for term in self.terms.values() for each in term.operands.values())
+        stored = {each.untyped_storage().data_ptr(): each.untyped_storage() for each in every}
+        return sum(each.nbytes() for each in stored.values())
+
     @property
     def dtype(self) -> torch.dtype:
         """What holds the entries of all parameters."""
@@ -166,17 +196,36 @@ class JacobianRows:
     def device(self) -> torch.device:
         return next(iter(self.like.values())).device
 
-    def gram(self) -> Tensor:
-        """``K[m, n, m', n'] = Σ_θ J[m, n, θ] J[m', n', θ]``; halves that mirror are made once."""
-        shape = (self.vectors, self.samples) * 2
-        return self._total(shape, diagrams.gradient_dots)
+    def gram(self, order: Orders | None = None) -> Tensor:
+        """``K[m, n, m', n'] = Σ_θ J[m, n, θ] J[m', n', θ]``; halves that mirror are made once.
 
-    def cross_gram(self, other: "JacobianRows") -> Tensor:
-        """``K[m, n, m', n'] = Σ_θ J[m, n, θ] J'[m', n', θ]`` with the rows of another batch."""
+        Raises:
+            ValueError: an unknown order, or a memory limit below what is needed.
+        """
+        orders = self._orders(order)
+        total = self._zeros((self.vectors, self.samples) * 2)
+        for name, term in self.terms.items():
+            total += gram(term, order_of(orders, name), self.memory_limit)
+        return total
+
+    def cross_gram(self, other: "JacobianRows", order: Orders | None = None) -> Tensor:
+        """``K[m, n, m', n'] = Σ_θ J[m, n, θ] J'[m', n', θ]`` with the rows of another batch.
+
+        Raises:
+            ValueError: an unknown order, or a memory limit below what is needed.
+        """
+        orders = self._orders(order)
         total = self._zeros((self.vectors, self.samples, other.vectors, other.samples))
         for name in self.terms.keys() & other.terms.keys():
-            total += _cross(self.terms[name], other.terms[name])
+            both = self.terms[name], other.terms[name]
+            total += cross_gram(*both, order_of(orders, name), self.memory_limit)
         return total
+
+    def _orders(self, order: Orders | None) -> Orders:
+        orders = self.order if order is None else order
+        if order is not None:
+            check_orders(order, self.like)
+        return orders
 
     def squared_norms(self) -> Tensor:
         """``K[m, n] = Σ_θ J[m, n, θ]²``: the diagonal of `gram`."""
@@ -239,6 +288,11 @@ def _between(term: Term, start: int, stop: int) -> Term:
     return replace(term, v=term.v[start:stop], vectors=stop - start)
 
 
+def _converted(term: Term, dtype: torch.dtype) -> Term:
+    v = None if term.v is None else term.v.to(dtype)
+    return replace(term, read={name: x.to(dtype) for name, x in term.read.items()}, v=v)
+
+
 def _scaled(term: Term, factors: Tensor) -> Term:
     if term.v is None:
         each = term.gradients
@@ -249,30 +303,3 @@ def _scaled(term: Term, factors: Tensor) -> Term:
     shape[1 + [axis.terms for axis in axes].index((("n", 1),))] = factors.shape[1]
     by_axis = term.v.reshape(len(factors), *(axis.size for axis in axes))
     return replace(term, v=(by_axis * factors.reshape(shape).to(term.v)).reshape(term.v.shape))
-
-
-def _cross(term: Term, other: Term) -> Tensor:
-    """``Σ_θ J[m, n, θ] J'[m', n', θ]`` for one parameter; explicit rows where layers differ."""
-    if (term.v is None) != (other.v is None) or term.operand != other.operand:
-        term, other = (Term.known(each.gradients, each.vectors) for each in (term, other))
-    what = term.operation, other.operation, term.operand, term.vectors, other.vectors
-    given = term.operands | {f"other_{name}": each for name, each in other.operands.items()}
-    program = looked_up(_cross_program, device_of(next(iter(given.values()))), *what)
-    found: Tensor = program.run(*[given[name] for name in program.operands])
-    return found
-
-
-def _cross_program(
-    compiled: Build,
-    device: str,
-    operation: Operation,
-    other: Operation,
-    operand: str,
-    vectors: int | None,
-    other_vectors: int | None,
-) -> Program:
-    layers = operation.networks[operand], other.networks[operand]
-    network: Expression = diagrams.ntk_block(*layers, operand, vectors, other_vectors)
-    for cotangent, given in (("grad_output", operation), ("other_grad_output", other)):
-        network = known(network, cotangent) if given.recipe is explicit else network
-    return compiled(network, device=device)

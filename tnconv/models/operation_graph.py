@@ -10,14 +10,10 @@ from types import MappingProxyType
 
 from torch.autograd.graph import Node
 
+from tnconv.recursions.step import node_name
+
 LEAF = "torch::autograd::AccumulateGrad"
 Key = tuple[tuple[str, ...], tuple[int, ...]]
-
-
-def kind(node: Node) -> str:
-    """An operation's name, asked of its type: a function's context can hold a name of its own."""
-    found: str = type(node).name(node)
-    return found
 
 
 class Graph:
@@ -35,7 +31,7 @@ class Graph:
         self.leaves: set[Node] = set()
         kinds, wires = list[str](), [len(self.nodes)]
         for node in self.nodes:  # grows meanwhile
-            called = kind(node)
+            called = node_name(node)
             if called == LEAF:
                 self.leaves.add(node)
                 called = names.get(id(getattr(node, "variable", None)), LEAF)

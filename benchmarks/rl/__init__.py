@@ -1,0 +1,1 @@
+"""Reinforcement learning on classic control tasks (extra ``rl``): see `study`."""

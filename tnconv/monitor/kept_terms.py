@@ -1,0 +1,160 @@
+"""What layers read, and the loss's gradient after them, kept until a step is over.
+
+Norms, projections, second moments and histograms of the samples' gradients are made of that, once
+the directions of the step are known: see `tnconv.monitor.sample_sums`.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnconv import diagrams
+from tnconv.models.capture import Call, Pass
+from tnconv.models.collector import Collector
+from tnconv.models.observation import Observation
+from tnconv.models.sample_maps import Batch
+from tnconv.models.terms import Term
+from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
+
+Chosen = Callable[[int], Tensor | None]
+"""From a number of samples, those that are measured; None for all."""
+
+
+@dataclass(frozen=True)
+class Kept(Quantity[Tensor]):
+    """What makes an observation ask for the samples' gradients; `TermCollector` keeps them."""
+
+    def statistics(self) -> Mapping[str, Statistic]:
+        return {"rows": Statistic(diagrams.per_sample_gradients, samples=0)}
+
+    def result(self, found: Mapping[str, Tensor], samples: int) -> Tensor:
+        return found["rows"]
+
+
+@dataclass(eq=False)
+class TermCollector(Collector):
+    """A collector that keeps the terms of the loss's gradient, of the samples that are chosen."""
+
+    terms: list[tuple[nn.Parameter, Term, Pass]] = field(default_factory=list)
+    chosen: Chosen = lambda samples: None
+    wanted: Callable[[nn.Parameter], bool] = lambda parameter: True
+    indices: dict[Pass, Tensor | None] = field(default_factory=dict)
+
+    def receive(
+        self,
+        here: Pass,
+        call: Call,
+        grad_output: Tensor,
+        source: Vectors = LOSS_GRADIENT,
+        vectors: int | None = None,
+        part: int = 0,
+    ) -> None:
+        if source == LOSS_GRADIENT:
+            index = self._index(here)
+            if index is not None and _is_plain(call, here.samples):
+                call, grad_output = _narrowed(call, index), grad_output[index]
+        super().receive(here, call, grad_output, source, vectors, part)
+
+    def add(
+        self,
+        parameter: nn.Parameter,
+        term: Term,
+        here: Pass | None = None,
+        source: Vectors = LOSS_GRADIENT,
+        part: int = 0,
+    ) -> None:
+        if source != LOSS_GRADIENT:
+            super().add(parameter, term, here, source, part)
+        elif self.wanted(parameter):
+            assert here is not None
+            index = self._index(here)
+            if index is not None and samples_of(term) != len(index):
+                term = Term.known(term.gradients[index])
+            self.terms.append((parameter, term, here))
+
+    def _index(self, here: Pass) -> Tensor | None:
+        if here not in self.indices:
+            self.indices[here] = self.chosen(here.samples)
+        return self.indices[here]
+
+
+class KeepingObservation(Observation):
+    """An observation that never disturbs the run it watches: what fails is left out, and said.
+
+    ``failure`` says why nothing more is seen, once that is so.
+    """
+
+    collector_type = TermCollector
+    failure: str | None = None
+
+    def __init__(
+        self, model: nn.Module, more: Sequence[Quantity[Any]], chosen: Chosen, batch_dim: int = 0
+    ) -> None:
+        self._chosen = chosen
+        super().__init__(model, [Kept(), *more], batch_dim=batch_dim)
+
+    def _reset(self) -> None:
+        super()._reset()
+        assert isinstance(self.collector, TermCollector)
+        self.collector.chosen = self._chosen
+
+    @property
+    def kept(self) -> TermCollector:
+        """The collector."""
+        assert isinstance(self.collector, TermCollector)
+        return self.collector
+
+    def _returned(self, here: Pass) -> None:
+        self.attempt(lambda: super(KeepingObservation, self)._returned(here))
+
+    def _receive(self, here: Pass, call: Call, grad_output: Tensor) -> None:
+        self.attempt(lambda: super(KeepingObservation, self)._receive(here, call, grad_output))
+
+    def attempt(self, work: Callable[[], None]) -> bool:
+        """Do some work of the observation's, unless something failed before."""
+        if self.failure is not None:
+            return False
+        try:
+            work()
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            self.failure = str(error)
+            warnings.warn(
+                f"the monitor leaves out what needs gradients of single samples: {error}",
+                stacklevel=2,
+            )
+            return False
+        return True
+
+
+def samples_of(term: Term) -> int:
+    """How many samples a term has."""
+    if term.v is None:
+        return next(iter(term.read.values())).shape[0 if term.vectors is None else 1]
+    return term.operation.networks[term.operand].sizes["n"]
+
+
+def _is_plain(call: Call, samples: int) -> bool:
+    """Whether row n of everything that a call read and gave is sample n's."""
+    rows = all(x.shape[:1] == (samples,) for x in call.inputs)
+    fast = call.map is None or call.map == Batch(0)
+    return call.described and rows and fast and call.output_shape[:1] == (samples,)
+
+
+def _narrowed(call: Call, index: Tensor) -> Call:
+    """The call on some of its samples."""
+    given = tuple(x[index] for x in call.given)
+    shape = (len(index), *call.output_shape[1:])
+    name, module, own = call.name, call.module, call.parameters
+    return Call(name, module, given, {}, shape, None, True, own)
+
+
+@torch.no_grad()
+def index_of(samples: int, measured: int | None, generator: torch.Generator) -> Tensor | None:
+    """So many of the samples, drawn without replacement and sorted; None for all."""
+    if measured is None or measured >= samples:
+        return None
+    return torch.randperm(samples, generator=generator)[:measured].sort().values

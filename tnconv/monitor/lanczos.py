@@ -1,0 +1,90 @@
+"""Extreme eigenvalues of a symmetric matrix, seen through products, from earlier eigenvectors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+End = Literal["largest", "smallest", "magnitude"]
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """An eigenvalue's approximation, its vector, the residual's norm, and the products it took."""
+
+    value: float
+    vector: Tensor
+    residual: float
+    products: int
+
+
+@torch.no_grad()
+def extreme(
+    product: Callable[[Tensor], Tensor],
+    start: Tensor,
+    end: End = "magnitude",
+    products: int = 12,
+    tolerance: float = 0.01,
+) -> Ritz:
+    """The extreme eigenvalue by Lanczos, with full orthogonalisation, from a vector.
+
+    It stops where the estimated error, ``r² / gap`` for the residual r and the gap to the next Ritz
+    value (Parlett 1998, section 11.7), is below the tolerance times the eigenvalue's magnitude, or
+    after so many products.
+
+    Args:
+        product: of the matrix with a flat vector.
+        start: where to start; the last eigenvector, if the matrix has changed a little.
+        end: which eigenvalue.
+        products: at most.
+        tolerance: relative.
+
+    >>> matrix = torch.diag(torch.tensor([-6.0, 2.0, 1.0]))
+    >>> round(extreme(lambda v: matrix @ v, torch.ones(3)).value, 3)
+    -6.0
+    """
+    basis = [start / torch.linalg.vector_norm(start)]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    while True:
+        last = basis[-1]
+        w = product(last)
+        diagonal.append(float(torch.dot(w, last)))
+        if not torch.isfinite(w).all():
+            return Ritz(float("nan"), start, inf, len(diagonal))
+        scale = float(torch.linalg.vector_norm(w))
+        for _ in range(2):
+            for each in basis:
+                w = torch.add(w, each, alpha=-float(torch.dot(w, each)))
+        beta = float(torch.linalg.vector_norm(w))
+        found = _ritz(diagonal, beside, end)
+        value, weights, gap = found
+        residual = beta * abs(weights[-1])
+        exhausted = beta <= 1e-7 * scale or len(diagonal) >= min(products, len(start))
+        error = min(residual, residual**2 / gap) if gap > 0 else residual
+        if exhausted or (len(diagonal) > 1 and error <= tolerance * abs(value)):
+            vector = torch.zeros_like(start)
+            for weight, each in zip(weights, basis, strict=True):
+                vector.add_(each, alpha=weight)
+            return Ritz(value, vector, residual, len(diagonal))
+        beside.append(beta)
+        basis.append(w / beta)
+
+
+def _ritz(diagonal: list[float], beside: list[float], end: End) -> tuple[float, list[float], float]:
+    """A Ritz value, its vector in the basis, and its distance to the nearest other."""
+    n = len(diagonal)
+    matrix = torch.zeros(n, n, dtype=torch.float64)
+    matrix.diagonal().copy_(torch.tensor(diagonal, dtype=torch.float64))
+    if beside:
+        off = torch.tensor(beside, dtype=torch.float64)
+        matrix.diagonal(1).copy_(off)
+        matrix.diagonal(-1).copy_(off)
+    values, vectors = torch.linalg.eigh(matrix)
+    ends = {"largest": n - 1, "smallest": 0, "magnitude": int(values.abs().argmax())}
+    at = ends[end]
+    others = [abs(float(values[at] - values[k])) for k in range(n) if k != at]
+    return float(values[at]), vectors[:, at].tolist(), min(others, default=0.0)

@@ -1,0 +1,56 @@
+"""The losses of single samples, from the very loss that is used."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnconv.losses.reductions import divisor, reduction_of
+from tnconv.losses.roots import recognised
+
+LossFunction = Callable[..., Tensor]
+
+
+@torch.no_grad()
+def sample_losses(
+    loss_fn: LossFunction,
+    output: Tensor,
+    targets: Any,
+    samples: int,
+    index: Tensor | None = None,
+) -> Tensor:
+    """``(n,)`` losses whose mean is the loss of the batch, or whose sum where that is a sum.
+
+    Known losses are asked for no reduction; others run on batches of one, all at once if they can.
+
+    Args:
+        loss_fn: the loss.
+        output: of the model, with samples in dimension 0.
+        targets: of the loss.
+        samples: how many there are: dimension 0 can hold several rows of each.
+        index: the samples that are wanted, by default all.
+    """
+    output = output.detach()
+    try:
+        function, settings = recognised(loss_fn)
+    except NotImplementedError:
+        return _one_by_one(loss_fn, output, targets, samples, index)
+    each = function(output, targets, **(settings | {"reduction": "none"}))
+    found = each.reshape(samples, -1).sum(1)
+    if reduction_of(loss_fn) == "mean":
+        found = found * (samples / divisor(loss_fn, output, targets))
+    return found if index is None else found[index]
+
+
+def _one_by_one(
+    loss_fn: LossFunction, output: Tensor, targets: Any, samples: int, index: Tensor | None
+) -> Tensor:
+    rows = len(output) // samples
+    if not isinstance(targets, Tensor) or len(output) != rows * samples:
+        raise NotImplementedError("the loss's targets are no tensor with a row of each sample")
+    y = output.reshape(samples, rows, *output.shape[1:])
+    t = targets.reshape(samples, rows, *targets.shape[1:])
+    which = range(samples) if index is None else index.tolist()
+    with torch.random.fork_rng(devices=[]):
+        return torch.stack([loss_fn(y[n], t[n]) for n in which])

@@ -1,0 +1,69 @@
+"""What was seen of one step, for measurements to read."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnconv.monitor.needs import Activity, Diagonal, Spectrum
+
+
+@dataclass
+class Seen:
+    """One step: B ``samples`` with gradients g[n] of their own losses, and what came of them.
+
+    An attribute holds what it says if some measurement needed it. Lists are by parameter, in the
+    order of ``names``. With a subset of the samples, sums over samples are B times the subset's
+    mean.
+    """
+
+    step: int
+    names: Sequence[str] = ()
+    time: float = 0.0
+    samples: int = 0  # B, of all workers
+    loss: float = nan  # the mean over samples
+    rates: Sequence[float] = ()  # the learning rate of each parameter, where known
+    gradient_norms: Sequence[float] = ()  # of the gradient as the optimizer's user has it
+    before: Sequence[Tensor] = ()  # parameters before the step
+    start: Sequence[Tensor] = ()  # parameters at the reference point
+    gradients: Sequence[Tensor] = ()  # g
+    updates: Sequence[Tensor] = ()  # parameters after minus before
+    last_gradients: Sequence[Tensor] = ()  # g of the step before
+    last_updates: Sequence[Tensor] = ()
+    squared_norms: Sequence[float] = ()  # Σ_n |g[n]|², by parameter
+    inner: tuple[float, float] = (nan, nan)  # Σ_n and Σ_n ()² of g[n]·g
+    along: tuple[float, float] = (nan, nan)  # mean and unbiased variance of g[n]·update
+    ahead: tuple[float, float] = (nan, nan)  # the same for the update of the step before
+    losses: tuple[float, float] = (nan, nan)  # mean and unbiased variance of the samples' losses
+    squares: Sequence[Tensor] = ()  # Σ_n g[n]²
+    diagonals: Mapping[Diagonal, Sequence[Tensor]] = field(default_factory=dict)
+    spectra: Mapping[Spectrum, tuple[float, float, float]] = field(default_factory=dict)
+    histograms: Mapping[Hashable, Any] = field(default_factory=dict)
+    dead: Mapping[str, float] = field(default_factory=dict)  # fractions of units, by layer
+    saturated: Mapping[Activity, Mapping[str, float]] = field(default_factory=dict)
+    largest_sample: float = nan  # max_n |g[n]|², of those measured
+    has: set[Hashable] = field(default_factory=set)  # the needs that were met
+
+    @property
+    def squared_norm(self) -> float:
+        """``|g|²``."""
+        return float(sum(_dot(g, g) for g in self.gradients)) if self.gradients else nan
+
+    @property
+    def total_squared_norms(self) -> float:
+        """``Σ_n |g[n]|²`` over all parameters."""
+        return sum(self.squared_norms) if self.squared_norms else nan
+
+    @property
+    def update_size(self) -> float:
+        """``|update|``."""
+        return sqrt(sum(_dot(d, d) for d in self.updates))
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    """The inner product, in float32 at least."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return float(torch.dot(a.reshape(-1).to(wide), b.reshape(-1).to(wide)))

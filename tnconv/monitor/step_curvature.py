@@ -1,0 +1,128 @@
+"""The curvature of a step's loss, on the graph of the user's own forward pass.
+
+Dropout masks and batch statistics are those of the pass; nothing runs forwards again, but for the
+exact Hessian diagonal. All random numbers come from a generator of the monitor's own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnconv.losses.diagonals import LossFunction
+from tnconv.models.capture import alone
+from tnconv.monitor.lanczos import End, Ritz, extreme
+from tnconv.monitor.needs import Diagonal, Spectrum
+from tnconv.operators.hessian_diagonal import hessian_diagonal
+from tnconv.operators.linearization import derivative, gradient
+from tnconv.optim.workers import Workers
+from tnconv.quantities import GGNDiagonal
+from tnconv.quantities.base import Quantity
+from tnconv.recursions import diagonals
+from tnconv.recursions.naming import describing
+
+WALKED = ("hesscale", "gn", "bl89", "hesscale+")
+
+
+def by_layers(need: Diagonal, generator: torch.Generator) -> Quantity[Tensor] | None:
+    """The quantity of layers that a diagonal comes from, if it is one."""
+    kinds = {"diag_ggn_exact": GGNDiagonal(), "diag_ggn_mc": GGNDiagonal("mc", 1, generator)}
+    return kinds.get(need.kind)
+
+
+def by_walk(
+    need: Diagonal,
+    model: nn.Module,
+    loss_fn: LossFunction,
+    output: Tensor,
+    targets: Any,
+    parameters: Sequence[Tensor],
+) -> list[Tensor]:
+    """A diagonal by the recursion of HesScale, of the loss that was given."""
+    how = {"describe": describing(model)}
+    _, flows = diagonals(loss_fn, output, targets, parameters, need.kind, **how)  # type: ignore[arg-type]
+    return [flows[p].diagonal if p in flows else torch.zeros_like(p) for p in parameters]
+
+
+def exactly(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    inputs: tuple[tuple[Any, ...], Mapping[str, Any]],
+    targets: Any,
+    names: Sequence[str],
+    parameters: Sequence[Tensor],
+) -> list[Tensor]:
+    """The exact diagonal, by a forward pass of its own.
+
+    Raises:
+        NotImplementedError: dropout, whose masks would be others.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p:
+            raise NotImplementedError(
+                f"layer {name!r} drops entries, so that the exact Hessian diagonal, which runs the "
+                "model again, would be of another loss; expected another curvature"
+            )
+    args, kwargs = inputs
+    given: Any = dict(kwargs) if kwargs else args
+    with torch.random.fork_rng(devices=[]):
+        found = hessian_diagonal(model, loss_fn, given, targets)
+    zeros = zip(names, parameters, strict=True)
+    return [found[name] if name in found else torch.zeros_like(p) for name, p in zeros]
+
+
+class HessianProducts:
+    """Products with the Hessian of a loss in some parameters, on the loss's own graph."""
+
+    def __init__(
+        self, model: nn.Module, loss: Tensor, parameters: Sequence[Tensor], workers: Workers
+    ) -> None:
+        self.model, self.parameters, self.workers = model, tuple(parameters), workers
+        with alone(model):
+            self._gradient = gradient(loss, self.parameters)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """``H v`` for a flat vector; the mean over workers."""
+        sizes = [p.numel() for p in self.parameters]
+        parts = torch.split(vector, sizes)
+        given = [v.reshape(p.shape).to(p) for v, p in zip(parts, self.parameters, strict=True)]
+        with alone(self.model):
+            found = derivative(self._gradient, self.parameters, tuple(given))
+        flat = torch.cat([each.reshape(-1) for each in found]).to(vector)
+        return self.workers.sums([flat])[0] / self.workers.count
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return sum(p.numel() for p in self.parameters)
+
+
+class Spectra:
+    """Eigenvalues step by step, each from the vector of the step before."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.vectors: dict[str, Tensor] = {}
+
+    def of(self, products: HessianProducts, need: Spectrum) -> tuple[float, float, float]:
+        """The eigenvalue of largest magnitude; with both ends the largest and the smallest.
+
+        The last number is how many products it took.
+        """
+        ends: tuple[End, ...] = ("largest", "smallest") if need.both else ("magnitude",)
+        found = [self._end(products, end, need) for end in ends]
+        taken = float(sum(each.products for each in found))
+        return found[0].value, found[-1].value, taken
+
+    def _end(self, products: HessianProducts, end: End, need: Spectrum) -> Ritz:
+        start = self.vectors.get(end)
+        like = products.parameters[0]
+        if start is None or len(start) != products.size:
+            start = torch.randn(products.size, generator=self.generator)
+        wide = torch.promote_types(like.dtype, torch.float32)
+        start = start.to(like.device, wide)
+        found = extreme(products, start, end, need.products, need.tolerance)
+        if found.value == found.value:
+            self.vectors[end] = found.vector
+        return found

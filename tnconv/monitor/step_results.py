@@ -1,0 +1,321 @@
+"""From what a step's hooks collected to what measurements read."""
+
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnconv.models.capture import Pass
+from tnconv.monitor.histograms import Binning
+from tnconv.monitor.needs import (
+    Activity,
+    Bins,
+    Diagonal,
+    GradientHistogram,
+    JointHistogram,
+    Spectrum,
+)
+from tnconv.monitor.sample_sums import Found, Wanted, contracted
+from tnconv.monitor.seen import Seen
+from tnconv.monitor.step_watch import Portion, StepWatch
+
+DIRECTIONS = ("inner", "along", "ahead")
+LEAST_RANGE = 1e-6
+
+
+@dataclass
+class Ranges:
+    """Ranges of histograms that follow the largest magnitude of the last measured step."""
+
+    gradient: float | None = None
+    parameter: float | None = None
+
+    def bins(self, given: Bins, limit: float | None, adapts: bool) -> Bins:
+        """The bins at this step."""
+        if not adapts or limit is None:
+            return given
+        reach = max(LEAST_RANGE / 2, limit)
+        return Bins(given.count, -reach, reach)
+
+
+@dataclass
+class Totals:
+    """Sums over the samples of this worker."""
+
+    norms: list[float]
+    squares: list[Tensor | None]
+    projections: dict[Pass, Tensor] = field(default_factory=dict)  # (k, n)
+    samples: dict[Pass, Tensor] = field(default_factory=dict)  # squared norms (n)
+    counts: dict[Hashable, list[Tensor | None]] = field(default_factory=dict)
+    largest: float = 0.0
+
+
+def seen_of(
+    watch: StepWatch,
+    step: int,
+    before: Sequence[Tensor],
+    start: Sequence[Tensor],
+    last_updates: Sequence[Tensor],
+    ranges: Ranges,
+) -> Seen:
+    """What was seen of a step that is over; its hooks are to be closed already.
+
+    Args:
+        watch: collected it.
+        step: its number.
+        before: the parameters before the step, where needed.
+        start: the parameters at the reference point.
+        last_updates: of the step before, to project on.
+        ranges: of histograms that adapt; they move on.
+    """
+    subject, needs = watch.subject, watch.needs
+    named = subject.named
+    seen = Seen(step, [name for name, _ in named], time.time(), before=before, start=start)
+    scale = subject.scale
+    seen.gradient_norms = [float(norm) / scale for norm in watch.norms]
+    seen.has |= {"before", "start", "last_gradients", "last_updates"}
+    if watch.norms:
+        seen.has.add("gradient_norms")
+    if "updates" in needs:
+        seen.updates = [p.detach() - b for (_, p), b in zip(named, before, strict=True)]
+        seen.has.add("updates")
+    _losses(watch, seen)
+    own = sum(p.samples for p in watch.portions) or sum(watch.passes.values())
+    seen.samples = int(_shared(watch, [float(own)])[0])
+    unit = _unit(watch, seen.samples)
+    if "gradients" in needs and watch.gradients:
+        seen.gradients = [
+            torch.zeros_like(p) if g is None else g / unit
+            for (_, p), g in zip(named, watch.gradients, strict=True)
+        ]
+        seen.has.add("gradients")
+    if watch.terms and watch.failure is None:
+        factor = seen.samples / subject.workers.count / unit
+        _by_sample(watch, seen, factor, last_updates, ranges)
+    _curvature(watch, seen)
+    if watch.activity is not None:
+        seen.dead = watch.activity.dead()
+        asked = [need for need in needs if isinstance(need, Activity)]
+        seen.saturated = {need: watch.activity.at_limits(need) for need in asked}
+        seen.has |= seen.saturated.keys()
+    return seen
+
+
+def _unit(watch: StepWatch, samples: int) -> float:
+    """What the gradients that arrived are multiples of: S in ``p.grad = S g``."""
+    subject, factors = watch.subject, [p.factor for p in watch.portions]
+    total = sum(factors) if factors else subject.scale
+    if subject.reduction == "mean":
+        return total
+    return total / max(1, len(factors)) * samples / subject.workers.count
+
+
+def _losses(watch: StepWatch, seen: Seen) -> None:
+    """The mean loss, and the variance of the samples' losses."""
+    portions = watch.portions
+    if not portions:
+        return
+    mean = watch.subject.reduction == "mean"
+    total = sum(float(p.loss) * (p.samples if mean else 1) for p in portions)
+    count, whole = float(sum(p.samples for p in portions)), [p.each for p in portions]
+    given = [each.double() for each in whole if each is not None]
+    each = torch.cat(given) if given and len(given) == len(whole) else torch.empty(0)
+    sums = [total, count, float(len(each)), float(each.sum()), float(each.square().sum())]
+    total, count, n, first, second = _shared(watch, sums)
+    seen.loss = total / count
+    seen.losses = seen.loss, _variance(n, first, second)
+    seen.has.add("loss")
+    if n:
+        seen.has.add("losses")
+
+
+def _variance(n: float, first: float, second: float) -> float:
+    return max(0.0, second - first**2 / n) / (n - 1) if n > 1 else nan
+
+
+def _shared(watch: StepWatch, values: Sequence[float]) -> list[float]:
+    """Sums over workers."""
+    workers = watch.subject.workers
+    if workers.count == 1:
+        return list(values)
+    device = watch.subject.named[0][1].device
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    found: list[float] = workers.sums([torch.tensor(values, dtype=kind, device=device)])[0].tolist()
+    return found
+
+
+def _by_sample(
+    watch: StepWatch,
+    seen: Seen,
+    factor: float,
+    last_updates: Sequence[Tensor],
+    ranges: Ranges,
+) -> None:
+    """Everything that is made of the gradients of single samples, c[n] = g[n] / factor."""
+    needs = watch.needs
+    directions = [d for d in DIRECTIONS if d in needs and (d != "ahead" or last_updates)]
+    sources = {"inner": seen.gradients, "along": seen.updates, "ahead": last_updates}
+    wanted, bins = _wanted(watch, seen, factor, len(directions), ranges)
+    totals = _totals(watch, wanted, [sources[d] for d in directions])
+    count = float(sum(_measured(watch, here) for here in watch.passes))
+    local = float(sum(watch.passes.values()))
+    weight = local / count if count else nan
+    _moments(watch, seen, totals, directions, factor, weight)
+    if "squares" in needs:
+        own = [torch.zeros_like(b) if s is None else s.reshape(b.shape)
+               for s, b in zip(totals.squares, _parameters(watch), strict=True)]  # fmt: skip
+        shared = watch.subject.workers.sums(own)
+        seen.squares = [each * (weight * factor**2) for each in shared]
+        seen.has.add("squares")
+    seen.histograms = {
+        key: _histogram(watch, key, totals.counts.get(key, []), found)
+        for key, found in bins.items()
+    }
+    seen.has |= {"histograms", *bins}
+    if wanted.largest:
+        ranges.gradient = totals.largest
+        ranges.parameter = max(float(p.abs().max()) for p in _parameters(watch) if p.numel())
+
+
+def _parameters(watch: StepWatch) -> list[Tensor]:
+    return [p.detach() for _, p in watch.subject.named]
+
+
+def _measured(watch: StepWatch, here: Pass) -> int:
+    index = watch.indices[here]
+    return watch.passes[here] if index is None else len(index)
+
+
+def _wanted(
+    watch: StepWatch, seen: Seen, factor: float, directions: int, ranges: Ranges
+) -> tuple[Wanted, dict[Hashable, tuple[Bins, ...]]]:
+    histograms: dict[Hashable, Any] = {}
+    bins: dict[Hashable, tuple[Bins, ...]] = {}
+    numbers: dict[Hashable, list[Tensor]] = {}
+    finite = all(norm == norm and abs(norm) != float("inf") for norm in seen.gradient_norms)
+    for need in watch.needs if finite else ():
+        if isinstance(need, GradientHistogram):
+            bins[need] = (ranges.bins(need.bins, ranges.gradient, need.adapts),)
+        elif isinstance(need, JointHistogram):
+            one = ranges.bins(need.gradient, ranges.gradient, need.adapts)
+            other = ranges.bins(need.parameter, ranges.parameter, need.adapts)
+            bins[need] = one, other
+            given = seen.before or _parameters(watch)
+            numbers[need] = [Binning(other).numbers(p.reshape(-1)) for p in given]
+        else:
+            continue
+        histograms[need] = need, Binning(bins[need][0], factor)
+    adapts = any(need.adapts for need in bins)  # type: ignore[attr-defined]
+    norms, squares = "squared_norms" in watch.needs, "squares" in watch.needs
+    return Wanted(norms, squares, directions, histograms, numbers, adapts, factor), bins
+
+
+def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]]) -> Totals:
+    numbers = {p: at for at, (_, p) in enumerate(watch.subject.named)}
+    totals = Totals([0.0] * len(numbers), [None] * len(numbers))
+    totals.counts = {key: [None] * len(numbers) for key in wanted.histograms}
+    stacked: dict[int, Tensor] = {}
+    while watch.terms:  # each is freed once it was used
+        parameter, term, here = watch.terms.pop(0)
+        at = numbers[parameter]
+        if sources and at not in stacked:
+            stacked[at] = torch.stack([each[at] for each in sources])
+        _add(totals, contracted(term, wanted, stacked.get(at), at), at, here)
+    return totals
+
+
+def _add(totals: Totals, found: Found, at: int, here: Pass) -> None:
+    if found.norms is not None:
+        each = found.norms.double()
+        totals.norms[at] += float(each.sum())
+        totals.samples[here] = totals.samples[here] + each if here in totals.samples else each
+    if found.squares is not None:
+        held = totals.squares[at]
+        totals.squares[at] = found.squares if held is None else held + found.squares
+    if found.projections is not None:
+        own = found.projections.double()
+        totals.projections[here] = totals.projections[here] + own \
+            if here in totals.projections else own  # fmt: skip
+    for key, counts in found.counts.items():
+        held = totals.counts[key][at]
+        totals.counts[key][at] = counts if held is None else held + counts
+    totals.largest = max(totals.largest, found.largest)
+
+
+def _moments(
+    watch: StepWatch,
+    seen: Seen,
+    totals: Totals,
+    directions: Sequence[str],
+    factor: float,
+    weight: float,
+) -> None:
+    """Sums over all workers' samples of norms and projections."""
+    each = [totals.projections[here] for here in watch.passes if here in totals.projections]
+    given = torch.cat(each, 1) if each else torch.zeros(len(directions), 0, dtype=torch.float64)
+    sums = [float(given.shape[1]), *totals.norms]
+    sums += given.sum(1).tolist() + given.square().sum(1).tolist()
+    n, *rest = _shared(watch, sums)
+    p, k = len(totals.norms), len(directions)
+    if "squared_norms" in watch.needs:
+        seen.squared_norms = [weight * factor**2 * norm for norm in rest[:p]]
+        seen.has.add("squared_norms")
+    if "largest_sample" in watch.needs:
+        own = max((float(norms.max()) for norms in totals.samples.values()), default=0.0)
+        workers = watch.subject.workers
+        seen.largest_sample = factor**2 * max(
+            _shared(watch, [own if rank == workers.rank else 0.0 for rank in range(workers.count)])
+        )
+        seen.has.add("largest_sample")
+    for at, name in enumerate(directions):
+        first, second = factor * rest[p + at], factor**2 * rest[p + k + at]
+        if name == "inner":
+            seen.inner = weight * first, weight * second
+        else:
+            found = (first / n if n else nan), _variance(n, first, second)
+            setattr(seen, name, found)
+        seen.has.add(name)
+
+
+def _histogram(
+    watch: StepWatch, key: Hashable, counts: Sequence[Tensor | None], bins: Sequence[Bins]
+) -> Mapping[str, Any]:
+    """The counts of all parameters together, and of each if that is asked for."""
+    assert isinstance(key, GradientHistogram | JointHistogram)
+    shape = [each.count for each in bins]
+    device = watch.subject.named[0][1].device
+    own = [torch.zeros(shape, dtype=torch.int64, device=device) if c is None else c for c in counts]
+    shared = [c.cpu().numpy() for c in watch.subject.workers.sums(own)]
+    edges = [Binning(each).edges.numpy() for each in bins]
+    shown: Any = edges[0] if len(edges) == 1 else tuple(edges)
+    found: dict[str, Any] = {"hist": sum(shared[1:], shared[0]), "edges": shown}
+    if key.layerwise:
+        found |= {f"param_{at}": {"hist": h, "edges": shown} for at, h in enumerate(shared)}
+    return found
+
+
+def _curvature(watch: StepWatch, seen: Seen) -> None:
+    """Diagonals and eigenvalues of the mean loss of all portions and workers."""
+    portions, workers = watch.portions, watch.subject.workers
+    mean = watch.subject.reduction == "mean"
+    total = sum(p.samples for p in portions) or 1
+
+    def share(portion: Portion) -> float:
+        """The factor of a portion's loss in the mean loss."""
+        return (portion.samples if mean else 1) / total
+
+    for need in watch.needs:
+        if isinstance(need, Diagonal) and portions and all(need in p.diagonals for p in portions):
+            parts = [[share(p) * d for d in p.diagonals[need]] for p in portions]
+            summed = workers.sums([sum(ds[1:], ds[0]) for ds in zip(*parts, strict=True)])
+            seen.diagonals = {**seen.diagonals, need: [d / workers.count for d in summed]}
+            seen.has.add(need)
+        if isinstance(need, Spectrum) and portions and all(need in p.spectra for p in portions):
+            most, least = (sum(share(p) * p.spectra[need][at] for p in portions) for at in (0, 1))
+            taken = sum(p.spectra[need][2] for p in portions)
+            seen.spectra = {**seen.spectra, need: (most, least, taken)}
+            seen.has.add(need)

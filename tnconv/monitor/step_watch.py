@@ -1,0 +1,240 @@
+"""Watching one step: losses when they are computed, gradients when a backward pass ends."""
+
+from collections.abc import Hashable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnconv.models.capture import Inert, Pass
+from tnconv.models.terms import Term
+from tnconv.monitor.activity import ActivityWatch
+from tnconv.monitor.kept_terms import KeepingObservation, index_of
+from tnconv.monitor.needs import Activity, Diagonal, Spectrum
+from tnconv.monitor.sample_losses import sample_losses
+from tnconv.monitor.step_curvature import HessianProducts, by_layers, by_walk, exactly
+from tnconv.monitor.subject import Subject, whole
+
+BY_SAMPLE = frozenset(
+    ("squared_norms", "largest_sample", "inner", "along", "ahead", "squares", "histograms")
+)
+"""Needs that take gradients of single samples."""
+
+
+@dataclass(eq=False)
+class Portion:
+    """What one call of the loss had: a micro-batch."""
+
+    loss: Tensor
+    samples: int
+    factor: float = 1.0  # the gradient at the loss: of mixed precision, and of accumulation
+    each: Tensor | None = None  # losses of samples
+    diagonals: dict[Diagonal, Sequence[Tensor]] = field(default_factory=dict)
+    spectra: dict[Spectrum, tuple[float, float, float]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class StepWatch:
+    """The hooks of one step, and what they collect until it ends."""
+
+    subject: Subject
+    needs: frozenset[Hashable]
+    portions: list[Portion] = field(default_factory=list)
+    terms: list[tuple[nn.Parameter, Term, Pass]] = field(default_factory=list)
+    passes: dict[Pass, int] = field(default_factory=dict)
+    indices: dict[Pass, Tensor | None] = field(default_factory=dict)
+    gradients: list[Tensor | None] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    backwards: int = 0
+
+    def __post_init__(self) -> None:
+        self._stack = ExitStack()
+        self._queued, self._busy = False, False
+        self._observation: KeepingObservation | None = None
+        self._activity: ActivityWatch | None = None
+        self._inputs: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+
+    def open(self) -> None:
+        """Register the hooks."""
+        subject = self.subject
+        for _, parameter in subject.named:
+            register: Any = parameter.register_post_accumulate_grad_hook
+            hook = register(self._accumulated)
+            self._stack.callback(hook.remove)
+        if isinstance(subject.loss_fn, nn.Module):
+            hook = subject.loss_fn.register_forward_hook(Inert(self._loss_called), with_kwargs=True)
+            self._stack.callback(hook.remove)
+        layered = [d for need in self._of(Diagonal) if (d := by_layers(need, subject.generator))]
+        if self.needs.intersection(BY_SAMPLE) or layered:
+            chosen = partial(index_of, measured=subject.samples, generator=subject.generator)
+            self._observation = KeepingObservation(
+                subject.model, layered, chosen, subject.batch_dim
+            )
+            self._stack.enter_context(self._observation.watched())
+        if Diagonal("diag_h") in self.needs:
+            hook = subject.core.register_forward_pre_hook(Inert(self._called), with_kwargs=True)
+            self._stack.callback(hook.remove)
+        activities = self._of(Activity)
+        if activities:
+            self._activity = ActivityWatch(subject.core, activities)
+            self._stack.enter_context(self._activity)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self._stack.close()
+        self._observation = None
+
+    def loss(self, output: Any, targets: Any) -> Tensor:
+        """The loss of a function that is no module, watched."""
+        assert self.subject.loss_fn is not None
+        found = self.subject.loss_fn(output, targets)
+        if not isinstance(self.subject.loss_fn, nn.Module):
+            self.saw(output, targets, found)
+        return found
+
+    def saw(self, output: Any, targets: Any, loss: Tensor) -> None:
+        """Take note of a loss, before it goes backwards."""
+        if self._busy or not loss.requires_grad or not torch.is_grad_enabled():
+            return
+        self._busy = True
+        try:
+            portion = Portion(loss.detach(), self._samples(output))
+            self.portions.append(portion)
+            loss.register_hook(partial(self._reached, portion))  # type: ignore[no-untyped-call]
+            self._measure(portion, output, targets, loss)
+        finally:
+            self._busy = False
+
+    @property
+    def activity(self) -> ActivityWatch | None:
+        """What was seen of activations."""
+        return self._activity
+
+    @property
+    def failure(self) -> str | None:
+        """Why samples could not be told apart, if so."""
+        return None if self._observation is None else self._observation.failure
+
+    def _of(self, kind: type[Any]) -> list[Any]:
+        return [need for need in self.needs if isinstance(need, kind)]
+
+    def _loss_called(
+        self, loss_fn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any
+    ) -> None:
+        given = [*args, *kwargs.values()]
+        if isinstance(loss, Tensor) and len(given) > 1:
+            self.saw(given[0], given[1], loss)
+
+    def _samples(self, output: Any) -> int:
+        if self._observation is not None and self._observation.failure is None:
+            passes = self._observation._watch.passes
+            if passes:
+                return passes[-1].samples
+        return len(output) if isinstance(output, Tensor) and output.dim() else 1
+
+    def _measure(self, portion: Portion, output: Any, targets: Any, loss: Tensor) -> None:
+        """What is made of the graph while it is there."""
+        subject, loss_fn = self.subject, self.subject.loss_fn
+        assert loss_fn is not None
+        parameters = [p for _, p in subject.named]
+        if "losses" in self.needs:
+            portion.each = subject.attempt(
+                "losses", lambda: sample_losses(loss_fn, output, targets, portion.samples)
+            )
+        walked = [d for d in self._of(Diagonal) if by_layers(d, subject.generator) is None]
+        if len(walked) < len(self._of(Diagonal)):
+            self._propagate(output, targets)
+        for need in walked:
+            if need.kind == "diag_h":
+                inputs = self._inputs
+                names = [name for name, _ in subject.named]
+                how = (subject.core, loss_fn, inputs, targets, names, parameters)
+                found = subject.attempt(need, partial(exactly, *how))
+            else:
+                walk = (need, subject.core, loss_fn, output, targets, parameters)
+                found = subject.attempt(need, partial(by_walk, *walk))
+            if found is not None:
+                portion.diagonals[need] = found
+        spectra = self._of(Spectrum)
+        if spectra and loss.requires_grad:
+            products = subject.attempt(
+                spectra[0],
+                lambda: HessianProducts(subject.core, loss, parameters, subject.workers),
+            )
+            for need in spectra if products is not None else ():
+                found = subject.attempt(need, partial(subject.spectra.of, products, need))
+                if found is not None:
+                    portion.spectra[need] = found
+
+    def _called(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._busy and torch.is_grad_enabled():
+            self._inputs = args, kwargs
+
+    def _propagate(self, output: Any, targets: Any) -> None:
+        observation, loss_fn = self._observation, self.subject.loss_fn
+        if observation is not None and loss_fn is not None:
+            observation.attempt(lambda: observation.propagate(loss_fn, output, targets))
+
+    def _reached(self, portion: Portion, gradient: Tensor) -> None:
+        portion.factor = float(gradient.reshape(-1)[0])
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        """A gradient of the user's backward pass is complete; the first asks for its end."""
+        if not self._queued:
+            self._queued = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._almost_over)
+
+    def _almost_over(self) -> None:
+        """Others' callbacks, which average gradients over workers, come first."""
+        torch.autograd.Variable._execution_engine.queue_callback(self._over)
+
+    @torch.no_grad()
+    def _over(self) -> None:
+        """A backward pass is over: take its gradients before anybody clips them."""
+        self._queued = False
+        self.backwards += 1
+        given = [whole(p.grad) if p.grad is not None else None for _, p in self.subject.named]
+        present = [g for g in given if g is not None]
+        norms = iter(torch._foreach_norm(present) if present else ())
+        zero = torch.zeros(())
+        self.norms = [zero if g is None else next(norms) for g in given]
+        if "gradients" in self.needs:
+            self._keep(given)
+        if self._observation is not None:
+            self._collect(self._observation)
+
+    def _keep(self, given: Sequence[Tensor | None]) -> None:
+        held = self.gradients
+        if len(held) != len(given):
+            self.gradients = held = [None] * len(given)
+        for at, grad in enumerate(given):
+            before = held[at]
+            if grad is None or before is None:
+                held[at] = None if grad is None else grad.detach().clone()
+            else:
+                before.copy_(grad)
+
+    def _collect(self, observation: KeepingObservation) -> None:
+        kept = observation.kept
+
+        def finish() -> None:
+            result = observation.result()
+            for here in kept.passes:
+                self.passes[here] = here.samples
+                self.indices[here] = kept.indices.get(here)
+            self.terms += kept.terms
+            names = [name for name, _ in self.subject.named]
+            for need in self._of(Diagonal):
+                quantity = by_layers(need, self.subject.generator)
+                if quantity is not None and self.portions:
+                    found = result[quantity]
+                    zeros = [p for _, p in self.subject.named]
+                    self.portions[-1].diagonals[need] = [
+                        found[name] if name in found else torch.zeros_like(p)
+                        for name, p in zip(names, zeros, strict=True)
+                    ]
+
+        observation.attempt(finish)

@@ -1,0 +1,90 @@
+"""The training run that is watched: its model and loss, and what belongs to them throughout."""
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnconv.losses.reductions import Reduction, reduction_of
+from tnconv.models.modules import mixes_samples, unwrapped
+from tnconv.monitor.step_curvature import Spectra
+from tnconv.optim.workers import Workers
+
+Loss = Callable[..., Tensor]
+
+
+@dataclass(eq=False)
+class Subject:
+    """A model, its loss and its workers; what cannot be had is ``left_out``, with the reason."""
+
+    model: nn.Module
+    loss_fn: Loss | None
+    reduction: Reduction
+    workers: Workers
+    generator: torch.Generator
+    samples: int | None = None
+    scaler: Any = None
+    batch_dim: int = 0
+    left_out: dict[Hashable, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.core = unwrapped(self.model)
+        self.spectra = Spectra(self.generator)
+
+    @property
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that learn, looked up anew: wrappers replace them."""
+        return [(name, p) for name, p in self.core.named_parameters() if p.requires_grad]
+
+    @property
+    def scale(self) -> float:
+        """The factor of automatic mixed precision."""
+        return float(self.scaler.get_scale()) if self.scaler is not None else 1.0
+
+    @property
+    def mixing(self) -> str | None:
+        """A layer that normalises by the batch's statistics now, so that samples see each other."""
+        return next((n for n, m in self.core.named_modules() if mixes_samples(m)), None)
+
+    def leave_out(self, need: Hashable, reason: str) -> None:
+        """Do not try for something again; the first time, say why."""
+        if need not in self.left_out:
+            self.left_out[need] = reason
+            what = need if isinstance(need, str) else f"{need}"
+            warnings.warn(f"the monitor leaves out {what}: {reason}", stacklevel=3)
+
+    def attempt(self, need: Hashable, work: Callable[[], Any]) -> Any:
+        """What some work gives, or None once it fails: the run that is watched goes on."""
+        if need in self.left_out:
+            return None
+        try:
+            return work()
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            self.leave_out(need, str(error))
+            return None
+
+
+def reduction_in(loss_fn: Loss | None, given: Reduction | None) -> Reduction:
+    """How the loss puts samples together: as given, as it says, or by a mean.
+
+    Raises:
+        ValueError: neither a mean nor a sum.
+    """
+    if given not in (None, "mean", "sum"):
+        raise ValueError(f"reduction is {given!r}; expected 'mean' or 'sum'")
+    found = None if loss_fn is None else reduction_of(loss_fn)
+    return given or found or "mean"
+
+
+def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Detached copies."""
+    return [each.detach().clone() for each in tensors]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that is sharded over workers; others as they are."""
+    gathered = getattr(tensor, "full_tensor", None)
+    return tensor if gathered is None else gathered()

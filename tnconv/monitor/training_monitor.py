@@ -1,0 +1,327 @@
+"""The monitor: around a step, or by hooks, it measures what training does and changes nothing."""
+
+import logging
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tnconv.losses.reductions import Reduction
+from tnconv.models.modules import instances
+from tnconv.monitor.alerts import RULES, Alert, Alerts, History, Rule
+from tnconv.monitor.configurations import Configuration, measurements
+from tnconv.monitor.events import event_of
+from tnconv.monitor.measurement import Following, Measurement
+from tnconv.monitor.monitor_state import KEPT, restore, state_of
+from tnconv.monitor.needs import Curvature, GradientHistogram, JointHistogram
+from tnconv.monitor.run_folder import RunWriter, frame
+from tnconv.monitor.schedules import Linear, Schedule
+from tnconv.monitor.seen import Seen
+from tnconv.monitor.sinks import Sink, deliver
+from tnconv.monitor.step_results import Ranges, seen_of
+from tnconv.monitor.step_watch import BY_SAMPLE, StepWatch
+from tnconv.monitor.subject import Loss, Subject, copies, reduction_in
+from tnconv.optim.workers import Workers
+
+_LOG = logging.getLogger("tnconv.monitor")
+LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+Quantities = Configuration | Sequence[Measurement | str | type[Measurement]]
+
+
+class Monitor:
+    """Measures training step by step; the weights stay what they are without it, bit by bit.
+
+    Either each step is put into ``with monitor.step():`` (forward and backward pass and the
+    optimizer's step), or ``monitor.attach(optimizer)`` finds the steps by the optimizer's hooks.
+    Losses are seen where ``loss_fn`` is a module that the loop calls; a function is called as
+    ``monitor.loss(output, targets)`` instead. What needs gradients of single samples is left out,
+    with one warning, where samples see each other, as in a batch normalisation that trains.
+
+    Args:
+        model: any, also compiled or in DistributedDataParallel.
+        loss_fn: the loss that the loop uses.
+        quantities: "cheap", "economy", "business", "full", or a list of measurements, their
+            classes or published names.
+        every: a number of steps, or a schedule, for all that have none of their own.
+        sinks: functions of ``(dict, step)``, or of `tnconv.monitor.sinks`.
+        optimizer: for what depends on learning rates.
+        scaler: of automatic mixed precision, whose factor gradients carry.
+        folder: where records are written, for instance for ``python -m tnconv monitor``.
+        samples: how many of each batch's samples are measured, drawn anew each time; all by
+            default.
+        curvature: of "business" and "full", and of classes in a list.
+        products: with the Hessian, at most, for its largest eigenvalue in "full".
+        alerts: rules that look at every record; see `tnconv.monitor.alerts`.
+        reduction: "mean" or "sum", of a loss that does not say.
+        batch_dim: where inputs have their samples.
+        seed: of the monitor's own random numbers.
+        process_group: of workers, where DistributedDataParallel does not tell.
+
+    >>> from tnconv.monitor import Monitor
+    >>> model, loss_fn = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), nn.MSELoss()
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> monitor = Monitor(model, loss_fn, quantities="economy")
+    >>> for _ in range(3):
+    ...     with monitor.step():
+    ...         optimizer.zero_grad()
+    ...         loss_fn(model(torch.rand(8, 3)), torch.rand(8, 2)).backward()
+    ...         optimizer.step()
+    >>> len(monitor.records), monitor.records[-1]["NormTest"] > 0
+    (3, True)
+
+    Raises:
+        TypeError: a class for an instance, or what is no measurement.
+        ValueError: an unknown set or name, or a quantity of plain gradient descent for another
+            optimizer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Loss | None = None,
+        quantities: Quantities = "economy",
+        every: int | Schedule = 1,
+        sinks: Sequence[Sink] = (),
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        scaler: Any = None,
+        folder: str | Path | None = None,
+        samples: int | None = None,
+        curvature: Curvature = "hesscale",
+        products: int = 12,
+        alerts: Sequence[Rule] = RULES,
+        reduction: Reduction | None = None,
+        batch_dim: int = 0,
+        seed: int = 0,
+        process_group: "dist.ProcessGroup | Literal['local'] | None" = None,
+    ) -> None:
+        instances(model=model, loss_fn=loss_fn)
+        self.measurements = measurements(quantities, curvature, products)
+        self.schedule = Linear(every) if isinstance(every, int) else every
+        if samples is not None and samples < 1:
+            raise ValueError(f"samples is {samples}; expected at least 1")
+        generator = torch.Generator().manual_seed(seed)
+        workers = Workers(process_group, model)
+        reduction = reduction_in(loss_fn, reduction)
+        self.subject = Subject(
+            *(model, loss_fn, reduction, workers, generator, samples, scaler, batch_dim)
+        )
+        self.optimizer = optimizer
+        self._expect_plain_sgd()
+        self.sinks, self._rules = tuple(sinks), Alerts(tuple(alerts))
+        self.records: list[dict[str, Any]] = []
+        self.alerts: list[tuple[int, Alert]] = []
+        self.steps = 0
+        self._start = copies([p for _, p in self.subject.named]) if self._ever("start") else []
+        self._ranges, self._warned = Ranges(), False
+        self._last: Seen | None = None
+        self._followed: tuple[Measurement, ...] = ()
+        self._watch: StepWatch | None = None
+        self._before: list[Tensor] = []
+        self._due: list[Measurement] = []
+        self._handles: list[Any] = []
+        self._writer: RunWriter | None = None
+        if folder is not None and workers.rank == 0:
+            names = [name for name, _ in self.subject.named]
+            kinds = [each.name for each in self.measurements]
+            self._writer = RunWriter(folder, {"parameters": names, "quantities": kinds})
+
+    @contextmanager
+    def step(self) -> Iterator[Self]:
+        """Around one step of a loop: forward and backward passes, and the optimizer's step."""
+        self._begin()
+        try:
+            yield self
+        except BaseException:
+            self._abandon()
+            raise
+        self._end()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> Self:
+        """Take everything between two steps of an optimizer for one, until `detach`."""
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            given = type(optimizer).__name__
+            raise TypeError(f"optimizer is a {given}; expected a torch.optim.Optimizer")
+        if self._handles:
+            raise RuntimeError("the monitor is attached already; expected detach() before")
+        self.optimizer = optimizer
+        self._expect_plain_sgd()
+        self._handles.append(optimizer.register_step_post_hook(self._stepped))
+        self._begin()
+        return self
+
+    def detach(self) -> None:
+        """Remove all hooks."""
+        while self._handles:
+            self._handles.pop().remove()
+        self._abandon()
+
+    def loss(self, output: Any, targets: Any) -> Tensor:
+        """The loss, where ``loss_fn`` is a function that is no module.
+
+        Raises:
+            ValueError: a monitor without a loss.
+        """
+        if self.subject.loss_fn is None:
+            raise ValueError("the monitor was made without loss_fn; expected one")
+        if self._watch is None:
+            found: Tensor = self.subject.loss_fn(output, targets)
+            return found
+        return self._watch.loss(output, targets)
+
+    def to_pandas(self) -> Any:
+        """The records as a table: see `tnconv.monitor.run_folder.Run.to_pandas`."""
+        return frame(self.records, [name for name, _ in self.subject.named])
+
+    def _stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._end()
+        self._begin()
+
+    def _expect_plain_sgd(self) -> None:
+        """Refuse what has no meaning for the optimizer, if that is known.
+
+        Raises:
+            ValueError: there is such a measurement.
+        """
+        for each in self.measurements:
+            if each.plain_sgd and self.optimizer is not None and not plain_sgd(self.optimizer):
+                raise ValueError(
+                    f"{each.name} is derived for stochastic gradient descent without momentum; "
+                    f"got {type(self.optimizer).__name__}, expected plain torch.optim.SGD"
+                )
+
+    def _ever(self, need: Hashable) -> bool:
+        return any(need in {*each.needed(), *each.next_needs} for each in self.measurements)
+
+    def _begin(self) -> None:
+        if self._watch is not None:
+            raise RuntimeError("a step is going on already; expected the one before to end")
+        self._due = [m for m in self.measurements if (m.every or self.schedule)(self.steps)]
+        needs = {need for m in self._due for need in m.needed()}
+        needs |= {need for m in self._followed for need in m.next_needs}
+        needs |= self._implied(needs)
+        mixing = self.subject.mixing
+        if mixing is not None and needs.intersection(BY_SAMPLE):
+            reason = f"layer {mixing!r} normalises by the batch's statistics, so no sample has a "
+            self.subject.leave_out("gradients of single samples", f"{reason}gradient of its own")
+            needs = {need for need in needs if not of_samples(need)}
+        if "before" in needs:
+            self._before = copies([p for _, p in self.subject.named])
+        self._watch = StepWatch(self.subject, frozenset(needs))
+        if self._due or self._followed:
+            self._watch.open()
+
+    def _implied(self, needs: set[Hashable]) -> set[Hashable]:
+        """What others are computed from, or what the step after will need of this one."""
+        more: set[Hashable] = set()
+        if any(isinstance(need, GradientHistogram | JointHistogram) for need in needs):
+            more |= {"histograms", "gradient_norms"}
+        if needs.intersection(("updates", "along")) or self._ever("last_updates"):
+            more |= {"updates", "before"}
+        if "inner" in needs or self._ever("last_gradients"):
+            more.add("gradients")
+        return more
+
+    def _abandon(self) -> None:
+        watch, self._watch = self._watch, None
+        self._followed = ()
+        if watch is not None:
+            watch.close()
+
+    @torch.no_grad()
+    def _end(self) -> None:
+        watch, last = self._watch, self._last
+        assert watch is not None
+        watch.close()
+        step, self._watch, self._last, self.steps = self.steps, None, None, self.steps + 1
+        if not (self._due or self._followed):
+            return
+        updates = last.updates if last is not None else ()
+        seen = seen_of(watch, step, self._before, self._start, updates, self._ranges)
+        if last is not None:
+            seen.last_updates, seen.last_gradients = last.updates, last.gradients
+        self._rate(seen)
+        self._measure(seen, last)
+        self._last = Seen(**{name: getattr(seen, name) for name in KEPT})
+        self._before = []
+
+    def _rate(self, seen: Seen) -> None:
+        """Note what multiplies each parameter's g in a step, where the optimizer is known."""
+        if self.optimizer is not None:
+            of = {p: float(g["lr"]) for g in self.optimizer.param_groups for p in g["params"]}
+            sums = self.subject.reduction == "sum"
+            factor = seen.samples / self.subject.workers.count if sums else 1
+            seen.rates = [factor * of.get(p, 0.0) for _, p in self.subject.named]
+            seen.has.add("rates")
+
+    def _measure(self, seen: Seen, last: Seen | None) -> None:
+        """Record what is due, and what the step before waited for."""
+        late = {
+            m.name: m.after(last, seen)
+            for m in self._followed
+            if last is not None and isinstance(m, Following) and seen.has.issuperset(m.next_needs)
+        }
+        if late and last is not None:
+            self._publish(last.step, late, seen.samples)
+        due = [m for m in self._due if seen.has.issuperset(m.needed())]
+        self._followed = tuple(m for m in due if m.follows)
+        values = {m.name: m.value(seen) for m in due if not m.follows}
+        self._warn_of_one(seen, due)
+        self._publish(seen.step, values, seen.samples)
+
+    def _warn_of_one(self, seen: Seen, due: Sequence[Measurement]) -> None:
+        if seen.samples == 1 and any(of_samples(n) for m in due for n in m.needed()):
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "a step has one sample: what compares samples is NaN there", stacklevel=4
+                )
+
+    def _publish(self, step: int, values: Mapping[str, Any], samples: int) -> None:
+        """Add values to the record of a step, write them, and tell sinks and rules of them."""
+        held = next((r for r in reversed(self.records[-2:]) if r["step"] == step), None)
+        if held is None:
+            self.records.append(held := {"step": step})
+        held.update(values)
+        if self.subject.workers.rank:
+            return
+        names = [name for name, _ in self.subject.named]
+        event = event_of(step, values, names)
+        history = History(self.records, names, frozenset(values), samples)
+        event.alerts = self._rules.of(step, history)
+        self.alerts += [(step, alert) for alert in event.alerts]
+        for alert in event.alerts:
+            _LOG.log(LEVELS[alert.level], "step %d: %s: %s", step, alert.title, alert.text)
+        if self._writer is not None:
+            self._writer.write(step, values)
+            for alert in event.alerts:
+                self._writer.alert(step, asdict(alert))
+        failed = deliver(self.sinks, event)
+        self.sinks = tuple(sink for sink in self.sinks if sink not in failed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to record what an uninterrupted one would."""
+        return state_of(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from another run's `state_dict`."""
+        restore(self, state_dict)
+
+
+def of_samples(need: Hashable) -> bool:
+    """Whether a need takes gradients of single samples."""
+    return need in BY_SAMPLE or isinstance(need, GradientHistogram | JointHistogram)
+
+
+def plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether steps are ``-η g``, and nothing else."""
+    settings = ("momentum", "weight_decay", "maximize")
+    return type(optimizer) is torch.optim.SGD and not any(
+        group.get(name) for group in optimizer.param_groups for name in settings
+    )

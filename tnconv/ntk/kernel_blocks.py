@@ -1,0 +1,78 @@
+"""Blocks ``Θ[n, c, m, d]`` of a tangent kernel, from the rows of two Jacobians."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from tnconv.operators.low_rank.rows import JacobianRows
+
+Reduce = Literal["full", "trace", "class_diagonal", "sample_diagonal"]
+"""``(n, c, m, d)``; ``(n, m)``, summed over c = d; ``(n, c, m)``, c = d; ``(n, c, d)``, n = m."""
+
+
+def layer_blocks(
+    rows: JacobianRows,
+    other: JacobianRows | None,
+    reduce: Reduce = "full",
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """The kernel in each parameter; with the rows themselves where there are no others.
+
+    Layers are converted to ``dtype`` one at a time.
+    """
+    found = {}
+    for name in rows.like:
+        first, second = rows.only([name]), None if other is None else other.only([name])
+        if dtype is not None:
+            first, second = first.to(dtype), None if second is None else second.to(dtype)
+        block = first.gram() if second is None else first.cross_gram(second)
+        found[name] = reduced(block.permute(1, 0, 3, 2), reduce)
+    return found
+
+
+def reduced(block: Tensor, reduce: Reduce) -> Tensor:  # (n, c, m, d)
+    """The part of a full kernel that is wanted."""
+    if reduce == "full":
+        return block
+    if reduce == "trace":
+        return block.diagonal(dim1=1, dim2=3).sum(-1)
+    if reduce == "class_diagonal":
+        return block.diagonal(dim1=1, dim2=3).transpose(1, 2)
+    return block.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
+def check_reduce(reduce: str) -> None:
+    """Check the word.
+
+    Raises:
+        ValueError: another one.
+    """
+    if reduce not in get_args(Reduce):
+        raise ValueError(f"reduce is {reduce!r}; expected one of {', '.join(get_args(Reduce))}")
+
+
+def weighted(blocks: Mapping[str, Tensor], scales: Mapping[str, float]) -> Tensor:
+    """``Σ_θ s_θ Θ_θ``, one layer after the other."""
+    terms = iter(blocks.items())
+    name, first = next(terms)
+    total = first * scales.get(name, 1.0)
+    for name, block in terms:
+        total += scales.get(name, 1.0) * block
+    return total
+
+
+def matrix_of(theta: Tensor) -> Tensor:
+    """A kernel ``(n, c, m, d)`` as a matrix ``(n·c, m·d)``; a matrix as it is.
+
+    Raises:
+        ValueError: another number of dimensions.
+    """
+    if theta.dim() == 4:
+        return theta.flatten(2).flatten(0, 1)
+    if theta.dim() != 2:
+        raise ValueError(
+            f"a kernel has shape {tuple(theta.shape)}; expected (n, c, m, d) or a matrix"
+        )
+    return theta
