@@ -67,7 +67,8 @@ def descend(
     if group["momentum"]:
         for parameter in given:
             if "momentum_buffer" not in states[parameter]:
-                states[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                new = torch.zeros_like(parameter, dtype=group.get("momentum_dtype"))
+                states[parameter]["momentum_buffer"] = new
         buffers = [states[parameter]["momentum_buffer"] for parameter in given]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, list(directions))
