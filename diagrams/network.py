@@ -372,7 +372,7 @@ class TensorNetwork(Expression):
         part = self.substitute(leg, start, {leg: step}, {leg: length})
         axes = list(part.result.axes)
         axes[plain.index(leg)] = Axis(length, 0, ((leg, 1),))
-        shape, dim = list(self.shape), _dimension(self.result, plain.index(leg))
+        shape, dim = list(self.shape), array_dimension(self.result, plain.index(leg))
         shape[dim] = shape[dim] * length // size
         return part.with_(result=View(tuple(shape), tuple(axes)))
 
@@ -409,7 +409,7 @@ class TensorNetwork(Expression):
         return self.with_(result=View(shape, self.result.axes))
 
 
-def _dimension(view: View, axis: int) -> int:
+def array_dimension(view: View, axis: int) -> int:
     """The array dimension that an axis of size > 1 is part of."""
     before = prod(other.size for other in view.axes[:axis])
     return next(d for d in range(len(view.shape)) if prod(view.shape[: d + 1]) > before)

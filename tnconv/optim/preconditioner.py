@@ -1,6 +1,6 @@
 """The Kronecker factors of blocks of parameters, over time: averages, inverses, and products."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,11 +41,25 @@ class Measured:
 
     def scale(self, watch: FactorWatch, workers: Workers) -> float:
         """What sums over samples are divided by."""
-        return (self.total or 1.0) if watch.averages else float(workers.count)
+        return divided_by(self.total, watch, workers)
 
 
-def measured(blocks: Sequence[Block], watch: FactorWatch, workers: Workers, most: int) -> Measured:
-    """A, B and moments over all workers, of the blocks of which one saw a sample.
+@dataclass(frozen=True)
+class Gathered:
+    """Sums over all workers by block, with ``count`` what their inputs' are divided by."""
+
+    sums: Mapping[Block, Mapping[str, Tensor]]
+    total: float
+    found: Mapping[Tensor, Contribution]  # of this worker
+
+
+def gathered(
+    blocks: Sequence[Block],
+    watch: FactorWatch,
+    workers: Workers,
+    zeros: Callable[[Block], Mapping[str, Tensor]],  # what a worker adds that did not see a block
+) -> Gathered:
+    """What all workers collected, of the blocks of which one saw a sample.
 
     Raises:
         RuntimeError: passes whose loss was not seen, here or by another worker.
@@ -59,7 +73,7 @@ def measured(blocks: Sequence[Block], watch: FactorWatch, workers: Workers, most
         raise failure
     many = workers.count > 1
     seen = [block for block in blocks if many or block.key in found]
-    sums = [found[b.key].sums if b.key in found else _zeros(b, watch, most) for b in seen]
+    sums = [found[b.key].sums if b.key in found else zeros(b) for b in seen]
     values_of_all = [value for each in sums for value in each.values()]
     total, flat = 0.0 if failure else watch.total, iter(values_of_all)
     if many:
@@ -71,17 +85,35 @@ def measured(blocks: Sequence[Block], watch: FactorWatch, workers: Workers, most
             raise failure
         if failures:
             raise RuntimeError("another worker could not collect factors; its error says why")
-    result = Measured({}, total)
+    values = {
+        block: {name: next(flat) for name in each} for block, each in zip(seen, sums, strict=True)
+    }
+    kept = {block: each for block, each in values.items() if not many or each["count"]}
+    return Gathered(kept, total, found)
+
+
+def measured(blocks: Sequence[Block], watch: FactorWatch, workers: Workers, most: int) -> Measured:
+    """A, B and moments over all workers, of the blocks of which one saw a sample.
+
+    Raises:
+        RuntimeError: passes whose loss was not seen, here or by another worker.
+    """
+    new = gathered(blocks, watch, workers, lambda block: _zeros(block, watch, most))
+    total = divided_by(new.total, watch, workers)
     factors = dict[Block, Mapping[str, Tensor]]()
-    for block, each in zip(seen, sums, strict=True):
-        values = {name: next(flat) for name in each}
-        count = values.pop("count")
-        if not many or count:
-            total = result.scale(watch, workers)
-            new = {"A": cut(_own(values.pop("input") / count, block, watch), most)}
-            new["B"] = cut(_output(values.pop("grad_output") / total, watch), most)
-            factors[block] = new | {name: value / total for name, value in values.items()}
-    return Measured(factors, result.total, found)
+    for block, sums in new.sums.items():
+        found = {name: value / total for name, value in sums.items() if name == "moments"}
+        a = cut(_own(sums["input"] / sums["count"], block, watch), most)
+        factors[block] = {
+            "A": a,
+            "B": cut(_output(sums["grad_output"] / total, watch), most),
+        } | found
+    return Measured(factors, new.total, new.found)
+
+
+def divided_by(total: float, watch: FactorWatch, workers: Workers) -> float:
+    """What sums over samples are divided by."""
+    return (total or 1.0) if watch.averages else float(workers.count)
 
 
 def update_factors(
@@ -287,5 +319,7 @@ def bases(blocks: Sequence[Block], states: Mapping[Tensor, State]) -> dict[Tenso
 
 def move(state: State, device: torch.device) -> None:
     """Bring factors to where their parameter is."""
+    if "A" in state and state["A"].device == device:
+        return
     for name in FACTORS & state.keys():
         state[name] = state[name].to(device)

@@ -14,7 +14,7 @@ from tnconv.monitor.static_report import static_report
 from tnconv.monitor.terminal_view import show
 
 
-def add_command(commands: Any) -> None:
+def add(commands: Any) -> None:
     """Add ``monitor`` to the commands of the command line."""
     parser: ArgumentParser = commands.add_parser("monitor", help="show recorded training runs")
     actions = parser.add_subparsers(title="actions", required=True)
