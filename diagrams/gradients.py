@@ -38,13 +38,20 @@ def per_sample_gradients(
 
 
 def gradient_sum(
-    layer: Expression, operand: str = "weight", vectors: int | None = None
+    layer: Expression,
+    operand: str = "weight",
+    vectors: int | None = None,
+    per_vector: bool = False,
 ) -> TensorNetwork:
     """``Σ_{m,n} J[m, n, θ]``, in the operand's shape: the gradient of the sum over samples.
+
+    With ``per_vector`` ``Σ_n J[m, n, θ]``, of shape ``(m, *operand)``.
 
     >>> from tnconv.diagrams import linear
     >>> gradient_sum(linear((8, 3), (4, 3))).shape
     (4, 3)
+    >>> gradient_sum(linear((8, 3), (4, 3)), vectors=2, per_vector=True).shape
+    (2, 4, 3)
 
     Raises:
         ValueError: a layer without the operand.
@@ -52,6 +59,8 @@ def gradient_sum(
     if vectors is None:
         return layer.vjp(operand).terms[0]
     (term,) = layer.vjp(operand, extra={"m": vectors}).terms
+    if per_vector:
+        return term
     return term.with_(result=View(layer.operands[operand], term.result.axes[1:]))
 
 

@@ -293,7 +293,7 @@ class FactorWatch:
         task: int,
     ) -> Contribution | None:
         if self.kfac.fisher not in ("type-2", "mc"):
-            return self._wanted(parameter).of(parameter, arrivals, here.samples)
+            return self.wanted(parameter).of(parameter, arrivals, here.samples)
         own = [each for each in self._open if each.here is here]
         self._blind = self._blind or not (own or here in self._unusable)
         found = [
@@ -316,11 +316,12 @@ class FactorWatch:
                 for name, parameter in call.parameters:
                     arrivals[parameter].append((name, Arrival(call, found[call], vectors)))
         return {
-            parameter: self._wanted(parameter).of(parameter, each, here.samples, weight)
+            parameter: self.wanted(parameter).of(parameter, each, here.samples, weight)
             for parameter, each in arrivals.items()
         }
 
-    def _wanted(self, parameter: nn.Parameter) -> Wanted:
+    def wanted(self, parameter: nn.Parameter) -> Wanted:
+        """What is collected of a parameter."""
         joint, basis = self.parameters.get(parameter, False), self.bases.get(parameter)
         keep = self.rotates and (self.keep or basis is None)
         return Wanted(self.kfac, joint, basis, keep)

@@ -219,9 +219,7 @@ class KFAC(Factored):
         left_out: list[Block] = []
         if collects:
             new = measured(self._blocks, watch, workers, self.settings["max_factor"])
-            for group in self.param_groups:
-                if new.total or group["divisor"] is None:
-                    group["divisor"] = (new.total or 1.0) if watch.averages else 1.0
+            self._note_divisor(new.total)
             left_out = update_factors(self._with("decay"), new.factors, dtype)
             self._say(left_out)
         needed, wanted = INVERSES[inverse][0], self._with("damping")

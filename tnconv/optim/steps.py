@@ -53,7 +53,10 @@ def descend(parameter: Tensor, direction: Tensor, states: States, group: Group) 
         direction = direction.add(parameter, alpha=decay)
     if group["momentum"]:
         state = states[parameter]
-        buffer = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+        if "momentum_buffer" not in state:
+            dtype = group.get("momentum_dtype")
+            state["momentum_buffer"] = torch.zeros_like(parameter, dtype=dtype)
+        buffer: Tensor = state["momentum_buffer"]
         direction = buffer.mul_(group["momentum"]).add_(direction)
     parameter.add_(direction, alpha=-lr)
     return direction
