@@ -1,6 +1,7 @@
 """A pretended accelerator: torch's Python backend with fake tensors; counts what is asked of it.
 
-``python -m tests.pretended_device`` runs quantities and KFAC on a device ``gpu`` that computes nothing, in a process of its own, since a backend stays registered. Hooks of backward passes run on
+``python -m tests.pretended_device`` runs quantities and KFAC on a device ``gpu`` that computes
+nothing, in a process of its own, since a backend stays registered. Hooks of backward passes run on
 the engine's thread for the device, as with CUDA. It prints a line of JSON for each case: how often
 the host waited for a number, how often tensors moved between devices, where results lie.
 """
