@@ -22,6 +22,7 @@ import tnconv
 from benchmarks import cases, contestants, measure
 from benchmarks.cases import Layer
 from benchmarks.contestants import OPERATIONS
+from tnconv.codegen.prices import cost
 
 MOST_CALL, MOST_COMPILE = 4.0, 100.0  # microseconds and milliseconds that are allowed
 TINY = Layer("tiny", ("conv",), 2, 3, (3, 3), (1, 1), (1, 1), (1, 1), 1, (2, 5, 5), (3, 5, 5))
@@ -98,6 +99,7 @@ def forget() -> None:
             for value in list(vars(module).values()):
                 if callable(clear := getattr(value, "cache_clear", None)):
                     clear()
+    cost.in_use().answers.clear()
 
 
 def lines(called: Sequence[Calls], compiled: Sequence[Compile]) -> Iterator[str]:

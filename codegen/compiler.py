@@ -222,7 +222,7 @@ def _planned(network: Expression | tuple[Expression, ...], options: Options) -> 
     program = without_plans(network, SPARE if limit is None else 0, options.style)
     alone = isinstance(network, Expression) and len(network.terms) == 1
     lists, firings = [], []
-    room = Room(limit, options.item)
+    room = Room(limit, options.item, shared=limit is not None and not alone)
     for net in program.networks:
         for term in net.terms:
             forms, fired = forms_of(term, options.simplify, options.style)

@@ -1,14 +1,15 @@
 """The planner: enumerate covers of a network's forms, price them, take the cheapest."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from math import inf, isqrt, prod, sqrt
 
 from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.contraction import contract
 from tnconv.codegen.lowering.covers import Cover, Route
+from tnconv.codegen.lowering.forms import POLYPHASE
 from tnconv.codegen.lowering.nested import Nest, nested, same_tensors
 from tnconv.codegen.lowering.pairs import sum_out
 from tnconv.codegen.lowering.plans import Plan
@@ -35,14 +36,17 @@ def looped(
     cover: Cover,
     routes: Sequence[Route] = (native, window, pixel_gram, taps, dense),
     pairs: bool = False,
+    most: Callable[[], float] = lambda: inf,
 ) -> Iterator[Cover]:
     """A network that falls apart along a leg, one position at a time, each by these routes.
 
-    The cheapest way, and the cheapest by native kernels alone, which is what torch would do.
+    The cheapest way, and the cheapest by native kernels alone, which is what torch would do; none
+    that takes more than ``most`` seconds.
     """
     for loop in loops(cover, pairs):
         bodies: list[Plan] = []
-        _search(loop.body, "body", routes, ("auto", True), bodies, Room())
+        each = most() / cover.network.sizes[loop.leg]
+        _search(loop.body, "body", routes, ("auto", True), bodies, Room(), most=each)
         natively = [plan for plan in bodies if {*plan.routes} == {"native"}]
         best = [min(some, key=lambda p: p.risk * p.seconds) for some in (bodies, natively) if some]
         for body in dict.fromkeys(best):
@@ -69,10 +73,14 @@ NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of
 
 @dataclass(frozen=True)
 class Room:
-    """The bytes that plans may hold for items of a size; without a limit all fit."""
+    """The bytes that plans may hold for items of a size; without a limit all fit.
+
+    If it is ``shared`` with other terms, leaner plans are of use although one fits by itself.
+    """
 
     limit: int | None = None
     item: int = cost.ITEM
+    shared: bool = False
 
     def fits(self, plan: Plan) -> bool:
         return self.limit is None or plan.peak_of(self.item) <= self.limit
@@ -109,12 +117,14 @@ def plans(
             forms, positions, routes, (optimize, contiguous_result), found, room, order
         )
     for form, network in forms.items() if not found else ():
-        tried = [ROUTES[name] for name in routes if name != "loop"]
+        skipped = ("loop", "dense") if form == POLYPHASE and len(forms) > 1 else ("loop",)
+        tried = [ROUTES[name] for name in routes if name not in skipped]
         start = multiplied(Cover.of(network, positions))
         start = start if several else _scaled_square(start)
         again = form == "as given" and "in form N" in forms
-        turns = looped(start, tried, several) if "loop" in routes and not again else ()
-        for cover in (start, *turns):
+        how = start, tried, several, lambda: HOPELESS * _best(found, room)
+        turns = looped(*how) if "loop" in routes and not again else ()
+        for cover in chain((start,), turns):
             _search(cover, form, tried, (optimize, contiguous_result), found, room, several)
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
@@ -181,27 +191,34 @@ def _search(
     found: list[Plan],
     room: Room,
     several: bool = False,
+    most: float = inf,
 ) -> None:
     """Depth first; a cover that costs more than a complete plan already is not continued.
 
     Nor is one that needs more than there is room for, unless no plan needs less. Plans for one of
-    ``several`` networks are completed, since others may share their steps.
+    ``several`` networks are completed, since others may share their steps. None may take more than
+    ``most`` seconds.
     """
-    best = min((plan.seconds for plan in found if room.fits(plan)), default=float("inf"))
+    most = min(most, HOPELESS * _best(found, room))
     steps = cover.writer.steps
-    if cover.writer.seconds > HOPELESS * best or room.too_small(steps, found):
+    if cover.writer.seconds > most or room.too_small(steps, found):
         return
     if cover.selection is not None:
         for after in (*selected(cover), *_scattered(cover, routes)):
-            _search(after, form, routes, finish, found, room, several)
+            _search(after, form, routes, finish, found, room, several, most)
         return
     if cover.pattern is None:
-        limit = inf if several or room.limit is not None else HOPELESS * best
+        limit = inf if several or room.shared else most
         if (plan := finished(cover, form, *finish, limit)) is not None:
             found.append(plan)
         return
     for after in _covered(cover, routes):
-        _search(after, form, routes, finish, found, room, several)
+        _search(after, form, routes, finish, found, room, several, most)
+
+
+def _best(found: Sequence[Plan], room: Room) -> float:
+    """The seconds of the fastest plan that fits."""
+    return min((plan.seconds for plan in found if room.fits(plan)), default=inf)
 
 
 def _search_in_order(

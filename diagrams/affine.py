@@ -21,13 +21,10 @@ def linear(terms: Mapping[Leg, int] | Iterable[tuple[Leg, int]]) -> Terms:
     >>> linear([("o", 2), ("k", 1), ("o", -2)])
     (('k', 1),)
     """
-    pairs = terms.items() if isinstance(terms, Mapping) else tuple(terms)
-    if len(pairs) == 1:
-        return tuple((leg, a) for leg, a in pairs if a)
     total: dict[Leg, int] = {}
-    for leg, a in pairs:
+    for leg, a in terms.items() if isinstance(terms, Mapping) else terms:
         total[leg] = total.get(leg, 0) + a
-    return tuple(sorted((leg, a) for leg, a in total.items() if a))
+    return tuple(sorted([term for term in total.items() if term[1]]))
 
 
 def replace(terms: Terms, leg: Leg, by: Terms) -> Terms:
@@ -38,8 +35,14 @@ def replace(terms: Terms, leg: Leg, by: Terms) -> Terms:
 
 def reach(terms: Terms, sizes: Sizes) -> tuple[int, int]:
     """The least and the greatest value of ``Σ a·leg`` over ``0 <= leg < max(1, size)``."""
-    ends = [a * max(0, sizes[leg] - 1) for leg, a in terms]
-    return sum(e for e in ends if e < 0), sum(e for e in ends if e > 0)
+    low = high = 0
+    for leg, a in terms:
+        end = a * (sizes[leg] - 1) if sizes[leg] else 0
+        if end < 0:
+            low += end
+        else:
+            high += end
+    return low, high
 
 
 def divisor(terms: Terms) -> int:
@@ -74,7 +77,7 @@ class Axis:
     terms: Terms = ()
 
     def __post_init__(self) -> None:
-        if self.terms:
+        if len(self.terms) > 1 or (self.terms and not self.terms[0][1]):
             object.__setattr__(self, "terms", linear(self.terms))
 
     def substitute(self, leg: Leg, offset: int, by: Terms) -> "Axis":
@@ -109,7 +112,7 @@ class View:
     axes: tuple[Axis, ...]
 
     def __post_init__(self) -> None:
-        if prod(self.shape) != prod(a.size for a in self.axes):
+        if prod(self.shape) != prod([a.size for a in self.axes]):
             sizes = tuple(a.size for a in self.axes)
             raise ValueError(f"a view of shape {self.shape} cannot have axes of sizes {sizes}")
 
@@ -129,7 +132,7 @@ class View:
     @cached_property
     def legs(self) -> tuple[Leg, ...]:
         """The legs in order of first appearance."""
-        return tuple(dict.fromkeys(leg for axis in self.axes for leg, _ in axis.terms))
+        return tuple(dict.fromkeys([leg for axis in self.axes for leg, _ in axis.terms]))
 
     def substitute(self, leg: Leg, offset: int, by: Terms) -> "View":
         if leg not in self.legs:
@@ -208,7 +211,7 @@ class Pattern:
 
     @cached_property
     def legs(self) -> tuple[Leg, ...]:
-        return tuple(leg for leg, _ in self.terms)
+        return tuple([leg for leg, _ in self.terms])
 
     @property
     def value(self) -> int | None:

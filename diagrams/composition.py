@@ -56,7 +56,7 @@ def tie(network: TensorNetwork, first: View, second: View) -> TensorNetwork:
     The deltas are solved for a leg where that needs no mask; the others stay as patterns.
     """
     deltas, masks = [], []
-    for a, b in _aligned(first, second):
+    for a, b in _aligned(_long(network, first), _long(network, second)):
         for axis in (*a, *b) if len(a) + len(b) > 2 else a if _outside(network, b) else ():
             if _outside(network, (axis,)):
                 masks.append(mask(axis.terms, axis.offset, axis.size))
@@ -78,9 +78,17 @@ def _outside(network: TensorNetwork, axes: Sequence[Axis]) -> bool:
     return any(axis.overhang(network.sizes) != (0, 0) for axis in axes)
 
 
-def _aligned(first: View, second: View) -> Iterator[tuple[list[Axis], list[Axis]]]:
+def _long(network: TensorNetwork, view: View) -> list[Axis]:
+    """The axes without those that have one position and are read there alone."""
+    return [
+        axis
+        for axis in view.axes
+        if (axis.size, axis.offset) != (1, 0) or reach(axis.terms, network.sizes) != (0, 0)
+    ]
+
+
+def _aligned(left: list[Axis], right: list[Axis]) -> Iterator[tuple[list[Axis], list[Axis]]]:
     """The shortest runs of axes on both sides that flatten to one size."""
-    left, right = list(first.axes), list(second.axes)
     while left or right:
         a, b = left[:1], right[:1]
         del left[:1], right[:1]

@@ -4,19 +4,22 @@ The calculus is short because a network is linear in every node: its derivative 
 when the node is removed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from math import isfinite
+from numbers import Number, Rational
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 import torch
 
 from tnconv.diagrams.affine import Leg, Selection, Sizes, Tensor, View
 
 if TYPE_CHECKING:
+    from tnconv.diagrams.drawing import Picture
     from tnconv.diagrams.network import TensorNetwork
 
 NO_LEGS: Sizes = MappingProxyType({})
@@ -144,8 +147,47 @@ class Expression:
                 if isinstance(node, Tensor) and node.name == operand:
                     yield term, at, node
 
-    def __add__(self, other: "Expression") -> "Sum":
-        return Sum(self.terms + other.terms)
+    def scaled(self, factor: Fraction | int) -> "Expression":
+        """This expression times an exact number."""
+        raise NotImplementedError
+
+    def __add__(self, other: object) -> "Sum":
+        if isinstance(other, Expression):
+            return Sum(self.terms + other.terms)
+        raise TypeError(f"cannot add {_named(other)} to a network; expected a network or a sum")
+
+    def __radd__(self, other: object) -> "Expression":
+        """``0 + network``, with which ``sum([...])`` begins."""
+        if isinstance(other, int) and other == 0:
+            return self
+        raise TypeError(f"cannot add a network to {_named(other)}; expected a network or a sum")
+
+    def __neg__(self) -> Self:
+        return self * -1
+
+    def __sub__(self, other: object) -> "Sum":
+        if isinstance(other, Expression):
+            return self + -other
+        raise TypeError(
+            f"cannot subtract {_named(other)} from a network; expected a network or a sum"
+        )
+
+    def __mul__(self, factor: object) -> Self:
+        """Times a number, which is taken as it is: a float stands for the fraction that it is."""
+        if isinstance(factor, Expression):
+            raise TypeError(
+                "cannot multiply two networks by *; `connect` says which legs they share"
+            )
+        return cast(Self, self.scaled(_number(factor, "multiply a network by")))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: object) -> Self:
+        return cast(Self, self.scaled(1 / _number(divisor, "divide a network by")))
+
+    def __repr__(self) -> str:
+        """The equation, in angle brackets."""
+        return f"<{self}>"
 
     def __str__(self) -> str:
         from tnconv.diagrams.notation import equation
@@ -188,11 +230,19 @@ class Expression:
 
         return einsum(self, operands, device, dtype)
 
-    def draw(self, path: str | Path) -> Path:
-        """Write a picture; the suffix gives the format: see `tnconv.diagrams.drawing.draw`."""
-        from tnconv.diagrams.drawing import draw
+    @overload
+    def draw(self, path: None = None, **options: Any) -> "Picture": ...
+    @overload
+    def draw(self, path: str | Path, **options: Any) -> Path: ...
+    def draw(self, path: str | Path | None = None, **options: Any) -> "Path | Picture":
+        """Write a picture, or without a path return it, for a notebook to show.
 
-        return draw(self, path)
+        The suffix gives the format; options are direction, sizes, labels, ones, highlight, theme,
+        dpi and font: see `tnconv.diagrams.drawing.draw`.
+        """
+        from tnconv.diagrams.drawing import draw, picture
+
+        return picture(self, **options) if path is None else draw(self, path, **options)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         from tnconv.diagrams.drawing import mimebundle
@@ -200,9 +250,23 @@ class Expression:
         return mimebundle(self)
 
 
-@dataclass(frozen=True)
+def _number(value: object, what: str) -> Fraction:
+    """A number, exactly."""
+    if isinstance(value, Rational | float) and not isinstance(value, bool) and isfinite(value):
+        return Fraction(value)
+    raise TypeError(f"cannot {what} {_named(value)}; expected a finite int, Fraction or float")
+
+
+def _named(value: object) -> str:
+    """A number as it is, of everything else the type: a tensor's contents are never shown."""
+    return repr(value) if isinstance(value, Number) else f"a {type(value).__name__}"
+
+
+@dataclass(frozen=True, repr=False)
 class Sum(Expression):
     """A sum of networks with equal result shapes: product rule, bias, ones-columns.
+
+    It has the calculus of a network: what is linear acts on each term, and products distribute.
 
     Raises:
         ValueError: no terms, results of different shapes, or one operand of two shapes.
@@ -241,4 +305,70 @@ class Sum(Expression):
 
     def scaled(self, factor: Fraction | int) -> "Sum":
         """This sum times an exact number."""
-        return Sum(tuple(term.scaled(factor) for term in self.terms))
+        return self._each(lambda term: term.scaled(factor))
+
+    def narrow(self, leg: Leg, start: int, length: int, step: int = 1) -> "Sum":
+        """Every term `narrowed <TensorNetwork.narrow>` to positions of an open leg.
+
+        Raises:
+            ValueError: a leg that no plain result axis of a term is, or positions outside of it.
+        """
+        return self._each(lambda term: term.narrow(leg, start, length, step))
+
+    def marginal(self, *legs: Leg) -> "Sum":
+        """The `marginal <TensorNetwork.marginal>` of every term: summed over plain axes.
+
+        Raises:
+            ValueError: a leg that no plain result axis of a term is.
+        """
+        return self._each(lambda term: term.marginal(*legs))
+
+    def reshape(self, *shape: int) -> "Sum":
+        """The same values in a result of another shape.
+
+        Raises:
+            ValueError: the number of entries differs.
+        """
+        return self._each(lambda term: term.reshape(*shape))
+
+    def rename_operands(self, names: Mapping[str, str]) -> "Sum":
+        """A copy with other operand names (operands that are not named keep theirs)."""
+        return self._each(lambda term: term.rename_operands(names))
+
+    def connect(self, other: Expression, share: Collection[Leg] = ()) -> "Sum":
+        """The product of two sums: each term of one `connected <TensorNetwork.connect>` to each.
+
+        Raises:
+            ValueError: a shared leg that is missing in a term, or of two sizes.
+        """
+        return Sum(tuple(a.connect(b, share) for a in self.terms for b in other.terms))
+
+    def gram(self, over: Collection[Leg], keep: Collection[Leg] = ()) -> "Sum":
+        """The `gram <TensorNetwork.gram>` of a sum: the products of all pairs of its terms.
+
+        >>> from tnconv.diagrams import conv
+        >>> gradient = conv((8, 3, 9), (4, 3, 3)).vjp("weight", per_sample=True)
+        >>> (gradient / 8).gram(over=("g", "d"), keep="n").shape
+        (8, 3, 3, 3, 3)
+
+        Raises:
+            ValueError: a leg that no plain result axis of a term holds, or terms whose products
+                have other shapes.
+        """
+        return Sum(tuple(a.matched(b, over, keep) for a in self.terms for b in self.terms))
+
+    def _each(self, change: "Callable[[TensorNetwork], TensorNetwork]") -> "Sum":
+        return Sum(tuple(change(term) for term in self.terms))
+
+    if not TYPE_CHECKING:  # type checkers report what a sum lacks
+
+        def __getattr__(self, name):
+            from tnconv.diagrams.network import TensorNetwork
+
+            if not name.startswith("_") and (
+                hasattr(TensorNetwork, name) or name in TensorNetwork.__dataclass_fields__
+            ):
+                raise AttributeError(
+                    f"a sum has no {name!r}; take that of a term: this one has {len(self.terms)}"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

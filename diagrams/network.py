@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import networkx
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TensorNetwork(Expression):
     """``result[legs] = scale · Σ Π nodes``: add the product of all nodes where ``result`` points.
 
@@ -57,9 +57,9 @@ class TensorNetwork(Expression):
         for leg in iterate_legs(self.nodes, self.result):
             if leg not in sizes:
                 raise ValueError(f"leg {leg!r} has no size; sized legs are {sorted(sizes)}")
-        for leg, size in sizes.items():
-            if size < 0:
-                raise ValueError(f"leg {leg!r} has size {size}; expected at least 0")
+        if sizes and min(sizes.values()) < 0:
+            leg, size = next((leg, size) for leg, size in sizes.items() if size < 0)
+            raise ValueError(f"leg {leg!r} has size {size}; expected at least 0")
         shapes: dict[str, tuple[int, ...]] = {}
         for node in self.tensors:
             if shapes.setdefault(node.name, node.shape) != node.shape:
@@ -309,17 +309,26 @@ class TensorNetwork(Expression):
         Raises:
             ValueError: a leg that no plain result axis holds.
         """
-        pair = self.connect(self, (*over, *keep))
-        half = len(self.result.axes)
+        return self.matched(self, over, keep)
+
+    def matched(
+        self, other: "TensorNetwork", over: Collection[Leg], keep: Collection[Leg] = ()
+    ) -> "TensorNetwork":
+        """``A[keep, a, b] = Σ_over T[keep, over, a] U[keep, over, b]``: `gram` of two networks.
+
+        Raises:
+            ValueError: a leg that no plain result axis of both holds, or of two sizes.
+        """
+        pair = self.connect(other, (*over, *keep))
         plain = [axis.plain(self.sizes) for axis in self.result.axes]
+        others = [axis.plain(other.sizes) for axis in other.result.axes]
         for leg in (*over, *keep):
-            if leg not in plain:
-                raise ValueError(f"no plain result axis is leg {leg!r}; they are {plain}")
-        axes = [
-            axis
-            for at, axis in enumerate(pair.result.axes)
-            if plain[at % half] not in over and not (plain[at % half] in keep and at >= half)
-        ]
+            if leg not in plain or leg not in others:
+                found = plain if leg not in plain else others
+                raise ValueError(f"no plain result axis is leg {leg!r}; they are {found}")
+        dropped = [leg in over for leg in plain] + [leg in (*over, *keep) for leg in others]
+        every = zip(pair.result.axes, dropped, strict=True)
+        axes = [axis for axis, out in every if not out]
         axes.sort(key=lambda axis: axis.plain(pair.sizes) not in keep)
         return pair.with_(result=View(tuple(axis.size for axis in axes), tuple(axes)))
 
@@ -363,7 +372,7 @@ class TensorNetwork(Expression):
         part = self.substitute(leg, start, {leg: step}, {leg: length})
         axes = list(part.result.axes)
         axes[plain.index(leg)] = Axis(length, 0, ((leg, 1),))
-        shape, dim = list(self.shape), _dimension(self.result, plain.index(leg))
+        shape, dim = list(self.shape), array_dimension(self.result, plain.index(leg))
         shape[dim] = shape[dim] * length // size
         return part.with_(result=View(tuple(shape), tuple(axes)))
 
@@ -400,7 +409,7 @@ class TensorNetwork(Expression):
         return self.with_(result=View(shape, self.result.axes))
 
 
-def _dimension(view: View, axis: int) -> int:
+def array_dimension(view: View, axis: int) -> int:
     """The array dimension that an axis of size > 1 is part of."""
     before = prod(other.size for other in view.axes[:axis])
     return next(d for d in range(len(view.shape)) if prod(view.shape[: d + 1]) > before)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from tnconv.diagrams.affine import Leg, Node, Pattern, View
 from tnconv.diagrams.expression import Expression, Sum
@@ -52,7 +54,7 @@ class Firing:
         return f"{self.rule}{at}: {self.saved}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Simplified:
     """``normal`` keeps patterns that native kernels match, ``views`` turns them into views.
 
@@ -62,6 +64,35 @@ class Simplified:
     normal: Expression
     views: Expression
     trace: tuple[Firing, ...]
+
+    def __repr__(self) -> str:
+        rules = len(self.trace)
+        return f"<Simplified by {rules} rule{'s' * (rules != 1)} to {self.views}>"
+
+    @property
+    def steps(self) -> list[tuple[str, TensorNetwork]]:
+        """The networks as given and after each rule, with titles: what is drawn."""
+        first = self.trace[0].before if self.trace else self.normal.terms[0]
+        return [("as given", first), *((firing.rule, firing.after) for firing in self.trace)]
+
+    def draw(self, path: str | Path, **options: Any) -> Path:
+        """Write all steps as a grid, with what changes next highlighted: see `draw_steps`.
+
+        Raises:
+            ValueError: a sum of several networks, another suffix, or options that do not fit.
+        """
+        from tnconv.diagrams.drawing import draw_steps
+
+        if len(self.normal.terms) != 1:
+            raise ValueError(
+                f"cannot draw the steps of {len(self.normal.terms)} networks; simplify one term"
+            )
+        return draw_steps(self.steps, path, **options)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """What a notebook shows: the rules that fired and the simplified network."""
+        text = "\n".join([*map(str, self.trace), str(self.views)])
+        return self.views._repr_mimebundle_() | {"text/plain": text}
 
 
 def simplify(network: Expression) -> Simplified:

@@ -11,6 +11,7 @@ from tnconv.codegen.lowering.paths import RANDOM, searched
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
 from tnconv.codegen.lowering.writer import Writer
+from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 
@@ -182,8 +183,11 @@ def _along_path(
     later: Collection[Leg] = (),
 ) -> tuple[Writer, Value] | None:
     left = list(values)
-    path = greedy_path if optimize == GREEDY else partial(contraction_path, optimize=optimize)
-    for positions in path([value.legs for value in left], output, sizes):
+    search = greedy_path if optimize == GREEDY else partial(contraction_path, optimize=optimize)
+    path = search([value.legs for value in left], output, sizes)
+    if limit < inf and writer.seconds + _least_seconds(path, values, output, sizes) > limit:
+        return None
+    for positions in path:
         chosen = [left[at] for at in positions]
         left = [value for at, value in enumerate(left) if at not in positions]
         needed = {*output, *(leg for value in left for leg in value.legs)}
@@ -195,3 +199,23 @@ def _along_path(
         if writer.seconds > limit:
             return None
     return writer, left[0]
+
+
+def _least_seconds(
+    path: Sequence[Sequence[int]], values: Sequence[Value], output: Sequence[Leg], sizes: Sizes
+) -> float:
+    """A lower bound of the seconds along a path: its matrix products at full speed."""
+    left = [frozenset(value.legs) for value in values]
+    flops = 0
+    for positions in path:
+        first, *others = (left[at] for at in positions)
+        left = [legs for at, legs in enumerate(left) if at not in positions]
+        for other in others:
+            needed = frozenset(output).union(*left) if len(others) == 1 else frozenset(sizes)
+            one, two = first & (needed | other), other & (needed | first)
+            if one != two and not one & two <= needed:
+                flops += 2 * prod(sizes[leg] for leg in one | two)
+            first = (one | two) & needed
+        left.append(first)
+    mirrored = len({value.array for value in values}) < len(values)  # half of the work is equal
+    return cost.least_product(flops) / (2 if mirrored else 1)

@@ -34,7 +34,7 @@ def run(shape: Ints, strides: Ints) -> int:
     return length
 
 
-@lru_cache(KEPT)
+@cost.remembered
 def innermost(shape: Ints, strides: Ints) -> tuple[int, int, int, int]:
     """The inner loops of a copy: entries of a row, their step, and rows.
 

@@ -8,7 +8,7 @@ from math import prod
 from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.overlaps import Overlap, overlapped
 from tnconv.codegen.lowering.strided import Strided
-from tnconv.codegen.lowering.writer import Writer
+from tnconv.codegen.lowering.writer import Step, Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Axis, Leg, Sizes, View, reach
 
@@ -37,7 +37,18 @@ def read(writer: Writer, array: Strided, view: View, sizes: Sizes) -> tuple[Writ
     Everything is a strided view except padding, which an axis that reaches outside needs, and
     flips of negative coefficients.
     """
-    axes = _proper(view)
+    key = array, view, tuple([sizes[leg] for leg in view.legs])
+    if (known := writer.readings.get(key)) is None:  # routes read the same tensors over and over
+        known = writer.readings[key] = _reading(array, view, sizes)
+    steps, value = known
+    for step in steps:
+        writer = writer.with_step(step)
+    return writer, value
+
+
+def _reading(array: Strided, view: View, sizes: Sizes) -> tuple[tuple[Step, ...], Value]:
+    """The steps that reading takes, and the value."""
+    writer, axes = Writer(), _proper(view)
     split = array.free_reshape([axis.size for axis in axes])
     assert split is not None
     pads = [axis.overhang(sizes) for axis in axes]
@@ -52,7 +63,7 @@ def read(writer: Writer, array: Strided, view: View, sizes: Sizes) -> tuple[Writ
         first, second = [at for at, leg in enumerate(names) if leg == repeated[0]][:2]
         array = array.diagonal(first, second)
         names = [*names[:first], *names[first + 1 : second], *names[second + 1 :], repeated[0]]
-    return writer, Value(array, tuple(names))
+    return writer.steps, Value(array, tuple(names))
 
 
 def _proper(view: View) -> tuple[Axis, ...]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
 from math import prod
+from typing import Any
 
 from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.layouts import Ints
@@ -55,6 +56,8 @@ class Writer:
     steps: tuple[Step, ...] = ()
     seen: dict[Strided, int] = field(default_factory=dict, compare=False, repr=False)
     """Where a writer of this family has a step of this value: shared, and checked when used."""
+    readings: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What the family has read: see `values.read`."""
 
     @cached_property
     def seconds(self) -> float:
@@ -87,12 +90,12 @@ class Writer:
 
     def with_step(self, step: Step) -> "Writer":
         """With this step, unless there is one of its value."""
-        if self._has(step.value):
+        if self.has(step.value):
             return self
         self.seen[step.value] = len(self.steps)
-        return Writer((*self.steps, step), self.seen)
+        return Writer((*self.steps, step), self.seen, self.readings)
 
-    def _has(self, value: Strided) -> bool:
+    def has(self, value: Strided) -> bool:
         """Whether there is a step; all are searched only if another writer has it elsewhere."""
         if (at := self.seen.get(value)) is None:
             return False
@@ -104,11 +107,8 @@ class Writer:
         """Reshape as a view where strides allow, else by a copy."""
         if (view := array.free_reshape(shape)) is not None:
             return self, view
-        kernel = cost.copy(array.size, *array.innermost)
-        attributes = (tuple(shape),)
-        return self.run(
-            RESHAPED, [array.unshaped], shape, kernel, "copy in a new order", attributes
-        )
+        step = copying(array, shape)
+        return self.with_step(step), step.value
 
     def pad(self, array: Strided, pads: Sequence[tuple[int, int]]) -> tuple["Writer", Strided]:
         """Zeros around each dimension (before, after); negative numbers crop."""
@@ -192,6 +192,14 @@ class Writer:
         straight = sorted(range(len(left)), key=left.__getitem__)
         rest = [dim - (dim > first) for dim in dims if dim != first]
         return writer.sum(partial.permute(straight), rest)
+
+
+def copying(array: Strided, shape: Sequence[int]) -> Step:
+    """The step of a reshape that is no view."""
+    kernel, shape = cost.copy(array.size, *array.innermost), tuple(shape)
+    strides = layouts.contiguous(shape)
+    value = strided(RESHAPED, (array.unshaped,), (shape,), shape, strides)
+    return Step(value, kernel, "copy in a new order")
 
 
 def _read_in_steps(array: Strided) -> tuple[Strided, int] | None:

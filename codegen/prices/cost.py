@@ -4,7 +4,8 @@ Formulas and their coefficients are in the docstrings of the kinds of kernels, i
 this folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 from tnconv.codegen.prices.convolutions import NativeConvolution
 from tnconv.codegen.prices.kinds import Kernel
@@ -19,6 +20,7 @@ from tnconv.codegen.prices.tables import (
     Table,
     bytes_per_entry,
     in_use,
+    remembered,
     using,
 )
 
@@ -37,12 +39,20 @@ __all__ = [
     "gram",
     "in_use",
     "launch",
+    "least_product",
     "loop",
     "matmul",
     "reduction",
+    "remembered",
     "shifted",
     "using",
 ]
+
+
+@remembered
+def _kernel(kind: type[Any], *call: Hashable) -> Kernel:
+    found: Kernel = in_use()[kind].price(*call)
+    return found
 
 
 def matmul(
@@ -55,12 +65,17 @@ def matmul(
     conflict: bool = False,
 ) -> Kernel:
     """``(batch, m, k) @ (batch, k, n)``: see `Product.price`."""
-    return in_use()[Product].price(batch, m, n, k, in_blocks, along, conflict)
+    return _kernel(Product, batch, m, n, k, in_blocks, along, conflict)
+
+
+def least_product(flops: int) -> float:
+    """Seconds that products of so many operations take at least: see `Product.least`."""
+    return in_use()[Product].least(flops)
 
 
 def gram(batch: int, m: int, k: int, blocks: int) -> Kernel:
     """``(batch, m, k) @ (batch, k, m)`` of mirrored halves in block rows: see `Gram`."""
-    return in_use()[Gram].price(batch, m, k, blocks)
+    return _kernel(Gram, batch, m, k, blocks)
 
 
 def copy(
@@ -72,7 +87,7 @@ def copy(
     read: int | None = None,
 ) -> Kernel:
     """Write ``entries``, gathered by `gathering` from as many, or from ``read``: see `Copy`."""
-    return in_use()[Copy].price(entries, row, step, rows, competing, read)
+    return _kernel(Copy, entries, row, step, rows, competing, read)
 
 
 def gathering(
@@ -89,12 +104,12 @@ def conflicts(step: int) -> bool:
 
 def elementwise(entries: int, read: int) -> Kernel:
     """One operation per entry of the result, or of what a reduction reads: see `Elementwise`."""
-    return in_use()[Elementwise].price(entries, read)
+    return _kernel(Elementwise, entries, read)
 
 
 def reduction(read: int, written: int, row: int, step: int = 1, outer: bool = False) -> Kernel:
     """A sum over dimensions: see `Reduction.price`."""
-    return in_use()[Reduction].price(read, written, row, step, outer)
+    return _kernel(Reduction, read, written, row, step, outer)
 
 
 def fold(read: int, written: int) -> Kernel:

@@ -148,6 +148,10 @@ class Product(Kind):
             seconds += batch * m * n * self.unaligned
         return Kernel("matmul", flops, moved, calls.together(seconds))
 
+    def least(self, flops: int) -> float:
+        """A lower bound of what products of so many operations take, in any shapes."""
+        return flops / max(self.gemm, self.dots)
+
     def _occupied(self, batch: int, m: int, n: int) -> float:
         """Share of the multiprocessors that have a block of a batch of products to compute.
 

@@ -1,17 +1,20 @@
 """Tables of coefficients: one for each device, number of threads and dtype."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
+from functools import wraps
 from math import inf
 from typing import Any, TypeVar, cast
 
 from tnconv.codegen.prices.kinds import KINDS, Kind
 
 ITEM = 4  # bytes of an entry in float32
+KEPT = 2**14  # answers that a table remembers: a search asks for the same ones over and over
 K = TypeVar("K", bound=Kind)
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Table:
     machine: Machine = X86
     threads: int = 1
     _kinds: dict[type[Kind], Kind] = field(default_factory=dict, compare=False, repr=False)
+    answers: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What functions that are `remembered` answered by this table."""
 
     def __getitem__(self, kind: type[K]) -> K:
         """The kind with the coefficients of this table."""
@@ -96,7 +101,7 @@ class Table:
 
     def changed(self, values: Mapping[str, float]) -> "Table":
         """With other values of these coefficients."""
-        return replace(self, values={**self.values, **values}, _kinds={})
+        return replace(self, values={**self.values, **values}, _kinds={}, answers={})
 
 
 SHIPPED = Table()
@@ -124,3 +129,19 @@ def using(table: Table, entry: int = ITEM) -> Iterator[None]:
     finally:
         _in_use.reset(tokens[0])
         _entry.reset(tokens[1])
+
+
+def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """A decorator: the answers for hashable arguments are kept with the table in use."""
+
+    @wraps(function)
+    def answer(*arguments: Hashable) -> Answer:
+        answers, key = in_use().answers, (function, _entry.get(), arguments)
+        found = answers.get(key, answers)
+        if found is answers:
+            if len(answers) >= KEPT:
+                answers.clear()
+            found = answers[key] = function(*arguments)
+        return cast(Answer, found)
+
+    return answer

@@ -1,6 +1,8 @@
 """Checks of a call's operands, written out for each program: loops take as long as a kernel."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -44,7 +46,7 @@ def by_position(
     variables = {name: f"operand_{at}" for at, name in enumerate(shapes)}
     first, *others = [variables[name] for name in shapes if name not in indices] or ["operand_0"]
     fits = [f"isinstance({first}, Tensor)"] if shapes else []
-    fits += [f"{variables[name]}.shape == {tuple(shape)}" for name, shape in shapes.items()]
+    fits += [f"{variables[name]}.shape == shape_{at}" for at, name in enumerate(shapes)]
     fits += [f"{other}.dtype is {first}.dtype" for other in others]
     fits += [f"{variables[name]}.dtype is int64" for name in shapes if name in indices]
     fits += [f"{other}.device == {first}.device" for other in variables.values() if other != first]
@@ -60,8 +62,9 @@ def by_position(
 
     known = {"contraction": contraction, "check": explain, "Tensor": Tensor}
     dtypes = {"int64": torch.int64, "float16": torch.float16}
+    sizes = {f"shape_{at}": tuple(shape) for at, shape in enumerate(shapes.values())}
     autocasts = torch._C._is_any_autocast_enabled
-    return _defined("by_position", text, **known, **dtypes, autocasts=autocasts)
+    return _defined("by_position", text, **known, **dtypes, **sizes, autocasts=autocasts)
 
 
 def by_name(
@@ -81,9 +84,15 @@ def by_name(
 
 
 def _defined(name: str, text: str, **known: Any) -> Callable[..., Any]:
-    exec(compile(text, "<checks of a tnconv program>", "exec"), known)
+    exec(_code(text), known)
     function: Callable[..., Any] = known[name]
     return function
+
+
+@lru_cache(maxsize=256)
+def _code(text: str) -> CodeType:
+    """The compiled text: checks of programs that differ in sizes only have one."""
+    return compile(text, "<checks of a tnconv program>", "exec")
 
 
 def check(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 import torch
 from torch import Tensor
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     import cotengra
     import opt_einsum
 
+    from tnconv.diagrams.drawing import Picture
+
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...], default=Tensor)
 _numbers = count(1)
 SPARE = 2**20  # bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Program(Generic[Result]):
     """A compiled network: call it with operands by name, read its ``source``, let it ``explain``.
 
@@ -261,6 +263,35 @@ class Program(Generic[Result]):
                 "compile each of its terms by itself"
             )
         return terms[0]
+
+    def __repr__(self) -> str:
+        operands = ", ".join(f"{name} {shape}" for name, shape in self.operands.items())
+        steps = "in chunks" if self.chunks else f"{len(self.steps)} steps"
+        return f"<Program of {operands or 'no operands'}: {steps}; print its source or explain()>"
+
+    @overload
+    def draw(self, path: None = None, **options: Any) -> "Picture": ...
+    @overload
+    def draw(self, path: str | Path, **options: Any) -> Path: ...
+    def draw(self, path: str | Path | None = None, **options: Any) -> "Path | Picture":
+        """The steps as a tree, with the kernel, flops and bytes of each: written, or returned.
+
+        Formats and options are those of `tnconv.diagrams.drawing.draw`.
+
+        Raises:
+            ValueError: the program runs in chunks, another suffix, or options that do not fit.
+        """
+        from tnconv.codegen.programs.pictures import picture
+        from tnconv.diagrams.look import Style
+
+        drawn = picture(self, Style(**options))
+        return drawn if path is None else drawn.save(path)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """What a notebook shows: one line, and the tree where something can draw it."""
+        if self.chunks:
+            return {"text/plain": repr(self)}
+        return self.draw()._repr_mimebundle_()
 
     def explain(self) -> str:
         """What was compiled and how: networks, rules, plans, steps with costs, alternatives."""

@@ -11,7 +11,9 @@ from tnconv.codegen.lowering.writer import ADD, STACK, Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg, Pattern, Tensor
 from tnconv.diagrams.network import TensorNetwork
+from tnconv.simplify.progressions import clip
 
+MOST_TAPS = 128  # of a band: each is a line of source, or several
 Band = tuple[Leg, Leg, int]  # summed leg i, tap leg k, the tensor that holds i
 
 
@@ -45,7 +47,7 @@ def _summed(
     for at, (i, k, _) in bands:
         if i in value.legs and k not in value.legs:
             windows = [_window(network.nodes[at], i, k, t) for t in range(network.sizes[k])]
-            clipped = [_clip(window, network.sizes[i]) for window in windows]
+            clipped = [clip(window, 0, network.sizes[i] - 1) for window in windows]
             writer, value = _tap_sums(writer, value, i, k, clipped)
             covered.append(at)
     return writer, value, covered
@@ -61,7 +63,8 @@ def _band(cover: Cover, at: int) -> Band | None:
         others = [other for other in tn.holders[i] if other != at]
         if abs(a) == 1 and len(others) == 1 and i not in tn.open_legs:
             tensor = tn.nodes[others[0]]
-            if isinstance(tensor, Tensor) and k not in tensor.legs:
+            few = tn.sizes[k] <= MOST_TAPS
+            if isinstance(tensor, Tensor) and k not in tensor.legs and few:
                 return i, k, others[0]
     return None
 
@@ -74,11 +77,6 @@ def _window(pattern: object, i: Leg, k: Leg, tap: int) -> range:
     return window if a == 1 else range(-window[-1], 1 - window[0], window.step)
 
 
-def _clip(window: range, size: int) -> range:
-    inside = [at for at in window if 0 <= at < size]
-    return range(inside[0], inside[-1] + 1, window.step) if inside else range(0)
-
-
 def _tap_sums(
     writer: Writer, value: Value, i: Leg, k: Leg, windows: list[range]
 ) -> tuple[Writer, Value]:
@@ -86,9 +84,9 @@ def _tap_sums(
     dim = value.legs.index(i)
     array = value.array
     sums: list[Strided] = []
+    cores = _cores(windows)
     for window in windows:
-        same = [w for w in windows if len(w) and len(window) and _aligned(w, window)]
-        low, high = max((w[0] for w in same), default=0), min((w[-1] for w in same), default=-1)
+        low, high = cores[window[0] % window.step] if window else (0, -1)
         core = range(low, high + 1, window.step)
         pieces = [core] if len(core) else [window]
         if len(core):
@@ -108,8 +106,15 @@ def _tap_sums(
     return writer, Value(stacked, legs)
 
 
-def _aligned(a: range, b: range) -> bool:
-    return (a[0] - b[0]) % a.step == 0
+def _cores(windows: Sequence[range]) -> dict[int, tuple[int, int]]:
+    """Of every residue class the first and the last position that all its windows share."""
+    cores: dict[int, tuple[int, int]] = {}
+    for window in windows:
+        if window:
+            residue = window[0] % window.step
+            low, high = cores.get(residue, (window[0], window[-1]))
+            cores[residue] = max(low, window[0]), min(high, window[-1])
+    return cores
 
 
 def _piece(writer: Writer, array: Strided, dim: int, window: range) -> tuple[Writer, Strided]:

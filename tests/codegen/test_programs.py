@@ -1,5 +1,6 @@
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import (
     SUMS,
+    ZOO,
     Case,
     assert_close,
     geometries,
@@ -77,26 +79,30 @@ def test_every_plan_considered_gives_the_value(network: TensorNetwork) -> None:
         assert_close(single(**operands), expected, 1e-10)
 
 
-@given(case=geometries(max_dims=4, min_dims=4, empty=False))
-def test_four_dimensions(case: Case) -> None:
-    net = conv(case.input_shape, case.weight_shape, **case.kwargs)
-    for network in (
-        net,
-        net.vjp("x"),
-        net.vjp("weight"),
-        unfold(case.input_shape, case.kernel_size, **case.unfold_kwargs),
-        kfac_expand(case.input_shape, case.kernel_size, **case.kwargs),
-        kfac_reduce(case.input_shape, case.kernel_size, **case.kwargs),
-    ):
-        check(network)
-        check(network, simplify=False)
+FOUR: dict[str, Callable[[Case], TensorNetwork | Sum]] = {
+    "conv": ZOO["conv"],
+    "input_vjp": lambda case: ZOO["conv"](case).vjp("x"),
+    "weight_vjp": lambda case: ZOO["conv"](case).vjp("weight"),
+    "unfold": lambda case: unfold(case.input_shape, case.kernel_size, **case.unfold_kwargs),
+    "kfac_expand": lambda c: kfac_expand(c.input_shape, c.kernel_size, **c.kwargs),
+    "kfac_reduce": lambda c: kfac_reduce(c.input_shape, c.kernel_size, **c.kwargs),
+}
 
 
-@given(case=geometries(unbatched=True))
-def test_sums(case: Case) -> None:
+@given(
+    case=geometries(max_dims=4, min_dims=4, empty=False),
+    name=st.sampled_from(sorted(FOUR)),
+    simplify=st.booleans(),
+)
+def test_four_dimensions(case: Case, name: str, simplify: bool) -> None:
+    check(FOUR[name](case), simplify=simplify)
+
+
+@given(case=geometries(unbatched=True), data=st.data())
+def test_sums(case: Case, data: st.DataObject) -> None:
     network = with_bias(conv(case.input_shape, case.weight_shape, **case.kwargs))
-    for term in (network, network.vjp("bias"), network.jacobian("bias"), network.vjp("x")):
-        check(term)
+    every = (network, network.vjp("bias"), network.jacobian("bias"), network.vjp("x"))
+    check(data.draw(st.sampled_from(every)))
 
 
 @given(case=geometries(max_dims=2), name=st.sampled_from(sorted(SUMS)))

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import sys
 import warnings
 from collections import Counter
@@ -13,13 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.strategies import ZOO, Case, networks
+from tests.strategies import ZOO, Case, assert_close, networks, operands_for
 from tnconv.diagrams import (
     Axis,
     Pattern,
     Tensor,
     TensorNetwork,
     View,
+    compose,
     conv,
     delta,
     drawing,
@@ -30,11 +32,15 @@ from tnconv.diagrams import (
     with_bias,
 )
 from tnconv.diagrams.drawing import FORMATS, dot, dot_steps, draw, draw_steps, mimebundle
+from tnconv.diagrams.look import THEMES, Style
 from tnconv.diagrams.notation import equation, form
+from tnconv.diagrams.sketch import arrange, without_ones
+from tnconv.simplify import simplify
 
 CASE = Case((2, 4, 6, 5), (6, 2, 3, 2), stride=2, padding=1, groups=2)
+ONES = Style(ones=True)
 NET = conv((2, 4, 9), (6, 2, 3), stride=2, padding=1, groups=2)
-MAGIC = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG", "dot": b"graph"}
+MAGIC = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG", "dot": b"graph", "tex": b"\\docu"}
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="no dot program")
 
@@ -77,7 +83,7 @@ def ends(network):
 
 
 def check_picture(network):
-    picture = Picture(dot(network).source)
+    picture = Picture(dot(network, ONES).source)
     count = ends(network)
     names = Counter(label for label in picture.labels if label in network.operands)
     assert names == Counter(tensor.name for tensor in network.tensors)
@@ -127,7 +133,7 @@ def test_graphviz_reads_any_network(network):
 
 def test_hyper_edges_of_known_networks():
     def dots(network):
-        return len(Picture(dot(network).source).shaped("point"))
+        return len(Picture(dot(network, ONES).source).shaped("point"))
 
     assert dots(linear((8, 3), (4, 3))) == 0
     assert dots(NET) == 1  # g, of x, weight and the result
@@ -279,7 +285,7 @@ def test_where_pygraphviz_lacks_a_format_the_source_is_written(no_dot, monkeypat
 
 @pytest.mark.parametrize("name", ["conv.jpg", "conv", "conv.", ".svg"])
 def test_bad_suffix(tmp_path, name, monkeypatch):
-    monkeypatch.setattr("tnconv.diagrams.drawing.dot", lambda network: pytest.fail("worked"))
+    monkeypatch.setattr("tnconv.diagrams.drawing.dot", lambda *given: pytest.fail("worked"))
     with pytest.raises(ValueError, match=re.escape(f"{name}'; expected a suffix among .svg, .pdf")):
         draw(NET, tmp_path / name)
     with pytest.raises(ValueError, match="expected a suffix"):
@@ -298,3 +304,102 @@ def test_notebook():
 
 def test_notebook_without_a_renderer(no_renderer):
     assert mimebundle(NET) == {"text/plain": equation(NET)}
+
+
+@given(network=networks(selections=True))
+def test_legs_of_size_one_are_hidden(network):
+    shown = without_ones(network)
+    assert 1 not in shown.sizes.values() and shown.shape == network.shape
+    assert dot(network).source == dot(shown, ONES).source
+    if 0 not in network.sizes.values():
+        operands = operands_for(network)
+        assert_close(shown.reference(**operands), network.reference(**operands))
+
+
+def test_composed_networks_run_from_input_to_output():
+    layers = conv((2, 3, 12), (4, 3, 3)).rename_operands({"weight": "weight1"})
+    for number, out in ((2, 5), (3, 6)):
+        layer = conv(layers.shape, (out, layers.shape[1], 3))
+        names = {"weight": f"weight{number}"}
+        (layers,) = compose(layer.rename_operands(names), "x", layers).terms
+    network = without_ones(layers)
+    order, left = arrange(network)
+    names = [n.name for n in (network.nodes[at] for at in order) if isinstance(n, Tensor)]
+    assert names == ["x", "weight1", "weight2", "weight3"] and left == {order[0]}
+
+
+def test_halves_are_mirrored():
+    network = without_ones(kfac_reduce((8, 4, 9), 3))
+    order, left = arrange(network)
+    names = [getattr(network.nodes[at], "name", "Π") for at in order]
+    assert names == ["Π", "x", "x", "Π"] and left == {0, 1}
+
+
+def test_parameters_are_told_by_signs():
+    pattern = Pattern((("a", 2), ("b", 2), ("c", -1)), range(1, 2))
+    network = TensorNetwork((pattern,), View((), ()), dict.fromkeys("abc", 5))
+    assert "Πs=2 d=2 p=1" in Picture(dot(network).source).labels
+
+
+def test_options():
+    plain = Picture(dot(NET, Style(sizes=False)).source)
+    assert "c" in plain.labels and "c 2" not in plain.labels
+    assert "2" in Picture(dot(NET, Style(labels=False)).source).labels
+    source = dot(NET, Style(direction="TB", font="Times", theme="dark")).source
+    assert "rankdir=TB" in source and "fontname=Times" in source
+    assert THEMES["dark"].page in source
+    mark = THEMES["light"].mark
+    marked = [line for line in dot(NET, Style(highlight=["x", "c"])).source.splitlines()]
+    assert sum(mark in line for line in marked) == 2 and mark not in dot(NET).source
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"direction": "up"}, "direction is 'up'; expected one of"),
+        ({"theme": "blue"}, "theme is 'blue'; expected one of"),
+        ({"dpi": 0}, "dpi is 0; expected at least 1"),
+        ({"highlight": "x"}, "highlight is 'x'; expected a list of names"),
+    ],
+)
+def test_options_are_refused_before_work(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        draw(NET, tmp_path / "conv.svg", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_changes_between_steps_are_highlighted_in_a_grid():
+    steps = simplify(kfac_reduce((8, 4, 16), 4, stride=4)).trace
+    pictures = [("as given", steps[0].before), *((step.rule, step.after) for step in steps)]
+    source = dot_steps(pictures, columns=2).source
+    assert THEMES["light"].mark in source
+    assert source.index('label="as given"') > source.index(f"label={steps[-1].rule}")
+
+
+def test_pictures_without_a_path_are_shown_and_saved(tmp_path):
+    picture = NET.draw(theme="dark")
+    assert repr(picture) == f"Picture of {equation(NET)}"
+    assert picture._repr_mimebundle_()["text/plain"] == equation(NET)
+    assert picture.save(tmp_path / "conv.dot").read_text() == dot(NET, Style(theme="dark")).source
+
+
+def test_resolution_is_that_of_the_png(tmp_path):
+    pytest.importorskip("pygraphviz")
+    sizes = []
+    for dpi in (72, 144):
+        data = NET.draw(tmp_path / "conv.png", dpi=dpi).read_bytes()
+        sizes.append(int.from_bytes(data[16:20], "big"))
+    assert sizes[1] == pytest.approx(2 * sizes[0], abs=4)
+
+
+def test_latex(tmp_path):
+    if drawing._render(dot(NET), "plain") is None:
+        pytest.skip("needs Graphviz or pygraphviz")
+    network = NET.rename_operands({"x": "x_1%"}).scaled(2)
+    text = network.draw(tmp_path / "conv.tex").read_text()
+    assert text.count(r"\node[tensor]") == 2 and text.count(r"\node[pattern]") == 1
+    assert r"{x\_1\%}" in text and r"$\times$ 2" in text and r"i\textsubscript{1}" in text
+    if shutil.which("pdflatex"):
+        command = ["pdflatex", "-interaction=batchmode", "-halt-on-error", "conv.tex"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        assert (tmp_path / "conv.pdf").read_bytes().startswith(MAGIC["pdf"])

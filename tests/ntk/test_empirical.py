@@ -13,6 +13,9 @@ from tests.models.test_geometries import layers
 from tests.ntk.oracle import REDUCED, jacobian, kernel, kernels, reduced
 from tests.operators.test_low_rank import NETWORKS
 from tnconv.ntk import empirical_ntk, parametrization_scales
+from tnconv.ntk.sides import Side
+from tnconv.operators.low_rank.orders import ORDERS
+from tnconv.operators.low_rank.rows import JacobianRows
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -33,7 +36,7 @@ def moved(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() + 0.3 * torch.randn_like(p) for name, p in model.named_parameters()}
 
 
-@settings(max_examples=24)
+@settings(max_examples=20)
 @given(layers(), st.sampled_from([*REDUCED]), st.booleans(), st.booleans(), st.data())
 def test_geometries(
     case: tuple[nn.Module, Tensor], reduce: str, two: bool, checkpoint: bool, data: st.DataObject
@@ -48,7 +51,9 @@ def test_geometries(
     x2 = torch.randn(count, *x.shape[1:]) if two else None
     state = moved(model) if checkpoint else None
     chunks = data.draw(st.sampled_from([None, 1, 2, (1, 2)]))
-    found = empirical_ntk(model, x, x2, other=state, reduce=reduce, chunks=chunks)
+    order = data.draw(st.sampled_from(["auto", *ORDERS]))
+    how = {"other": state, "reduce": reduce, "chunks": chunks, "order": order}
+    found = empirical_ntk(model, x, x2, **how)
     expected = kernel(jacobian(model, x), jacobian(model, x if x2 is None else x2, None, state))
     close(found, reduced(expected, reduce))
 
@@ -170,9 +175,20 @@ def test_sums_in_double_precision() -> None:
     assert float((found - exact).abs().max() / exact.abs().max()) < 1e-6
 
 
-def test_memory_limit() -> None:
-    model, x = network("circular")
-    close(empirical_ntk(model, x, memory_limit=30_000), kernel(jacobian(model, x)))
+def test_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are held at a time take no more than half of the limit."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
+    x, held = torch.randn(12, 3), []
+    rows = Side.rows
+
+    def noted(side: Side, *part: Any) -> JacobianRows:
+        found = rows(side, *part)
+        held.append((found.samples, found.held_bytes))
+        return found
+
+    monkeypatch.setattr(Side, "rows", noted)
+    close(empirical_ntk(model, x, memory_limit=5_000), kernel(jacobian(model, x)))
+    assert all(2 * each <= 2_500 for _, each in held) and max(n for n, _ in held) < 12
     with pytest.raises(ValueError, match=r"memory_limit is 100; the rows of two samples"):
         empirical_ntk(model, x, memory_limit=100)
 
@@ -186,6 +202,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "seeds": ({"outputs": torch.ones(2, 3)}, r"outputs has shape \(2, 3\); expected seeds"),
     "few": ({"outputs": torch.ones(2, 1, 4)}, "outputs has seeds for 2 samples"),
     "chunks": ({"chunks": 0}, "chunks is 0; expected"),
+    "order": ({"order": "fastest"}, "order is 'fastest'; expected one of"),
     "scales": ({"scales": {"a": 1.0}}, "scales has a; expected"),
     "parametrization": ({"scales": "mup"}, "parametrization is 'mup'; expected one of"),
     "state": ({"other": {"0.bias": torch.ones(2)}}, r"other has '0.bias' of shape \(2,\)"),

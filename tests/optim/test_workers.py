@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.strategies import assert_close
-from tnconv.optim import KFAC, AdaHesScale, StepSizeScaler
+from tnconv.optim import KFAC, SINGD, AdaHesScale, StepSizeScaler
 from tnconv.optim.workers import Workers
 from tnconv.quantities import SampledColumns
 
@@ -138,6 +138,28 @@ def joined(rank: int) -> None:
         assert torch.equal(*every)
 
 
+def inverse_free(rank: int) -> None:
+    """SINGD's factors are those of the joint batch; only their entries are summed."""
+    for structures in ("dense", ("hierarchical", "diagonal"), "triangular_toeplitz"):
+        found = []
+        for workers in (1, 2):
+            torch.manual_seed(0)
+            model, loss_fn = pooled_net(), nn.CrossEntropyLoss()
+            run = DistributedDataParallel(model) if workers > 1 else model
+            group = "local" if workers == 1 else None
+            settings = {"structures": structures, "process_group": group}
+            optimizer = SINGD(run, 0.05, update_factors_every=2, factor_lr=0.1, **settings)
+            at = slice(rank, None, 2) if workers > 1 else slice(None)
+            for _ in range(4):
+                x, y = torch.randn(8, 2, 5, 5), torch.randint(3, (8,))
+                optimizer.zero_grad()
+                loss_fn(run(x[at]), y[at]).backward()
+                optimizer.step()
+            optimizer.remove_hooks()
+            found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        assert_close(found[1], found[0], 1e-10)
+
+
 def failing(rank: int) -> None:
     """An error of one worker in a step is an error of all, and the next step is as before."""
     torch.manual_seed(0)
@@ -223,7 +245,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
         found = [trained(settings, rank, 2) for settings in SETTINGS]
-        for test in (lonely, late, summed, joined, failing):
+        for test in (lonely, late, summed, joined, failing, inverse_free):
             test(rank)
         costs = [3.0, 1.0, 2.0, 5.0]
         assert Workers(group=dist.group.WORLD).owners(costs) == [1, 0, 1, 0]

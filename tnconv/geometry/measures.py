@@ -69,7 +69,7 @@ def natural_gradient(model: nn.Module, metric: Metric) -> Vector:
     >>> model = nn.Linear(2, 1)
     >>> model(torch.ones(1, 2)).sum().backward()
     >>> natural_gradient(model, 2.0 * Euclidean(dict(model.named_parameters()))).parts["bias"]
-    tensor([0.5000], grad_fn=<MulBackward0>)
+    tensor([0.5000])
 
     Raises:
         ValueError: a parameter of the metric without a gradient.

@@ -31,7 +31,7 @@ class Density(NamedTuple):
 class ShapeOperator:
     """``G⁻¹ H`` of a bilinear form and a metric at one point.
 
-    >>> from tnconv.geometry import Diagonal
+    >>> from tnconv.geometry import Covector, Diagonal
     >>> form = Bilinear(lambda v: Covector(v.parts), {"w": torch.ones(2)})
     >>> shape = ShapeOperator(form, Diagonal({"w": torch.tensor([1.0, 4.0])}))
     >>> shape.eigenvalues()

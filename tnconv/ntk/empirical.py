@@ -18,6 +18,7 @@ from tnconv.ntk.sample_chunks import Chunks, kernel
 from tnconv.ntk.seeds import Outputs, Seeds
 from tnconv.ntk.shards import share, whole_kernel
 from tnconv.ntk.sides import Side, State, at_state, learning
+from tnconv.operators.low_rank.orders import Orders
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -35,6 +36,7 @@ def empirical_ntk(
     per_layer: Literal[False] = ...,
     other: State | None = ...,
     scales: Parametrization | Mapping[str, float] | None = ...,
+    order: Orders = ...,
     memory_limit: int | None = ...,
     chunks: Chunks = ...,
     dtype: torch.dtype | None = ...,
@@ -56,6 +58,7 @@ def empirical_ntk(
     per_layer: Literal[True],
     other: State | None = ...,
     scales: Parametrization | Mapping[str, float] | None = ...,
+    order: Orders = ...,
     memory_limit: int | None = ...,
     chunks: Chunks = ...,
     dtype: torch.dtype | None = ...,
@@ -76,6 +79,7 @@ def empirical_ntk(
     per_layer: bool = False,
     other: State | None = None,
     scales: Parametrization | Mapping[str, float] | None = None,
+    order: Orders = "auto",
     memory_limit: int | None = None,
     chunks: Chunks = None,
     dtype: torch.dtype | None = None,
@@ -100,6 +104,9 @@ def empirical_ntk(
             some parameters and buffers by name, as of another checkpoint.
         scales: The factor of each parameter's kernel: by name, or a parametrisation's, see
             `parametrization_scales`.
+        order: How layers are contracted, one order for all or by parameter name: ``"auto"``,
+            ``"parameter_space"``, ``"data_space"``, ``"mixed"``, ``"one_sided"``, ``"pixel_gram"``
+            (`tnconv.operators.low_rank.orders`); ``"auto"`` takes the one that is priced lowest.
         memory_limit: How many bytes the rows of both sides, and the products of one parameter, may
             hold, beside the kernel and what autograd holds of one chunk. Chunks of samples are
             chosen accordingly.
@@ -128,7 +135,7 @@ def empirical_ntk(
     check_reduce(reduce)
     names = learning(model, parameters)
     factors = scales_of(model, scales)
-    first = Side(model, x1, Seeds(outputs), names, batch_dim, memory_limit)
+    first = Side(model, x1, Seeds(outputs), names, batch_dim, memory_limit, order)
     symmetric = x2 is None and other is None
     second = Side(
         at_state(model, other),
@@ -137,6 +144,7 @@ def empirical_ntk(
         names,
         batch_dim,
         memory_limit,
+        order,
     )
     if reduce == "sample_diagonal" and first.samples != second.samples:
         raise ValueError(

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tnconv.models.computing import Inputs
 from tnconv.models.modules import instances, unwrapped
 from tnconv.ntk.seeds import Seeds, summed
+from tnconv.operators.low_rank.orders import Orders
 from tnconv.operators.low_rank.rows import JacobianRows
 
 State = nn.Module | Mapping[str, Tensor]
@@ -35,7 +36,7 @@ class Side:
     """The Jacobian of functions of a model's outputs on a batch, made in parts when wanted.
 
     ``names`` are the parameters that count; ``batch_dim`` is the dimension of inputs that samples
-    have.
+    have. Of ``memory_limit``, one half is for rows and the other for products.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Side:
     names: tuple[str, ...]
     batch_dim: int = 0
     memory_limit: int | None = None
+    order: Orders = "auto"
 
     @property
     def samples(self) -> int:
@@ -63,8 +65,9 @@ class Side:
         """The Jacobian's rows of samples from ``start`` to ``stop``."""
         part = _narrowed(self.inputs, self.batch_dim, self.samples, start, stop)
         seeds = replace(self.seeds, start=start)
-        how = summed, part, None, seeds, self.memory_limit
-        found = JacobianRows.of(self.model, *how, batch_dim=self.batch_dim)
+        limit = None if self.memory_limit is None else self.memory_limit // 2
+        how = summed, part, None, seeds, limit, self.batch_dim, self.order
+        found = JacobianRows.of(self.model, *how)
         return found.only(self.names)
 
 

@@ -35,7 +35,7 @@ class Samples:
     """
 
     def __init__(self, given: BatchSize) -> None:
-        self.given, self._count = given, 0
+        self.given, self._count, self._used = given, 0, True
         self._stop: Callable[[], object] = lambda: None
         if isinstance(given, nn.Module):
             hook = Inert(weak(self._called))
@@ -53,17 +53,24 @@ class Samples:
         """
         if not isinstance(self.given, nn.Module):
             return _check(self.given() if callable(self.given) else self.given)
-        count, self._count = self._count, 0
-        total = self._workers.sums([torch.tensor(float(count), device=self._device)])[0].item()
+        total, self._count, self._used = float(self._count), 0, True
+        if self._workers.count > 1:
+            total = self._workers.sums([torch.tensor(total, device=self._device)])[0].item()
         if not total:
             raise RuntimeError(
                 "batch_size is a model, which was not called in training mode since the last step"
             )
-        return float(total)
+        return total
 
     def forget(self) -> None:
         """Passes so far do not count."""
-        self._count = 0
+        self._count, self._used = 0, True
+
+    def drop_unused(self) -> None:
+        """Gradients are dropped: with none used since the last time, their passes count no more."""
+        if not self._used:
+            self._count = 0
+        self._used = False
 
     def stop(self) -> None:
         """Remove all hooks."""

@@ -257,6 +257,8 @@ class FactorWatch:
 
     def _before(self, parameter: nn.Parameter) -> None:
         """A gradient is about to be added; without the one before, that counts no longer."""
+        if not self._found:
+            return
         found, grad = self._found.get(parameter), parameter.grad
         if found is not None and (
             grad is None or (grad._version != found.version and not grad.any())
@@ -265,6 +267,8 @@ class FactorWatch:
 
     def _accumulated(self, parameter: nn.Parameter) -> None:
         """A backward pass added to the parameter's gradient: so it uses what arrived before."""
+        if not self._arrived and not self._found:
+            return
         task = _task()
         waiting = self._arrived.get(task, {})
         arrived = waiting.pop(parameter, [])
@@ -293,7 +297,7 @@ class FactorWatch:
         task: int,
     ) -> Contribution | None:
         if self.kfac.fisher not in ("type-2", "mc"):
-            return self._wanted(parameter).of(parameter, arrivals, here.samples)
+            return self.wanted(parameter).of(parameter, arrivals, here.samples)
         own = [each for each in self._open if each.here is here]
         self._blind = self._blind or not (own or here in self._unusable)
         found = [
@@ -316,11 +320,12 @@ class FactorWatch:
                 for name, parameter in call.parameters:
                     arrivals[parameter].append((name, Arrival(call, found[call], vectors)))
         return {
-            parameter: self._wanted(parameter).of(parameter, each, here.samples, weight)
+            parameter: self.wanted(parameter).of(parameter, each, here.samples, weight)
             for parameter, each in arrivals.items()
         }
 
-    def _wanted(self, parameter: nn.Parameter) -> Wanted:
+    def wanted(self, parameter: nn.Parameter) -> Wanted:
+        """What is collected of a parameter."""
         joint, basis = self.parameters.get(parameter, False), self.bases.get(parameter)
         keep = self.rotates and (self.keep or basis is None)
         return Wanted(self.kfac, joint, basis, keep)

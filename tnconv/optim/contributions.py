@@ -59,11 +59,15 @@ class Wanted:
         with torch.autocast(parameter.device.type, enabled=False):
             each = [arrived.term(name, parameter, samples, dtype) for name, arrived in arrivals]
             term = Term.of(each, factored=True)
-            named = self.kfac.statistics()
-            values = term.values(list(named.values()))
-            sums = {name: value.to(dtype) for name, value in zip(named, values, strict=True)}
-            if self.basis is not None and not self.keep:
-                sums["moments"] = moments(term, self.basis, self.joint)
+            sums = {name: value.to(dtype) for name, value in self.sums(term).items()}
         for name in {"grad_output", "moments"} & sums.keys():
             sums[name] = weight * sums[name]
         return Contribution(sums, [(term, weight)] if self.keep else [])
+
+    def sums(self, term: Term) -> dict[str, Tensor]:
+        """What adds up over passes: the number of samples, and of both factors the sums."""
+        named = self.kfac.statistics()
+        sums = dict(zip(named, term.values(list(named.values())), strict=True))
+        if self.basis is not None and not self.keep:
+            sums["moments"] = moments(term, self.basis, self.joint)
+        return sums

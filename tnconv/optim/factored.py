@@ -52,7 +52,7 @@ class Factored(Resumable):
             raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         check(settings)
         names = "flavour", "fisher", "samples", "generator", "joint", "per_group", "reduction"
-        kfac = KFAC(**{name: settings[name] for name in names})
+        kfac = KFAC(**{name: settings[name] for name in names if name in settings})
         loss_fn, params = settings["loss_fn"], settings["params"]
         if kfac.fisher in ("type-2", "mc") and loss_fn is not None:
             recognised(loss_fn)
@@ -65,6 +65,7 @@ class Factored(Resumable):
         self._watch = self.watch_type(*watched)
         self._workers = Workers(settings["process_group"], model, weak(self._take_part))
         defaults = {name: settings[name] for name in self.grouped} | {"steps": 0, "divisor": None}
+        defaults |= {name: None for name, value in defaults.items() if callable(value)}
         super().__init__(model.parameters() if params is None else params, defaults)
         self._arrange()
         others = self._others()
@@ -249,6 +250,12 @@ class Factored(Resumable):
         for group in self.param_groups:
             group["steps"] += 1
         self._prepare()
+
+    def _note_divisor(self, total: float) -> None:
+        """Keep what a mean divides by, for the running squares of other parameters."""
+        for group in self.param_groups:
+            if total or group["divisor"] is None:
+                group["divisor"] = (total or 1.0) if self._watch.averages else 1.0
 
     def _say(self, left_out: list[Block]) -> None:
         """Tell what has no factors, once.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tnconv.optim.blocked import from_left, from_right
-from tnconv.optim.inverses import eigenbasis, inverse
+from tnconv.optim.inverses import Damped, eigenbasis, inverted
 
 
 def factored(
@@ -22,15 +22,21 @@ def factored(
     >>> 1 / first[0, 0, 0], 1 / second[0, 0, 0]
     (tensor(1.0500), tensor(4.2000))
     """
+    first, second = inverted(damped(a, b, damping))
+    return first, second
+
+
+def damped(a: Tensor, b: Tensor, damping: float) -> tuple[Damped, Damped]:
+    """What `factored` inverts."""
     if a.shape[1:] == (1, 1):
-        return torch.ones_like(a), inverse(b * _number(a, b), damping)
+        return torch.ones_like(a), (b * _number(a, b), damping)
     if b.shape[1:] == (1, 1):
-        return inverse(a * _number(b, a), damping), torch.ones_like(b)
+        return (a * _number(b, a), damping), torch.ones_like(b)
     means = [factor.diagonal(dim1=-2, dim2=-1).flatten(1).mean(-1) for factor in (a, b)]
     ratio = (means[0] / means[1]).sqrt()
     pi = torch.where((ratio > 0) & ratio.isfinite(), ratio, 1.0)
     root = damping**0.5
-    return inverse(a, _number(pi * root, a)), inverse(b, _number(root / pi, b))
+    return (a, _number(pi * root, a)), (b, _number(root / pi, b))
 
 
 def _number(of_groups: Tensor, factor: Tensor) -> Tensor:

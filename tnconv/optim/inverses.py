@@ -1,7 +1,67 @@
 """Inverses and eigenbases of Kronecker factors, in float64 where their own dtype fails."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+from math import prod
+
 import torch
 from torch import Tensor
+
+Damped = tuple[Tensor, Tensor | float] | Tensor
+"""A matrix with what is added to its diagonal before it is inverted; or an inverse as it is."""
+SMALL = 512  # rows up to which accelerators factorise equal sizes together
+
+
+def inverted(given: Sequence[Damped], together: bool | None = None) -> list[Tensor]:
+    """`inverse` of each matrix, the others as they are.
+
+    Accelerators are asked once whether all factorisations succeeded, since every question waits for
+    what they are doing; small matrices of one size are one batch there. ``together`` says whether
+    to do so, by default on accelerators.
+
+    >>> inverted([(torch.ones(1, 1, 1), 1.0), torch.eye(1)[None]])
+    [tensor([[[0.5000]]]), tensor([[[1.]]])]
+
+    Raises:
+        torch.linalg.LinAlgError: a matrix that is not finite, or far from semi-definite.
+    """
+    pairs = {at: each for at, each in enumerate(given) if not isinstance(each, Tensor)}
+    if together is None:
+        together = any(matrix.device.type != "cpu" for matrix, _ in pairs.values())
+    if not pairs or not together:
+        return [each if isinstance(each, Tensor) else inverse(*each) for each in given]
+    lowers = [(places, *_factors([pairs[at] for at in places])) for places in _alike(pairs)]
+    device = next(iter(pairs.values()))[0].device
+    if torch.stack([failed.any().to(device) for _, _, failed in lowers]).any():
+        return [each if isinstance(each, Tensor) else inverse(*each) for each in given]
+    found = {at: each for at, each in enumerate(given) if isinstance(each, Tensor)}
+    for places, lower, _ in lowers:
+        shapes = [pairs[at][0].shape for at in places]
+        counts = [prod(shape[:-2]) for shape in shapes]
+        parts = torch.split(torch.cholesky_inverse(lower), counts)
+        for at, part, shape in zip(places, parts, shapes, strict=True):
+            found[at] = part.reshape(shape)
+    return [found[at] for at in range(len(given))]
+
+
+def _alike(pairs: dict[int, tuple[Tensor, Tensor | float]]) -> list[list[int]]:
+    """Which matrices are factorised together."""
+    found = defaultdict[tuple[object, ...], list[int]](list)
+    for at, (matrix, _) in pairs.items():
+        size = matrix.shape[-1]
+        found[size, matrix.dtype, matrix.device, at if size > SMALL else -1].append(at)
+    return list(found.values())
+
+
+def _factors(pairs: Sequence[tuple[Tensor, Tensor | float]]) -> tuple[Tensor, Tensor]:
+    matrices = torch.cat([matrix.flatten(0, -3) for matrix, _ in pairs])
+    shifts = torch.cat([_shift(matrix, damping).flatten() for matrix, damping in pairs])
+    return _cholesky(matrices, shifts, wide(matrices))
+
+
+def _shift(matrix: Tensor, damping: Tensor | float) -> Tensor:
+    shift = torch.as_tensor(damping, dtype=torch.float64, device=matrix.device)
+    return shift.expand(matrix.shape[:-2])
 
 
 def inverse(
@@ -19,8 +79,7 @@ def inverse(
     Raises:
         torch.linalg.LinAlgError: a matrix that is not finite, or far from semi-definite.
     """
-    shift = torch.as_tensor(damping, dtype=torch.float64, device=matrix.device)
-    shift = shift.expand(matrix.shape[:-2])
+    shift = _shift(matrix, damping)
     for dtype in (wide(matrix), torch.float64):
         lower, failed = _cholesky(matrix, shift, dtype)
         if not failed.any():

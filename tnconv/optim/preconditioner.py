@@ -1,6 +1,6 @@
 """The Kronecker factors of blocks of parameters, over time: averages, inverses, and products."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,8 +13,8 @@ from tnconv.optim.blocks import Block
 from tnconv.optim.collection import FactorWatch
 from tnconv.optim.contributions import Contribution
 from tnconv.optim.ekfac import Basis
-from tnconv.optim.factored_damping import exact, factored, spectrum
-from tnconv.optim.inverses import wide
+from tnconv.optim.factored_damping import damped, exact, spectrum
+from tnconv.optim.inverses import Damped, inverted, wide
 from tnconv.optim.workers import Workers
 
 State = dict[str, Any]
@@ -41,11 +41,25 @@ class Measured:
 
     def scale(self, watch: FactorWatch, workers: Workers) -> float:
         """What sums over samples are divided by."""
-        return (self.total or 1.0) if watch.averages else float(workers.count)
+        return divided_by(self.total, watch, workers)
 
 
-def measured(blocks: Sequence[Block], watch: FactorWatch, workers: Workers, most: int) -> Measured:
-    """A, B and moments over all workers, of the blocks of which one saw a sample.
+@dataclass(frozen=True)
+class Gathered:
+    """Sums over all workers by block, with ``count`` what their inputs' are divided by."""
+
+    sums: Mapping[Block, Mapping[str, Tensor]]
+    total: float
+    found: Mapping[Tensor, Contribution]  # of this worker
+
+
+def gathered(
+    blocks: Sequence[Block],
+    watch: FactorWatch,
+    workers: Workers,
+    zeros: Callable[[Block], Mapping[str, Tensor]],  # what a worker adds that did not see a block
+) -> Gathered:
+    """What all workers collected, of the blocks of which one saw a sample.
 
     Raises:
         RuntimeError: passes whose loss was not seen, here or by another worker.
@@ -55,30 +69,51 @@ def measured(blocks: Sequence[Block], watch: FactorWatch, workers: Workers, most
         found = dict(watch.found())
     except RuntimeError as reason:
         failure = reason
+    if failure is not None and workers.count == 1:
+        raise failure
     many = workers.count > 1
     seen = [block for block in blocks if many or block.key in found]
-    sums = [found[b.key].sums if b.key in found else _zeros(b, watch, most) for b in seen]
-    device = blocks[0].key.device if blocks else None
-    numbers = torch.tensor(
-        [0.0 if failure else watch.total, float(failure is not None)], device=device
-    )
-    flat = iter(workers.sums([numbers, *(value for each in sums for value in each.values())]))
-    total, failures = next(flat).tolist()
-    if failure is not None:
-        raise failure
-    if failures:
-        raise RuntimeError("another worker could not collect factors; its error says why")
-    result = Measured({}, total)
+    sums = [found[b.key].sums if b.key in found else zeros(b) for b in seen]
+    values_of_all = [value for each in sums for value in each.values()]
+    total, flat = 0.0 if failure else watch.total, iter(values_of_all)
+    if many:
+        device = blocks[0].key.device if blocks else None
+        numbers = torch.tensor([total, float(failure is not None)], device=device)
+        flat = iter(workers.sums([numbers, *values_of_all]))
+        total, failures = next(flat).tolist()
+        if failure is not None:
+            raise failure
+        if failures:
+            raise RuntimeError("another worker could not collect factors; its error says why")
+    values = {
+        block: {name: next(flat) for name in each} for block, each in zip(seen, sums, strict=True)
+    }
+    kept = {block: each for block, each in values.items() if not many or each["count"]}
+    return Gathered(kept, total, found)
+
+
+def measured(blocks: Sequence[Block], watch: FactorWatch, workers: Workers, most: int) -> Measured:
+    """A, B and moments over all workers, of the blocks of which one saw a sample.
+
+    Raises:
+        RuntimeError: passes whose loss was not seen, here or by another worker.
+    """
+    new = gathered(blocks, watch, workers, lambda block: _zeros(block, watch, most))
+    total = divided_by(new.total, watch, workers)
     factors = dict[Block, Mapping[str, Tensor]]()
-    for block, each in zip(seen, sums, strict=True):
-        values = {name: next(flat) for name in each}
-        count = values.pop("count")
-        if not many or count:
-            total = result.scale(watch, workers)
-            new = {"A": cut(_own(values.pop("input") / count, block, watch), most)}
-            new["B"] = cut(_output(values.pop("grad_output") / total, watch), most)
-            factors[block] = new | {name: value / total for name, value in values.items()}
-    return Measured(factors, result.total, found)
+    for block, sums in new.sums.items():
+        found = {name: value / total for name, value in sums.items() if name == "moments"}
+        a = cut(_own(sums["input"] / sums["count"], block, watch), most)
+        factors[block] = {
+            "A": a,
+            "B": cut(_output(sums["grad_output"] / total, watch), most),
+        } | found
+    return Measured(factors, new.total, new.found)
+
+
+def divided_by(total: float, watch: FactorWatch, workers: Workers) -> float:
+    """What sums over samples are divided by."""
+    return (total or 1.0) if watch.averages else float(workers.count)
 
 
 def update_factors(
@@ -139,10 +174,23 @@ def update_moments(
     dtype: torch.dtype | None = None,
 ) -> None:
     """The running averages of second moments in the eigenbasis, likewise."""
-    for block, state, decay in blocks:
-        if block in new and bool(new[block].sum().isfinite()):
+    given = [each for each in blocks if each[0] in new]
+    for (block, state, decay), finite in zip(
+        given, _all_finite([new[block] for block, _, _ in given]), strict=True
+    ):
+        if finite:
             values = {"moments": new[block]}
             _average(state, values, ("moments",), "moment_updates", decay, dtype)
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Whether each has finite entries alone, with one question to an accelerator."""
+    if not tensors:
+        return []
+    device = tensors[0].device
+    sums = [tensor.sum().isfinite().to(device) for tensor in tensors]
+    found: list[bool] = torch.stack(sums).tolist()
+    return found
 
 
 def _average(
@@ -226,14 +274,14 @@ def update_inverses(
     """Invert, or diagonalise, the factors; each worker does a share for all."""
     ready = [each for each in blocks if "A" in each[1]]
     costs = [float(sum(state[name].shape[-1] ** 3 for name in "AB")) for _, state, _ in ready]
-    flat: list[Tensor] = []
+    flat: list[Damped] = []
     for (_, state, damping), owner in zip(ready, workers.owners(costs), strict=True):
         a, b = state["A"], state["B"]
         if owner != workers.rank:
             flat += _nothing(a, b, inverse)
         else:
-            flat += factored(a, b, damping) if inverse == "cholesky" else spectrum(a, b)
-    values = iter(workers.sums(flat))
+            flat += damped(a, b, damping) if inverse == "cholesky" else spectrum(a, b)
+    values = iter(workers.sums(inverted(flat)))
     for _, state, _ in ready:
         state.update((name, next(values)) for name in INVERSES[inverse])
         for name in ("moments", "moment_updates"):  # they belong to the basis before
@@ -271,5 +319,7 @@ def bases(blocks: Sequence[Block], states: Mapping[Tensor, State]) -> dict[Tenso
 
 def move(state: State, device: torch.device) -> None:
     """Bring factors to where their parameter is."""
+    if "A" in state and state["A"].device == device:
+        return
     for name in FACTORS & state.keys():
         state[name] = state[name].to(device)

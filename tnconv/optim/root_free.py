@@ -32,6 +32,11 @@ class RootFree(torch.optim.Optimizer):
         """Stop counting the samples of a model."""
         self._samples.stop()
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop gradients; samples whose gradients no step has used count no longer."""
+        self._samples.drop_unused()
+        super().zero_grad(set_to_none)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         group = self.param_groups[-1]

@@ -17,15 +17,15 @@ class Resumable(torch.optim.Optimizer):
     model: nn.Module
     settings: dict[str, Any]
     fallback: torch.optim.Optimizer | None
-    own_dtypes: ClassVar[Collection[str]]
-    """Entries of a parameter's state with a dtype of their own."""
+    own_dtypes: ClassVar[Collection[str] | None] = None
+    """Entries of a parameter's state with a dtype of their own; None for all."""
 
     def state_dict(self) -> State:
         """Everything that a later run needs to go on exactly."""
         found: State = super().state_dict()
         if self.fallback is not None:
             found["fallback"] = self.fallback.state_dict()
-        if (generator := self.settings["generator"]) is not None:
+        if (generator := self.settings.get("generator")) is not None:
             found["generator"] = generator.get_state()
         return found
 
@@ -38,7 +38,7 @@ class Resumable(torch.optim.Optimizer):
         restore(self, given, self.own_dtypes)
         if self.fallback is not None and fallback is not None:
             self.fallback.load_state_dict(fallback)
-        if generator is not None and self.settings["generator"] is not None:
+        if generator is not None and self.settings.get("generator") is not None:
             self.settings["generator"].set_state(generator.cpu())
         self._resume()
 
@@ -48,8 +48,9 @@ class Resumable(torch.optim.Optimizer):
             group | {"params": [deepcopy(p, memo) for p in group["params"]]}
             for group in self.param_groups
         ]
-        generator = self.settings["generator"]
-        own = {"params": groups, "generator": generator and generator.clone_state()}
+        own: dict[str, Any] = {"params": groups}
+        if (generator := self.settings.get("generator")) is not None:
+            own["generator"] = generator.clone_state()
         twin = type(self)(model, **self.settings | own)  # type: ignore[arg-type]
         twin.load_state_dict(deepcopy(self.state_dict()))
         return twin

@@ -23,10 +23,21 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "decoupled": (lambda value: isinstance(value, bool), "a bool"),
     "kl_clip": (lambda value: value > 0, "a positive number"),
     "max_factor": (lambda value: value >= 1 and value % 1 == 0, "an int, at least 1"),
+    "max_size": (lambda value: value >= 1 and value % 1 == 0, "an int, at least 1"),
+    "merge": (lambda value: value >= 1 and value % 1 == 0, "an int, at least 1"),
+    "kernels": (lambda value: value in ("tensor", "matrix"), "'tensor' or 'matrix'"),
     "process_group": (lambda value: not isinstance(value, str) or value == "local", "'local'"),
     "inverse": (
         lambda value: value in ("cholesky", "eigen", "ekfac"),
         "'cholesky', 'eigen' or 'ekfac'",
+    ),
+    "factor_lr": (
+        lambda value: value is None or callable(value) or 0 < value < inf,
+        "a positive number or a callable",
+    ),
+    "riemannian_momentum": (
+        lambda value: value is None or 0 <= value < 1,
+        "None or a number in [0, 1)",
     ),
     "update_factors_every": (lambda value: _is_schedule(value), SCHEDULE),
     "update_inverses_every": (lambda value: _is_schedule(value), SCHEDULE),

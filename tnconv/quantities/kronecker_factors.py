@@ -140,19 +140,26 @@ class KFLR(KFAC):
     scale: Convention = "kfc"
 
 
+def factor_statistic(output: bool, flavour: Flavour, joint: bool) -> Statistic:
+    """One of both factors, as a statistic by itself, with the scales of "ggn" per group."""
+    if output:
+        return Statistic(_output_factor, (flavour, True, "ggn"), factored=True)
+    return Statistic(_input_factor, (flavour, joint, True, "ggn"), factored=True)
+
+
 def _input_factor(
     layer: TensorNetwork, operand: str, vectors: int | None, *settings: Any
 ) -> Expression:
-    return diagrams.input_factor(_factored(layer, operand), operand, *settings)
+    return diagrams.input_factor(factored(layer, operand), operand, *settings)
 
 
 def _output_factor(
     layer: TensorNetwork, operand: str, vectors: int | None, *settings: Any
 ) -> Expression:
-    return diagrams.output_factor(_factored(layer, operand), operand, vectors, *settings)
+    return diagrams.output_factor(factored(layer, operand), operand, vectors, *settings)
 
 
-def _factored(layer: TensorNetwork, operand: str) -> TensorNetwork:
+def factored(layer: TensorNetwork, operand: str) -> TensorNetwork:
     """The layer itself, if it shows inputs and output gradients apart.
 
     Raises:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from tnconv.optim.structures.grids import (
     BlockDiagonal,
     Dense,
@@ -17,6 +19,11 @@ from tnconv.optim.structures.triangles import Triangular
 
 Choice = str | Callable[[int], "Structure | str"]
 """A name of `STRUCTURES`, or a function of the number of rows, such as a class, to one of both."""
+
+Pair = Choice | tuple[Choice, Choice]
+"""That of a layer's inputs and output gradients, or one for both."""
+LayerChoice = Pair | Mapping[str | type[nn.Module], Pair]
+"""For all layers, or by the names and types of layers, and ``"default"`` for all others."""
 
 STRUCTURES: Mapping[str, Callable[[int], Structure]] = {
     "dense": Dense,
@@ -59,3 +66,28 @@ def structure(choice: Choice, size: int) -> Structure:
     if found.size != size:
         raise TypeError(f"a structure has size {found.size}; expected one of size {size}")
     return found
+
+
+def chosen(choices: LayerChoice, name: str, layer: nn.Module) -> tuple[Choice, Choice]:
+    """The choices for a layer: by its name, else by the nearest of its types.
+
+    >>> chosen({nn.Module: "diagonal", "head": ("dense", "diagonal")}, "head", nn.Linear(2, 3))
+    ('dense', 'diagonal')
+    >>> chosen({nn.Module: "diagonal"}, "0", nn.Linear(2, 3))
+    ('diagonal', 'diagonal')
+
+    Raises:
+        ValueError: no choice, or more than two for one layer.
+    """
+    found: Any = choices
+    if isinstance(choices, Mapping):
+        keys: list[Any] = [name, *type(layer).__mro__, "default"]
+        key = next((each for each in keys if each in choices), None)
+        if key is None:
+            kind = type(layer).__name__
+            raise ValueError(f"structures has no choice for layer {name!r} ({kind}); add 'default'")
+        found = choices[key]
+    pair = found if isinstance(found, tuple | list) else (found, found)
+    if len(pair) != 2:
+        raise ValueError(f"structures are {len(pair)} for layer {name!r}; expected one or two")
+    return pair[0], pair[1]

@@ -114,6 +114,19 @@ class Grid(Structure):
         }
         return self.member(found).to(y.dtype)
 
+    def taken(self, matrix: Tensor) -> Tensor:
+        """``⟨M, E[e]⟩`` of a matrix (..., size, size)."""
+        ends = [0, *accumulate(self.intervals)]
+        found = {}
+        for (i, j), (p, r, c) in self.shapes.items():
+            block = matrix[..., ends[i] : ends[i + 1], ends[j] : ends[j + 1]]
+            if p == 1:
+                found[i, j] = block.unsqueeze(-3)
+            else:
+                cut = torch.unflatten(torch.unflatten(block, -1, (p, c)), -3, (p, r))
+                found[i, j] = cut.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+        return self.member(found)
+
     def product(self, first: Tensor, second: Tensor) -> Tensor:
         """The member ``S T``."""
         s, t = (self.blocks(each.to(wide(each))) for each in (first, second))

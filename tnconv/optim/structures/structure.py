@@ -108,10 +108,14 @@ class Structure(ABC):
         rows = (self.rmatmat(member, unit) for unit in self._columns(member))
         return sum(map(self.inner_products, rows), torch.zeros_like(member)) / self.weights(member)
 
+    def taken(self, matrix: Tensor) -> Tensor:
+        """``⟨M, E[e]⟩`` of a matrix (..., size, size)."""
+        unit = torch.eye(self.size, dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
+        return self.inner_products(matrix.contiguous(), unit)
+
     def project(self, matrix: Tensor) -> Tensor:
         """``Π M`` of a symmetric matrix (..., size, size)."""
-        unit = torch.eye(self.size, dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
-        return self.inner_products(matrix.contiguous(), unit) / self.weights(matrix)
+        return self.taken(matrix) / self.weights(matrix)
 
     def dense(self, member: Tensor) -> Tensor:
         """The matrix itself, (..., size, size)."""

@@ -83,6 +83,10 @@ class Triangular(Structure):
         """``⟨Y Zᵀ, E[e]⟩`` for Y and Z of shape (..., size, columns), Z = Y by default."""
         return self._packed(self._halves.inner_products(y, z))
 
+    def taken(self, matrix: Tensor) -> Tensor:
+        """``⟨M, E[e]⟩`` of a matrix (..., size, size)."""
+        return self._packed(self._halves.taken(matrix))
+
     def product(self, first: Tensor, second: Tensor) -> Tensor:
         """The member ``S T``."""
         return self._packed(self._halves.product(self._whole(first), self._whole(second)))

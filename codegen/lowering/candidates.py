@@ -1,0 +1,155 @@
+"""The ways to write one matrix product: they are priced first, and only the best is written."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from math import prod
+from typing import NamedTuple
+
+from tnconv.codegen.lowering import layouts
+from tnconv.codegen.lowering.arrangements import Arrangement, Matrix
+from tnconv.codegen.lowering.matrices import Product, copied, is_matrix, products
+from tnconv.codegen.lowering.strided import Strided, strided
+from tnconv.codegen.lowering.values import Value
+from tnconv.codegen.lowering.writer import Step, Writer
+from tnconv.codegen.prices import cost
+from tnconv.diagrams.affine import Leg
+
+Wanted = tuple[Sequence[Leg], Collection[Leg]]
+"""The order of legs in the end, and those that a later product sums: see `pairs.pair`."""
+
+
+class Way(NamedTuple):
+    """One way to write a product, with its price.
+
+    ``new`` is how many steps it adds, ``within`` the seconds of the copies that torch makes inside
+    of the product, ``reordering`` those of a copy of the result into the wanted order of legs, and
+    ``seconds`` those of all steps so far.
+    """
+
+    plan: Arrangement
+    factors: tuple[Strided, Strided]
+    copies: tuple[Step, ...]
+    product: Product
+    within: float
+    new: int
+    seconds: float
+    reordering: float
+
+    @property
+    def price(self) -> float:
+        return self.seconds + self.reordering
+
+
+class Candidates:
+    """The ways to write one product: they are priced first, and only the chosen one is written.
+
+    Many arrangements have a factor in common.
+    """
+
+    def __init__(self, writer: Writer, a: Value, b: Value, wanted: Wanted) -> None:
+        self._writer, self._wanted = writer, wanted
+        self._size = {**a.sizes, **b.sizes}
+        self._matrices: dict[tuple[object, ...], Matrix] = {}
+        self._reorderings: dict[tuple[Leg, ...], float] = {}
+        self._earlier = {step.value.size for step in writer.steps}
+
+    def cheapest(self, plans: Sequence[Arrangement], best: Way | None = None) -> Way:
+        """The first of the cheapest, if it is cheaper than the ``best`` so far."""
+        for plan in plans:
+            way = self.way(plan, summed_last=True)
+            if way.new > 1:  # copies have the summed legs before the others if that is cheaper
+                other = self.way(plan, summed_last=False)
+                way = other if other.seconds < way.seconds else way
+            if best is None or way.price < best.price:
+                best = way
+        assert best is not None
+        return best
+
+    def way(self, plan: Arrangement, summed_last: bool) -> Way:
+        """The product by an arrangement, and what it costs together with all steps so far."""
+        left, first = self._matrix(plan.left, plan, plan.rows).factor(summed_last, False)
+        right, second = self._matrix(plan.right, plan, plan.columns).factor(summed_last, True)
+        front = _front(left, right)
+        best = min(products(left, right, front), key=_seconds)
+        within = sum(
+            cost.copy(entries, right.shape[-1]).seconds
+            for entries in (copied(left, front), copied(right, front))
+            if entries
+        )
+        if first is not None and second is not None and first.value is second.value:
+            second = None
+        copies = tuple([step for step in (first, second) if step is not None])
+        seconds, new = self._writer.seconds, 1
+        for step in copies:
+            if not self._writer.has(step.value):
+                seconds, new = seconds + step.kernel.seconds, new + 1
+        if prod(best.shape) in self._earlier and self._writer.has(_result(best)):
+            new -= 1
+        else:
+            seconds += best.kernel.seconds + within
+        reordering = self._reordering(plan.legs)
+        return Way(plan, (left, right), copies, best, within, new, seconds, reordering)
+
+    def written(self, way: Way) -> tuple[Writer, Value]:
+        """The steps of a way."""
+        writer, plan = self._writer, way.plan
+        for step in way.copies:
+            writer = writer.with_step(step)
+        front = _front(*way.factors)
+        held = [copied(array, front) for array in way.factors]
+        held += [prod(array.shape[-2:]) for array in way.factors if not is_matrix(array)]
+        kernel = way.product.kernel
+        kernel = replace(
+            kernel,
+            seconds=kernel.seconds + way.within,
+            scratch=kernel.scratch + cost.bytes_per_entry() * sum(held),
+        )
+        comment = f"[{', '.join(plan.legs)}] = sum over {', '.join(plan.summed)}"
+        array = _result(way.product)
+        writer = writer.with_step(Step(array, kernel, comment))
+        split = array.free_reshape([self._size[leg] for leg in plan.legs])
+        assert split is not None
+        return writer, Value(split, plan.legs)
+
+    def _matrix(self, value: Value, plan: Arrangement, keep: tuple[Leg, ...]) -> Matrix:
+        lead = tuple([leg for leg in plan.lead if leg in value.legs])
+        key = (value.array, value.legs, lead, plan.batch, keep, plan.summed)
+        if (known := self._matrices.get(key)) is None:
+            front = tuple([group for group in (lead, plan.batch) if group])
+            known = self._matrices[key] = Matrix(value, front, keep, plan.summed)
+        return known
+
+    def _reordering(self, legs: tuple[Leg, ...]) -> float:
+        """The seconds of the copy that a last product takes if its legs are in another order."""
+        if (known := self._reorderings.get(legs)) is None:
+            known = self._reorderings[legs] = self._reordered(legs)
+        return known
+
+    def _reordered(self, legs: tuple[Leg, ...]) -> float:
+        order, later = self._wanted
+        if set(legs) != set(order):
+            return 0.0
+        if later:
+            order = sorted(legs, key=later.__contains__)
+        strides = dict(
+            zip(legs, layouts.contiguous([self._size[leg] for leg in legs]), strict=True)
+        )
+        shape = tuple([self._size[leg] for leg in order])
+        there = tuple([strides[leg] for leg in order])
+        if layouts.run(shape, there) == prod(shape):
+            return 0.0
+        return cost.copy(prod(shape), *layouts.innermost(shape, there)).seconds
+
+
+def _seconds(product: Product) -> float:
+    return product.kernel.seconds
+
+
+def _front(left: Strided, right: Strided) -> tuple[int, ...]:
+    """The batch dimensions of a product."""
+    return max(left.shape[:-2], right.shape[:-2], key=lambda shape: (len(shape), prod(shape)))
+
+
+def _result(product: Product) -> Strided:
+    strides = layouts.contiguous(product.shape)
+    return strided(product.operation, product.factors, product.attributes, product.shape, strides)
