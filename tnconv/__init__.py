@@ -37,6 +37,7 @@ from tnconv.operators import (
     hesscale,
     hessian_diagonal,
     low_rank_ggn,
+    observe_low_rank,
 )
 
 __version__ = "0.1.0"
@@ -68,6 +69,7 @@ __all__ = [
     "nn",
     "ntk",
     "observe",
+    "observe_low_rank",
     "operators",
     "optim",
     "quantities",
