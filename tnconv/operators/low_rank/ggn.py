@@ -42,7 +42,7 @@ def low_rank_ggn(
     inputs: Inputs,
     targets: Any,
     *,
-    fisher: Fisher = "exact",
+    fisher: Fisher = "type-2",
     samples: int = 1,
     generator: torch.Generator | None = None,
     curvature_samples: Sequence[int] | Tensor | None = None,
@@ -59,7 +59,7 @@ def low_rank_ggn(
             cross-entropy of logits, absolute errors.
         inputs: The model's input, or a sequence or mapping of its arguments, batch first.
         targets: The targets of the batch.
-        fisher: ``"exact"`` columns of the root, or ``"mc"``, which are sampled.
+        fisher: ``"type-2"`` columns of the root, or ``"mc"``, which are sampled.
         samples: The number of sampled columns for each sample of the batch.
         generator: Where they are drawn; torch's default generator where it is None.
         curvature_samples: Positions in the batch that the curvature is made of; all by default.
@@ -90,7 +90,7 @@ def low_rank_ggn(
     how: dict[str, Any] = {"memory_limit": memory_limit, "order": order}
     check_orders(order, dict(model.named_parameters()))
     if used == curved:
-        label = fisher == "exact" and has_label_root(loss_fn, targets)
+        label = fisher == "type-2" and has_label_root(loss_fn, targets)
         rows, scale, gradients = _with_gradients(batch, curved, source, label, model, **how)
     else:
         rows = JacobianRows.of(model, loss_fn, *batch.part(curved), source, **how)
