@@ -117,7 +117,7 @@ def test_browser_moves_the_slider(folder: Path, tmp_path: Path) -> None:
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="no driver: pip install playwright"
     )
-    from tnconv.monitor.html_report import html_report
+    from tnconv.monitor.interactive_report import html_report
 
     path = html_report(read_run(folder), tmp_path / "run.html")
     with playwright.sync_playwright() as driver:
@@ -196,7 +196,7 @@ def test_command_line_errors(tmp_path: Path, capsys: Any) -> None:
         main(["monitor", "show", str(tmp_path)])
     assert stopped.value.code == 2 and "no run in" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no records"):
-        from tnconv.monitor.html_report import html_report
+        from tnconv.monitor.interactive_report import html_report
 
         html_report(Run(), tmp_path / "x.html")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tnconv.monitor.cockpit_logs import read_cockpit_log
-from tnconv.monitor.html_report import html_report
+from tnconv.monitor.interactive_report import html_report
 from tnconv.monitor.run_folder import Run, read_run
 from tnconv.monitor.static_report import static_report
 from tnconv.monitor.terminal_view import show
