@@ -1,7 +1,7 @@
 """Gauss-Newton matrices of mini-batches by their low rank: a block for each group of parameters."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -91,8 +91,7 @@ def low_rank_ggn(
     check_orders(order, dict(model.named_parameters()))
     if used == curved:
         label = fisher == "exact" and has_label_root(loss_fn, targets)
-        rows, scale, weights = _with_gradients(batch, curved, source, label, model, **how)
-        gradients = Gradients(rows, weights)
+        rows, scale, gradients = _with_gradients(batch, curved, source, label, model, **how)
     else:
         rows = JacobianRows.of(model, loss_fn, *batch.part(curved), source, **how)
         other = JacobianRows.of(model, loss_fn, *batch.part(used), LossGradients(), **how)
@@ -102,8 +101,9 @@ def low_rank_ggn(
     scales = averages, batch.scale(curved), batch.scale(used)
     blocks = {}
     for name, own in names.items():
-        part = rows.only(own)
-        same = part if gradients.rows is rows else gradients.rows.only(own)
+        part = replace(rows.only(own), keep=True)
+        other = replace(gradients.rows.only(own), keep=True)
+        same = part if gradients.rows is rows else other
         blocks[name] = LowRankBlock(part, scale, Gradients(same, gradients.weights), *scales)
     return LowRankGGN(blocks, {name: rows.like[name] for own in names.values() for name in own})
 
@@ -115,20 +115,20 @@ def _with_gradients(
     label: bool,
     model: nn.Module,
     **how: Any,
-) -> tuple[JacobianRows, Tensor, Tensor]:
-    """Rows of columns and gradients, the columns' scale ``(m, n)``, and the gradients' weights."""
+) -> tuple[JacobianRows, Tensor, Gradients]:
+    """The columns' rows, their scale ``(m, n)``, and the gradients."""
     inputs, targets = batch.part(positions)
     if not label:
         joined = WithGradient(source)
-        rows = JacobianRows.of(model, batch.loss_fn, inputs, targets, joined, **how)
-        scale = torch.ones(rows.vectors - 1, rows.samples).to(rows.device, rows.dtype)
-        weights = torch.zeros(rows.vectors).to(scale)
-        weights[-1] = 1
-        return rows, scale, weights
+        both = JacobianRows.of(model, batch.loss_fn, inputs, targets, joined, **how)
+        count = both.vectors - 1
+        rows, last = both.between(0, count), both.between(count, count + 1)
+        scale = torch.ones(count, rows.samples).to(rows.device, rows.dtype)
+        return rows, scale, Gradients(last, torch.ones(1).to(scale))
     found = LabelColumns([])
     rows = JacobianRows.of(model, batch.loss_fn, inputs, targets, found, **how)
     (root,) = found.roots
-    return rows, root.scale, root.gradient_weights
+    return rows, root.scale, Gradients(rows, root.gradient_weights)
 
 
 @dataclass(frozen=True, eq=False)
