@@ -63,8 +63,7 @@ class TriangularToeplitz(Structure):
         """The member ``S T``."""
         return self._filtered(first, second.unsqueeze(-1), False).squeeze(-1)
 
-    @cached_property
-    def _constants(self) -> dict[str, Tensor]:
+    def constants(self) -> dict[str, Tensor]:
         counts = torch.arange(self.size, 0, -1, dtype=torch.float64)
         first = torch.zeros_like(counts)
         first[0] = 1
