@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from functools import lru_cache
 from threading import Lock
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -23,18 +23,19 @@ VARIABLE = "TNCONV_TIERED_COMPILATION"
 
 Build = Callable[..., Program[Any]]
 """From a compiler, `compile` or `baseline`, and hashable arguments to a program."""
+Found = TypeVar("Found")
 
 
 class FirstLookup(Exception):  # a result that is not to be remembered, no error
     """What `searched` raises instead of returning a program: here is one of the baseline tier."""
 
-    def __init__(self, program: Program[Any]) -> None:
+    def __init__(self, program: Any) -> None:
         super().__init__()
         self.program = program
 
 
 @lru_cache(maxsize=MOST_PROGRAMS)
-def searched(build: Build, *arguments: Hashable) -> Program[Any]:
+def searched(build: Callable[..., Any], *arguments: Hashable) -> Any:
     """``build(compile, *arguments)``, once; of many programs those that were used last are kept.
 
     Raises:
@@ -51,12 +52,13 @@ def searched(build: Build, *arguments: Hashable) -> Program[Any]:
     return program
 
 
-def looked_up(build: Build, *arguments: Hashable) -> Program[Any]:
-    """The program for these arguments, of the tier that is due."""
+def looked_up(build: Callable[..., Found], *arguments: Hashable) -> Found:
+    """The program, or several, for these arguments, of the tier that is due."""
     try:
-        return searched(build, *arguments)
+        found: Any = searched(build, *arguments)
     except FirstLookup as first:
-        return first.program
+        found = first.program
+    return cast(Found, found)
 
 
 class _Waiting:

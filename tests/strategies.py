@@ -428,6 +428,7 @@ ZOO: dict[str, Callable[[Case], TensorNetwork]] = {
     "repeated": lambda c: diagrams.repeated(ZOO["conv"](c), 2),
     "per_sample_gradients": lambda c: diagrams.per_sample_gradients(ZOO["conv"](c), vectors=2),
     "gradient_sum": lambda c: diagrams.gradient_sum(ZOO["conv"](c), vectors=2),
+    "gradient_sums": lambda c: diagrams.gradient_sum(ZOO["conv"](c), vectors=2, per_vector=True),
     "input_vjp": lambda c: ZOO["conv"](c).vjp("x").terms[0],
     "weight_vjp": lambda c: ZOO["conv"](c).vjp("weight").terms[0],
     "per_sample": lambda c: ZOO["conv"](c).vjp("weight", per_sample=True).terms[0],

@@ -1,15 +1,25 @@
 """The command line: what it prints and writes, and how it refuses."""
 
+import json
+import re
 import runpy
 import sys
 
 import pytest
 import torch
 
-from tnconv.cli import OF_INPUT, OF_LAYER, main, network
+import tnconv
+from tnconv import compile
+from tnconv.cli import OF_LAYER, main, network
+from tnconv.commands.accounts import fitted_to_terminal, random_operands
+from tnconv.commands.asked_layers import torchs
 
 CONV = "conv --input 8 4 12 12 --weight 16 2 3 3 --groups 2 --stride 2 1 --padding 1".split()
 LINEAR = "linear --input 8 5 4 --weight 16 4".split()
+OTHERS = {
+    "conv_transpose": "conv_transpose --input 2 4 6 --weight 4 3 2 --stride 2 --output-padding 1",
+    "avg_pool": "avg_pool --input 2 3 9 --weight 3 --padding 1",
+}
 SHAPES = {
     "forward": ((8, 16, 6, 12), (8, 5, 16)),
     "weight_vjp": ((16, 2, 3, 3), (16, 4)),
@@ -36,6 +46,9 @@ def test_demo_trains_compares_explains_and_draws(capsys, tmp_path):
         "predicted time",
         "def contraction(x):",
         "simplified, in form V",
+        "A route is a way to compute a pattern",
+        "measured: torch: unfold, mean, product",
+        "Next: python -m tnconv explain",
     ):
         assert part in printed
     written = {path.name for path in folder.iterdir()}
@@ -57,7 +70,7 @@ def test_demo_without_its_packages_says_what_to_install(monkeypatch, capsys, nam
     assert "pip install 'tnconv[demo]'" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("operation", [*OF_LAYER, *OF_INPUT])
+@pytest.mark.parametrize("operation", SHAPES)
 def test_every_operation_is_explained(capsys, operation):
     for layer, shape in zip((CONV, LINEAR), SHAPES[operation], strict=True):
         assert main(["explain", *layer, "--operation", operation]) == 0
@@ -105,7 +118,20 @@ def test_explain_says_where_rules_fire_and_what_they_save(capsys):
         (["draw", *CONV, "--output", "missing/a.svg"], "expected a file in a folder that exists"),
         (["draw", *CONV, "--steps", "--output", "missing/a.svg"], "folder that exists"),
         (["demo", "--seeds", "0"], "0; expected at least 1"),
-        ([], "explain,draw,demo"),
+        ([], "explain,draw,source,bench,tune,calibrate,cache,demo"),
+        (["explain", *LINEAR, "--stride", "2"], "linear has no --stride; expected no options"),
+        (
+            ["explain", "avg_pool", "--input", "2", "3", "9", "--weight", "3", "--groups", "2"],
+            "no --g",
+        ),
+        (["explain", "what", *CONV[1:]], "layer is 'what'; expected one of conv"),
+        (["explain", "conv", "--input", "2", "3", "9"], "--weight is not given"),
+        (["explain", *CONV, "--html", "missing/a.html"], "file in a folder that exists"),
+        (["explain", *CONV, "--html", "a.txt"], "a name that ends in .html"),
+        (["source", *CONV, "--output", "a.txt"], "a name that ends in .py"),
+        (["explain", "nowhere:net", "--input", "2"], "no module 'nowhere'"),
+        (["explain", "torch.nn:ReLU", "--input", "2", "--operation", "unfold"], "for a model"),
+        (["explain", "math:pi", "--input", "2"], "gives a float; expected a torch.nn.Module"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(capsys, arguments, words):
@@ -119,3 +145,114 @@ def test_module_runs(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("tnconv", run_name="__main__")
     assert "def contraction(x, weight):" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("operation", [name for name in OF_LAYER if name not in SHAPES])
+def test_other_operations_are_explained(capsys, operation):
+    assert main(["explain", *CONV, "--operation", operation]) == 0
+    assert "def contraction(" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layer", OTHERS)
+def test_other_layers_are_explained(capsys, layer):
+    assert main(["explain", *OTHERS[layer].split(), "--operation", "input_vjp"]) == 0
+    assert "grad_output[" in capsys.readouterr().out
+
+
+def test_json_and_html(capsys, tmp_path):
+    assert main(["explain", *CONV, "--operation", "weight_vjp", "--json", "--measure"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["shape"] == [16, 2, 3, 3] and set(told["measured_seconds"]) == {"tnconv", "torch"}
+    assert told["steps"][0]["flops"] > 0 and "def contraction" in told["source"]
+    page = tmp_path / "report.html"
+    assert main(["explain", *CONV, "--html", str(page)]) == 0
+    assert "def contraction" in page.read_text() and "http" not in _without_svg(page.read_text())
+
+
+def _without_svg(text: str) -> str:
+    return re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
+
+
+def test_models_are_explained(capsys, tmp_path, monkeypatch):
+    factory = (
+        "from torch import nn\ndef small():\n    return nn.Sequential(nn.Conv1d(3, 4, 3), Own())\n"
+    )
+    own = (
+        "class Own(nn.Bilinear):\n    def forward(self, x):\n        return super().forward(x, x)\n"
+    )
+    body = factory.replace("def small", own + "def small").replace("Own()", "Own(7, 7, 2)")
+    (tmp_path / "my_nets.py").write_text(body)
+    monkeypatch.chdir(tmp_path)
+    command = ["explain", "my_nets:small", "--input", "2", "3", "9", "--operation", "per_sample"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "0 (Conv1d)" in printed and "without a diagram: 1 (Own)" in printed
+    assert main([*command, "--json"]) == 0
+    assert [each["shape"] for each in json.loads(capsys.readouterr().out)["layers"]] == [
+        [2, 4, 3, 3]
+    ]
+
+
+def test_sources_are_written_and_run(capsys, tmp_path):
+    file = tmp_path / "program.py"
+    assert main(["source", *LINEAR, "--output", str(file)]) == 0
+    assert capsys.readouterr().out.strip() == str(file)
+    contraction = runpy.run_path(str(file))["contraction"]
+    x, weight = torch.rand(8, 5, 4), torch.rand(16, 4)
+    torch.testing.assert_close(contraction(x, weight), x @ weight.mT)
+    assert main(["source", *CONV, "--style", "einsum"]) == 0
+    assert "torch.einsum(" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("operation", ["forward", "weight_vjp", "input_vjp", "per_sample"])
+@pytest.mark.parametrize("layer", [CONV, LINEAR, OTHERS["conv_transpose"].split()])
+def test_torchs_way_has_the_same_value(operation, layer):
+    from tnconv.cli import _parser
+
+    if layer is LINEAR and operation == "per_sample":
+        pytest.skip("positions are samples of vmap, too")
+    given = _parser().parse_args(["explain", *layer, "--operation", operation])
+    program = compile(network(given))
+    operands = dict(random_operands(program))
+    way = torchs(given)
+    assert way is not None
+    expected = way(**{name: operand.clone() for name, operand in operands.items()})()
+    torch.testing.assert_close(program(**operands), expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_measurements_and_caches(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TNCONV_CACHE_DIR", str(tmp_path))
+    assert main(["bench", *CONV]) == 0
+    assert "times as long" in capsys.readouterr().out
+    assert main(["bench", *CONV, "--operation", "gradient_norms"]) == 0
+    assert "torch has no function for gradient_norms" in capsys.readouterr().out
+    assert main(["tune", *CONV]) == 0
+    assert "other plans; remembered in" in capsys.readouterr().out
+    assert main(["cache"]) == 0
+    count = int(capsys.readouterr().out.split(" holds ")[1].split()[0])
+    assert main(["cache", "--clear"]) == 0 and count == 1
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_interruption_is_one_line(capsys, monkeypatch):
+    def stop(given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tnconv.cli._cache", stop)
+    assert main(["cache"]) == 130
+    assert capsys.readouterr().err == "python -m tnconv: interrupted\n"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"tnconv {tnconv.__version__}\n"
+
+
+def test_wide_text_is_wrapped_on_terminals(monkeypatch):
+    text = "  " + "word " * 50
+    assert fitted_to_terminal(text) == text
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = fitted_to_terminal(text).splitlines()
+    assert max(map(len, lines)) <= 60 and lines[1].startswith("      word")

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 from time import perf_counter
@@ -17,10 +19,18 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv.codegen import compile
+from tnconv.codegen.prices.timing import seconds_of
+from tnconv.diagrams import Expression
 from tnconv.diagrams.drawing import draw_steps
 from tnconv.optim import KFAC
 from tnconv.simplify import simplify
 
+WORDS = """In these words: form N keeps the index patterns Π that torch's kernels know; form V reads
+through views instead. A route is a way to compute a pattern: a native kernel, a window view, tap
+sums, ... A plan is a form with a route for every pattern; the cheapest plan became the program."""
+NEXT = """Next: python -m tnconv explain conv --input 8 3 32 32 --weight 16 3 3 3 --measure
+      python -m tnconv explain my_module:my_model --input 8 3 32 32 --html report.html
+      docs/start.md: your own diagram, KFAC in your loop, quantities of your model"""
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 Part = tuple[Tensor, Tensor]
 
@@ -200,8 +210,30 @@ def _show_compiler(settings: Settings, console: Console) -> None:
     console.rule("What the compiler did: the input factor of the second convolution")
     console.out(compile(factor).explain(), highlight=False)
     console.out(f"simplified, in form V\n  {simplified}", highlight=False)
+    console.print(WORDS)
+    _compare(factor, settings, console)
     settings.folder.mkdir(parents=True, exist_ok=True)
     steps = [("as written", factor.terms[0]), ("simplified, in form V", simplified)]
     for suffix in ("svg", "png"):
         console.out("wrote", factor.draw(settings.folder / f"factor.{suffix}"))
         console.out("wrote", draw_steps(steps, settings.folder / f"factor-simplified.{suffix}"))
+    console.print(NEXT)
+
+
+def _compare(factor: Expression, settings: Settings, console: Console) -> None:
+    """The chosen program beside torch's way, and einconv's where it is installed."""
+    x = torch.rand(settings.batch, 16, 8, 8)
+    program = compile(factor)
+
+    def torchs() -> Tensor:
+        mean = F.unfold(x, 3, stride=2, padding=1).mean(2)
+        return mean.mT @ mean / len(x)
+
+    ways = {"the program": lambda: program(x=x), "torch: unfold, mean, product": torchs}
+    if find_spec("einconv") is not None:
+        build = import_module("einconv.expressions.convNd_kfac_reduce").einsum_expression
+        equation, operands, shape = build(x, (3, 3), stride=2, padding=1, simplify=True)
+        ways["einconv"] = lambda: torch.einsum(equation, *operands).reshape(shape)
+    taken = seconds_of(list(ways.values()), torch.device("cpu"), budget=0.3)
+    for name, seconds in zip(ways, taken, strict=True):
+        console.print(f"measured: {name} {1e6 * seconds:,.0f} us")

@@ -131,6 +131,7 @@ def kfac_steps(rows: Rows, inverse: str, fisher: str) -> Found:
             fisher=fisher,  # type: ignore[arg-type]
             loss_fn=loss_fn,
             update_inverses_every=1,
+            flavour="expand",  # else A has a null space, in which EKFAC's basis is arbitrary
         )
         for _ in range(3):
             optimizer.zero_grad()

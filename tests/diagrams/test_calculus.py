@@ -262,6 +262,7 @@ NATIVE = {
         case, lambda j, shape: j.reshape(*j.shape[:2], *shape)
     ),
     "gradient_sum": lambda case: of_gradients(case, lambda j, shape: j.sum((0, 1)).reshape(shape)),
+    "gradient_sums": lambda case: of_gradients(case, lambda j, s: j.sum(1).reshape(-1, *s)),
     **{f"pad_{mode}": lambda case, mode=mode: pad(case, mode) for mode in MODES},
     **{f"conv_{mode}": lambda case, mode=mode: padded_conv(case, mode) for mode in MODES[1:]},
     **{f"diagonal_vjp_{mode}": lambda case, mode=mode: diagonal(case, mode) for mode in MODES[1:]},

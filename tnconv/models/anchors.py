@@ -1,10 +1,11 @@
 """Where the samples of a model's output come from: evidence that starts at the model's inputs.
 
-A described layer that reads a view of an input is an anchor: whose each of its rows is can be told
-from strides. Where there is none, the model runs again with another sample in one's place.
+A described layer, or a product with a parameter, that reads a view or a copy of an input is an
+anchor: whose each of its rows is can be told from strides, or from the values. Where there is none,
+the model runs again with another sample in one's place.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,33 +13,64 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tnconv.models.capture import Call, Pass
+from tnconv.models.coded import random_weights
 from tnconv.models.layers import own_dimensions
 from tnconv.models.modules import tensors
-from tnconv.models.sample_maps import Batch, Owned, candidates, owners
+from tnconv.models.sample_maps import Batch, Owned, candidates, front, owners
+from tnconv.recursions.step import node_name
 
+Anchor = tuple[Call | Node, Owned, int]
+"""What reads an input, the map of the gradient after it, and the input's number."""
 PROBES = 4096  # entries of an input whose samples are compared
 
 
-def anchors(here: Pass) -> Iterator[tuple[Call, Owned, int]]:
-    """Calls on views of a batched input, the map of their outputs, and the input's number."""
+def anchors(here: Pass, nodes: Iterable[Node] = ()) -> Iterator[Anchor]:
+    """Calls, and products among some operations, that read a batched input.
+
+    Views are found before copies, which take a look at all values.
+    """
     given = [(at, each) for at, each in enumerate(here.leaves) if is_batched(here, each)]
-    for call in here.calls:
-        if isinstance(call.module, nn.EmbeddingBag):
-            read = call.inputs[1] if len(call.inputs) > 1 else call.inputs[0]
-        elif call.described and call.inputs:
-            read = call.inputs[0]
-        else:
-            continue
+    reading = [(call, read) for call in here.calls if (read := _read(call)) is not None]
+    found = set[Call]()
+    for call, read in reading:
         for at, source in given:
             if _share(read, source):
                 known = _map_of_view(read, source, here)
                 if known is not None and keeps(call, known):
+                    found.add(call)
                     yield call, known, at
                 break
+    others: list[tuple[Call | Node, Tensor]] = [*reading[:1], *_factors(nodes)]
+    for place, read in others:
+        for at, source in given if place not in found else ():
+            known = _map_of_copy(read, source, here)
+            if known is not None and (not isinstance(place, Call) or keeps(place, known)):
+                yield place, known, at
+                break
+
+
+def _read(call: Call) -> Tensor | None:
+    if isinstance(call.module, nn.EmbeddingBag):
+        return call.inputs[1] if len(call.inputs) > 1 else call.inputs[0]
+    return call.inputs[0] if call.described and call.inputs else None
+
+
+def _factors(nodes: Iterable[Node]) -> Iterator[tuple[Node, Tensor]]:
+    """What products with parameters read that needs no gradient: rows, of which results have as
+    many.
+    """
+    saved = {"MmBackward0": (0, "_saved_self"), "AddmmBackward0": (1, "_saved_mat1")}
+    for node in nodes:
+        at, name = saved.get(node_name(node), (0, ""))
+        if name and node.next_functions[at][0] is None:
+            matrix = getattr(node, name, None)
+            if isinstance(matrix, Tensor):
+                yield node, matrix
 
 
 def is_batched(here: Pass, value: Any) -> bool:
@@ -94,6 +126,25 @@ def _map_of_view(view: Tensor, source: Tensor, here: Pass) -> Owned | None:
         if bool((own[at[known.dim]] == sample).all()):
             return known
     return None
+
+
+def _map_of_copy(copy: Tensor, source: Tensor, here: Pass) -> Owned | None:
+    """The only map by which a tensor has a batched tensor's entries, in their order.
+
+    None where samples are equal, which hides their order.
+    """
+    if copy.numel() != source.numel() or copy.dtype != source.dtype or not copy.numel():
+        return None
+    if copy.device != source.device or copy.device.type == "meta":
+        return None
+    n = here.samples
+    rows = source.detach().movedim(here.batch_dim, 0).reshape(n, -1)
+    possible = candidates(tuple(copy.shape), n)
+    fits = [m for m in possible if torch.equal(front(copy, m, n).reshape(n, -1), rows)]
+    if len(fits) != 1:
+        return None
+    sums = rows.double() @ random_weights(rows.shape[1], rows.device, torch.float64)
+    return fits[0] if len(torch.unique(sums)) == n else None
 
 
 @dataclass(frozen=True)

@@ -321,8 +321,10 @@ def alone(model: nn.Module, own: Watch | None = None) -> Iterator[None]:
 
     The library's own passes are of this kind: they belong to no loop of the user's.
     """
-    modules = {*model.modules()}
-    others = [w for w in _ACTIVE if w is not own and not modules.isdisjoint(w.model.modules())]
+    others = [watch for watch in _ACTIVE if watch is not own]
+    if others:
+        modules = {*model.modules()}
+        others = [watch for watch in others if not modules.isdisjoint(watch.model.modules())]
     for watch in others:
         watch.muted += 1
     try:
@@ -373,14 +375,16 @@ class _Hook:
         Raises:
             NotImplementedError: a reentrant checkpoint, if the watch refuses them.
         """
+        deaf = self.watch.silent or not (self.watch.passes or self.watch.loose)
+        saves = self.watch.loose and in_checkpoint()
+        if deaf and not saves:
+            return
         watched = _before_views(output) if isinstance(output, Tensor) else None
         if watched is None or not watched.requires_grad:
             if self.watch.refuses_reentrant:
                 refuse_if_reentrant(self.name)
             return
-        deaf = self.watch.silent or not (self.watch.passes or self.watch.loose)
         deaf = deaf or is_functorch_wrapped_tensor(watched)
-        saves = self.watch.loose and in_checkpoint()
         if deaf and not saves:
             return
         learns = tuple(

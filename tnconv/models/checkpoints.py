@@ -18,6 +18,8 @@ from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import Node
 from torch.utils.checkpoint import CheckpointFunction
 
+from tnconv.recursions.step import node_name
+
 
 def in_backward() -> bool:
     """Whether gradients are going backwards just now, in this thread."""
@@ -77,8 +79,7 @@ def refuse_reentrant_nodes(nodes: Iterable[Node]) -> None:
     Raises:
         NotImplementedError: there is one.
     """
-    # asked of the type: a function's context can hold a name of its own
-    if any(type(node).name(node) == "CheckpointFunctionBackward" for node in nodes):
+    if any(node_name(node) == "CheckpointFunctionBackward" for node in nodes):
         raise NotImplementedError(
             "the output depends on a reentrant checkpoint, which vectors other than the loss's "
             "gradient cannot pass; expected checkpoint(..., use_reentrant=False)"

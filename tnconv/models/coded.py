@@ -3,18 +3,22 @@
 A backward pass is linear in its cotangent. Times a code for each sample, ``v[r] c[owner(r)]``, what
 arrives at an entry of sample n is ``c[n]`` times as much as without codes, and no code's multiple
 where several samples share it. Codes are powers of two: those scale exactly in floating point, so
-that gradients that are nothing but rounding agree as well.
+that gradients that are nothing but rounding agree as well, and to the last bit where a kernel adds
+up in the same order in every pass.
 
-A gradient is compared by random sums over all its dimensions but one (a check in the manner of
-Freivalds), so that no pass keeps more than rows.
+Small gradients are kept, and compared entry by entry. Large ones are compared by random sums over
+all their dimensions but one (a check in the manner of Freivalds), so that no pass keeps more than
+rows of those.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tnconv.models.sample_maps import (
@@ -30,34 +34,48 @@ from tnconv.models.sample_maps import (
 )
 
 LEVELS = 8
-ENTRIES = 257  # of a gradient that no map explains, looked at one by one
+SMALL = 1 << 15  # entries of a gradient that is kept whole
+ENTRIES = 257  # of a gradient, looked at one by one
+Array = NDArray[np.float64] | NDArray[np.float32]
 MIXED = 0.98  # so many of them belong to no single sample where all samples share the tensor
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """Random sums of a gradient: along each dimension that can hold samples, and some entries."""
+    """Random sums of a gradient along dimensions that can hold samples, and some entries.
+
+    The first such dimension is enough where one map explains all to the last bit. Otherwise sums
+    along ``all_dims`` are compared, but for rounding, with the norms of rows in the plain pass.
+    """
 
     shape: Shape
     rows: Mapping[int, Tensor]
-    norms: Mapping[int, Tensor]
     entries: Tensor
+    norms: Mapping[int, Tensor]
 
     @classmethod
-    def of(cls, gradient: Tensor, samples: int, norms: bool) -> "Sketch":
-        """``norms`` are needed of the pass without codes."""
+    def of(cls, gradient: Tensor, samples: int, all_dims: bool, first: int | None) -> "Sketch":
         g, shape = _wide(gradient), tuple(gradient.shape)
         rows, sizes = {}, {}
-        for dim in dict.fromkeys(known.dim for known in candidates(shape, samples)):
+        dims = tuple(dict.fromkeys(known.dim for known in _table(shape, samples)[0]))
+        for dim in dims if all_dims else (first,) if first in dims else dims[:1]:
             before, after = prod(shape[:dim]), prod(shape[dim + 1 :])
             parts = g.reshape(before, shape[dim], after)
-            rows[dim] = _weights(before, g.device, g.dtype) @ (
-                parts @ _weights(after, g.device, g.dtype)
-            )
-            if norms:
+            rows[dim] = _sums(parts)
+            if all_dims:
                 sizes[dim] = torch.linalg.vector_norm(parts, dim=(0, 2))
-        step = max(1, gradient.numel() // ENTRIES)
-        return cls(shape, rows, sizes, g.reshape(-1)[::step])
+        return cls(shape, rows, g.reshape(-1)[:: _step(gradient.numel())].clone(), sizes)
+
+    @cached_property
+    def sample(self) -> Array:
+        """The entries."""
+        return _array(self.entries)
+
+    def is_multiple(self, plain: "Sketch | Whole", codes: "Codes", known: Owned) -> bool:
+        """Whether codes explain all rows, to the last bit."""
+        assert isinstance(plain, Sketch)
+        before, after = (_array(each.rows[known.dim]) for each in (plain, self))
+        return bool((before * codes.along(known, self.shape).ravel() == after).all())
 
     @property
     def is_zero(self) -> bool:
@@ -66,11 +84,62 @@ class Sketch:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A gradient that is kept."""
+
+    gradient: Tensor
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Its sizes."""
+        return tuple(self.gradient.shape)
+
+    @cached_property
+    def array(self) -> Array:
+        """All values: a few operations on few numbers take numpy a fraction of torch's time."""
+        return _array(self.gradient)
+
+    @cached_property
+    def sample(self) -> Array:
+        """Some of them."""
+        return self.array.reshape(-1)[:: _step(self.array.size)]
+
+    def is_multiple(self, plain: "Sketch | Whole", codes: "Codes", known: Owned) -> bool:
+        """Whether codes explain all entries, to the last bit."""
+        assert isinstance(plain, Whole)
+        return bool((plain.array * codes.along(known, self.shape) == self.array).all())
+
+    def sketch(self, samples: int) -> Sketch:
+        """All that can be compared but for rounding."""
+        return Sketch.of(self.gradient, samples, True, None)
+
+
+Arrived = Whole | Sketch
+"""What is kept of a gradient."""
+
+
+def is_small(shape: Shape) -> bool:
+    """Whether a gradient of a shape is kept."""
+    return prod(shape) <= SMALL
+
+
+def arrived(
+    gradient: Tensor, samples: int, all_dims: bool = False, first: int | None = None
+) -> Arrived:
+    """Keep a gradient, or sums of it."""
+    if gradient.numel() <= SMALL:
+        return Whole(gradient.detach())
+    return Sketch.of(gradient, samples, all_dims, first)
+
+
+@dataclass(frozen=True)
 class Codes:
     """A power of two for each sample, drawn anew for every check."""
 
     values: Tensor  # (n,)
     generator: torch.Generator
+    _entries: dict[Shape, NDArray[np.float32]] = field(default_factory=dict)
+    _rows: dict[tuple[Owned, int], NDArray[np.float32]] = field(default_factory=dict)
 
     @classmethod
     def drawn(cls, samples: int, seed: int, levels: int = LEVELS) -> "Codes":
@@ -95,22 +164,91 @@ class Codes:
         shape = tuple(cotangent.shape)
         return cotangent * along(self.rows(known, shape).to(cotangent), known, shape)
 
+    @cached_property
+    def array(self) -> NDArray[np.float32]:
+        """The values; powers of two are exact in any dtype."""
+        return self.values.numpy().astype(np.float32)
 
-@dataclass
-class Seen:
-    """What arrived at one place in a pass without and a pass with codes."""
+    def entries(self, shape: Shape) -> NDArray[np.float32]:  # (maps, entries)
+        """The codes of some of a tensor's entries, for each map that its shape allows."""
+        if shape not in self._entries:
+            self._entries[shape] = self.array[_table(shape, len(self.values))[1]]
+        return self._entries[shape]
 
-    plain: list[Sketch] = field(default_factory=list)
-    coded: list[Sketch] = field(default_factory=list)
+    def along(self, known: Owned, shape: Shape) -> NDArray[np.float32]:
+        """The codes of a map's rows, in a shape that multiplies a tensor of the map's."""
+        key = known, shape[known.dim]
+        if key not in self._rows:
+            self._rows[key] = self.array[owners(known, shape, len(self.values)).numpy()]
+        return self._rows[key].reshape((-1, *(1,) * (len(shape) - 1 - known.dim)))
 
 
-def judged(plain: Sketch | None, coded: Sketch | None, codes: Codes) -> tuple[SampleMap, bool]:
-    """The map that explains what codes did to a gradient; and whether that is evidence.
+@lru_cache(maxsize=1024)
+def _table(shape: Shape, samples: int) -> tuple[Sequence[Owned], NDArray[np.int64]]:
+    """The maps that a shape allows, and the owners of some entries by each: `_step`."""
+    maps, entries = tuple(candidates(shape, samples)), prod(shape)
+    places = np.arange(0, entries, _step(entries))
+    own = [
+        owners(m, shape, samples).numpy()[places // prod(shape[m.dim + 1 :]) % shape[m.dim]]
+        for m in maps
+    ]
+    return maps, np.array(own, dtype=np.int64).reshape(len(maps), len(places))
 
-    It is none where nothing came, or only one sample's gradient, or so little of a gradient that
-    several maps explain it. For that gradient they all mean the same; others can tell them apart.
-    """
-    if plain is None or coded is None or plain.is_zero:
+
+Judgement = tuple[SampleMap, bool]
+"""The map that explains what codes did to a gradient; and whether that is evidence.
+
+It is none where nothing came, or only one sample's gradient, or so little of a gradient that
+several maps explain it. For that gradient they all mean the same; others can tell them apart.
+"""
+
+
+def judged(plain: Arrived | None, coded: Arrived | None, codes: Codes) -> Judgement | None:
+    """What a gradient without and with codes tells; None where all dimensions are needed."""
+    if plain is None or coded is None:
+        return Silent(), False
+    exact = _exact(plain, coded, codes)
+    if exact is not None:
+        return exact, True
+    if isinstance(plain, Sketch) and plain.rows and not plain.norms:
+        return (Silent(), False) if plain.is_zero else None
+    samples = len(codes.values)
+    plain = plain.sketch(samples) if isinstance(plain, Whole) else plain
+    coded = coded.sketch(samples) if isinstance(coded, Whole) else coded
+    return _estimated(plain, coded, codes)
+
+
+def _exact(plain: Arrived, coded: Arrived, codes: Codes) -> SampleMap | None:
+    """The only map that explains all to the last bit, of several samples, if there is one."""
+    if plain.shape != coded.shape:
+        return None
+    before, after = plain.sample, coded.sample
+    maps, own = _table(plain.shape, len(codes.values))
+    (fits,) = (before * codes.entries(plain.shape) == after).all(1).nonzero()
+    if not len(fits):
+        return Shared() if _is_mixed(before, after) else None
+    live = own[fits[0]][before != 0]
+    if len(fits) > 1 or not live.size or (live == live[0]).all():
+        return None
+    known = maps[fits[0]]
+    if isinstance(plain, Sketch) and known.dim not in plain.rows:
+        return None
+    return known if coded.is_multiple(plain, codes, known) else None
+
+
+def _is_mixed(before: Array, after: Array) -> bool:
+    """Whether entries are no power of two times as much: several samples share them."""
+    live = (before != 0) & np.isfinite(before) & np.isfinite(after)
+    if not live.any():
+        return False
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.log2((after[live] / before[live]).astype(np.float64))
+        mixed = ~(np.abs(2 ** (ratio - np.round(ratio)) - 1) < 1e-4)
+    return bool(mixed.mean() >= MIXED)
+
+
+def _estimated(plain: Sketch, coded: Sketch, codes: Codes) -> Judgement:
+    if plain.is_zero:
         return Silent(), False
     if plain.shape != coded.shape:
         return Unknown("its shape changes from pass to pass"), True
@@ -118,10 +256,7 @@ def judged(plain: Sketch | None, coded: Sketch | None, codes: Codes) -> tuple[Sa
     fits = [known for known in possible if _agrees(plain, coded, known, codes)]
     if fits:
         return fits[0], len(fits) == 1 and _has_several(plain, fits[0], codes)
-    live = plain.entries != 0
-    ratio = torch.log2((coded.entries / plain.entries)[live].double())
-    mixed = ~((2 ** (ratio - ratio.round()) - 1).abs() < 1e-4)
-    if live.any() and mixed.double().mean() >= MIXED:
+    if _is_mixed(plain.sample, coded.sample):
         return Shared(), True
     return Unknown(
         "its rows follow no dimension's order"
@@ -150,13 +285,33 @@ def _tolerance(values: Tensor) -> float:
     return 1e-7 if values.dtype == torch.float64 else 1e-3
 
 
+def _step(entries: int) -> int:
+    """Odd, so that a power of two in a shape hides no rows."""
+    return max(1, entries // ENTRIES) | 1
+
+
+def _sums(parts: Tensor) -> Tensor:
+    """Random sums over dimensions 0 and 2 of three, the larger part of the work first."""
+    before, size, after = parts.shape
+    first, last = (random_weights(n, parts.device, parts.dtype) for n in (before, after))
+    if after > 1:
+        return first @ (parts.reshape(before * size, after) @ last).reshape(before, size)
+    return last * (first @ parts.reshape(before, size))
+
+
+def _array(tensor: Tensor) -> Array:
+    plain = tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+    found: Array = (tensor.detach() if plain else _wide(tensor).cpu()).numpy()
+    return found
+
+
 def _wide(gradient: Tensor) -> Tensor:
     g = gradient.detach()
     return g if g.dtype == torch.float64 else g.float()
 
 
 @lru_cache(maxsize=1024)
-def _weights(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def random_weights(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Random weights of size about one."""
     generator = torch.Generator("cpu").manual_seed(length)
     return torch.randn(length, generator=generator, dtype=torch.float64, device="cpu").to(

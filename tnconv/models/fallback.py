@@ -7,7 +7,7 @@ not possible, the model runs again, sample by sample, which is checked.
 
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -21,7 +21,8 @@ from tnconv.models.collector import Collector
 from tnconv.models.graph import past, unexplained
 from tnconv.models.meeting_points import Unsupported
 from tnconv.models.meetings import Deliver, Meeting, by_itself, meeting
-from tnconv.models.sample_maps import Owned, Shared, Silent, Unknown, is_fast
+from tnconv.models.operation_graph import Graph
+from tnconv.models.sample_maps import Owned, Shared, Silent, Unknown, candidates, is_fast
 from tnconv.models.samples import Known, Samples
 from tnconv.models.samplewise import per_sample_gradients
 from tnconv.models.terms import Term
@@ -75,8 +76,10 @@ class Fallback:
         if not any(y.requires_grad for y in here.outputs):
             return
         _refuse_counts(here)
-        known = self.known[here] = samples.explain(here)
-        lost = _lost(here, names)
+        graph = Graph(_nodes(here.outputs), {id(p): name for p, name in names.items()})
+        around = _Unexplained(here, names)
+        known = self.known[here] = samples.explain(here, graph, around.probable)
+        lost = _lost(here, graph, known, around)
         _refuse_others(here, roots, names)
         self._refuse_outputs(watch, here)
         ends: dict[Call, GradientEdge] = {
@@ -90,11 +93,17 @@ class Fallback:
             here.uses[parameter] = 1
         if not ends:
             return
+        pairs = [*zip(here.outputs, here.maps, strict=True)]
+        if any(y.requires_grad and not isinstance(m, Owned) for y, m in pairs):
+            graph = Graph(_nodes(y for y, m in pairs if isinstance(m, Owned)))
         try:
-            found = meeting(here, known, samples, ends, self.deliver, _warn_of_operations)
+            how = here, graph, known, samples, ends
+            found = meeting(*how, self.deliver, _warn_of_operations)
         except Unsupported as error:
             self._run_again(watch, here, ends, names, str(error))
             return
+        finally:
+            samples.forget()
         self.meetings[here] = found
         found.follow(watch, lambda: samples.listening)
 
@@ -185,13 +194,55 @@ class Fallback:
             self.collector.add_known(lost[name], each, here)
 
 
-def _lost(here: Pass, names: Mapping[nn.Parameter, str]) -> list[nn.Parameter]:
+def _nodes(tensors: Iterable[Tensor]) -> list[Node]:
+    return [get_gradient_edge(y).node for y in tensors if y.requires_grad]
+
+
+class _Unexplained:
+    """The parameters of a pass that some of its calls do not explain."""
+
+    def __init__(self, here: Pass, names: Mapping[nn.Parameter, str]) -> None:
+        self.here, self.names = here, names
+        self._found: dict[tuple[bool, ...], list[nn.Parameter]] = {}
+
+    def by(self, explain: tuple[bool, ...]) -> list[nn.Parameter]:
+        """Those without the calls that do."""
+        if explain not in self._found:
+            calls = [call for call, does in zip(self.here.calls, explain, strict=True) if does]
+            self._found[explain] = unexplained(self.here.outputs, calls, self.names)
+        return self._found[explain]
+
+    def probable(self) -> list[GradientEdge]:
+        """Where samples have to be told apart if all layers are as usual.
+
+        Calls whose outputs are too small to hold the samples are shared by them.
+        """
+        calls = self.here.calls
+        usual = tuple(call.described and not isinstance(call.module, Bare) for call in calls)
+        lost = [get_gradient_edge(parameter) for parameter in self.by(usual)]
+        described = [call for call, does in zip(calls, usual, strict=True) if does]
+        return lost + [
+            call.edge
+            for call in described
+            if call.edge is not None and not any(candidates(call.output_shape, self.here.samples))
+        ]
+
+
+def _lost(here: Pass, graph: Graph, known: Known, around: _Unexplained) -> list[nn.Parameter]:
     """The parameters that no call explains; calls are left with those that they do explain."""
-    known = [call for call in here.calls if _explains(call, here.samples)]
-    lost = unexplained(here.outputs, known, names)
-    for call in list(here.calls):
+    flags = tuple(_explains(call, here.samples) for call in here.calls)
+    places = tuple(
+        None if call.edge is None else graph.places.get(call.edge.node) for call in here.calls
+    )
+    key, by_name = (graph.key, places, flags), {name: p for p, name in around.names.items()}
+    if key not in known.lost:
+        known.lost[key] = [around.names[p] for p in around.by(flags)]
+    lost = [by_name[name] for name in known.lost[key]]
+    if not lost and all(flags):
+        return lost
+    for call, explains in zip(list(here.calls), flags, strict=True):
         own = {p for _, p in call.parameters}
-        here.keep(call, own - {*lost} if call in known else ())
+        here.keep(call, own - {*lost} if explains else ())
     return lost
 
 

@@ -219,17 +219,21 @@ def _nearest(kind: type[nn.Module]) -> Registered | None:
     return None
 
 
-def explicit(vectors: int | None, samples: int, shape: Shape) -> Networks:
+def explicit(
+    vectors: int | None, samples: int, shape: Shape, samples_first: bool = False
+) -> Networks:
     """``y[n, o] = Σ_θ x[o, n, θ] θ``: the layer whose gradients are x, known already.
 
-    For that, v[m, n, o] = δ[m, o], or v[n] = 1 without vectors: `known` puts them in.
+    For that, v[m, n, o] = δ[m, o], or v[n] = 1 without vectors: `known` puts them in. With
+    ``samples_first`` x is (n, o, θ).
     """
     legs = [f"d{at}" for at in range(1, len(shape) + 1)]
     positions = {} if vectors is None else {"o1": vectors}
     sizes = positions | dict(zip(("n", *legs), (samples, *shape), strict=True))
     view = diagrams.View.of
+    lead = ("n", *positions) if samples_first else (*positions, "n")
     nodes = (
-        diagrams.Tensor("x", view(sizes, *positions, "n", *legs)),
+        diagrams.Tensor("x", view(sizes, *lead, *legs)),
         diagrams.Tensor("parameter", view(sizes, *legs)),
     )
     return {"parameter": TensorNetwork(nodes, view(sizes, "n", *positions), sizes)}

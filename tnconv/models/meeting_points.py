@@ -11,18 +11,18 @@ called by itself shows the gradient before that sum.
 """
 
 import warnings
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from tnconv.models.coded import all_owned
+from tnconv.models.operation_graph import Graph
 from tnconv.models.sample_maps import (
     Batch,
+    Maps,
     Owned,
     SampleMap,
     Silent,
@@ -32,54 +32,13 @@ from tnconv.models.sample_maps import (
     resized,
     unfolded,
 )
+from tnconv.recursions.step import node_name
 
-Maps = tuple[SampleMap, ...]  # of the gradients after an operation's outputs
 LIGHT = ("Repeat", "Cat", "Stack", "Slice", "Select", "Index", "Embedding", "View", "Sum", "Where")
 
 
 class Unsupported(NotImplementedError):
     """A graph whose meeting points cannot be used, and why."""
-
-
-class Graph:
-    """All operations below some roots, in a fixed order, with who uses what."""
-
-    def __init__(self, roots: Iterable[Node]) -> None:
-        self.nodes: list[Node] = []
-        self.parents: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
-        waiting, seen = list(dict.fromkeys(roots)), set[Node]()
-        seen.update(waiting)
-        while waiting:
-            level, waiting = waiting, []
-            for node in level:
-                self.nodes.append(node)
-                for at, (below, _) in enumerate(node.next_functions):
-                    if below is None:
-                        continue
-                    self.parents[below].append((node, at))
-                    if below not in seen:
-                        seen.add(below)
-                        waiting.append(below)
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """What graphs of the same operations have in common."""
-        return tuple(node.name() for node in self.nodes)
-
-    @cached_property
-    def places(self) -> Mapping[Node, int]:
-        return {node: at for at, node in enumerate(self.nodes)}
-
-    def above(self, starts: Iterable[Node], stops: Collection[Node] = ()) -> list[Node]:
-        """All operations on the way from some to the roots, as far as the first of ``stops``."""
-        seen, waiting = dict.fromkeys(starts), list(starts)
-        while waiting:
-            for parent, _ in self.parents[waiting.pop()]:
-                if parent not in seen:
-                    seen[parent] = None
-                    if parent not in stops:
-                        waiting.append(parent)
-        return list(seen)
 
 
 @dataclass(frozen=True)
@@ -98,10 +57,13 @@ class Point:
         return GradientEdge(node, output)
 
 
-def points(graph: Graph, end: Node, maps: Mapping[Node, Maps]) -> list[Point]:
+def points(graph: Graph, end: Node, maps: Mapping[Node, Maps]) -> tuple[list[Point], set[Node]]:
     """Where gradients to an end stop to belong to samples: every way there has one such point.
 
+    And the operations below these, which all samples share.
+
     Raises:
+        KeyError: an operation whose maps are needed, and not given.
         Unsupported: a way without one, or with several.
     """
     found, shared, waiting = [], {end}, [end]
@@ -110,7 +72,7 @@ def points(graph: Graph, end: Node, maps: Mapping[Node, Maps]) -> list[Point]:
         if not graph.parents[node]:
             raise Unsupported("an output of the model that belongs to no sample depends on it")
         for parent, at in graph.parents[node]:
-            if all_owned(maps.get(parent, ())):
+            if all_owned(maps[parent]):
                 found.append(Point(parent, at, maps[parent]))
             elif parent not in shared:
                 shared.add(parent)
@@ -119,12 +81,12 @@ def points(graph: Graph, end: Node, maps: Mapping[Node, Maps]) -> list[Point]:
     for node in shared - {end}:
         if any(below in region and below not in shared for below, _ in node.next_functions):
             raise Unsupported("samples are put together and taken apart again on the way to it")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), shared
 
 
 def is_light(point: Point) -> bool:
     """Whether an operation moves entries about, so that a call for each sample takes no time."""
-    return point.node.name().startswith(LIGHT)
+    return node_name(point.node).startswith(LIGHT)
 
 
 def cotangent(
@@ -144,14 +106,14 @@ def cotangent(
         alone = _input(point, grads)
         return None if alone is None else alone.sum_to_size(shape)[None], False
     if len(grads) != len(point.maps):
-        raise Unsupported(f"{point.node.name()} has another number of outputs")
+        raise Unsupported(f"{node_name(point.node)} has another number of outputs")
     pairs = zip(point.maps, grads, strict=True)
     known = [resized(m, tuple(g.shape), samples) for m, g in pairs if g is not None]
     if any(each is None for each in known):
-        raise Unsupported(f"a gradient after {point.node.name()} has another size than before")
+        raise Unsupported(f"a gradient after {node_name(point.node)} has another size than before")
     (g, *others), own = given, known[0]
     if not others and isinstance(own, Owned):
-        if point.node.name().startswith("Expand") and _sums_over(own, g, shape):
+        if node_name(point.node).startswith("Expand") and _sums_over(own, g, shape):
             return _reduced(unfolded(g, own, samples), shape), False
         if (product := _product(point, g, own, samples)) is not None:
             return product, False
@@ -229,7 +191,7 @@ def _reduced(each: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _is_product(point: Point) -> bool:
-    name = point.node.name()
+    name = node_name(point.node)
     factors = {"MmBackward0": 0, "AddmmBackward0": 1}
     return name in factors and point.at >= factors[name]
 
@@ -239,7 +201,7 @@ def _product(point: Point, g: Tensor, known: Owned, samples: int) -> Tensor | No
     if not _is_product(point):
         return None
     node: torch.autograd.graph.Node = point.node
-    plain = node.name() == "MmBackward0"
+    plain = node_name(node) == "MmBackward0"
     second = point.at == (1 if plain else 2)
     other = ("_saved_self" if plain else "_saved_mat1") if second else "_saved_mat2"
     x, alpha = getattr(node, other, None), getattr(node, "_saved_alpha", 1)

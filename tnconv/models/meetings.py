@@ -1,16 +1,15 @@
 """Following gradients of samples to what they share, while backward passes go by."""
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node
 
 from tnconv.models.capture import Alone, Call, Pass, Watch
 from tnconv.models.meeting_points import (
-    Graph,
-    Maps,
     Point,
     Unsupported,
     cotangent,
@@ -18,8 +17,10 @@ from tnconv.models.meeting_points import (
     points,
     pulled,
 )
-from tnconv.models.sample_maps import Owned
+from tnconv.models.operation_graph import Graph
+from tnconv.models.sample_maps import Maps, Owned
 from tnconv.models.samples import Known, Samples
+from tnconv.recursions.step import node_name
 
 Deliver = Callable[[Pass, Call, Tensor], None]
 Places = tuple[tuple[int, int, Maps], ...]  # of an end's points: operation, input, maps
@@ -72,7 +73,7 @@ class Meeting:
         for point, calls in self._at[node].items():
             each, one_by_one = cotangent(point, grads, self.here.samples)
             if one_by_one and not is_light(point):
-                self.slow(calls[0], node.name())
+                self.slow(calls[0], node_name(node))
             found: Sequence[Tensor | None] = [None for _ in calls]
             if each is not None:
                 found = pulled(point, each, [self.ends[call] for call in calls])
@@ -105,6 +106,7 @@ class Meeting:
 
 def meeting(
     here: Pass,
+    graph: Graph,
     known: Known,
     samples: Samples,
     ends: Mapping[Call, GradientEdge],
@@ -113,22 +115,24 @@ def meeting(
 ) -> Meeting:
     """Find where samples meet what some calls and parameters are made of.
 
-    ``slow`` hears of calls that take an operation for each sample, once for each kind of graph.
+    Args:
+        here: the pass.
+        graph: what is below the pass's outputs that tell samples apart.
+        known: what is known of the pass's signature; the plan is kept there.
+        samples: runs coded passes.
+        ends: where gradients of samples are wanted.
+        deliver: gets them.
+        slow: hears of calls that take an operation for each sample, once for each kind of graph.
 
     Raises:
         Unsupported: there are no such points, for one of them.
     """
-    given = zip(here.outputs, here.maps, strict=True)
-    roots = [
-        get_gradient_edge(y).node for y, m in given if isinstance(m, Owned) and y.requires_grad
-    ]
-    graph = Graph(roots)
     if here.samples == 1:
         found = {c: [Point(p, at, ()) for p, at in graph.parents[e.node]] for c, e in ends.items()}
         if not all(found.values()):
             raise Unsupported("an output of the model is a parameter")
         return Meeting(here, ends, found, deliver)
-    key = graph.names, tuple(graph.places.get(end.node) for end in ends.values())
+    key = graph.key, tuple(graph.places.get(end.node) for end in ends.values())
     plan: Sequence[Places] | None = known.plans.get(key)
     told = True
     if plan is None:
@@ -159,14 +163,28 @@ def _plan(
     samples: Samples,
     ends: Mapping[Call, GradientEdge],
 ) -> tuple[list[Places], bool]:
-    """The points of every end; and whether gradients came everywhere, to tell where they are."""
-    owned = [c.edge.node for c in here.calls if c.edge is not None and isinstance(c.map, Owned)]
-    stops = set(owned) - {end.node for end in ends.values()}
-    nodes = graph.above([end.node for end in ends.values()], stops)
-    _, maps = samples.coded(here, here.maps, nodes, list(ends.values()))
-    plan = []
+    """The points of every end; and whether gradients came everywhere, to tell where they are.
+
+    Maps of the operations around them may be known already, from the evidence for the calls.
+    """
+    try:
+        plan, nodes = _points(graph, ends, samples.around)
+    except (KeyError, Unsupported):
+        owned = [c.edge.node for c in here.calls if c.edge is not None and isinstance(c.map, Owned)]
+        stops = set(owned) - {end.node for end in ends.values()}
+        above = graph.above([end.node for end in ends.values()], stops)
+        _, maps = samples.coded(here, here.maps, above, list(ends.values()))
+        plan, nodes = _points(graph, ends, defaultdict(tuple, maps))
+    return plan, not nodes & samples.untold
+
+
+def _points(
+    graph: Graph, ends: Mapping[Call, GradientEdge], maps: Mapping[Node, Maps]
+) -> tuple[list[Places], set[Node]]:
+    """The points of every end, and all operations between."""
+    plan, nodes = list[Places](), set[Node]()
     for end in ends.values():
-        found = points(graph, end.node, maps)
+        found, shared = points(graph, end.node, maps)
+        nodes.update(shared, (p.node for p in found))
         plan.append(tuple((graph.places[p.node], p.at, p.maps) for p in found))
-    between = set(nodes) - {end.node for end in ends.values()}
-    return plan, not between & samples.untold
+    return plan, nodes - {end.node for end in ends.values()}

@@ -1,7 +1,7 @@
 """What is seen of a model while it runs, forwards and backwards, and what is made of it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -68,7 +68,8 @@ class Observation:
         """Hooks on the model for as long as the context is open."""
         ready = ready or self._returned
         how = self.model, ready, self._receive, self.per_sample, self.batch_dim
-        with watching(*how) as self._watch, noticing(self._watch):
+        factored = any(each.factored for each in self.statistics)
+        with watching(*how) as self._watch, noticing(self._watch) if factored else nullcontext():
             self.samples = Samples(self._watch)
             yield self._watch
 

@@ -50,6 +50,8 @@ class Unknown:
 
 Owned = Batch | Fold
 SampleMap = Batch | Fold | Shared | Silent | Unknown
+Maps = tuple[SampleMap, ...]
+"""Of the gradients after an operation's outputs."""
 
 
 def candidates(shape: Shape, samples: int) -> Iterator[Owned]:

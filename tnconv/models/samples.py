@@ -8,7 +8,7 @@ What was found is kept for each model and signature of its calls. Sizes are chec
 every hundredth runs the passes again.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -19,14 +19,24 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from tnconv.models.anchors import Unrunnable, anchors, is_batched, replaced
+from tnconv.models.anchors import Anchor, Unrunnable, anchors, is_batched, replaced
 from tnconv.models.capture import Call, Pass, Watch, alone
 from tnconv.models.checkpoints import refuse_reentrant_nodes
-from tnconv.models.coded import LEVELS, Codes, Sketch, judged
+from tnconv.models.coded import (
+    LEVELS,
+    SMALL,
+    Arrived,
+    Codes,
+    Judgement,
+    arrived,
+    is_small,
+    judged,
+)
 from tnconv.models.graph import before, sources
-from tnconv.models.meeting_points import Maps
+from tnconv.models.operation_graph import Graph
 from tnconv.models.sample_maps import (
     Batch,
+    Maps,
     Owned,
     SampleMap,
     Silent,
@@ -39,12 +49,15 @@ from tnconv.models.sample_maps import (
 EVERY = 100
 NOISE = 0.1  # on parameters, where weights that are zero hide what depends on what
 Signature = tuple[object, ...]
+Place = Call | Node
+Ends = Callable[[], Sequence[GradientEdge]]
+"""What samples will have to be told apart above, if anything."""
 _seeds = count(1)
 
 
 @dataclass(eq=False)
 class Known:
-    """What was found for one signature; ``plans`` of meeting points are by graph."""
+    """What was found for one signature; ``plans`` are by structure of the graph."""
 
     outputs: tuple[SampleMap, ...]
     calls: tuple[SampleMap, ...]
@@ -52,6 +65,7 @@ class Known:
     samples: int
     batches: int = 0
     plans: dict[Any, Any] = field(default_factory=dict)
+    lost: dict[Any, list[str]] = field(default_factory=dict)
     derived: dict[Any, Owned] = field(default_factory=dict)
     losses: set[object] = field(default_factory=set)
     open: bool = False  # calls whose gradient was zero, so far
@@ -67,18 +81,25 @@ class Samples:
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.listening = False
-        self._sketches: dict[Call | Node, list[Sketch | None]] = {}
-        self._samples, self._plain = 1, True
-        self.untold: set[Call | Node] = set()  # in the last coded passes
+        self._sketches: dict[Place, list[Arrived | None]] = {}
+        self._samples, self._all_dims = 1, False
+        self._dims: dict[Call, int] = {}  # where samples are expected
+        self.untold: set[Place] = set()  # in the last coded passes
+        self.around: dict[Node, Maps] = {}  # of operations in the pass that was explained last
+
+    def forget(self) -> None:
+        """Keep nothing of a graph."""
+        self.untold, self.around, self._dims = set(), {}, {}
 
     def take(self, call: Call, gradient: Tensor) -> bool:
         """Look at a gradient after a call, if it is one of a coded pass."""
-        if self.listening:
-            self._sketches[call] = [Sketch.of(gradient, self._samples, self._plain)]
+        if self.listening and gradient.numel() > SMALL:
+            how = self._samples, self._all_dims, self._dims.get(call)
+            self._sketches[call] = [arrived(gradient, *how)]
         return self.listening
 
-    def explain(self, here: Pass) -> Known:
-        """Set the map of every call of a pass.
+    def explain(self, here: Pass, graph: Graph, ends: Ends) -> Known:
+        """Set the map of every call of a pass, whose outputs have a graph below them.
 
         Raises:
             NotImplementedError: no output tells the samples apart.
@@ -96,7 +117,7 @@ class Samples:
                 here.samples,
             )
         elif known is None or not self._still(known, here):
-            known = kept[signature] = self._searched(here)
+            known = kept[signature] = self._searched(here, graph, ends())
         known.batches += 1
         here.maps, here.batched = known.outputs, known.batched
         here.maps = tuple(
@@ -116,6 +137,8 @@ class Samples:
         if known.batches % EVERY and not known.open:
             return True
         maps = [resized(m, s, here.samples) for m, s in zip(known.outputs, shapes, strict=True)]
+        was_known = zip(here.calls, known.calls, strict=True)
+        self._dims = {call: was.dim for call, was in was_known if isinstance(was, Owned)}
         found, _ = self.coded(here, [m or Silent() for m in maps])
         calls = []
         for call, was in zip(here.calls, known.calls, strict=True):
@@ -130,21 +153,21 @@ class Samples:
         known.calls, known.open = tuple(calls), self._leaves_open(here)
         return True
 
-    def _searched(self, here: Pass) -> Known:
+    def _searched(self, here: Pass, graph: Graph, ends: Sequence[GradientEdge]) -> Known:
         """The first batch size among the inputs' for which there is evidence."""
-        refuse_reentrant_nodes(before(here.outputs))
+        refuse_reentrant_nodes(graph.nodes)
         first: NotImplementedError | None = None
         for size in here.sizes:
             here.size = size
             try:
-                return self._found(here)
+                return self._found(here, graph, ends)
             except NotImplementedError as error:
                 first = first or error
         here.size = None
         assert first is not None
         raise first
 
-    def _found(self, here: Pass) -> Known:
+    def _found(self, here: Pass, graph: Graph, ends: Sequence[GradientEdge]) -> Known:
         possible = [
             tuple(candidates(tuple(y.shape), here.samples)) if y.requires_grad else ()
             for y in here.outputs
@@ -159,24 +182,32 @@ class Samples:
         guess: list[SampleMap] = [
             each[0] if each else _none(y) for each, y in zip(possible, here.outputs, strict=True)
         ]
-        fixed = list(anchors(here))
-        calls: Mapping[Call, SampleMap] = {}
+        nodes = graph.around(end.node for end in ends)
+        fixed = list(anchors(here, nodes))
+        seen: dict[Place, SampleMap] = {}
+
+        def look() -> list[Anchor]:
+            nonlocal seen
+            calls, around = self.coded(here, guess, nodes, ends)
+            seen = {node: each[0] for node, each in around.items()}
+            seen |= dict[Place, SampleMap](calls.items())
+            self.around = around
+            return [each for each in fixed if each[0] not in self.untold]
+
+        known = Known(tuple(guess), (), batched, here.samples)
         sure = _all_lead_to(fixed, guess, here)
         if sure:
-            calls, _ = self.coded(here, guess)
-            told = [each for each in fixed if each[0] not in self.untold]
-            sure = _agree(told, calls)
-        if not sure or _is_open(fixed, calls, here):
+            sure = _agree(look(), seen)
+        if not sure or _is_open(fixed, [seen[call] for call in here.calls], seen, here):
             guess, batched = self._again(here, possible, guess, sure)
             if not sure:
-                calls, _ = self.coded(here, guess)
-                told = [each for each in fixed if each[0] not in self.untold]
-                used = [each for each in told if batched[each[2]]]
-                if _contradict(used, calls):
+                used = [each for each in look() if batched[each[2]]]
+                if _contradict(used, seen):
                     raise _mixed(here)
-        found = tuple(calls[c] for c in here.calls)
-        opened = self._leaves_open(here)
-        return Known(tuple(guess), found, batched, here.samples, open=opened)
+        known.outputs, known.batched = tuple(guess), batched
+        known.calls = tuple(seen[call] for call in here.calls)
+        known.open = self._leaves_open(here)
+        return known
 
     def _again(
         self,
@@ -251,59 +282,75 @@ class Samples:
         cotangents = [codes.cotangent(y) for y, _ in roots]
         with_codes = [codes.applied(v, m) for v, (_, m) in zip(cotangents, roots, strict=True)]
         watched = list(here.calls if calls is None else calls)
-        stops = [*sources(watched), *ends]
-        tensors = [y for y, _ in roots]
+        tensors, places = [y for y, _ in roots], list[Place](watched)
+        places += nodes
+        how = watched, nodes, ends, here
         try:
-            plain = self._sent(tensors, cotangents, stops, here, nodes, True)
+            plain = self._sent(tensors, cotangents, *how)
         except RuntimeError:
             for call in watched:
                 _ = call.given  # which says so where an input was changed in place
             raise
-        coded = self._sent(tensors, with_codes, stops, here, nodes, False)
-
-        self.untold = set()
-
-        def pairs(place: Call | Node) -> Iterator[SampleMap]:
-            before, after = plain.get(place, [None]), coded.get(place, [None])
-            found = [judged(*each, codes) for each in zip(before, after, strict=True)]
-            if not any(told for _, told in found):
-                self.untold.add(place)
-            yield from (known for known, _ in found)
-
-        found = {call: next(pairs(call)) for call in watched}
-        return found, {node: tuple(pairs(node)) for node in nodes}
+        coded = self._sent(tensors, with_codes, *how)
+        found = {place: _judged(plain.get(place), coded.get(place), codes) for place in places}
+        if any(None in each for each in found.values()):  # kernels that round anew in every pass
+            plain = self._sent(tensors, cotangents, *how, all_dims=True)
+            coded = self._sent(tensors, with_codes, *how, all_dims=True)
+            found = {place: _judged(plain.get(place), coded.get(place), codes) for place in places}
+        told = {place: [each for each in of if each is not None] for place, of in found.items()}
+        self.untold = {place for place, of in told.items() if not any(known for _, known in of)}
+        maps = {place: tuple(m for m, _ in of) for place, of in told.items()}
+        return {call: maps[call][0] for call in watched}, {node: maps[node] for node in nodes}
 
     def _sent(
         self,
         roots: Sequence[Tensor],
         cotangents: Sequence[Tensor],
+        calls: Sequence[Call],
+        nodes: Collection[Node],
         ends: Sequence[GradientEdge],
         here: Pass,
-        nodes: Collection[Node],
-        plain: bool,
-    ) -> dict[Call | Node, list[Sketch | None]]:
-        """What arrives at calls and nodes in one pass."""
-        if not ends:
+        all_dims: bool = False,
+    ) -> dict[Place, list[Arrived | None]]:
+        """What arrives at calls and nodes in one pass.
+
+        Small gradients are asked for, which takes no hooks; hooks on the way to the ``ends`` reduce
+        large ones at once.
+        """
+        places = list[Place](calls)
+        places += nodes
+        asked = {place: edges for place in places if (edges := _small(place))}
+        large = [call for call in calls if call not in asked]
+        hooked = [node for node in nodes if node not in asked]
+        inputs = [edge for edges in asked.values() for edge in edges] + sources(large)
+        inputs += ends if hooked else []
+        if not inputs:
             return {}
-        self._sketches, self._samples, self._plain = {}, here.samples, plain
-        handles = [node.register_prehook(self._look(node)) for node in nodes]
+        self._sketches, self._samples, self._all_dims = {}, here.samples, all_dims
+        handles = [node.register_prehook(self._look(node)) for node in hooked]
         try:
             with self._listening(here), alone(self.watch.model, self.watch):
                 how = {"retain_graph": True, "allow_unused": True}
-                torch.autograd.grad(roots, ends, cotangents, **how)
-            return self._sketches
+                given = iter(torch.autograd.grad(roots, inputs, cotangents, **how))
+            found = self._sketches
+            for place, edges in asked.items():
+                each = [next(given) for _ in edges]
+                if isinstance(place, Call):  # asked for before it is viewed
+                    each = [None if g is None else g.reshape(place.output_shape) for g in each]
+                found[place] = [None if g is None else arrived(g, here.samples) for g in each]
+            return found
         finally:
             for handle in handles:
                 handle.remove()
             self._sketches = {}
 
     def _look(self, node: Node) -> Any:
-        def arrived(grads: tuple[Tensor | None, ...]) -> None:
+        def look(grads: tuple[Tensor | None, ...]) -> None:
             self._sketches[node] = [
-                None if g is None else Sketch.of(g, self._samples, self._plain) for g in grads
+                None if g is None else arrived(g, self._samples, self._all_dims) for g in grads
             ]
 
-        return arrived
+        return look
 
     @contextmanager
     def _listening(self, here: Pass) -> Iterator[None]:
@@ -348,6 +395,24 @@ class Samples:
         return Unknown(f"no dimension of shape {shape} tells them apart")
 
 
+def _small(place: Place) -> list[GradientEdge]:
+    """Where to ask for the gradients after a call or node, if they are small."""
+    if isinstance(place, Call):
+        asked = place.edge is not None and is_small(place.output_shape)
+        return [place.edge] if asked and place.edge is not None else []
+    sizes = getattr(place, "_input_metadata", None)  # private to torch
+    if sizes is None or not all(is_small(tuple(each.shape)) for each in sizes):
+        return []
+    return [GradientEdge(place, at) for at in range(len(sizes))]
+
+
+def _judged(
+    plain: Sequence[Arrived | None] | None, coded: Sequence[Arrived | None] | None, codes: Codes
+) -> list[Judgement | None]:
+    each = zip(plain or [None], coded or [None], strict=True)
+    return [judged(before, after, codes) for before, after in each]
+
+
 def _signature(model: nn.Module, here: Pass) -> Signature:
     """What batches of one kind have in common: calls, ranks and modes, but no sizes."""
     calls = tuple(
@@ -367,31 +432,38 @@ def _none(output: Tensor) -> SampleMap:
     return Unknown(f"no dimension of shape {tuple(output.shape)} holds the samples")
 
 
-def _all_lead_to(
-    fixed: Sequence[tuple[Call, Owned, int]], maps: Sequence[SampleMap], here: Pass
-) -> bool:
-    """Whether every output depends on a call that reads an input."""
-    nodes = {call.edge.node for call, _, _ in fixed if call.edge is not None}
+def _all_lead_to(fixed: Sequence[Anchor], maps: Sequence[SampleMap], here: Pass) -> bool:
+    """Whether every output depends on an operation that reads an input."""
+    nodes = {_node(place) for place, _, _ in fixed}
     owned = [y for y, m in zip(here.outputs, maps, strict=True) if isinstance(m, Owned)]
     return bool(nodes) and all(nodes & before([y]) for y in owned)
 
 
-def _agree(fixed: Iterable[tuple[Call, Owned, int]], calls: Mapping[Call, SampleMap]) -> bool:
-    told = [(calls[c], m) for c, m, _ in fixed if not isinstance(calls[c], Silent)]
+def _node(place: Place) -> Node | None:
+    if not isinstance(place, Call):
+        return place
+    return None if place.edge is None else place.edge.node
+
+
+def _agree(fixed: Iterable[Anchor], seen: Mapping[Place, SampleMap]) -> bool:
+    told = [(seen[place], m) for place, m, _ in fixed if not isinstance(seen[place], Silent)]
     return bool(told) and all(one == other for one, other in told)
 
 
-def _contradict(fixed: Iterable[tuple[Call, Owned, int]], calls: Mapping[Call, SampleMap]) -> bool:
-    return any(calls[c] != m and not isinstance(calls[c], Silent) for c, m, _ in fixed)
+def _contradict(fixed: Iterable[Anchor], seen: Mapping[Place, SampleMap]) -> bool:
+    return any(seen[p] != m and not isinstance(seen[p], Silent) for p, m, _ in fixed)
 
 
 def _is_open(
-    fixed: Sequence[tuple[Call, Owned, int]], calls: Mapping[Call, SampleMap], here: Pass
+    fixed: Sequence[Anchor],
+    calls: Iterable[SampleMap],
+    seen: Mapping[Place, SampleMap],
+    here: Pass,
 ) -> bool:
     """Whether samples could meet where no gradient shows it."""
-    if any(not isinstance(m, Owned | Silent) for m in calls.values()):
+    if any(not isinstance(m, Owned | Silent) for m in calls):
         return True
-    read = {at for call, _, at in fixed if isinstance(calls[call], Owned)}
+    read = {at for place, _, at in fixed if isinstance(seen[place], Owned)}
     return any(
         is_batched(here, each) and each.is_floating_point() and at not in read
         for at, each in enumerate(here.leaves)

@@ -81,10 +81,17 @@ class Term:
     vectors: int | None = None
 
     @classmethod
-    def known(cls, gradients: Tensor, vectors: int | None = None) -> "Term":
-        """Gradients ``(n, *parameter)`` or ``(m, n, *parameter)`` as an operation of their own."""
-        samples, *shape = gradients.shape if vectors is None else gradients.shape[1:]
-        operation = Operation(explicit, (vectors, samples, tuple(shape)))
+    def known(
+        cls, gradients: Tensor, vectors: int | None = None, samples_first: bool = False
+    ) -> "Term":
+        """Gradients ``(n, *parameter)`` or ``(m, n, *parameter)`` as an operation of their own.
+
+        With ``samples_first`` they are ``(n, m, *parameter)``.
+        """
+        lead = gradients.shape[: 1 if vectors is None else 2]
+        samples, shape = lead[0 if samples_first else -1], tuple(gradients.shape[len(lead) :])
+        how = (vectors, samples, shape) + ((True,) if samples_first else ())
+        operation = Operation(explicit, how)
         return cls(operation, "parameter", {"x": gradients}, None, vectors)
 
     @classmethod

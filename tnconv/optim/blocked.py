@@ -79,7 +79,7 @@ def from_left(
     rows: Tensor,  # (..., g, d, a)
 ) -> Tensor:
     """``Σ_d' F[g, d, d'] rows[g, d', a]``."""
-    return from_right(rows.mT, factor.mT).mT
+    return factor @ rows if factor.dim() == 3 else from_right(rows.mT, factor.mT).mT
 
 
 def sizes(factor: Tensor) -> int:

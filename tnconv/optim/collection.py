@@ -257,6 +257,8 @@ class FactorWatch:
 
     def _before(self, parameter: nn.Parameter) -> None:
         """A gradient is about to be added; without the one before, that counts no longer."""
+        if not self._found:
+            return
         found, grad = self._found.get(parameter), parameter.grad
         if found is not None and (
             grad is None or (grad._version != found.version and not grad.any())
@@ -265,6 +267,8 @@ class FactorWatch:
 
     def _accumulated(self, parameter: nn.Parameter) -> None:
         """A backward pass added to the parameter's gradient: so it uses what arrived before."""
+        if not self._arrived and not self._found:
+            return
         task = _task()
         waiting = self._arrived.get(task, {})
         arrived = waiting.pop(parameter, [])

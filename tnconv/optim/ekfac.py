@@ -2,7 +2,9 @@
 
 With ``A = Q diag(λ) Qᵀ`` and ``B = R diag(μ) Rᵀ``, the block ``Σ_{m,n} J Jᵀ`` is approximated by
 ``(R ⊗ Q) diag(S) (R ⊗ Q)ᵀ``. KFAC has ``S = μ λᵀ``; of all diagonals, S here is the nearest to the
-block. Source: George et al. 2018.
+block. In an eigenspace of several dimensions, such as the null space of an A from few samples with
+the flavour "reduce", the basis is what the decomposition gives, and S depends on it: two runs that
+round differently then take different steps. Source: George et al. 2018.
 """
 
 import torch

@@ -31,7 +31,7 @@ from tnconv.optim.preconditioner import (
 )
 from tnconv.optim.running_squares import update_squares
 from tnconv.optim.settings import GROUPED, Schedule, due
-from tnconv.optim.steps import descend, natural_gradients, predicted_change, trust
+from tnconv.optim.steps import descend, natural_gradients, predicted_change, scaled, trust
 from tnconv.quantities.kronecker_factors import Fisher, Reduction
 
 
@@ -64,10 +64,11 @@ class KFAC(Factored):
       exactly, and "ekfac" corrects its eigenvalues whenever it collects factors (`ekfac`); where it
       finds a new eigenbasis, it holds layers' inputs and output gradients until the step. After
       `adapt` the damping follows how well the model of a step predicts the loss.
-    * Factors are collected in steps that ``update_factors_every`` names, from layers in training
-      mode; inverses are refreshed at ``update_inverses_every``-th steps, and at those of the first
-      so many that collect factors. Both are a number, or a function of the step that says whether.
-      Factors that are not finite, or a thousand times the running ones, are left out.
+    * Factors are collected, and running squares updated, in steps that ``update_factors_every``
+      names, from layers in training mode; inverses are refreshed at ``update_inverses_every``-th
+      steps, and at those of the first so many that collect factors. Both are a number, or a
+      function of the step that says whether. Factors that are not finite, or a thousand times the
+      running ones, are left out.
     * Factors with more than ``max_factor`` rows have diagonal blocks only, of at most that size;
       layers with more than four times as many rows are preconditioned like other parameters.
     * Passes between two steps count as micro-batches of one batch; their losses are to be divided
@@ -263,14 +264,17 @@ class KFAC(Factored):
         ready = [block for block in own if needed in self.state[block.key]]
         held = {p for block in ready for p in block.parameters}
         if group["divisor"] is not None:
-            others = {p: g for p, g in grads.items() if p not in held}
+            collects = not self._watch.watch.paused
+            others = {
+                p: g
+                for p, g in grads.items()
+                if p not in held and (collects or "squares" not in self.state[p])
+            }
             update_squares(others, self.state, group["decay"], group["divisor"])
         natural = natural_gradients(ready, self.state, grads, group)
-        share = trust(natural, grads, group)
-        taken = {
-            parameter: descend(parameter, share.to(value) * value, self.state, group)
-            for parameter, value in natural.items()
-        }
+        directions = scaled([*natural.values()], trust(natural, grads, group))
+        steps = descend([*natural], directions, self.state, group)
+        taken = dict(zip(natural, steps, strict=True))
         if self.settings["adapt_damping"] is not None:
             change = predicted_change(ready, self.state, grads, taken, group)
             self.predicted = change if self.predicted is None else self.predicted + change

@@ -319,5 +319,7 @@ def bases(blocks: Sequence[Block], states: Mapping[Tensor, State]) -> dict[Tenso
 
 def move(state: State, device: torch.device) -> None:
     """Bring factors to where their parameter is."""
+    if "A" in state and state["A"].device == device:
+        return
     for name in FACTORS & state.keys():
         state[name] = state[name].to(device)

@@ -267,9 +267,8 @@ class RFShampoo(Resumable):
             for n, (family, k) in enumerate(zip(families, members, strict=True)):
                 part = turned(turned(part, n, family.rmatmat, k), n, family.matmat, k)
             direction[place] = part.to(tensor.dtype)
-        for p, value in read.parts(direction).items():
-            if p in grads:
-                descend(p, value, self.state, group)
+        parts = {p: value for p, value in read.parts(direction).items() if p in grads}
+        descend([*parts], [*parts.values()], self.state, group)
 
     def _members(
         self,

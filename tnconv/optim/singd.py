@@ -278,7 +278,7 @@ class SINGD(Factored):
         others = {p: g for p, g in grads.items() if p not in natural}
         if group["divisor"] is not None:
             update_squares(others, self.state, group["decay"], group["divisor"])
-        for p, grad in others.items():
-            natural[p] = damped(grad, self.state[p], group["damping"])
-        for p, value in natural.items():
-            descend(p, value, self.state, group)
+        states = [self.state[p] for p in others]
+        each = damped([*others.values()], states, group["damping"])
+        natural |= dict(zip(others, each, strict=True))
+        descend([*natural], [*natural.values()], self.state, group)

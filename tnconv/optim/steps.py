@@ -1,6 +1,7 @@
 """Steps of parameters: along natural gradients, with momentum, and what they promise."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -27,10 +28,9 @@ def natural_gradients(
         if any(p in grads for p in block.parameters):
             natural = preconditioned(block.rows(grads), states[block.key], group["damping"])
             found |= {p: v for p, v in block.tensors(natural).items() if p in grads}
-    for parameter, grad in grads.items():
-        if parameter not in found:
-            found[parameter] = damped(grad, states[parameter], group["damping"])
-    return found
+    others = [p for p in grads if p not in found]
+    each = damped([grads[p] for p in others], [states[p] for p in others], group["damping"])
+    return found | dict(zip(others, each, strict=True))
 
 
 def trust(natural: Mapping[Tensor, Tensor], grads: Mapping[Tensor, Tensor], group: Group) -> Tensor:
@@ -39,27 +39,42 @@ def trust(natural: Mapping[Tensor, Tensor], grads: Mapping[Tensor, Tensor], grou
     With the learning rate itself in η₀'s place, as in Osawa et al. 2019, every rate would take
     steps of one length as long as the bound is active.
     """
-    slopes = torch.as_tensor(sum(_dot(grads[p], value) for p, value in natural.items()))
+    if group["kl_clip"] == inf or not natural:
+        return torch.ones(())
+    slopes = _inner([grads[p] for p in natural], [*natural.values()])
     bound: Tensor = (group["kl_clip"] / slopes.clamp(min=0)).sqrt() / REFERENCE_RATE
     return bound.nan_to_num(1.0).clamp(max=1)
 
 
-def descend(parameter: Tensor, direction: Tensor, states: States, group: Group) -> Tensor:
-    """``V <- μ V + direction + γ W``, ``W <- W - η V``; V is returned."""
-    lr, decay = group["lr"], group["weight_decay"]
+def scaled(values: Sequence[Tensor], share: Tensor) -> Sequence[Tensor]:
+    """A number times tensors, on their devices."""
+    if len({value.device for value in values}) > 1:
+        return [share.to(value) * value for value in values]
+    return torch._foreach_mul(list(values), share.to(values[0].device)) if values else ()
+
+
+def descend(
+    parameters: Sequence[Tensor], directions: Sequence[Tensor], states: States, group: Group
+) -> Sequence[Tensor]:
+    """``V <- μ V + direction + γ W``, ``W <- W - η V``, for all W at once; the V are returned."""
+    lr, decay, given = group["lr"], group["weight_decay"], list(parameters)
+    if not given:
+        return ()
     if decay and group["decoupled"]:
-        parameter.mul_(1 - lr * decay)
+        torch._foreach_mul_(given, 1 - lr * decay)
     elif decay:
-        direction = direction.add(parameter, alpha=decay)
+        directions = torch._foreach_add(torch._foreach_mul(given, decay), list(directions))
     if group["momentum"]:
-        state = states[parameter]
-        if "momentum_buffer" not in state:
-            dtype = group.get("momentum_dtype")
-            state["momentum_buffer"] = torch.zeros_like(parameter, dtype=dtype)
-        buffer: Tensor = state["momentum_buffer"]
-        direction = buffer.mul_(group["momentum"]).add_(direction)
-    parameter.add_(direction, alpha=-lr)
-    return direction
+        for parameter in given:
+            if "momentum_buffer" not in states[parameter]:
+                new = torch.zeros_like(parameter, dtype=group.get("momentum_dtype"))
+                states[parameter]["momentum_buffer"] = new
+        buffers = [states[parameter]["momentum_buffer"] for parameter in given]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, list(directions))
+        directions = buffers
+    torch._foreach_add_(given, list(directions), alpha=-lr)
+    return directions
 
 
 def predicted_change(
@@ -86,6 +101,16 @@ def predicted_change(
             step = lr * taken[parameter]
             total = total + 0.5 * _dot(step, (squares + group["damping"]) * step)
     return torch.as_tensor(total)
+
+
+def _inner(ones: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """``Σ a b`` over pairs of tensors, in float32 at least."""
+    kinds = {(a.dtype, a.device, a.is_sparse) for each in (ones, others) for a in each}
+    if len(kinds) == 1 and wide(ones[0]) == ones[0].dtype and not ones[0].is_sparse:
+        products = torch._foreach_mul(list(ones), list(others))
+        return torch.cat([each.reshape(-1) for each in products]).sum()
+    dots = [_dot(a, b) for a, b in zip(ones, others, strict=True)]
+    return torch.stack([each.to(dots[0].device, torch.float64) for each in dots]).sum()
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def diagonals(
     *,
     factor: float = 1.0,
     gradients: bool = False,
-    describe: Callable[[Node], str] = lambda node: operation(node.name()),
+    describe: Callable[[Node], str] = lambda node: operation(node),
     taps: Taps | None = None,
 ) -> tuple[Tensor, dict[Tensor, Flow]]:
     """The loss, and the flow ``(g, s)`` of every parameter that it depends on.
@@ -98,9 +98,9 @@ def _start(
         return edge, loss_fn
     node: Any = edge.node
     dims = {1, 1 - output.dim() + 2**64}
-    if operation(node.name()) != "LogSoftmax" or node._saved_dim not in dims:
+    if operation(node) != "LogSoftmax" or node._saved_dim not in dims:
         raise NotImplementedError(
-            f"the loss is NLLLoss, of the result of {operation(node.name())}; expected a model "
+            f"the loss is NLLLoss, of the result of {operation(node)}; expected a model "
             "that ends in log_softmax over dimension 1"
         )
     return GradientEdge(*node.next_functions[0]), cross_entropy_of(loss_fn)

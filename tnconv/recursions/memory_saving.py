@@ -34,7 +34,7 @@ def bilinear(step: Step) -> Flows:
 
 def torch_step(step: Step) -> Step:
     """The step with the node of torch's own layer, which always has a weight and a bias."""
-    if operation(step.node.name()) != "Bilinear":
+    if operation(step.node) != "Bilinear":
         return step
     there = _operands(step.node)
 
@@ -48,7 +48,7 @@ def torch_step(step: Step) -> Step:
 
 def torch_convolution(node: Any) -> Any:
     """A node with the settings of torch's convolution; None if it is that of another layer."""
-    if operation(node.name()) != "Bilinear":
+    if operation(node) != "Bilinear":
         return node
     return _torch_node(node) if isinstance(node.op, Convolution) else None
 

@@ -19,10 +19,10 @@ def describing(model: nn.Module) -> Callable[[Node], str]:
             own = names.get(id(getattr(at, "variable", None)))
             if own is not None:
                 where = "of" if depth == 1 else "after"
-                return f"{operation(node.name())} {where} layer {own!r}"
+                return f"{operation(node)} {where} layer {own!r}"
             new = [below for below, _ in at.next_functions if below is not None]
             waiting += [(below, depth + 1) for below in new if below not in seen]
             seen.update(new)
-        return operation(node.name())
+        return operation(node)
 
     return describe

@@ -31,7 +31,7 @@ def rule(node: Any, pad: Any) -> Rule | None:
     Raises:
         NotImplementedError: a circular padding by which a window sees an entry twice.
     """
-    name = operation(pad.name())
+    name = operation(pad)
     mode = MODES.get(name[:-2])
     if mode is not None and not node._saved_transposed:
         return partial(_padded, pad, mode)
@@ -131,7 +131,7 @@ def _add_pairs(s: Tensor, step: Step, taps: Sequence[Sequence[Pair]]) -> None:
 def _before_copies(node: Node) -> tuple[int, ...]:
     """The shape of what was copied, slice by slice."""
     at = 0
-    while operation(node.name()) in ("CopySlices", "Slice"):
+    while operation(node) in ("CopySlices", "Slice"):
         node, at = [(n, number) for n, number in node.next_functions if n is not None][-1]
         if hasattr(node, "variable"):
             return tuple(node.variable.shape)

@@ -142,7 +142,7 @@ def _is_entrywise(plan: Plan, edge: Edge, shape: list[int]) -> bool:
     node, at = edge
     if node not in plan.rules or at or _shape(edge) != shape:
         return False
-    name = operation(node.name())
+    name = operation(node)
     return plan.rules[node].diagonal or name in JOINS or name in INSIDE
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnconv.recursions.step import Flow, Flows, Step, register_rule
+from tnconv.recursions.step import Flow, Flows, Step, node_name, register_rule
 
 
 @register_rule("Mean")
@@ -49,7 +49,7 @@ def averages_over_windows(
 @register_rule("AdaptiveAvgPool2D", "AdaptiveAvgPool3D")
 def adaptive_avg_pool(step: Step) -> Flows:
     """Windows from ``⌊o I / O⌋`` to ``⌈(o + 1) I / O⌉``."""
-    return adaptive_averages(step, 2 if "2D" in step.node.name() else 3)
+    return adaptive_averages(step, 2 if "2D" in node_name(step.node) else 3)
 
 
 def adaptive_averages(step: Step, dims: int) -> Flows:
@@ -106,7 +106,7 @@ def _interpolations(node: Any, dims: int) -> list[Tensor]:
         "UpsampleBilinear2D": torch.ops.aten.upsample_bilinear2d,
         "UpsampleBicubic2D": torch.ops.aten.upsample_bicubic2d,
         "UpsampleTrilinear3D": torch.ops.aten.upsample_trilinear3d,
-    }[node.name().removesuffix("Backward0")]
+    }[node_name(node).removesuffix("Backward0")]
     names: Sequence[str] = ("scales",) if dims == 1 else ("d", "h", "w")[-dims:]
     scales = [getattr(node, "_saved_" + (n if dims == 1 else f"scales_{n}")) for n in names]
     found = []

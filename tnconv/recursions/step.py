@@ -182,11 +182,21 @@ def register_rule(
 
 def known(node: Node) -> tuple[str, Known | None]:
     """A node's operation, and the rule for it if there is one."""
-    name = operation(node.name())
+    name = operation(node)
     return name, _RULES.get(name)
 
 
+def node_name(node: Node) -> str:
+    """A node's name, asked of its type: the context of a function can hold a name of its own."""
+    found: str = type(node).name(node)
+    return found
+
+
+def operation(node: Node) -> str:
+    """What a node is the gradient of."""
+    return _operation(node_name(node))
+
+
 @cache
-def operation(name: str) -> str:
-    """What a node of a name is the gradient of."""
+def _operation(name: str) -> str:
     return name.rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")

@@ -28,7 +28,7 @@ def recursion(
     parameters: Collection[Tensor],
     curved: bool = True,
     gradients: bool = False,
-    describe: Callable[[Node], str] = lambda node: operation(node.name()),
+    describe: Callable[[Node], str] = lambda node: operation(node),
     taps: Taps | None = None,
 ) -> dict[Tensor, Flow]:
     """The flow before each parameter that a value depends on, from the one after that value.
@@ -89,7 +89,7 @@ def _before(
     if type(only) is Flow:
         moved = run([only], False)
     elif type(only) is Spread:
-        name = operation(node.name())
+        name = operation(node)
         moved = spread(only, run, name, rule.diagonal or name in KEEPING)
     else:
         totals = {at: each.total() for at, each in here.items()}

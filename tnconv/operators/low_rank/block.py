@@ -58,8 +58,14 @@ class Gradients:
 
     def total(self) -> dict[str, Tensor]:
         """``Σ_n g_n`` by parameter name."""
-        every = self.weights[:, None].expand(-1, self.rows.samples)
-        return {name: g[0] for name, g in self.rows.combined(every[None]).items()}
+        used = self.weights.nonzero().flatten().tolist() or [0]
+        if len(used) == 1:
+            weight = self.weights[used[0]]
+            return {name: g * weight for name, g in self.rows.summed(used[0]).items()}
+        start, stop = used[0], used[-1] + 1
+        every = self.weights[start:stop, None].expand(-1, self.rows.samples)
+        found = self.rows.between(start, stop).combined(every[None])
+        return {name: g[0] for name, g in found.items()}
 
     def projected(self, directions: Named) -> Tensor:
         """``g_n · u_k`` of shape ``(n, k)`` in double precision."""
@@ -71,10 +77,10 @@ class Gradients:
 class LowRankBlock:
     """``G = V Vᵀ`` over some of the parameters, V with a column for each pair (m, n).
 
-    V's columns are ``scale[m, n] J[m, n]`` with the rows J of the vectors m, as many as ``scale``
-    has; ``rows`` may have more after them. Where ``gradients`` are made of the same rows, one Gram
-    matrix shows all inner products. ``curvature_scale`` and ``gradient_scale`` are the factors that
-    make sums over the samples used unbiased for all; ``averages`` is whether the loss is a mean.
+    V's columns are ``scale[m, n] J[m, n]`` with the rows J of the vectors m. Where ``gradients``
+    are made of the same rows, one Gram matrix shows all inner products. ``curvature_scale`` and
+    ``gradient_scale`` are the factors that make sums over the samples used unbiased for all;
+    ``averages`` is whether the loss is a mean.
     """
 
     rows: JacobianRows
@@ -84,43 +90,39 @@ class LowRankBlock:
     curvature_scale: float
     gradient_scale: float
 
-    @property
-    def columns(self) -> JacobianRows:
-        """The rows that V's columns are multiples of."""
-        return self.rows.between(0, len(self.scale))
-
     @cached_property
     def _factors(self) -> Tensor:
         """From rows as the loss gives them to V's columns, ``(m·n,)``."""
         return self.scale.double().flatten() * sqrt(self.curvature_scale)
 
     @cached_property
-    def _products_of_all(self) -> Tensor:
-        """``J[m, n] · J[m', n']`` of all rows, in double precision."""
+    def _products(self) -> Tensor:
+        """``J[m, n] · J[m', n']``, in double precision."""
         return self.rows.gram().double()
 
     @cached_property
     def gram(self) -> Tensor:
         """``K = VᵀV`` of shape ``(m·n, m·n)``, m first, in double precision."""
-        count, size = len(self.scale), self.scale.numel()
-        known = "_products_of_all" in self.__dict__ or count == self.rows.vectors
-        every = self._products_of_all if known else self.columns.gram().double()
-        found = every[:count, :, :count].reshape(size, size)
+        size = self.scale.numel()
+        found = self._products.reshape(size, size)
         return self._factors[:, None] * found * self._factors
 
     @cached_property
     def gradient_products(self) -> Tensor:
         """``g_n · V_j`` of shape ``(n, m·n')``, with g_n what the sample adds to the gradient."""
         if self.gradients.rows is self.rows:
-            every = self._products_of_all
+            every = self._products
         else:
-            every = self.gradients.rows.cross_gram(self.columns).double()
+            every = self.gradients.rows.cross_gram(self.rows).double()
         found = torch.einsum("m,mnij->nij", self.gradients.weights.double(), every)
-        return found[:, : len(self.scale)].flatten(1) * (self.gradient_scale * self._factors)
+        return found.flatten(1) * (self.gradient_scale * self._factors)
 
     def gradient(self) -> dict[str, Tensor]:
         """The loss's gradient by name, an unbiased estimate where samples were chosen for it."""
-        return {n: g * self.gradient_scale for n, g in self.gradients.total().items()}
+        total = self.gradients.total()
+        if self.gradient_scale == 1:
+            return total
+        return {name: g * self.gradient_scale for name, g in total.items()}
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
@@ -266,7 +268,7 @@ class LowRankBlock:
     def diagonal(self) -> dict[str, Tensor]:
         """``G[i, i]`` in the parameters' shapes, by name."""
         vectors, samples = self.scale.shape
-        scaled = self.columns.scaled(self._factors.reshape(vectors, samples))
+        scaled = self.rows.scaled(self._factors.reshape(vectors, samples))
         return scaled.squares()
 
     def _chosen(self, k: int | None, criterion: Criterion | None) -> tuple[Tensor, Tensor]:
@@ -291,7 +293,7 @@ class LowRankBlock:
 
     def _along(self, directions: Named) -> tuple[Tensor, Tensor]:
         self._check_names(directions)
-        products = self.columns.projected(directions).double().flatten(1) * self._factors
+        products = self.rows.projected(directions).double().flatten(1) * self._factors
         return self.gradient_scale * self.gradients.projected(directions), products.T
 
     def _summed_squares(self, products: Tensor) -> Tensor:  # (m·n, k)
@@ -310,11 +312,11 @@ class LowRankBlock:
         """``Vᵀ v``, of shape ``(m·n,)`` in double precision."""
         self._check_names(vector)
         one = {name: vector[name].unsqueeze(0) for name in self.rows.like}
-        return self.columns.projected(one).double().flatten() * self._factors
+        return self.rows.projected(one).double().flatten() * self._factors
 
     def _combined(self, coefficients: Tensor) -> dict[str, Tensor]:  # (k, m·n)
         """``V c``, by name."""
-        return self.columns.combined((coefficients * self._factors).reshape(-1, *self.scale.shape))
+        return self.rows.combined((coefficients * self._factors).reshape(-1, *self.scale.shape))
 
     def _single(self, coefficients: Tensor) -> dict[str, Tensor]:  # (m·n,)
         found = self._combined(coefficients.unsqueeze(0))

@@ -1,19 +1,17 @@
 """Gram matrices of the rows of one parameter, within a batch and between two."""
 
 from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from tnconv import diagrams
-from tnconv.codegen import Program
 from tnconv.codegen.tiers import Build, device_of, looked_up
 from tnconv.diagrams import Expression
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.models.terms import Term
-from tnconv.operators.low_rank.orders import Order, contracted_in_order
-
-Limit = tuple[int, torch.dtype] | None
+from tnconv.operators.low_rank.gram_plans import GramPlan, Limit, Settings, planned
+from tnconv.operators.low_rank.orders import Order
 
 
 def gram(term: Term, order: Order = "auto", memory_limit: int | None = None) -> Tensor:
@@ -22,8 +20,22 @@ def gram(term: Term, order: Order = "auto", memory_limit: int | None = None) -> 
     Raises:
         ValueError: a memory limit below what is needed, naming the operand and its layer's shapes.
     """
+    plan, operands = _plan(term, order, memory_limit), term.operands
+    return plan.run(*[operands[name] for name in plan.operands])
+
+
+def formed(term: Term, order: Order = "auto") -> Term:
+    """The rows as one tensor, where their Gram matrix is best made of that and it is not large."""
+    plan = _plan(term, order, None)
+    if plan.form is None:
+        return term
+    rows = plan.form.run(*[term.operands[name] for name in plan.form.operands])
+    return Term.known(rows, term.vectors, samples_first=True)
+
+
+def _plan(term: Term, order: Order, memory_limit: int | None) -> GramPlan:
     what = term.operation, term.operand, term.vectors
-    return _run(_gram_program, term.operands, what, term.operand, order, memory_limit)
+    return _found(_gram_plan, term.operands, what, term.operand, order, memory_limit)
 
 
 def cross_gram(
@@ -38,31 +50,31 @@ def cross_gram(
         term, other = (Term.known(each.gradients, each.vectors) for each in (term, other))
     what = term.operation, other.operation, term.operand, term.vectors, other.vectors
     given = term.operands | {f"other_{name}": each for name, each in other.operands.items()}
-    return _run(_cross_program, given, what, term.operand, order, memory_limit)
+    plan = _found(_cross_plan, given, what, term.operand, order, memory_limit)
+    return plan.run(*[given[name] for name in plan.operands])
 
 
-def _run(
-    build: Build,
+def _found(
+    build: Any,
     given: Mapping[str, Tensor],
     what: tuple[object, ...],
     operand: str,
     order: Order,
     memory_limit: int | None,
-) -> Tensor:
+) -> GramPlan:
     like = next(iter(given.values()))
     limit = None if memory_limit is None else (memory_limit, like.dtype)
     try:
-        program = looked_up(build, device_of(like), order, limit, *what)
+        plan: GramPlan = looked_up(build, device_of(like), order, limit, *what)
     except ValueError as error:
         if limit is None:
             raise
         shapes = {name: tuple(array.shape) for name, array in given.items()}
         raise ValueError(f"{operand!r} of a layer with operands {shapes}: {error}") from error
-    found: Tensor = program.run(*[given[name] for name in program.operands])
-    return found
+    return plan
 
 
-def _gram_program(
+def _gram_plan(
     compiled: Build,
     device: str,
     order: Order,
@@ -70,15 +82,18 @@ def _gram_program(
     operation: Operation,
     operand: str,
     vectors: int | None,
-) -> Program:
+) -> GramPlan:
     layer = operation.networks[operand]
+    settings = Settings(compiled, device, order, limit)
     network: Expression = diagrams.gradient_dots(layer, operand, vectors)
     if operation.recipe is explicit:
-        network = known(network)
-    return contracted_in_order(compiled, network, order, **_options(device, limit))
+        return planned(settings, known(network))
+    pair = diagrams.ntk_block(layer, layer, operand, vectors, vectors)
+    rows = diagrams.per_sample_gradients(layer, operand, vectors)
+    return planned(settings, network, pair, rows)
 
 
-def _cross_program(
+def _cross_plan(
     compiled: Build,
     device: str,
     order: Order,
@@ -88,16 +103,11 @@ def _cross_program(
     operand: str,
     vectors: int | None,
     other_vectors: int | None,
-) -> Program:
+) -> GramPlan:
     layers = operation.networks[operand], other.networks[operand]
-    network: Expression = diagrams.ntk_block(*layers, operand, vectors, other_vectors)
+    settings = Settings(compiled, device, order, limit)
+    pair = diagrams.ntk_block(*layers, operand, vectors, other_vectors)
+    network: Expression = pair
     for cotangent, given in (("grad_output", operation), ("other_grad_output", other)):
         network = known(network, cotangent) if given.recipe is explicit else network
-    return contracted_in_order(compiled, network, order, **_options(device, limit))
-
-
-def _options(device: str, limit: Limit) -> dict[str, object]:
-    options: dict[str, object] = {"device": device}
-    if limit is not None:
-        options |= {"memory_limit": limit[0], "dtype": limit[1]}
-    return options
+    return planned(settings, network, pair if network is pair else None)

@@ -14,11 +14,10 @@ None is best for every layer: which one is cheaper depends on samples, positions
 Source: Novak, Sohl-Dickstein & Schoenholz 2022 for the first three.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
-from tnconv.codegen import Nest, Program
-from tnconv.codegen.baseline import baseline
+from tnconv.codegen import Nest
 from tnconv.diagrams import Expression
 
 Order = Literal["auto", "parameter_space", "data_space", "mixed", "one_sided", "pixel_gram"]
@@ -46,35 +45,6 @@ def order_of(orders: Orders, name: str) -> Order:
     return orders.get(name, "auto") if isinstance(orders, Mapping) else orders
 
 
-def contracted_in_order(
-    compiled: Callable[..., Program[Any]], network: Expression, order: Order, **options: Any
-) -> Program[Any]:
-    """A Gram network's program by an order, or by the cheapest of all and of the planner's own.
-
-    Args:
-        compiled: A compiler.
-        network: Gradients of one layer, or of it at two batches, as a Gram network.
-        order: The order. Gradients that are explicit, or of layers without an input, have fewer.
-        options: Passed on to the compiler.
-
-    Raises:
-        ValueError: a memory limit below what is needed.
-    """
-    if order != "auto":
-        return compiled(network, order=nest(network, order), **options)
-    if compiled is baseline:  # the first call of a size does not search
-        return baseline(network, **options)
-    found, error = [], None
-    for each in dict.fromkeys([None, *_nests(network)]):
-        try:
-            found.append(compiled(network, order=each, **options))
-        except ValueError as too_little:
-            error = error or too_little
-    if error is not None and not found:
-        raise error
-    return min(found, key=lambda program: program.seconds)
-
-
 def nest(network: Expression, order: Order) -> Nest | None:
     """The nest of a Gram network's tensors that is an order; None if their gradients are given."""
     names = [tensor.name for term in network.terms for tensor in term.tensors]
@@ -100,13 +70,13 @@ def _nest_of(tensors: tuple[int, ...], order: Order) -> Iterator[Nest]:
         yield Nest(tensors, "pixel gram" if order == "pixel_gram" else None)
 
 
-def _nests(network: Expression) -> Iterator[Nest]:
-    """Those worth a search: none where patches and vectors do not meet at several positions."""
+def worth_trying(network: Expression) -> tuple[Order, ...]:
+    """The orders that may differ: none where patches and vectors do not meet at positions."""
     (term,) = network.terms
     summed = {leg for leg in term.sizes if leg not in term.open_legs}
     vectors = [tensor for tensor in term.tensors if tensor.name in VECTORS]
     if len(vectors) != 2 or len(list(term.tensors)) < 4:
-        return
+        return ()
     first, second = ({*vector.legs} & summed for vector in vectors)
-    if term.size(first - second) * term.size(second - first) > 1:  # positions of one side alone
-        yield from (found for order in ORDERS if (found := nest(network, order)) is not None)
+    positions = term.size(first - second) * term.size(second - first)  # of one side alone
+    return ORDERS if positions > 1 else ()

@@ -9,6 +9,7 @@ samples first (data space), the orders between, and products of pixels before th
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -16,38 +17,18 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression
-from tnconv.models.capture import Pass
+from tnconv.models.capture import Call, Pass
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, ran
 from tnconv.models.modules import unwrapped
 from tnconv.models.observation import Observation
 from tnconv.models.propagation import LossFunction
 from tnconv.models.terms import Term
-from tnconv.operators.low_rank.grams import cross_gram, gram
-from tnconv.operators.low_rank.orders import Orders, check_orders, order_of
+from tnconv.operators.low_rank.grams import cross_gram, formed, gram
+from tnconv.operators.low_rank.orders import Order, Orders, check_orders, order_of
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 
-
-@dataclass(frozen=True)
-class LossGradients(Vectors):
-    """The loss's own gradient in the model's output as a single vector m."""
-
-    def columns(self, loss_fn: LossFunction, output: Tensor, targets: Any) -> Tensor:
-        end = output.detach().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(loss_fn(end, targets), end)
-        return gradient.unsqueeze(0)
-
-
-@dataclass(frozen=True)
-class WithGradient(LossGradients):
-    """The columns of a source of vectors, and after them the loss's own gradient as one more."""
-
-    source: Vectors
-
-    def columns(self, loss_fn: LossFunction, output: Tensor, targets: Any) -> Tensor:
-        gradient = super().columns(loss_fn, output, targets)
-        return torch.cat([self.source.columns(loss_fn, output, targets), gradient])
+AT_A_TIME = 16  # combinations of rows
 
 
 @dataclass(frozen=True)
@@ -85,10 +66,51 @@ class _TermCollector(Collector):
         self.terms[parameter][here] = term
 
 
-class _RowsObservation(Observation):
-    """An observation of one batch whose rows are kept."""
+class RowsObservation(Observation):
+    """An observation of one batch whose rows are kept; the user's own backward pass is ignored."""
 
     collector_type = _TermCollector
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        source: Vectors,
+        memory_limit: int | None = None,
+        batch_dim: int = 0,
+    ) -> "RowsObservation":
+        return cls(model, [_Kept(source)], memory_limit, batch_dim)
+
+    def _hand_over(self, here: Pass, call: Call, grad_output: Tensor) -> None:
+        if self._propagation is not None:
+            super()._hand_over(here, call, grad_output)
+
+    @property
+    def calls(self) -> int:
+        """How often the model was called since rows were taken."""
+        return len(self._watch.passes)
+
+    def taken(self, order: Orders = "auto") -> "JacobianRows":
+        """The rows, after the vectors were propagated; what follows is another batch.
+
+        Raises:
+            RuntimeError: a vector that passed a layer unseen.
+        """
+        self.finish()
+        collector, model = self.collector, unwrapped(self.model)
+        assert isinstance(collector, _TermCollector)
+        named = dict(model.named_parameters())
+        found = {
+            name: Term.joined(list(collector.terms[p].values()))
+            for name, p in named.items()
+            if p in collector.terms
+        }
+        samples = sum(here.samples for here in collector.passes)
+        like = {name: p.detach() for name, p in named.items() if p.requires_grad}
+        vectors = next((t.vectors for t in found.values() if t.vectors is not None), 0)
+        self._watch.forget()
+        self._reset()
+        return JacobianRows(found, like, vectors, samples, self.memory_limit, order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,15 +124,18 @@ class JacobianRows:
     ``order`` is how Gram matrices are contracted, for all parameters or by parameter name:
     ``"parameter_space"``, ``"data_space"``, ``"mixed"``, ``"one_sided"`` or ``"pixel_gram"`` (see
     `tnconv.operators.low_rank.orders`); by default, and for parameters that it does not name,
-    ``"auto"``: the cheapest of these and of the planner's own, by the prices of kernels.
+    ``"auto"``: the cheapest of these and of the planner's own, by the prices of kernels. With
+    ``keep``, rows that a Gram matrix is made of are kept, if they are not large, for products that
+    follow.
     """
 
-    terms: Mapping[str, Term]
+    terms: dict[str, Term]
     like: Mapping[str, Tensor]
     vectors: int
     samples: int
     memory_limit: int | None = None
     order: Orders = "auto"
+    keep: bool = False
 
     @classmethod
     def of(
@@ -142,21 +167,9 @@ class JacobianRows:
             ValueError: a loss that is no scalar, or an unknown order.
         """
         check_orders(order, dict(unwrapped(model).named_parameters()))
-        observation = _RowsObservation(model, [_Kept(source)], memory_limit, batch_dim)
+        observation = RowsObservation.of(model, source, memory_limit, batch_dim)
         with ran(observation, loss_fn, inputs, targets):
-            observation.finish()
-            collector = observation.collector
-            assert isinstance(collector, _TermCollector)
-            named = dict(unwrapped(model).named_parameters())
-            samples = sum(here.samples for here in collector.passes)
-            found = {
-                name: Term.joined(list(collector.terms[p].values()))
-                for name, p in named.items()
-                if p in collector.terms
-            }
-        like = {name: p.detach() for name, p in named.items() if p.requires_grad}
-        vectors = next((t.vectors for t in found.values() if t.vectors is not None), 0)
-        return cls(found, like, vectors, samples, memory_limit, order)
+            return observation.taken(order)
 
     def only(self, names: Iterable[str]) -> "JacobianRows":
         """The rows in some of the parameters."""
@@ -205,7 +218,10 @@ class JacobianRows:
         orders = self._orders(order)
         total = self._zeros((self.vectors, self.samples) * 2)
         for name, term in self.terms.items():
-            total += gram(term, order_of(orders, name), self.memory_limit)
+            how = order_of(orders, name)
+            if self.keep and self.memory_limit is None:
+                term = self.terms[name] = formed(term, how)
+            total += gram(term, how, self.memory_limit)
         return total
 
     def cross_gram(self, other: "JacobianRows", order: Orders | None = None) -> Tensor:
@@ -217,9 +233,16 @@ class JacobianRows:
         orders = self._orders(order)
         total = self._zeros((self.vectors, self.samples, other.vectors, other.samples))
         for name in self.terms.keys() & other.terms.keys():
-            both = self.terms[name], other.terms[name]
-            total += cross_gram(*both, order_of(orders, name), self.memory_limit)
+            how = order_of(orders, name)
+            both = self._alike(other, name, how), other._alike(self, name, how)
+            total += cross_gram(*both, how, self.memory_limit)
         return total
+
+    def _alike(self, other: "JacobianRows", name: str, order: Order) -> Term:
+        """The term of a parameter, as explicit rows where the others are, if rows are kept."""
+        if self.keep and other.terms[name].v is None:
+            self.terms[name] = formed(self.terms[name], order)
+        return self.terms[name]
 
     def _orders(self, order: Orders | None) -> Orders:
         orders = self.order if order is None else order
@@ -233,17 +256,47 @@ class JacobianRows:
 
     def combined(self, coefficients: Tensor) -> dict[str, Tensor]:  # (f, m, n)
         """``Σ_{m,n} c[f, m, n] J[m, n, θ]`` by parameter name, ``(f, *parameter)``."""
+        given = coefficients.to(self.device, self.dtype)
         found = {}
         for name, like in self.like.items():
-            shape = (len(coefficients), *like.shape)
-            if name not in self.terms or not len(coefficients):
-                found[name] = like.new_zeros(shape)
+            if name not in self.terms or not len(given):
+                found[name] = like.new_zeros(len(given), *like.shape)
                 continue
-            term = self.terms[name]
-            given = {"coefficients": coefficients.to(self.device, self.dtype)}
-            how = diagrams.combined_gradients, (len(coefficients),)
-            found[name] = self._value(term, given, *how).reshape(shape)
+            count = self._at_a_time(self.terms[name])
+            few = [given[at : at + count] for at in range(0, len(given), count)]
+            parts = [self._combined(self.terms[name], some) for some in few]
+            found[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(
+                -1, *like.shape
+            )
         return found
+
+    def _combined(self, term: Term, coefficients: Tensor) -> Tensor:
+        if term.v is None:
+            given, how = {"coefficients": coefficients}, (len(coefficients),)
+            return self._value(term, given, diagrams.combined_gradients, how)
+        mixed = _mixed(term, coefficients)
+        return self._value(mixed, {}, diagrams.gradient_sum, (mixed.vectors is not None,))
+
+    def summed(self, vector: int = 0) -> dict[str, Tensor]:
+        """``Σ_n J[m, n, θ]`` of one vector m, by parameter name."""
+        found = {}
+        for name, like in self.like.items():
+            term = self.terms.get(name)
+            if term is None:
+                found[name] = torch.zeros_like(like)
+            elif term.v is None:
+                found[name] = _between(term, vector, vector + 1).gradients.sum((0, 1))
+            else:
+                one = replace(term, v=term.v[vector], vectors=None)
+                found[name] = self._value(one, {}, diagrams.gradient_sum).reshape(like.shape)
+        return found
+
+    def _at_a_time(self, term: Term) -> int:
+        """How many combinations of a term's vectors are held at a time."""
+        if term.v is None or self.memory_limit is None:
+            return AT_A_TIME
+        each = term.v.nbytes // max(1, len(term.v))
+        return max(1, min(AT_A_TIME, self.memory_limit // (4 * each)))
 
     def projected(self, directions: Mapping[str, Tensor]) -> Tensor:  # each (f, *parameter)
         """``Σ_θ J[m, n, θ] u[f, θ]``, of shape ``(f, m, n)``."""
@@ -284,8 +337,29 @@ class JacobianRows:
 
 def _between(term: Term, start: int, stop: int) -> Term:
     if term.v is None:
-        return Term.known(term.gradients[start:stop], stop - start)
+        samples_first = len(term.operation.arguments) > 3
+        each = term.read["x"].narrow(int(samples_first), start, stop - start)
+        return Term.known(each, stop - start, samples_first)
     return replace(term, v=term.v[start:stop], vectors=stop - start)
+
+
+def _mixed(term: Term, coefficients: Tensor) -> Term:  # (f, m, n)
+    """The term with the vectors ``Σ_m c[f, m, n] v[m, n]``; without a dimension f if there is one.
+
+    Weight gradients of one vector are a native kernel.
+    """
+    assert term.v is not None
+    axes = term.operation.networks[term.operand].result.axes
+    at = [axis.terms for axis in axes].index((("n", 1),))
+    before, after = (prod(axis.size for axis in some) for some in (axes[:at], axes[at + 1 :]))
+    v = term.v.reshape(len(term.v), before, -1, after)
+    if len(v) == 1:
+        mixed = coefficients[:, :, None, :, None].squeeze(1) * v
+    else:
+        mixed = torch.einsum("fmn,mpnq->fpnq", coefficients, v)
+    if len(mixed) == 1:
+        return replace(term, v=mixed.reshape(term.v.shape[1:]), vectors=None)
+    return replace(term, v=mixed.reshape(-1, *term.v.shape[1:]), vectors=len(mixed))
 
 
 def _converted(term: Term, dtype: torch.dtype) -> Term:

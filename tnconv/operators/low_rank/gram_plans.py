@@ -1,0 +1,185 @@
+"""How a Gram matrix is computed: in which order, in one call or in tiles, by the least price."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnconv.codegen import Program
+from tnconv.codegen.baseline import baseline
+from tnconv.diagrams import Expression, TensorNetwork, View, gradient_dots
+from tnconv.models.layers import Operation, explicit, known
+from tnconv.operators.low_rank.orders import Order, nest, worth_trying
+from tnconv.operators.low_rank.tiles import Tiled, block_rows, samples_of, squares, tiled
+
+Limit = tuple[int, torch.dtype] | None
+QUICK = 1e-4  # seconds that are not worth a search for a better order
+BLOCK_ROWS = 4  # of the upper triangle: finer ones save little more, and are as many programs
+FORMED = 1.1  # explicit rows, which later products are made of, may take this much longer
+PRODUCTS = ("window", "pixel gram", "taps")
+JOINED = (
+    1.2  # native kernels in a loop, whose results are joined, are as much slower than predicted
+)
+KEPT = 4  # explicit rows are kept that are at most this many times as large as the operands ...
+SMALL = 2**22  # ... or have at most this many entries
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How plans are searched for: a compiler, a device, an order, and bytes of items of a dtype."""
+
+    compiled: Callable[..., Program[Any]]
+    device: str
+    order: Order
+    limit: Limit
+
+    def compile(
+        self, network: Expression, order: Order | None, limited: bool = False, **options: Any
+    ) -> Program:
+        """A program by an order, or by the planner's own."""
+        options["device"] = self.device
+        if order is not None:
+            options["order"] = nest(network, order)
+        if self.limit is not None:
+            options["dtype"] = self.limit[1]
+            options |= {"memory_limit": self.limit[0]} if limited else {}
+        return self.compiled(network, **options)
+
+    def check(self, entries: int) -> None:
+        """Raise if a result alone is more than there is room for.
+
+        Raises:
+            ValueError: it is.
+        """
+        if self.limit is not None and (least := entries * self.limit[1].itemsize) > self.limit[0]:
+            raise ValueError(
+                f"memory_limit is {self.limit[0]} bytes; the Gram matrix alone takes {least} bytes"
+            )
+
+    def fits(self, way: "Program | Tiled") -> bool:
+        if self.limit is None:
+            return True
+        limit, dtype = self.limit
+        peak = way.peak(dtype.itemsize) if isinstance(way, Tiled) else way.peak_memory(dtype)
+        return peak <= limit
+
+
+@dataclass(frozen=True)
+class GramPlan:
+    """A Gram matrix in one call or in tiles, and a program for explicit rows where that is as good.
+
+    ``form`` gives rows ``(n, m, *parameter)``.
+    """
+
+    way: "Program | Tiled"
+    form: Program | None = None
+
+    @property
+    def operands(self) -> Mapping[str, tuple[int, ...]]:
+        return self.way.operands
+
+    def run(self, *given: Tensor) -> Tensor:
+        """The Gram matrix, from the operands by position."""
+        found: Tensor = self.way.run(*given)
+        return found
+
+
+def planned(
+    settings: Settings,
+    network: Expression,
+    pair: TensorNetwork | None = None,
+    rows: TensorNetwork | None = None,
+) -> GramPlan:
+    """The cheapest way that fits.
+
+    Args:
+        settings: How it is searched for.
+        network: The Gram network.
+        pair: It between two batches, to be cut into tiles, if it can be.
+        rows: The network of the rows, if both sides are the same.
+
+    Raises:
+        ValueError: a memory limit below what is needed.
+    """
+    settings.check(prod(network.shape))
+    if settings.compiled is baseline:  # the first call of a size does not search
+        first = settings.compile(network, _forced(settings))
+        if settings.fits(first):
+            return GramPlan(first)
+    given = _forced(settings)
+    first = settings.compile(network, given)
+    ways: dict[Order | None, Program] = {}
+    if given is None and (first.seconds > QUICK or not settings.fits(first)):
+        ways |= {order: settings.compile(network, order) for order in worth_trying(network)}
+    ways[given] = first
+    fitting: list[Program | Tiled] = [way for way in ways.values() if settings.fits(way)]
+    if pair is not None and min(samples_of(pair)) > 1:
+        mirrored = rows is not None
+        best = min(ways, key=lambda order: ways[order].seconds)
+        if mirrored and best != "parameter_space" and first.seconds > QUICK:
+            fitting += _fitting(settings, pair, mirrored, best, triangle=True)
+        for order, way in ways.items():
+            if not settings.fits(way):
+                fitting += _fitting(settings, pair, mirrored, order)
+    if not fitting:
+        return GramPlan(settings.compile(network, _forced(settings), limited=True))
+    cheapest = min(fitting, key=lambda way: way.seconds)
+    form = None if rows is None else _form(settings, network, rows, cheapest.seconds)
+    return GramPlan(cheapest, form)
+
+
+def _forced(settings: Settings) -> Order | None:
+    return None if settings.order == "auto" else settings.order
+
+
+def _fitting(
+    settings: Settings,
+    pair: TensorNetwork,
+    mirrored: bool,
+    order: Order | None,
+    triangle: bool = False,
+) -> Iterator[Tiled]:
+    """Block rows of the upper triangle, or the fewest square tiles that fit."""
+
+    def build(part: Expression) -> Program:
+        return settings.compile(part, order)
+
+    rows, columns = samples_of(pair)
+    if triangle:
+        found = tiled(pair, mirrored, block_rows(rows, BLOCK_ROWS), build)
+        if settings.fits(found):
+            yield found
+        return
+    count = 1
+    while count < max(rows, columns):
+        count = min(2 * count, max(rows, columns))
+        found = tiled(pair, mirrored, squares(rows, columns, count, mirrored), build)
+        if settings.fits(found):
+            yield found
+            return
+
+
+def _form(
+    settings: Settings, network: Expression, rows: TensorNetwork, seconds: float
+) -> Program | None:
+    """A program for explicit rows, if Gram matrices of them take about as long and they are few."""
+    operands = sum(map(prod, network.operands.values()))
+    size = prod(rows.shape)
+    if settings.limit is not None or size > max(SMALL, KEPT * operands):
+        return None
+    if settings.order not in ("auto", "parameter_space") or len(rows.operands) < 2:
+        return None
+    if len(network.shape) < 4 or seconds < QUICK or not worth_trying(network):
+        return None
+    vectors, samples, *shape = rows.shape
+    m, n, *rest = rows.result.axes
+    turned = rows.with_(result=View((samples, vectors, *shape), (n, m, *rest)))
+    products, free = settings.compile(turned, None, routes=PRODUCTS), settings.compile(turned, None)
+    form = products if products.seconds <= JOINED * free.seconds else free
+    operation = Operation(explicit, (vectors, samples, tuple(shape), True))
+    layer = operation.networks["parameter"]
+    product = settings.compile(known(gradient_dots(layer, "parameter", vectors)), None)
+    return form if form.seconds + product.seconds <= FORMED * seconds else None
