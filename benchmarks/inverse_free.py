@@ -23,7 +23,7 @@ from benchmarks import measure
 from benchmarks.models import cifar_resnet18, cifar_resnet20
 from tnconv.optim import SINGD, RFAdamW, RFShampoo
 
-EVERY = 10
+EVERY, WARM = 10, 2
 STRUCTURES = (
     *("dense", "diagonal", "block_diagonal", "hierarchical", "lower_triangular"),
     *("triangular_top_left", "triangular_toeplitz"),
@@ -66,7 +66,11 @@ def network_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
 
         return step
 
-    chosen = {k: v for k, v in contestants(options.flavour).items() if options.only in k}
+    chosen = {
+        k: v
+        for k, v in contestants(options.flavour).items()
+        if any(part in k for part in options.only.split(","))
+    }
     torch.manual_seed(0)
     model = cifar_resnet20(10)
     sgd = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
@@ -78,11 +82,11 @@ def network_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         for kind in ("plain", "factors"):
             calls[name, kind] = step_of(optimizer, model, due, kind)
     times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    for at in range(options.rounds + 3):
+    for at in range(options.rounds + WARM):
         for key in Random(at).sample(sorted(calls), len(calls)):
             start = time.process_time()
             calls[key]()
-            if at > 2:
+            if at >= WARM:
                 times[key].append(time.process_time() - start)
     base = median(times["SGD", "plain"])
     return [
@@ -91,8 +95,10 @@ def network_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
             "sgd_ms": 1e3 * base,
             "plain": median(times[name, "plain"]) / base,
             "factors": median(times[name, "factors"]) / base,
-            "every 10": (9 * median(times[name, "plain"]) + median(times[name, "factors"]))
-            / (10 * base),
+            f"every {EVERY}": (
+                (EVERY - 1) * median(times[name, "plain"]) + median(times[name, "factors"])
+            )
+            / (EVERY * base),
         }
         for name in chosen
     ]
@@ -128,7 +134,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--flavour", default="reduce", choices=("reduce", "expand", "hybrid"))
-    parser.add_argument("--only", default="", help="optimizers whose name has this")
+    parser.add_argument(
+        "--only", default="", help="parts of optimizers' names, with commas between"
+    )
     parser.add_argument("--json", help="where results are written")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
