@@ -36,6 +36,7 @@ from tnconv.operators import (
     hesscale,
     hessian_diagonal,
     low_rank_ggn,
+    observe_low_rank,
 )
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ __all__ = [
     "nn",
     "ntk",
     "observe",
+    "observe_low_rank",
     "operators",
     "optim",
     "quantities",

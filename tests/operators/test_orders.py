@@ -14,7 +14,7 @@ from tnconv.codegen import Nest
 from tnconv.diagrams import TensorNetwork, conv, conv_transpose, gradient_dots, ntk_block
 from tnconv.operators.low_rank import ORDERS, JacobianRows, Order, low_rank_ggn
 from tnconv.operators.low_rank.orders import nest
-from tnconv.operators.low_rank.rows import LossGradients
+from tnconv.operators.low_rank.sources import LossGradients
 from tnconv.quantities.second_order import columns
 
 pytestmark = pytest.mark.usefixtures("float64")
