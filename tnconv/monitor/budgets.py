@@ -17,9 +17,12 @@ from tnconv.monitor.measurement import Measurement
 from tnconv.monitor.needs import Diagonal, GradientHistogram, JointHistogram, Spectrum
 from tnconv.monitor.step_watch import BY_SAMPLE
 
-Group = Literal["cheap", "samples", "curvature", "spectrum"]
-GUESS: dict[Group, float] = {"cheap": 0.0, "samples": 0.8, "curvature": 2.0, "spectrum": 8.0}
+Group = Literal["cheap", "parameters", "samples", "curvature", "spectrum"]
+GUESS: dict[Group, float] = {"cheap": 0.0, "parameters": 0.05, "samples": 0.8, "curvature": 2.0}
+GUESS["spectrum"] = 8.0
 """Prices in steps before anything is known; the largest of the published tool's are above."""
+COPIES = {"before", "start", "gradients", "updates", "last_gradients", "last_updates"}
+"""Needs that take copies of all parameters."""
 WARM = 4  # steps without measurements before the first with
 SELDOM = 40  # steps between two turns, above which fewer samples are taken
 LEAST = 4  # samples
@@ -33,7 +36,9 @@ def group_of(measurement: Measurement) -> Group:
     if any(isinstance(need, Diagonal) for need in needs):
         return "curvature"
     histograms = any(isinstance(n, GradientHistogram | JointHistogram) for n in needs)
-    return "samples" if histograms or needs & {*BY_SAMPLE, "losses"} else "cheap"
+    if histograms or needs & {*BY_SAMPLE, "losses"}:
+        return "samples"
+    return "parameters" if needs & COPIES else "cheap"
 
 
 @dataclass
