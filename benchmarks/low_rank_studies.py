@@ -68,9 +68,9 @@ def estimates(batch: int = 64, draws: int = 3, k: int = 10) -> list[Row]:
     """Errors and times of sampled columns and of subsets, relative to the exact matrix."""
     model, (x, y) = trained(100), next(batches(batch, 1, 9))
     everything = {"curvature_samples": None, "gradient_samples": list(range(batch))}
-    settings: list[Row] = [{"fisher": "exact"}]
+    settings: list[Row] = [{"fisher": "type-2"}]
     settings += [{"fisher": "mc", "samples": samples} for samples in (1, 4, 16)]
-    settings += [{"fisher": "exact", "subset": size} for size in (4, 16)]
+    settings += [{"fisher": "type-2", "subset": size} for size in (4, 16)]
     settings += [{"fisher": "mc", "samples": 1, "subset": size} for size in (4, 16)]
 
     def found(setting: Row, draw: int) -> tuple[Tensor, Tensor, float]:
@@ -182,7 +182,7 @@ def plot_estimates(rows: Sequence[Mapping[str, Any]], axes: Sequence[Any]) -> No
     for ax, what in zip(axes, ("spectrum", "step"), strict=True):
         for label, chosen in {
             "sampled columns": lambda r: r["fisher"] == "mc" and "subset" not in r,
-            "subsets, exact": lambda r: r["fisher"] == "exact" and "subset" in r,
+            "subsets, exact": lambda r: r["fisher"] == "type-2" and "subset" in r,
             "subsets, one sample": lambda r: r["fisher"] == "mc" and "subset" in r,
         }.items():
             some = [row for row in rows if chosen(row)]

@@ -41,7 +41,7 @@ def low_rank_ggn(
     inputs: Inputs,
     targets: Any,
     *,
-    fisher: Fisher = "exact",
+    fisher: Fisher = "type-2",
     samples: int = 1,
     generator: torch.Generator | None = None,
     curvature_samples: Sequence[int] | Tensor | None = None,
@@ -58,7 +58,7 @@ def low_rank_ggn(
             cross-entropy of logits, absolute errors.
         inputs: The model's input, or a sequence or mapping of its arguments, batch first.
         targets: The targets of the batch.
-        fisher: ``"exact"`` columns of the root, or ``"mc"``, which are sampled.
+        fisher: ``"type-2"`` columns of the root, or ``"mc"``, which are sampled.
         samples: The number of sampled columns for each sample of the batch.
         generator: Where they are drawn; torch's default generator where it is None.
         curvature_samples: Positions in the batch that the curvature is made of; all by default.
@@ -89,7 +89,7 @@ def low_rank_ggn(
     how: dict[str, Any] = {"memory_limit": memory_limit, "order": order}
     check_orders(order, dict(model.named_parameters()))
     if used == curved:
-        joined = WithGradient(source, fisher == "exact")
+        joined = WithGradient(source, fisher == "type-2")
         rows = JacobianRows.of(model, loss_fn, *batch.part(curved), joined, **how)
         rows, scale, gradients = parted(rows, joined)
     else:

@@ -52,7 +52,7 @@ class LowRankObservation:
 def observe_low_rank(
     model: nn.Module,
     *,
-    fisher: Fisher = "exact",
+    fisher: Fisher = "type-2",
     samples: int = 1,
     generator: torch.Generator | None = None,
     groups: Groups = "network",
@@ -65,7 +65,7 @@ def observe_low_rank(
 
     Args:
         model: Any model that `tnconv.compute` takes; its layers must keep samples apart.
-        fisher: ``"exact"`` columns of the root, or ``"mc"``, which are sampled.
+        fisher: ``"type-2"`` columns of the root, or ``"mc"``, which are sampled.
         samples: The number of sampled columns for each sample of the batch.
         generator: Where they are drawn; torch's default generator where it is None.
         groups: Blocks of parameters, as for `low_rank_ggn`.
@@ -87,7 +87,7 @@ def observe_low_rank(
     """
     partition(unwrapped(model), groups)  # checks it
     check_orders(order, dict(unwrapped(model).named_parameters()))
-    source = WithGradient(columns(fisher, samples, generator), fisher == "exact")
+    source = WithGradient(columns(fisher, samples, generator), fisher == "type-2")
     observation = RowsObservation.of(model, source, memory_limit)
     with observation.watched():
         yield LowRankObservation(observation, source, groups, order)
