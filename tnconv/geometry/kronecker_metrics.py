@@ -136,10 +136,7 @@ class Kronecker(_Blocks):
             )
             for name, (a, b) in self.factors.items()
         }
-        found = Kronecker.__new__(Kronecker)
-        found.factors, found.space, found.rows = both, self.space, self.rows
-        found.intrinsic = self.intrinsic and other.intrinsic
-        return found
+        return self._with(both, self.intrinsic and other.intrinsic)
 
     def identity(self, damping: float) -> "Kronecker":
         """``√δ I`` for both factors of each parameter: the identity times δ, as it is used here."""
@@ -147,8 +144,13 @@ class Kronecker(_Blocks):
             name: KroneckerFactors(*[damping**0.5 * _eye(factor) for factor in (a, b)])
             for name, (a, b) in self.factors.items()
         }
+        return self._with(eyes, False)
+
+    def _with(self, factors: dict[str, KroneckerFactors], intrinsic: bool) -> "Kronecker":
+        """The same parameters with other factors."""
         found = Kronecker.__new__(Kronecker)
-        found.factors, found.space, found.rows, found.intrinsic = eyes, self.space, self.rows, False
+        found.factors, found.intrinsic = factors, intrinsic
+        found.space, found.rows = self.space, self.rows
         return found
 
     @cached_property

@@ -199,8 +199,8 @@ LARGEST_DENSE = 4096
 class Summed(Metric):
     """``Σ_i G_i``: products are sums; what needs an inverse is done densely, in small networks.
 
-    Its root depends on the coordinates, but for draws: those of all summands' inverses are not
-    what is wanted, so that sums are to be carried along (`Metric.pushforward`) like others.
+    Its root is a Cholesky factor, which depends on the coordinates. Where estimates shall not, the
+    sum is to be carried along (`Metric.pushforward`), not its parts added up anew.
     """
 
     def __init__(self, parts: Sequence[Metric]) -> None:
