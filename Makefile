@@ -1,3 +1,4 @@
+# make docs: the documentation.   make versions: tests on the lowest and the newest torch.
 # make demo: train a small network and see what the compiler did.   make test: everything is right.
 # make bench: the quick table.   make results: all committed results of layers, hours; goes on.
 # Each creates .venv with what it needs. Another torch build: make test TORCH_INDEX=<its index URL>
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
-.PHONY: demo test lint bench results
+.PHONY: demo test lint bench results docs versions
 demo: $(VENV)/.demo
 	$(BIN)/python -m tnconv demo
 
@@ -25,6 +26,19 @@ bench: $(VENV)/.peers $(VENV)/.demo
 
 results: $(VENV)/.peers $(VENV)/.demo $(VENV)/.plots
 	$(BIN)/python -m benchmarks.all
+
+# The documentation, with no broken reference: docs/_build/index.html.
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+
+# The tests of what depends on torch's version, on the lowest and the newest one.
+versions:
+	for torch in 2.9.* 2.*; do \
+	  $(PYTHON) -m venv .venv-versions && \
+	  .venv-versions/bin/python -m pip install -q "torch==$$torch" && \
+	  .venv-versions/bin/python -m pip install -q -e '.[test]' && \
+	  OMP_NUM_THREADS=1 .venv-versions/bin/python -m pytest -q tests/nn tests/functional \
+	    tests/test_nn.py tests/test_functional.py tests/optim || exit 1; done
 
 # torch comes first and alone: later packages then keep the build that is there.
 $(VENV)/.torch: constraints.txt

@@ -4,15 +4,19 @@ Run as ``python -m benchmarks.against OTHER --every 6``, with OTHER another chec
 repository, such as a worktree of an earlier commit; ``--help`` lists the options. Each checkout has
 a process of its own, and the two are timed in turns on the same convolutions, by the processes' own
 clocks. A ratio is the other's time over ours, so above 1 is a gain; geometric means and the worst
-rows are printed for every operation.
+rows are printed for every operation. Programs whose code is equal have the ratio 1 and are not
+timed, unless ``--equal`` asks for it. Warm calls are those of `CALLS` on operands so small that
+kernels take next to nothing.
 """
 
 import argparse
+import ast
+import hashlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import IO
@@ -27,7 +31,9 @@ OPERATIONS = (
     "kfac_reduce",
     "kfac_expand",
 )
+CALLS = ("converted module", "contract", "functional")
 LEAST = 0.02  # seconds of one sample
+Options = argparse.Namespace
 
 
 class Checkout:
@@ -59,7 +65,11 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
 
 
 def work(threads: int) -> None:
-    """Answer lines: ``make OPERATION NUMBER`` prepares a call, ``run COUNT`` times it."""
+    """Answer lines: ``make OPERATION NUMBER``, ``warm CALL``, ``code OPERATION NUMBER``, ``run N``.
+
+    The first two prepare a call, the last times it; ``code`` answers a number for what the
+    operation's program is.
+    """
     sys.path.insert(0, str(Path.cwd()))
     import torch
 
@@ -67,27 +77,58 @@ def work(threads: int) -> None:
 
     torch.set_num_threads(threads)
     measure.touch_pages()
-    call = None
+    call: Callable[[], object] | None = None
     for line in sys.stdin:
         word, *arguments = line.split()
-        if word == "make":
+        count = int(arguments[0]) if word == "run" else 1
+        if word != "run" and word != "warm":
             case = contestants.case(cases.layers()[int(arguments[1])])
+        if word == "code":
+            print(_code(contestants.network(arguments[0], case)), flush=True)
+            continue
+        if word == "make":
             call = contestants.contestants(arguments[0])["tnconv"](arguments[0], case)
-            for _ in range(3):  # sizes that return are searched for
-                call()
-            count = 1
-        else:
-            count = int(arguments[0])
+        if word == "warm":
+            call = _warm(" ".join(arguments))
         assert call is not None
+        for _ in range(3 if word != "run" else 0):  # sizes that return are searched for
+            call()
         started = time.process_time()
         for _ in range(count):
             call()
         print((time.process_time() - started) / count, flush=True)
 
 
-def row(ours: Checkout, other: Checkout, operation: str, number: int, rounds: int) -> float:
-    """The median over rounds of the other's time over ours."""
-    once = max(each.ask("make", operation, number) for each in (ours, other))
+def _code(network: object) -> int:
+    """A number that programs of equal code have in common, whatever their comments are."""
+    import tnconv
+
+    text = ast.unparse(ast.parse(tnconv.compile(network).source))  # type: ignore[call-overload]
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)  # a double can hold it
+
+
+def _warm(name: str) -> Callable[[], object]:
+    """One of `CALLS` on a tiny convolution."""
+    import torch
+
+    import tnconv
+    from benchmarks import contestants
+    from benchmarks.overhead import TINY
+
+    case = contestants.case(TINY, 2)
+    if name == "converted module":
+        module = tnconv.nn.convert(torch.nn.Conv2d(2, 3, 3, padding=1))
+        return lambda: module(case.x)
+    if name == "contract":
+        network = contestants.network("forward", case)
+        operands = {name: getattr(case, name) for name in network.operands}
+        return lambda: tnconv.contract(network, **operands)
+    return contestants.contestants("forward")["tnconv"]("forward", case)
+
+
+def compared(ours: Checkout, other: Checkout, *prepare: object, rounds: int) -> float:
+    """The median over rounds of the other's time over ours, after this line to both."""
+    once = max(each.ask(*prepare) for each in (ours, other))
     count = max(1, round(LEAST / max(once, 1e-6)))
     found = []
     for turn in range(rounds):
@@ -98,6 +139,14 @@ def row(ours: Checkout, other: Checkout, operation: str, number: int, rounds: in
     return median(found)
 
 
+def row(ours: Checkout, other: Checkout, operation: str, number: int, options: Options) -> float:
+    """The ratio for one operation on one convolution; 1 if both run the same code."""
+    asked = "code", operation, number
+    if not options.equal and ours.ask(*asked) == other.ask(*asked):
+        return 1.0
+    return compared(ours, other, "make", operation, number, rounds=options.rounds)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(prog="python -m benchmarks.against", description=__doc__)
@@ -105,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--every", type=int, default=6, help="take one of every N convolutions (6)")
     result.add_argument("--operation", action="append", choices=OPERATIONS, help="repeatable")
     result.add_argument("--rounds", type=int, default=11, help="rounds of each pair (11)")
+    result.add_argument("--equal", action="store_true", help="time programs of equal code, too")
     result.add_argument("--threads", type=int, default=1)
     result.add_argument("--json", type=Path, help="write results to this file")
     result.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -127,16 +177,23 @@ def main(arguments: Sequence[str]) -> None:
     layers = cases.layers()
     for operation in options.operation or OPERATIONS:
         ratios = {
-            f"{layers[at].describe()} ({at})": row(ours, other, operation, at, options.rounds)
+            f"{layers[at].describe()} ({at})": row(ours, other, operation, at, options)
             for at in range(0, len(layers), options.every)
         }
         found[operation] = ratios
         worst = sorted(ratios.items(), key=lambda item: item[1])[:3]
         words = ", ".join(f"{name} {ratio:.2f}" for name, ratio in worst)
         mean = geometric_mean(ratios.values())
-        print(f"{operation:24} {mean:.3f} over {len(ratios)}; worst {words}", flush=True)
+        timed = sum(ratio != 1.0 for ratio in ratios.values())
+        print(
+            f"{operation:24} {mean:.3f} over {len(ratios)}, {timed} timed; worst {words}",
+            flush=True,
+        )
         if options.json:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
+    for name in CALLS if not options.operation else ():
+        ratio = compared(ours, other, "warm", name, rounds=options.rounds)
+        print(f"warm call, {name:17} {ratio:.3f}", flush=True)
     ours.close()
     other.close()
 

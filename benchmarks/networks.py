@@ -33,9 +33,7 @@ QUANTITIES: dict[str, tuple[quantities.Quantity[object], ...]] = {
     "sum of squares": (quantities.SumOfSquares(),),
     "variance": (quantities.Variance(),),
     "GGN diagonal, one sample": (quantities.GGNDiagonal("mc"),),
-    "GGN diagonals by sample, one sample": (
-        quantities.GGNDiagonal("mc", per_sample_diagonals=True),
-    ),
+    "GGN diagonals by sample, one sample": (quantities.GGNDiagonal("mc", per_sample=True),),
     "GGN diagonal, exact": (quantities.GGNDiagonal(),),
     "KFAC, one sample": (quantities.KFAC("hybrid", "mc", scale="kfc"),),
     "KFAC-expand, one sample": (quantities.KFAC("expand", "mc"),),

@@ -90,6 +90,8 @@ def ntk_block(
     operand: str = "weight",
     vectors: int | None = None,
     other_vectors: int | None = None,
+    tied: Sequence[Leg] = (),
+    summed: Sequence[Leg] = (),
 ) -> TensorNetwork:
     """``G[m, n, m', n'] = Σ_θ J[m, n, θ] J'[m', n', θ]``: `gradient_dots` between two batches.
 
@@ -98,14 +100,28 @@ def ntk_block(
     get the prefix ``other_`` (``other_x``, ``other_grad_output``). Only θ's shape is common, so
     inputs of two sizes are legal.
 
+    Args:
+        layer: The layer at the first batch.
+        other: The layer at the second batch.
+        operand: The operand θ.
+        vectors: The number of vectors m; None where there is one without a dimension.
+        other_vectors: The number of vectors m'.
+        tied: Legs among m and n that both sides share: ``m = m'``, ``n = n'``. They stay once.
+        summed: Legs among m and n that both sides share and that are summed.
+
     >>> from tnconv.diagrams import linear
     >>> train, test = linear((8, 3), (4, 3)), linear((2, 3), (4, 3))
     >>> net = ntk_block(train, test, vectors=4, other_vectors=4)
     >>> net.shape, list(net.operands)
     ((4, 8, 4, 2), ['x', 'grad_output', 'other_x', 'other_grad_output'])
+    >>> ntk_block(train, test, vectors=4, other_vectors=4, tied=("m",)).shape
+    (4, 8, 2)
+    >>> ntk_block(train, test, vectors=4, other_vectors=4, summed=("m",)).shape
+    (8, 2)
 
     Raises:
-        ValueError: a layer without batch, without the operand, or operands of two shapes.
+        ValueError: a layer without batch, without the operand, operands of two shapes, or shared
+            legs of two sizes.
     """
     j, k = _gradients(layer, operand, vectors), _gradients(other, operand, other_vectors)
     first, second = layer.operands[operand], other.operands[operand]
@@ -115,10 +131,12 @@ def ntk_block(
             "two batches"
         )
     k = k.rename_operands({name: f"other_{name}" for name in k.operands})
-    pair, shown = j.connect(k, share=theta), len(_open(vectors))
-    axes = pair.result.axes
-    half = len(j.result.axes)
-    return _with_axes(pair, axes[:shown] + axes[half : half + len(_open(other_vectors))])
+    shared = (*tied, *summed)
+    pair, half = j.connect(k, share=(*theta, *shared)), len(j.result.axes)
+    rows = zip(_open(vectors), pair.result.axes, strict=False)
+    columns = zip(_open(other_vectors), pair.result.axes[half:], strict=False)
+    axes = [axis for leg, axis in rows if leg not in summed]
+    return _with_axes(pair, axes + [axis for leg, axis in columns if leg not in shared])
 
 
 def gradient_norms(

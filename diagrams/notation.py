@@ -130,5 +130,6 @@ def _groupings(shape: Sequence[int], sizes: Sequence[int], start: int = 0) -> It
 def _oddity(texts: Sequence[str], ends: Sequence[int]) -> int:
     """How unlike the glossary a grouping is: this decides where axes of size one go."""
     groups = ["".join(text[:1] for text in texts[start:stop]) for start, stop in pairwise(ends)]
-    unusual = sum(a + b not in _TOGETHER for group in groups for a, b in pairwise(group))
+    pairs = [(a, b) for group in groups for a, b in pairwise(group)]
+    unusual = sum(2 - (a == b) for a, b in pairs if a + b not in _TOGETHER)
     return unusual + sum(group.startswith("d") for group in groups)

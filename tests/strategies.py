@@ -464,6 +464,7 @@ SUMS: dict[str, Callable[[Case], Sum | TensorNetwork]] = {
         f"diagonal_vjp_{mode}": lambda c, mode=mode: diagrams.diagonal_vjp(padded_conv(c, mode))
         for mode in MODES[1:]
     },
+    "with_bias": lambda c: diagrams.with_bias(ZOO["conv"](c)),
     "hessian_vjp_reflect": lambda c: diagrams.hessian_vjp(
         padded_conv(replace(c, input_shape=c.input_shape[1:]), "reflect")
     ),

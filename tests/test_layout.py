@@ -57,7 +57,7 @@ ROOMS = {
     "tnconv": (
         *("generators", "functional", "nn", "losses", "recursions", "quantities", "models"),
         *("operators", "optim"),
-        *("monitor", "ntk", "commands", "demo", "cli"),
+        *("monitor", "ntk", "geometry", "commands", "demo", "cli"),
     ),
 }
 """The rooms of a folder, in the order in which they may import each other: never a later one."""

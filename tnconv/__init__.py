@@ -6,6 +6,7 @@ from tnconv import (
     codegen,
     diagrams,
     functional,
+    geometry,
     losses,
     models,
     monitor,
@@ -36,6 +37,7 @@ from tnconv.operators import (
     hesscale,
     hessian_diagonal,
     low_rank_ggn,
+    observe_low_rank,
 )
 
 __version__ = "0.1.0"
@@ -57,6 +59,7 @@ __all__ = [
     "contract",
     "diagrams",
     "functional",
+    "geometry",
     "hesscale",
     "hessian_diagonal",
     "losses",
@@ -66,6 +69,7 @@ __all__ = [
     "nn",
     "ntk",
     "observe",
+    "observe_low_rank",
     "operators",
     "optim",
     "quantities",

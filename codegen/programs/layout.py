@@ -47,9 +47,10 @@ def _broken(line: str) -> list[str]:
 
 
 def _start(code: str) -> int:
-    """Where the expression of an assignment or a return begins."""
-    if code.startswith("return "):
-        return len("return ")
+    """Where the expression of an assignment, a return or a deletion begins."""
+    for word in ("return ", "del "):
+        if code.startswith(word):
+            return len(word)
     outside = (at for at, depth in _depths(code) if not depth)
     equals = next((at for at in outside if code.startswith(" = ", at)), None)
     return 0 if equals is None else equals + len(" = ")
@@ -59,8 +60,8 @@ def _expression(before: str, code: str, after: str, indent: str) -> list[str]:
     """Lines of ``before code after``; the line breaks are in the code."""
     if len(indent + before + code + after) <= WIDTH:
         return [indent + before + code + after]
+    inner = indent + INDENT
     if len(items := _items(code)) > 1:
-        inner = indent + INDENT
         lines = [line for item in items for line in _expression("", item, ",", inner)]
         return [f"{indent}{before}(", *lines, f"{indent}){after}"]
     if parts := _at_operators(code):
@@ -70,10 +71,10 @@ def _expression(before: str, code: str, after: str, indent: str) -> list[str]:
     fitting = [b for b in _brackets(code) if len(indent + before) + b.opens < WIDTH]
     for bracket in fitting[-1:]:
         head, body, tail = bracket.split(code)
-        inner = indent + INDENT
-        items = _items(body)
         one = [inner + body] if len(inner + body) <= WIDTH else None
-        ended = [line for item in items for line in _expression("", item, ",", inner)]
+        parts = _clauses(body) or _items(body)
+        end = "," if len(parts) > 1 and not _clauses(body) else ""
+        ended = [line for part in parts for line in _expression("", part, end, inner)]
         return [indent + before + head, *(one or ended), indent + tail + after]
     return [indent + before + code + after]
 
@@ -139,8 +140,25 @@ def _at_dots(code: str) -> list[str]:
 
 def _items(code: str) -> list[str]:
     """What commas separate."""
-    cuts = [at for at, depth in _depths(code) if not depth and code[at] == ","]
+    loops = [(at, code.index(" in ", at)) for at in _loops(code)]
+    cuts = [
+        at
+        for at, depth in _depths(code)
+        if not depth and code[at] == "," and not any(start < at < stop for start, stop in loops)
+    ]
     return [part.lstrip(",").strip() for part in _cut(code, cuts)]
+
+
+def _clauses(code: str) -> list[str]:
+    """The element of a comprehension and its loops, if it is one."""
+    loops = [at for at in _loops(code) if at]
+    return [part.strip() for part in _cut(code, loops)] if loops else []
+
+
+def _loops(code: str) -> list[int]:
+    """Where loops of a comprehension begin, each of which ends its variables with ``in``."""
+    outside = [at for at, depth in _depths(code) if not depth and code.startswith("for ", at)]
+    return [at for at in outside if not at or code[at - 1] == " "]
 
 
 def _cut(code: str, cuts: Sequence[int]) -> list[str]:

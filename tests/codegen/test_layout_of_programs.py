@@ -5,18 +5,25 @@ import ast
 import black
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.strategies import networks, shipped
 from tnconv import compile
+from tnconv.codegen import ROUTES
 from tnconv.codegen.programs.layout import WIDTH, laid_out
+from tnconv.codegen.programs.styles import STYLES
 
 MODE = black.Mode(line_length=WIDTH)
 
 
-@pytest.mark.parametrize("style", ["torch", "einsum"])
-@given(network=networks(selections=True) | shipped(max_dims=2))
-def test_programs_keep_their_meaning(style, network):
-    program = compile(network, style=style)
+@pytest.mark.parametrize("style", STYLES)
+@given(
+    network=networks(selections=True) | shipped(max_dims=2),
+    routes=st.sampled_from((tuple(ROUTES), ("loop", "native"))),
+)
+def test_programs_keep_their_meaning(style, network, routes):
+    """Loops among them, whose comprehensions have commas that separate nothing."""
+    program = compile(network, style=style, routes=routes)
     laid = program.source
     assert ast.dump(ast.parse(laid)) == ast.dump(ast.parse(program.text))
     assert max(map(len, laid.splitlines())) <= WIDTH
@@ -30,6 +37,10 @@ LINES = [
     f"return torch.cat([{', '.join(f'first_of_{i}' for i in range(12))}], dim=1)",
     f"return {', '.join(f'a_result_of_some_length_{i}' for i in range(6))}",
     f"t1 = one.convolution_backward({', '.join(f'operand_{i}' for i in range(12))})[1]",
+    f"del {', '.join(f't{i}' for i in range(40))}",
+    f"t1 = torch.cat([{', '.join(f'an_operand_{i}' for i in range(12))}])",
+    "t1 = torch.cat([u1.reshape(1, 2) for part_1, part_2 in zip(x.split(1), grad_output.split(1)) "
+    f"for u1 in [torch.mm({', '.join(f'operand_{i}' for i in range(12))})[1]]])",
 ]
 
 

@@ -108,7 +108,7 @@ FIRST = {
 }
 EXACT = {
     "diag_ggn_exact": ("DiagGGNExact", q.GGNDiagonal()),
-    "diag_ggn_exact_batch": ("BatchDiagGGNExact", q.GGNDiagonal(per_sample_diagonals=True)),
+    "diag_ggn_exact_batch": ("BatchDiagGGNExact", q.GGNDiagonal(per_sample=True)),
 }
 SAMPLED = {
     "diag_ggn_mc": ("DiagGGNMC", q.GGNDiagonal("mc", SAMPLES)),

@@ -17,7 +17,7 @@ from tests.strategies import assert_close
 from tnconv.quantities import KFAC, GGNDiagonal, SquaredNorms
 
 pytestmark = pytest.mark.usefixtures("float64")
-EXACT, EACH = GGNDiagonal(), GGNDiagonal(per_sample_diagonals=True)
+EXACT, EACH = GGNDiagonal(), GGNDiagonal(per_sample=True)
 
 
 def random(*shape: int) -> nn.Parameter:

@@ -33,7 +33,7 @@ class Columns(q.Quantity[Tensor]):
         return found["each"]
 
 
-EXACT, EACH = q.GGNDiagonal(), q.GGNDiagonal(per_sample_diagonals=True)
+EXACT, EACH = q.GGNDiagonal(), q.GGNDiagonal(per_sample=True)
 SUMS: list[q.Quantity[Any]] = [
     EXACT,
     EACH,

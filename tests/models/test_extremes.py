@@ -18,7 +18,7 @@ LOSSES = {
     "absolute": (nn.L1Loss, lambda n: torch.ones(n, 3)),
 }
 CURVATURE = [
-    *(q.GGNDiagonal(), q.GGNDiagonal("mc"), q.GGNDiagonal(per_sample_diagonals=True)),
+    *(q.GGNDiagonal(), q.GGNDiagonal("mc"), q.GGNDiagonal(per_sample=True)),
     *(q.KFAC(), q.KFAC("reduce", "type-2"), q.KFAC("expand", "empirical"), q.KFLR()),
     *(q.SumOfSquares(), q.SquaredNorms(), q.DotProducts(), q.PerSampleGradients()),
 ]
@@ -42,7 +42,7 @@ def test_empty_batches_give_zeros(loss: str, reduction: str) -> None:
             for value in found if isinstance(found, tuple) else (found,):
                 assert (value == 0).all()
             if isinstance(quantity, q.GGNDiagonal):
-                lead = (0,) if quantity.per_sample_diagonals else ()
+                lead = (0,) if quantity.per_sample else ()
                 assert found.shape == (*lead, *parameter.shape)
     diagonal = tnconv.hessian_diagonal(model, make(reduction=reduction), x, y)
     assert all((value == 0).all() for value in diagonal.values())

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 FIRST = [getattr(q, name)() for name in first_order(torch.zeros(1, 1))]
-EACH = q.GGNDiagonal(per_sample_diagonals=True)
+EACH = q.GGNDiagonal(per_sample=True)
 KFACS: list[Any] = [q.KFAC(flavour, "type-2") for flavour in ("expand", "reduce", "hybrid")]
 
 

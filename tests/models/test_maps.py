@@ -120,7 +120,7 @@ def test_rows_of_one_sample_in_the_output_are_its_positions(order: str) -> None:
     other = Made(lambda m, x: arranged[order](logits(m, x)), **layers)
     x, y = torch.randn(3, 4, 3), torch.randint(4, (3, 4))
     targets = {"nt": y.flatten(), "tn": y.T.flatten(), "time first": y.T, "channels": y}[order]
-    loss, each = nn.CrossEntropyLoss(), GGNDiagonal(per_sample_diagonals=True)
+    loss, each = nn.CrossEntropyLoss(), GGNDiagonal(per_sample=True)
     expected = tnconv.compute(plain, loss, x, y, [GGNDiagonal(), each])
     found = tnconv.compute(other, loss, x, targets, [GGNDiagonal(), each])
     for name in ("first.weight", "first.bias", "head.weight", "head.bias"):

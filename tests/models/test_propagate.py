@@ -17,7 +17,7 @@ from tnconv import quantities as q
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-EXACT, EACH = q.GGNDiagonal(), q.GGNDiagonal(per_sample_diagonals=True)
+EXACT, EACH = q.GGNDiagonal(), q.GGNDiagonal(per_sample=True)
 EXPAND, KFLR = q.KFAC("expand", "type-2"), q.KFLR()
 FORWARD = q.KFAC("reduce", "forward-only")
 WANTED: list[q.Quantity[Any]] = [EXACT, EACH, EXPAND, KFLR, FORWARD]

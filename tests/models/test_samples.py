@@ -32,7 +32,7 @@ FIRST = [
     *(Gradient(), PerSampleGradients(), SquaredNorms()),
     *(DotProducts(), SumOfSquares(), Variance()),
 ]
-EACH = GGNDiagonal(per_sample_diagonals=True)
+EACH = GGNDiagonal(per_sample=True)
 
 
 @pytest.fixture(autouse=True)

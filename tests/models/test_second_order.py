@@ -27,7 +27,7 @@ from tnconv.quantities import (
     Vectors,
 )
 
-EXACT, EACH = GGNDiagonal(), GGNDiagonal(per_sample_diagonals=True)
+EXACT, EACH = GGNDiagonal(), GGNDiagonal(per_sample=True)
 
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -162,7 +162,7 @@ def test_sampled_columns_are_those_of_the_generator(samples: int) -> None:
     loss_fn = nn.CrossEntropyLoss()
     ours, theirs = (torch.Generator().manual_seed(3) for _ in range(2))
     summed = GGNDiagonal("mc", samples, ours)
-    each = GGNDiagonal("mc", samples, ours, per_sample_diagonals=True)
+    each = GGNDiagonal("mc", samples, ours, per_sample=True)
     result = tnconv.compute(model, loss_fn, x, labels, [summed, each])
     columns = curvature(loss_fn, model(x), labels).samples(samples, theirs)
     for name, j in jacobians(model, x).items():
@@ -242,7 +242,7 @@ def test_equal_to_backpack() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="fisher is 'type-3'; expected 'exact' or 'mc'"):
+    with pytest.raises(ValueError, match="fisher is 'type-3'; expected 'type-2' or 'mc'"):
         GGNDiagonal("type-3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="samples is 0; expected at least 1"):
         GGNDiagonal("mc", samples=0)

@@ -73,7 +73,7 @@ class Logits(nn.Module):
 
 def assert_right(model: nn.Module, inputs: dict[str, Tensor], targets: Tensor) -> None:
     """First order in both forms, and the Gauss-Newton diagonal, each sample by itself."""
-    loss, each = nn.CrossEntropyLoss(reduction="sum"), GGNDiagonal(per_sample_diagonals=True)
+    loss, each = nn.CrossEntropyLoss(reduction="sum"), GGNDiagonal(per_sample=True)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -27,7 +27,7 @@ EXACT = [
     q.GGNDiagonal(),
     q.KFLR(),
     q.KFAC("expand", "type-2"),
-    q.GGNDiagonal("exact", 1, None, True),
+    q.GGNDiagonal("type-2", 1, None, True),
 ]
 
 

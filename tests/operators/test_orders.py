@@ -14,7 +14,7 @@ from tnconv.codegen import Nest
 from tnconv.diagrams import TensorNetwork, conv, conv_transpose, gradient_dots, ntk_block
 from tnconv.operators.low_rank import ORDERS, JacobianRows, Order, low_rank_ggn
 from tnconv.operators.low_rank.orders import nest
-from tnconv.operators.low_rank.rows import LossGradients
+from tnconv.operators.low_rank.sources import LossGradients
 from tnconv.quantities.second_order import columns
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -129,7 +129,7 @@ def test_unknown_orders_are_refused() -> None:
         low_rank_ggn(*how, order="fast")
     with pytest.raises(ValueError, match=r"no parameters are called tail\.weight"):
         low_rank_ggn(*how, order={"tail.weight": "mixed"})
-    rows = JacobianRows.of(*how, columns("exact", 1, None))
+    rows = JacobianRows.of(*how, columns("type-2", 1, None))
     with pytest.raises(ValueError, match="order is 'fast'; expected one of"):
         rows.gram("fast")
     with pytest.raises(ValueError, match=r"order has tensors \(0, 1\); expected 0 to 3"):

@@ -76,13 +76,13 @@ def test_groups_have_matrices_and_settings_of_their_own() -> None:
     torch.testing.assert_close(flat(model[3]), flat(before[3]))
 
 
-@pytest.mark.parametrize("how", ["exact", "mc"])
+@pytest.mark.parametrize("how", ["type-2", "mc"])
 def test_a_run_resumes_bit_exactly(how: str) -> None:
     def run(steps: range, state=None):
         model, loss_fn = network(), nn.CrossEntropyLoss()
         generator = torch.Generator().manual_seed(3)
-        damping = noise_aware(8, generator=generator) if how == "exact" else 1.0
-        subset = None if how == "exact" else 3
+        damping = noise_aware(8, generator=generator) if how == "type-2" else 1.0
+        subset = None if how == "type-2" else 3
         settings = {"fisher": how, "curvature_samples": subset, "generator": generator}
         optimizer = LowRankNewton(model, loss_fn, momentum=0.9, damping=damping, **settings)
         if state is not None:

@@ -1,7 +1,6 @@
 """Vectors after a model's output, on their way backwards through its layers, a few at a time."""
 
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -55,7 +54,8 @@ class Propagation:
                 self._ends += meetings[here].stops(found)
         self._source: Vectors = LOSS_GRADIENT
         self._part = 0
-        self._held: dict[Call, list[Tensor]] | None = None
+        self._held: dict[Call, Tensor] | None = None
+        self._at, self._count = 0, 1  # the vector under way, of how many
 
     def run(
         self,
@@ -91,7 +91,9 @@ class Propagation:
         if self._held is None:
             self._hand_over(call, vector.unsqueeze(0))
         else:
-            self._held[call].append(vector)
+            if call not in self._held:  # all are placed at once: a list would be copied
+                self._held[call] = vector.new_empty(self._count, *vector.shape)
+            self._held[call][self._at] = vector
 
     def _at_a_time(self, source: Vectors) -> int:
         needed = [each for each in self.collector.statistics if each.vectors == source]
@@ -105,13 +107,13 @@ class Propagation:
 
     def _send(self, vectors: Tensor) -> None:
         """One vector is worked on layer by layer, while it is in the cache; several are held."""
-        held: dict[Call, list[Tensor]] = defaultdict(list)
-        self._held = None if len(vectors) == 1 else held
-        for vector in vectors:
+        held: dict[Call, Tensor] = {}
+        self._held, self._count = None if len(vectors) == 1 else held, len(vectors)
+        for self._at, vector in enumerate(vectors):
             self._backward(vector)
         for call in self.calls if len(vectors) != 1 else ():
             if call in held:
-                self._hand_over(call, torch.stack(held.pop(call)))
+                self._hand_over(call, held.pop(call))
             elif not len(vectors):
                 shape = call.output_shape
                 if isinstance(call.map, Shared):

@@ -1,6 +1,5 @@
 """Histograms of many entries, a few at a time: counts add up, entries are read once."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +8,8 @@ from torch import Tensor
 
 from tnconv.monitor.needs import Bins
 
-BLOCK = 2**17  # entries at a time: their bins stay in the cache
+BLOCK = 2**16  # entries at a time: they stay in the cache
+FEW = 2**15  # entries for which a table of pairs of bins is too large
 NARROW = 127  # bins whose numbers fit into a byte, two of which make a non-negative int16
 
 
@@ -44,6 +44,17 @@ class Binning:
         found = torch.mul(entries, factor).sub_(self.bins.low / self.width).floor_()
         return found.clamp_(0, self.bins.count - 1).to(kind)
 
+    def write(self, entries: Tensor, codes: Tensor, scratch: Tensor) -> None:
+        """The bin of each entry as int8, by way of scratch space."""
+        space, zero = scratch[: len(entries)], self.zero
+        torch.mul(entries, self.scale / self.width, out=space)
+        if zero is None:
+            space.sub_(self.bins.low / self.width)
+        first = 0 if zero is None else zero
+        codes[: len(entries)].copy_(space.floor_().clamp_(-first, self.bins.count - 1 - first))
+        if first:
+            codes[: len(entries)].add_(first)
+
     @property
     def edges(self) -> Tensor:
         """Of all bins, one more than there are."""
@@ -58,18 +69,16 @@ def counted(entries: Tensor, binning: Binning) -> Tensor:
     >>> counted(torch.tensor([-9.0, -1e-30, 0.0, 0.3, 0.7]), Binning(Bins(4, -1.0, 1.0)))
     tensor([1, 1, 2, 1])
     """
-    n = binning.bins.count
-    found = torch.zeros(n, dtype=torch.int64, device=entries.device)
-    for block in _blocks(entries):
-        if n > NARROW or block.device.type != "cpu":
-            found += torch.bincount(binning.numbers(block), minlength=n)
-            continue
-        numbers = binning.numbers(block, torch.int8)
-        if len(numbers) % 2:
-            found[int(numbers[-1])] += 1
-            numbers = numbers[:-1]
-        pairs = torch.bincount(numbers.view(torch.int16), minlength=256 * n).reshape(n, 256)[:, :n]
-        found += pairs.sum(0) + pairs.sum(1)
+    n, flat = binning.bins.count, entries.reshape(-1)
+    if n > NARROW or flat.device.type != "cpu" or len(flat) < FEW:
+        return torch.bincount(binning.numbers(flat), minlength=n)
+    codes = torch.zeros(len(flat) + len(flat) % 2, dtype=torch.int8)
+    scratch = flat.new_empty(min(BLOCK, len(flat)))
+    for at in range(0, len(flat), BLOCK):
+        binning.write(flat[at : at + BLOCK], codes[at : at + BLOCK], scratch)
+    pairs = torch.bincount(codes.view(torch.int16), minlength=256 * n).reshape(n, 256)[:, :n]
+    found = pairs.sum(0) + pairs.sum(1)
+    found[0] -= len(codes) - len(flat)
     return found
 
 
@@ -85,8 +94,3 @@ def counted_pairs(first: Tensor, numbers: Tensor, one: Binning, other: int) -> T
         codes = one.numbers(block, kind).mul_(other).add_(numbers.to(kind))
         found += torch.bincount(codes.reshape(-1), minlength=len(found))
     return found.reshape(one.bins.count, other)
-
-
-def _blocks(entries: Tensor) -> Iterator[Tensor]:
-    flat = entries.reshape(-1)
-    yield from (torch.split(flat, BLOCK) if flat.device.type == "cpu" else [flat])

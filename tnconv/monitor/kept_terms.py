@@ -20,6 +20,7 @@ from tnconv.models.sample_maps import Batch
 from tnconv.models.terms import Term
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 
+PART = 2**24  # entries of samples' gradients at a time
 Chosen = Callable[[int], Tensor | None]
 """From a number of samples, those that are measured; None for all."""
 
@@ -39,7 +40,7 @@ class Kept(Quantity[Tensor]):
 class TermCollector(Collector):
     """A collector that keeps the terms of the loss's gradient, of the samples that are chosen."""
 
-    terms: list[tuple[nn.Parameter, Term, Pass]] = field(default_factory=list)
+    terms: list[tuple[nn.Parameter, Term, Pass, int]] = field(default_factory=list)
     chosen: Chosen = lambda samples: None
     wanted: Callable[[nn.Parameter], bool] = lambda parameter: True
     indices: dict[Pass, Tensor | None] = field(default_factory=dict)
@@ -54,9 +55,16 @@ class TermCollector(Collector):
         part: int = 0,
     ) -> None:
         if source == LOSS_GRADIENT:
-            index = self._index(here)
-            if index is not None and _is_plain(call, here.samples):
+            index, plain = self._index(here), _is_plain(call, here.samples)
+            if index is not None and plain:
                 call, grad_output = _narrowed(call, index), grad_output[index]
+            size = _part(call)
+            if plain and size < call.output_shape[0]:
+                for at in range(0, call.output_shape[0], size):
+                    some = slice(at, at + size)
+                    few = _narrowed(call, some)
+                    super().receive(here, few, grad_output[some], source, vectors, at)
+                return
         super().receive(here, call, grad_output, source, vectors, part)
 
     def add(
@@ -72,9 +80,9 @@ class TermCollector(Collector):
         elif self.wanted(parameter):
             assert here is not None
             index = self._index(here)
-            if index is not None and samples_of(term) != len(index):
+            if index is not None and samples_of(term) == here.samples != len(index):
                 term = Term.known(term.gradients[index])
-            self.terms.append((parameter, term, here))
+            self.terms.append((parameter, term, here, part))
 
     def _index(self, here: Pass) -> Tensor | None:
         if here not in self.indices:
@@ -144,10 +152,21 @@ def _is_plain(call: Call, samples: int) -> bool:
     return call.described and rows and fast and call.output_shape[:1] == (samples,)
 
 
-def _narrowed(call: Call, index: Tensor) -> Call:
+def _part(call: Call) -> int:
+    """How many samples' gradients are worked on at a time: as many as stay in the cache.
+
+    Calls with one position have gradients that are not written out.
+    """
+    if len(call.output_shape) < 3:
+        return call.output_shape[0]
+    entries = max(p.numel() for _, p in call.parameters)
+    return max(1, PART // max(1, entries))
+
+
+def _narrowed(call: Call, index: Tensor | slice) -> Call:
     """The call on some of its samples."""
     given = tuple(x[index] for x in call.given)
-    shape = (len(index), *call.output_shape[1:])
+    shape = (len(given[0]), *call.output_shape[1:])
     name, module, own = call.name, call.module, call.parameters
     return Call(name, module, given, {}, shape, None, True, own)
 

@@ -22,7 +22,7 @@ from tnconv.monitor.needs import (
     Spectrum,
 )
 from tnconv.monitor.parabola import step_length
-from tnconv.monitor.seen import Seen
+from tnconv.monitor.seen import Seen, squared_norms
 
 Adaptation = Literal["none", "absmax"]
 
@@ -67,7 +67,7 @@ class Distance(Measurement):
     needs = ("before", "start")
 
     def value(self, seen: Seen) -> list[float]:
-        return _norms([p - q for p, q in zip(seen.before, seen.start, strict=True)])
+        return _norms(torch._foreach_sub(list(seen.before), list(seen.start)))
 
 
 class UpdateSize(Measurement):
@@ -122,7 +122,7 @@ class CABS(Measurement):
 
     def value(self, seen: Seen) -> float:
         b = seen.samples
-        norms = [float(g.double().square().sum()) for g in seen.gradients]
+        norms = seen.squared_norms_of_mean
         each = zip(seen.rates, seen.squared_norms, norms, strict=True)
         return _ratio(sum(rate * (s - b * norm) for rate, s, norm in each), b * seen.loss)
 
@@ -306,7 +306,7 @@ PUBLISHED: tuple[type[Measurement], ...] = (
 
 
 def _norms(tensors: Sequence[Tensor]) -> list[float]:
-    return [float(torch.linalg.vector_norm(each.detach())) for each in tensors]
+    return [sqrt(square) for square in squared_norms(tensors)]
 
 
 def _traces(diagonals: Sequence[Tensor]) -> list[float]:

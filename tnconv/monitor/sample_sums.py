@@ -1,7 +1,7 @@
 """Sums over samples of what their gradients are: norms, projections, squares, histograms.
 
 Everything is made of `Term`s, layer by layer. Where a layer has one position, its gradients are
-outer products that are never written out; where it has many, they are contracted once, used for
+outer products that are not written out; where it has many, they are contracted once, used for
 everything, and freed. Nothing here knows a layer's type.
 """
 
@@ -19,7 +19,6 @@ from tnconv.models.terms import Term
 from tnconv.monitor.histograms import Binning, counted, counted_pairs
 from tnconv.monitor.kept_terms import samples_of
 from tnconv.monitor.needs import GradientHistogram, JointHistogram
-from tnconv.quantities.base import Statistic
 from tnconv.quantities.first_order import NORMS, SQUARES
 
 ROWS = 2**20  # entries of outer products that are written out at a time
@@ -31,7 +30,6 @@ class Wanted:
 
     norms: bool = False
     squares: bool = False
-    directions: int = 0
     histograms: Mapping[Hashable, tuple[GradientHistogram | JointHistogram, Binning]] = field(
         default_factory=dict
     )
@@ -52,32 +50,27 @@ class Found:
 
 
 @torch.no_grad()
-def contracted(term: Term, wanted: Wanted, directions: Tensor | None, at: int) -> Found:
+def contracted(term: Term, wanted: Wanted, directions: Sequence[Tensor], at: int) -> Found:
     """What is wanted of one parameter's samples.
 
     Args:
         term: of the parameter, in one pass.
         wanted: says what.
-        directions: ``(k, *parameter)``, to project on.
+        directions: to project on, each in the parameter's shape.
         at: the number of the parameter.
     """
     found = Found()
-    factors = _factors(term)
-    if factors is None and (wanted.histograms or wanted.directions or term.v is None):
-        _from_gradients(term, wanted, directions, at, found)
-        return found
-    _by_programs(term, wanted, directions, found)
-    if wanted.histograms or wanted.largest:
-        gradients = None if factors is not None else term.gradients.flatten(1)
-        if factors is not None:
-            _of_products(*factors, wanted, at, found)
-        elif gradients is not None:
-            _count(gradients, wanted, at, found)
+    if (factors := _factors(term)) is not None:
+        _of_products(*factors, wanted, directions, at, found)
+    elif wanted.histograms or directions or term.v is None:
+        _of_gradients(term, wanted, directions, at, found)
+    else:
+        _by_program(term, wanted, found)
     return found
 
 
-def _from_gradients(
-    term: Term, wanted: Wanted, directions: Tensor | None, at: int, found: Found
+def _of_gradients(
+    term: Term, wanted: Wanted, directions: Sequence[Tensor], at: int, found: Found
 ) -> None:
     """Everything from one contraction."""
     each = term.gradients.flatten(1)
@@ -85,23 +78,18 @@ def _from_gradients(
         found.norms = torch.linalg.vector_norm(each, dim=1).square_()
     if wanted.squares:
         found.squares = torch.linalg.vector_norm(each, dim=0).square_()
-    if directions is not None:
-        found.projections = directions.flatten(1).to(each.dtype) @ each.T
+    if directions:
+        stacked = torch.stack([u.reshape(-1).to(each.dtype) for u in directions])
+        found.projections = stacked @ each.T
     _count(each, wanted, at, found)
 
 
-def _by_programs(term: Term, wanted: Wanted, directions: Tensor | None, found: Found) -> None:
+def _by_program(term: Term, wanted: Wanted, found: Found) -> None:
     """What needs no gradients written out, in one program."""
-    statistics: list[Statistic] = [NORMS] * wanted.norms + [SQUARES] * wanted.squares
-    given = {}
-    if directions is not None:
-        statistics.append(Statistic(diagrams.gradient_projections, (len(directions),)))
-        like = next(iter(term.read.values())) if term.v is None else term.v
-        given = {"directions": directions.to(like)}
-    values = iter(term.values(statistics, None, given))
+    statistics = [NORMS] * wanted.norms + [SQUARES] * wanted.squares
+    values = iter(term.values(statistics))
     found.norms = next(values) if wanted.norms else None
     found.squares = next(values).flatten() if wanted.squares else None
-    found.projections = next(values) if directions is not None else None
 
 
 def _count(each: Tensor, wanted: Wanted, at: int, found: Found) -> None:
@@ -117,37 +105,48 @@ def _count(each: Tensor, wanted: Wanted, at: int, found: Found) -> None:
         found.largest = max(found.largest, wanted.unit * float(each.abs().max()))
 
 
-def _of_products(v: Tensor, x: Tensor, wanted: Wanted, at: int, found: Found) -> None:
-    """Histograms of ``v[n, d] x[n, c]``.
+def _of_products(
+    v: Tensor, x: Tensor, wanted: Wanted, directions: Sequence[Tensor], at: int, found: Found
+) -> None:
+    """Everything of ``v[n, d] x[n, c]``, which is not written out but for some histograms."""
+    if wanted.norms:
+        found.norms = v.square().sum(1) * x.square().sum(1)
+    if wanted.squares:
+        found.squares = (v.square().T @ x.square()).flatten()
+    if directions:
+        each = [(v * (x @ u.reshape(v.shape[1], -1).to(x.dtype).T)).sum(1) for u in directions]
+        found.projections = torch.stack(each)
+    if wanted.largest:
+        found.largest = wanted.unit * float((v.abs().amax(1) * x.abs().amax(1)).max())
+    joint = {k: h for k, h in wanted.histograms.items() if isinstance(h[0], JointHistogram)}
+    for key, (_, binning) in wanted.histograms.items():
+        if key not in joint:
+            found.counts[key] = _counts_of_products(v, x, binning)
+    if joint:
+        _joint_of_products(v, x, wanted, joint, at, found)
+
+
+def _counts_of_products(v: Tensor, x: Tensor, binning: Binning) -> Tensor:
+    """The histogram of ``v[n, d] x[n, c]``.
 
     Rows whose entries are all next to zero are told from signs, if zero is an edge; others are
     written out, a few at a time.
     """
-    largest = x.abs().amax(1)  # (n)
-    if wanted.largest:
-        found.largest = wanted.unit * float((v.abs().amax(1) * largest).max())
-    joint = {k: h for k, h in wanted.histograms.items() if isinstance(h[0], JointHistogram)}
-    single = {k: h for k, h in wanted.histograms.items() if k not in joint}
-    positive, negative = (x > 0).sum(1), (x < 0).sum(1)
-    for key, (_, binning) in single.items():
-        zero, counts = binning.zero, torch.zeros(binning.bins.count, dtype=torch.int64)
-        counts = counts.to(x.device)
-        bound = 0.999 * binning.width / max(wanted.unit, 1e-300)
-        near = v.abs() * largest[:, None] < bound
-        if zero is None or not 0 < zero < binning.bins.count:
-            near = torch.zeros_like(near)
-        else:
-            up, down = (near & (v > 0)).sum(1), (near & (v < 0)).sum(1)
-            below = int((up * negative + down * positive).sum())
-            counts[zero - 1] += below
-            counts[zero] += int(near.sum()) * x.shape[1] - below
-        rows, outputs = (~near).nonzero(as_tuple=True)
-        size = max(1, ROWS // x.shape[1])
-        for n, d in zip(torch.split(rows, size), torch.split(outputs, size), strict=True):
+    zero, counts = binning.zero, torch.zeros(binning.bins.count, dtype=torch.int64, device=x.device)
+    near = torch.zeros(v.shape, dtype=torch.bool, device=v.device)
+    if zero is not None and 0 < zero < binning.bins.count:
+        bound = 0.999 * binning.width / max(binning.scale, 1e-300)
+        near = v.abs() * x.abs().amax(1, keepdim=True) < bound
+        up, down = (near & (v > 0)).sum(1), (near & (v < 0)).sum(1)
+        below = (up * (x < 0).sum(1) + down * (x > 0).sum(1)).sum()
+        counts[zero - 1] += below
+        counts[zero] += near.sum() * x.shape[1] - below
+    rows, outputs = (~near).nonzero(as_tuple=True)
+    size = max(1, ROWS // x.shape[1])
+    for n, d in zip(torch.split(rows, size), torch.split(outputs, size), strict=True):
+        if len(n):
             counts += counted(v[n, d][:, None] * x[n], binning)
-        found.counts[key] = counts
-    if joint:
-        _joint_of_products(v, x, wanted, joint, at, found)
+    return counts
 
 
 def _joint_of_products(

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import nan, sqrt
 from typing import Any
 
@@ -47,23 +48,29 @@ class Seen:
     largest_sample: float = nan  # max_n |g[n]|², of those measured
     has: set[Hashable] = field(default_factory=set)  # the needs that were met
 
+    @cached_property
+    def squared_norms_of_mean(self) -> Sequence[float]:
+        """``|g|²`` by parameter."""
+        return squared_norms(self.gradients)
+
     @property
     def squared_norm(self) -> float:
         """``|g|²``."""
-        return float(sum(_dot(g, g) for g in self.gradients)) if self.gradients else nan
+        return sum(self.squared_norms_of_mean) if self.gradients else nan
 
     @property
     def total_squared_norms(self) -> float:
         """``Σ_n |g[n]|²`` over all parameters."""
         return sum(self.squared_norms) if self.squared_norms else nan
 
-    @property
+    @cached_property
     def update_size(self) -> float:
         """``|update|``."""
-        return sqrt(sum(_dot(d, d) for d in self.updates))
+        return sqrt(sum(squared_norms(self.updates)))
 
 
-def _dot(a: Tensor, b: Tensor) -> float:
-    """The inner product, in float32 at least."""
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return float(torch.dot(a.reshape(-1).to(wide), b.reshape(-1).to(wide)))
+def squared_norms(tensors: Sequence[Tensor]) -> list[float]:
+    """``|t|²`` of each, in float32 at least."""
+    wide = [t if t.dtype.itemsize > 2 else t.float() for t in tensors]
+    norms = torch._foreach_norm(wide) if wide else ()
+    return [float(norm) ** 2 for norm in norms]

@@ -73,7 +73,7 @@ def seen_of(
         ranges: of histograms that adapt; they move on.
     """
     subject, needs = watch.subject, watch.needs
-    named = subject.named
+    named = watch.named
     seen = Seen(step, [name for name, _ in named], time.time(), before=before, start=start)
     scale = subject.scale
     seen.gradient_norms = [float(norm) / scale for norm in watch.norms]
@@ -81,7 +81,8 @@ def seen_of(
     if watch.norms:
         seen.has.add("gradient_norms")
     if "updates" in needs:
-        seen.updates = [p.detach() - b for (_, p), b in zip(named, before, strict=True)]
+        now = [p.detach() for _, p in named]
+        seen.updates = list(torch._foreach_sub(now, list(before)))
         seen.has.add("updates")
     _losses(watch, seen)
     own = sum(p.samples for p in watch.portions) or sum(watch.passes.values())
@@ -89,7 +90,7 @@ def seen_of(
     unit = _unit(watch, seen.samples)
     if "gradients" in needs and watch.gradients:
         seen.gradients = [
-            torch.zeros_like(p) if g is None else g / unit
+            torch.zeros_like(p) if g is None else g if unit == 1 else g / unit
             for (_, p), g in zip(named, watch.gradients, strict=True)
         ]
         seen.has.add("gradients")
@@ -142,7 +143,7 @@ def _shared(watch: StepWatch, values: Sequence[float]) -> list[float]:
     workers = watch.subject.workers
     if workers.count == 1:
         return list(values)
-    device = watch.subject.named[0][1].device
+    device = watch.named[0][1].device
     kind = torch.float32 if device.type == "mps" else torch.float64
     found: list[float] = workers.sums([torch.tensor(values, dtype=kind, device=device)])[0].tolist()
     return found
@@ -159,7 +160,7 @@ def _by_sample(
     needs = watch.needs
     directions = [d for d in DIRECTIONS if d in needs and (d != "ahead" or last_updates)]
     sources = {"inner": seen.gradients, "along": seen.updates, "ahead": last_updates}
-    wanted, bins = _wanted(watch, seen, factor, len(directions), ranges)
+    wanted, bins = _wanted(watch, seen, factor, ranges)
     totals = _totals(watch, wanted, [sources[d] for d in directions])
     count = float(sum(_measured(watch, here) for here in watch.passes))
     local = float(sum(watch.passes.values()))
@@ -182,7 +183,7 @@ def _by_sample(
 
 
 def _parameters(watch: StepWatch) -> list[Tensor]:
-    return [p.detach() for _, p in watch.subject.named]
+    return [p.detach() for _, p in watch.named]
 
 
 def _measured(watch: StepWatch, here: Pass) -> int:
@@ -191,7 +192,7 @@ def _measured(watch: StepWatch, here: Pass) -> int:
 
 
 def _wanted(
-    watch: StepWatch, seen: Seen, factor: float, directions: int, ranges: Ranges
+    watch: StepWatch, seen: Seen, factor: float, ranges: Ranges
 ) -> tuple[Wanted, dict[Hashable, tuple[Bins, ...]]]:
     histograms: dict[Hashable, Any] = {}
     bins: dict[Hashable, tuple[Bins, ...]] = {}
@@ -211,38 +212,45 @@ def _wanted(
         histograms[need] = need, Binning(bins[need][0], factor)
     adapts = any(need.adapts for need in bins)  # type: ignore[attr-defined]
     norms, squares = "squared_norms" in watch.needs, "squares" in watch.needs
-    return Wanted(norms, squares, directions, histograms, numbers, adapts, factor), bins
+    return Wanted(norms, squares, histograms, numbers, adapts, factor), bins
 
 
 def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]]) -> Totals:
-    numbers = {p: at for at, (_, p) in enumerate(watch.subject.named)}
+    numbers = {p: at for at, (_, p) in enumerate(watch.named)}
     totals = Totals([0.0] * len(numbers), [None] * len(numbers))
     totals.counts = {key: [None] * len(numbers) for key in wanted.histograms}
-    stacked: dict[int, Tensor] = {}
     while watch.terms:  # each is freed once it was used
-        parameter, term, here = watch.terms.pop(0)
+        parameter, term, here, first = watch.terms.pop(0)
         at = numbers[parameter]
-        if sources and at not in stacked:
-            stacked[at] = torch.stack([each[at] for each in sources])
-        _add(totals, contracted(term, wanted, stacked.get(at), at), at, here)
+        directions = [each[at] for each in sources]
+        _add(
+            totals,
+            contracted(term, wanted, directions, at),
+            at,
+            here,
+            first,
+            _measured(watch, here),
+        )
     return totals
 
 
-def _add(totals: Totals, found: Found, at: int, here: Pass) -> None:
+def _add(totals: Totals, found: Found, at: int, here: Pass, first: int, samples: int) -> None:
+    """Add what was found of the samples from the first on."""
     if found.norms is not None:
         each = found.norms.double()
         totals.norms[at] += float(each.sum())
-        totals.samples[here] = totals.samples[here] + each if here in totals.samples else each
+        held = totals.samples.setdefault(here, each.new_zeros(samples))
+        held[first : first + len(each)] += each
     if found.squares is not None:
-        held = totals.squares[at]
-        totals.squares[at] = found.squares if held is None else held + found.squares
+        before = totals.squares[at]
+        totals.squares[at] = found.squares if before is None else before + found.squares
     if found.projections is not None:
         own = found.projections.double()
-        totals.projections[here] = totals.projections[here] + own \
-            if here in totals.projections else own  # fmt: skip
+        held = totals.projections.setdefault(here, own.new_zeros(len(own), samples))
+        held[:, first : first + own.shape[1]] += own
     for key, counts in found.counts.items():
-        held = totals.counts[key][at]
-        totals.counts[key][at] = counts if held is None else held + counts
+        known = totals.counts[key][at]
+        totals.counts[key][at] = counts if known is None else known + counts
     totals.largest = max(totals.largest, found.largest)
 
 
@@ -287,7 +295,7 @@ def _histogram(
     """The counts of all parameters together, and of each if that is asked for."""
     assert isinstance(key, GradientHistogram | JointHistogram)
     shape = [each.count for each in bins]
-    device = watch.subject.named[0][1].device
+    device = watch.named[0][1].device
     own = [torch.zeros(shape, dtype=torch.int64, device=device) if c is None else c for c in counts]
     shared = [c.cpu().numpy() for c in watch.subject.workers.sums(own)]
     edges = [Binning(each).edges.numpy() for each in bins]

@@ -42,8 +42,9 @@ class StepWatch:
 
     subject: Subject
     needs: frozenset[Hashable]
+    named: Sequence[tuple[str, nn.Parameter]]
     portions: list[Portion] = field(default_factory=list)
-    terms: list[tuple[nn.Parameter, Term, Pass]] = field(default_factory=list)
+    terms: list[tuple[nn.Parameter, Term, Pass, int]] = field(default_factory=list)
     passes: dict[Pass, int] = field(default_factory=dict)
     indices: dict[Pass, Tensor | None] = field(default_factory=dict)
     gradients: list[Tensor | None] = field(default_factory=list)
@@ -60,12 +61,15 @@ class StepWatch:
     def open(self) -> None:
         """Register the hooks."""
         subject = self.subject
-        for _, parameter in subject.named:
+        for _, parameter in self.named:
             register: Any = parameter.register_post_accumulate_grad_hook
             hook = register(self._accumulated)
             self._stack.callback(hook.remove)
         if isinstance(subject.loss_fn, nn.Module):
             hook = subject.loss_fn.register_forward_hook(Inert(self._loss_called), with_kwargs=True)
+            self._stack.callback(hook.remove)
+        if subject.loss_fn is None:
+            hook = subject.core.register_forward_hook(Inert(self._model_called))
             self._stack.callback(hook.remove)
         layered = [d for need in self._of(Diagonal) if (d := by_layers(need, subject.generator))]
         if self.needs.intersection(BY_SAMPLE) or layered:
@@ -128,6 +132,12 @@ class StepWatch:
         if isinstance(loss, Tensor) and len(given) > 1:
             self.saw(given[0], given[1], loss)
 
+    def _model_called(self, model: nn.Module, args: Any, output: Any) -> None:
+        """Models of transformers that are given labels return their loss."""
+        loss = getattr(output, "loss", None)
+        if isinstance(loss, Tensor) and not loss.dim():
+            self.saw(next((v for k, v in output.items() if k != "loss"), None), None, loss)
+
     def _samples(self, output: Any) -> int:
         if self._observation is not None and self._observation.failure is None:
             passes = self._observation._watch.passes
@@ -137,9 +147,14 @@ class StepWatch:
 
     def _measure(self, portion: Portion, output: Any, targets: Any, loss: Tensor) -> None:
         """What is made of the graph while it is there."""
+        parameters = [p for _, p in self.named]
+        self._measure_spectra(portion, loss, parameters)
         subject, loss_fn = self.subject, self.subject.loss_fn
-        assert loss_fn is not None
-        parameters = [p for _, p in subject.named]
+        if loss_fn is None:
+            lost = [n for n in self.needs if n == "losses" or isinstance(n, Diagonal)]
+            for need in lost:
+                subject.leave_out(need, "the monitor was made without loss_fn")
+            return
         if "losses" in self.needs:
             portion.each = subject.attempt(
                 "losses", lambda: sample_losses(loss_fn, output, targets, portion.samples)
@@ -150,7 +165,7 @@ class StepWatch:
         for need in walked:
             if need.kind == "diag_h":
                 inputs = self._inputs
-                names = [name for name, _ in subject.named]
+                names = [name for name, _ in self.named]
                 how = (subject.core, loss_fn, inputs, targets, names, parameters)
                 found = subject.attempt(need, partial(exactly, *how))
             else:
@@ -158,8 +173,12 @@ class StepWatch:
                 found = subject.attempt(need, partial(by_walk, *walk))
             if found is not None:
                 portion.diagonals[need] = found
-        spectra = self._of(Spectrum)
-        if spectra and loss.requires_grad:
+
+    def _measure_spectra(
+        self, portion: Portion, loss: Tensor, parameters: Sequence[Tensor]
+    ) -> None:
+        subject, spectra = self.subject, self._of(Spectrum)
+        if spectra:
             products = subject.attempt(
                 spectra[0],
                 lambda: HessianProducts(subject.core, loss, parameters, subject.workers),
@@ -196,7 +215,7 @@ class StepWatch:
         """A backward pass is over: take its gradients before anybody clips them."""
         self._queued = False
         self.backwards += 1
-        given = [whole(p.grad) if p.grad is not None else None for _, p in self.subject.named]
+        given = [whole(p.grad) if p.grad is not None else None for _, p in self.named]
         present = [g for g in given if g is not None]
         norms = iter(torch._foreach_norm(present) if present else ())
         zero = torch.zeros(())
@@ -226,12 +245,12 @@ class StepWatch:
                 self.passes[here] = here.samples
                 self.indices[here] = kept.indices.get(here)
             self.terms += kept.terms
-            names = [name for name, _ in self.subject.named]
+            names = [name for name, _ in self.named]
             for need in self._of(Diagonal):
                 quantity = by_layers(need, self.subject.generator)
                 if quantity is not None and self.portions:
                     found = result[quantity]
-                    zeros = [p for _, p in self.subject.named]
+                    zeros = [p for _, p in self.named]
                     self.portions[-1].diagonals[need] = [
                         found[name] if name in found else torch.zeros_like(p)
                         for name, p in zip(names, zeros, strict=True)

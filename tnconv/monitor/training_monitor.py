@@ -203,6 +203,7 @@ class Monitor:
         if self._watch is not None:
             raise RuntimeError("a step is going on already; expected the one before to end")
         self._due = [m for m in self.measurements if (m.every or self.schedule)(self.steps)]
+        named = self.subject.named
         needs = {need for m in self._due for need in m.needed()}
         needs |= {need for m in self._followed for need in m.next_needs}
         needs |= self._implied(needs)
@@ -212,8 +213,8 @@ class Monitor:
             self.subject.leave_out("gradients of single samples", f"{reason}gradient of its own")
             needs = {need for need in needs if not of_samples(need)}
         if "before" in needs:
-            self._before = copies([p for _, p in self.subject.named])
-        self._watch = StepWatch(self.subject, frozenset(needs))
+            self._before = copies([p for _, p in named])
+        self._watch = StepWatch(self.subject, frozenset(needs), named)
         if self._due or self._followed:
             self._watch.open()
 
@@ -273,7 +274,8 @@ class Monitor:
         self._followed = tuple(m for m in due if m.follows)
         values = {m.name: m.value(seen) for m in due if not m.follows}
         self._warn_of_one(seen, due)
-        self._publish(seen.step, values, seen.samples)
+        if self._due:
+            self._publish(seen.step, values, seen.samples)
 
     def _warn_of_one(self, seen: Seen, due: Sequence[Measurement]) -> None:
         if seen.samples == 1 and any(of_samples(n) for m in due for n in m.needed()):

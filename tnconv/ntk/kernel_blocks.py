@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from tnconv.ntk.tied_grams import tied_gram
 from tnconv.operators.low_rank.rows import JacobianRows
 
 Reduce = Literal["full", "trace", "class_diagonal", "sample_diagonal"]
@@ -27,20 +28,12 @@ def layer_blocks(
         first, second = rows.only([name]), None if other is None else other.only([name])
         if dtype is not None:
             first, second = first.to(dtype), None if second is None else second.to(dtype)
-        block = first.gram() if second is None else first.cross_gram(second)
-        found[name] = reduced(block.permute(1, 0, 3, 2), reduce)
+        if reduce == "full":
+            block = first.gram() if second is None else first.cross_gram(second)
+            found[name] = block.permute(1, 0, 3, 2)
+        else:
+            found[name] = tied_gram(first, second, name, reduce)
     return found
-
-
-def reduced(block: Tensor, reduce: Reduce) -> Tensor:  # (n, c, m, d)
-    """The part of a full kernel that is wanted."""
-    if reduce == "full":
-        return block
-    if reduce == "trace":
-        return block.diagonal(dim1=1, dim2=3).sum(-1)
-    if reduce == "class_diagonal":
-        return block.diagonal(dim1=1, dim2=3).transpose(1, 2)
-    return block.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
 def check_reduce(reduce: str) -> None:

@@ -4,7 +4,7 @@ from tnconv.operators.approximate_diagonal import hesscale
 from tnconv.operators.curvature_operators import CurvatureOperator, GGNOperator, HessianOperator
 from tnconv.operators.fisher import FisherOperator
 from tnconv.operators.hessian_diagonal import hessian_diagonal
-from tnconv.operators.low_rank import LowRankGGN, low_rank_ggn
+from tnconv.operators.low_rank import LowRankGGN, low_rank_ggn, observe_low_rank
 
 __all__ = [
     "CurvatureOperator",
@@ -15,4 +15,5 @@ __all__ = [
     "hesscale",
     "hessian_diagonal",
     "low_rank_ggn",
+    "observe_low_rank",
 ]

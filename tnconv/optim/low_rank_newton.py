@@ -41,7 +41,7 @@ class LowRankNewton(torch.optim.Optimizer):
         complement_lr: η', of the gradient's part that no direction has.
         momentum: μ in [0, 1).
         weight_decay: γ, apart from the gradient: ``W <- (1 - η' γ) W``.
-        fisher: ``"exact"`` columns of the loss's Hessian, or ``"mc"``, which are sampled.
+        fisher: ``"type-2"`` columns of the loss's Hessian, or ``"mc"``, which are sampled.
         samples: The number of sampled columns for each sample of the batch.
         curvature_samples: The number of samples, drawn anew for every step, that the curvature is
             made of; all where it is None.
@@ -71,7 +71,7 @@ class LowRankNewton(torch.optim.Optimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         *,
-        fisher: Fisher = "exact",
+        fisher: Fisher = "type-2",
         samples: int = 1,
         curvature_samples: int | None = None,
         generator: torch.Generator | None = None,

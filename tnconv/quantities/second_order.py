@@ -15,22 +15,22 @@ from tnconv import diagrams
 from tnconv.quantities.base import Quantity, Statistic, Vectors
 from tnconv.quantities.columns import ExactColumns, SampledColumns
 
-Fisher = Literal["exact", "mc"]
+Fisher = Literal["type-2", "mc"]
 
 
 @dataclass(frozen=True)
 class GGNDiagonal(Quantity[Tensor]):
     """``Σ_{m,n} J[m, n, θ]²``, in the parameter's shape.
 
-    With ``per_sample_diagonals`` it is ``Σ_m J[m, n, θ]²``, of shape ``(n, *parameter)``.
-    ``fisher="exact"`` propagates all columns, ``fisher="mc"`` so many ``samples`` from
-    ``generator`` (neither means anything to ``"exact"``). The factor of the loss's reduction is
+    With ``per_sample`` it is ``Σ_m J[m, n, θ]²``, of shape ``(n, *parameter)``.
+    ``fisher="type-2"`` propagates all columns, ``fisher="mc"`` so many ``samples`` from
+    ``generator`` (neither means anything to ``"type-2"``). The factor of the loss's reduction is
     kept: with a mean over N samples, it is the diagonal for the mean.
 
     >>> import tnconv
     >>> model, loss_fn = torch.nn.Linear(3, 4), torch.nn.CrossEntropyLoss()
     >>> x, labels = torch.rand(8, 3), torch.randint(4, (8,))
-    >>> exact, each = GGNDiagonal(), GGNDiagonal("mc", per_sample_diagonals=True)
+    >>> exact, each = GGNDiagonal(), GGNDiagonal("mc", per_sample=True)
     >>> result = tnconv.compute(model, loss_fn, x, labels, [exact, each])
     >>> result[exact]["weight"].shape, result[each]["weight"].shape
     (torch.Size([4, 3]), torch.Size([8, 4, 3]))
@@ -39,16 +39,16 @@ class GGNDiagonal(Quantity[Tensor]):
         ValueError: a ``fisher`` that there is not, or fewer than one sample of ``"mc"``.
     """
 
-    fisher: Fisher = "exact"
+    fisher: Fisher = "type-2"
     samples: int = 1
     generator: torch.Generator | None = None
-    per_sample_diagonals: bool = False
+    per_sample: bool = False
 
     def __post_init__(self) -> None:
         columns(self.fisher, self.samples, self.generator)
 
     def statistics(self) -> Mapping[str, Statistic]:
-        each, source = self.per_sample_diagonals, columns(self.fisher, self.samples, self.generator)
+        each, source = self.per_sample, columns(self.fisher, self.samples, self.generator)
         samples = 0 if each else None
         found = Statistic(diagrams.ggn_diagonal, (each,), samples, parts="sum", vectors=source)
         return {"diagonal": found}
@@ -63,8 +63,8 @@ def columns(fisher: Fisher, samples: int, generator: torch.Generator | None) -> 
     Raises:
         ValueError: a kind that there is not, or fewer than one sample.
     """
-    if fisher == "exact":
+    if fisher == "type-2":
         return ExactColumns()
     if fisher == "mc":
         return SampledColumns(samples, generator)
-    raise ValueError(f"fisher is {fisher!r}; expected 'exact' or 'mc'")
+    raise ValueError(f"fisher is {fisher!r}; expected 'type-2' or 'mc'")

@@ -21,11 +21,10 @@ from tnconv.operators.low_rank.block import (
     Named,
 )
 from tnconv.operators.low_rank.damping import Damping
-from tnconv.operators.low_rank.label_columns import LabelColumns, has_label_root
 from tnconv.operators.low_rank.orders import Orders, check_orders
-from tnconv.operators.low_rank.rows import JacobianRows, LossGradients, WithGradient
+from tnconv.operators.low_rank.rows import JacobianRows
+from tnconv.operators.low_rank.sources import LossGradients, WithGradient
 from tnconv.operators.parameter_space import Space
-from tnconv.quantities.base import Vectors
 from tnconv.quantities.second_order import Fisher, columns
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def low_rank_ggn(
     inputs: Inputs,
     targets: Any,
     *,
-    fisher: Fisher = "exact",
+    fisher: Fisher = "type-2",
     samples: int = 1,
     generator: torch.Generator | None = None,
     curvature_samples: Sequence[int] | Tensor | None = None,
@@ -59,7 +58,7 @@ def low_rank_ggn(
             cross-entropy of logits, absolute errors.
         inputs: The model's input, or a sequence or mapping of its arguments, batch first.
         targets: The targets of the batch.
-        fisher: ``"exact"`` columns of the root, or ``"mc"``, which are sampled.
+        fisher: ``"type-2"`` columns of the root, or ``"mc"``, which are sampled.
         samples: The number of sampled columns for each sample of the batch.
         generator: Where they are drawn; torch's default generator where it is None.
         curvature_samples: Positions in the batch that the curvature is made of; all by default.
@@ -86,12 +85,13 @@ def low_rank_ggn(
     batch = _Batch(inputs, targets, batch_size(inputs), loss_fn)
     curved = batch.positions("curvature_samples", curvature_samples)
     used = batch.positions("gradient_samples", gradient_samples)
-    source, names = columns(fisher, samples, generator), _groups(model, groups)
+    source, names = columns(fisher, samples, generator), partition(model, groups)
     how: dict[str, Any] = {"memory_limit": memory_limit, "order": order}
     check_orders(order, dict(model.named_parameters()))
     if used == curved:
-        label = fisher == "exact" and has_label_root(loss_fn, targets)
-        rows, scale, gradients = _with_gradients(batch, curved, source, label, model, **how)
+        joined = WithGradient(source, fisher == "type-2")
+        rows = JacobianRows.of(model, loss_fn, *batch.part(curved), joined, **how)
+        rows, scale, gradients = parted(rows, joined)
     else:
         rows = JacobianRows.of(model, loss_fn, *batch.part(curved), source, **how)
         other = JacobianRows.of(model, loss_fn, *batch.part(used), LossGradients(), **how)
@@ -99,36 +99,38 @@ def low_rank_ggn(
         gradients = Gradients(other, torch.ones(1).to(scale))
     averages = reduction_of(loss_fn) == "mean"
     scales = averages, batch.scale(curved), batch.scale(used)
+    return blocked(names, rows, scale, gradients, *scales)
+
+
+def parted(rows: JacobianRows, source: WithGradient) -> tuple[JacobianRows, Tensor, Gradients]:
+    """Of rows from a source the columns', their scale ``(m, n)``, and the gradients."""
+    if (root := source.roots[-1]) is not None:
+        return rows, root.scale, Gradients(rows, root.gradient_weights)
+    count = rows.vectors - 1
+    columns, last = rows.between(0, count), rows.between(count, count + 1)
+    scale = torch.ones(count, rows.samples).to(rows.device, rows.dtype)
+    return columns, scale, Gradients(last, torch.ones(1).to(scale))
+
+
+def blocked(
+    names: Mapping[str, Sequence[str]],
+    rows: JacobianRows,
+    scale: Tensor,
+    gradients: Gradients,
+    averages: bool,
+    curvature_scale: float = 1.0,
+    gradient_scale: float = 1.0,
+) -> "LowRankGGN":
+    """The matrix with a block for each list of names; the other arguments are the blocks'."""
     blocks = {}
     for name, own in names.items():
         part = replace(rows.only(own), keep=True)
-        other = replace(gradients.rows.only(own), keep=True)
-        same = part if gradients.rows is rows else other
-        blocks[name] = LowRankBlock(part, scale, Gradients(same, gradients.weights), *scales)
+        same = part
+        if gradients.rows is not rows:
+            same = replace(gradients.rows.only(own), keep=True)
+        both = part, scale, Gradients(same, gradients.weights)
+        blocks[name] = LowRankBlock(*both, averages, curvature_scale, gradient_scale)
     return LowRankGGN(blocks, {name: rows.like[name] for own in names.values() for name in own})
-
-
-def _with_gradients(
-    batch: "_Batch",
-    positions: tuple[int, ...] | None,
-    source: Vectors,
-    label: bool,
-    model: nn.Module,
-    **how: Any,
-) -> tuple[JacobianRows, Tensor, Gradients]:
-    """The columns' rows, their scale ``(m, n)``, and the gradients."""
-    inputs, targets = batch.part(positions)
-    if not label:
-        joined = WithGradient(source)
-        both = JacobianRows.of(model, batch.loss_fn, inputs, targets, joined, **how)
-        count = both.vectors - 1
-        rows, last = both.between(0, count), both.between(count, count + 1)
-        scale = torch.ones(count, rows.samples).to(rows.device, rows.dtype)
-        return rows, scale, Gradients(last, torch.ones(1).to(scale))
-    found = LabelColumns([])
-    rows = JacobianRows.of(model, batch.loss_fn, inputs, targets, found, **how)
-    (root,) = found.roots
-    return rows, root.scale, Gradients(rows, root.gradient_weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,7 +322,7 @@ class _Batch:
         return ratio
 
 
-def _groups(model: nn.Module, groups: Groups) -> dict[str, list[str]]:
+def partition(model: nn.Module, groups: Groups) -> dict[str, list[str]]:
     """The parameters of each block.
 
     Raises:

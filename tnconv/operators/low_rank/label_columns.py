@@ -8,7 +8,7 @@ The column is propagated as g itself, which is finite for confident mistakes (``
 its factor is applied to the Gram matrix afterwards.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,18 +17,6 @@ from torch import Tensor
 
 from tnconv.losses.roots import Curvature, Softmax, complement, curvature, recognised
 from tnconv.models.propagation import LossFunction
-from tnconv.quantities.base import Vectors
-
-
-@dataclass(frozen=True)
-class LabelColumns(Vectors):
-    """The vectors of a `LabelRoot`; the roots that were made are noted in ``roots``."""
-
-    roots: "list[LabelRoot]" = field(hash=False, compare=False)
-
-    def columns(self, loss_fn: LossFunction, output: Tensor, targets: Any) -> Tensor:
-        self.roots.append(label_root(loss_fn, output, targets))
-        return self.roots[-1].vectors()
 
 
 @dataclass(frozen=True, eq=False)

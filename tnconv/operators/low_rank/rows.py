@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression
-from tnconv.models.capture import Pass
+from tnconv.models.capture import Call, Pass
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, ran
 from tnconv.models.modules import unwrapped
@@ -29,28 +29,6 @@ from tnconv.operators.low_rank.orders import Order, Orders, check_orders, order_
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 
 AT_A_TIME = 16  # combinations of rows
-
-
-@dataclass(frozen=True)
-class LossGradients(Vectors):
-    """The loss's own gradient in the model's output as a single vector m."""
-
-    def columns(self, loss_fn: LossFunction, output: Tensor, targets: Any) -> Tensor:
-        end = output.detach().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(loss_fn(end, targets), end)
-        return gradient.unsqueeze(0)
-
-
-@dataclass(frozen=True)
-class WithGradient(LossGradients):
-    """The columns of a source of vectors, and after them the loss's own gradient as one more."""
-
-    source: Vectors
-
-    def columns(self, loss_fn: LossFunction, output: Tensor, targets: Any) -> Tensor:
-        gradient = super().columns(loss_fn, output, targets)
-        return torch.cat([self.source.columns(loss_fn, output, targets), gradient])
 
 
 @dataclass(frozen=True)
@@ -88,10 +66,51 @@ class _TermCollector(Collector):
         self.terms[parameter][here] = term
 
 
-class _RowsObservation(Observation):
-    """An observation of one batch whose rows are kept."""
+class RowsObservation(Observation):
+    """An observation of one batch whose rows are kept; the user's own backward pass is ignored."""
 
     collector_type = _TermCollector
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        source: Vectors,
+        memory_limit: int | None = None,
+        batch_dim: int = 0,
+    ) -> "RowsObservation":
+        return cls(model, [_Kept(source)], memory_limit, batch_dim)
+
+    def _hand_over(self, here: Pass, call: Call, grad_output: Tensor) -> None:
+        if self._propagation is not None:
+            super()._hand_over(here, call, grad_output)
+
+    @property
+    def calls(self) -> int:
+        """How often the model was called since rows were taken."""
+        return len(self._watch.passes)
+
+    def taken(self, order: Orders = "auto") -> "JacobianRows":
+        """The rows, after the vectors were propagated; what follows is another batch.
+
+        Raises:
+            RuntimeError: a vector that passed a layer unseen.
+        """
+        self.finish()
+        collector, model = self.collector, unwrapped(self.model)
+        assert isinstance(collector, _TermCollector)
+        named = dict(model.named_parameters())
+        found = {
+            name: Term.joined(list(collector.terms[p].values()))
+            for name, p in named.items()
+            if p in collector.terms
+        }
+        samples = sum(here.samples for here in collector.passes)
+        like = {name: p.detach() for name, p in named.items() if p.requires_grad}
+        vectors = next((t.vectors for t in found.values() if t.vectors is not None), 0)
+        self._watch.forget()
+        self._reset()
+        return JacobianRows(found, like, vectors, samples, self.memory_limit, order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,21 +167,9 @@ class JacobianRows:
             ValueError: a loss that is no scalar, or an unknown order.
         """
         check_orders(order, dict(unwrapped(model).named_parameters()))
-        observation = _RowsObservation(model, [_Kept(source)], memory_limit, batch_dim)
+        observation = RowsObservation.of(model, source, memory_limit, batch_dim)
         with ran(observation, loss_fn, inputs, targets):
-            observation.finish()
-            collector = observation.collector
-            assert isinstance(collector, _TermCollector)
-            named = dict(unwrapped(model).named_parameters())
-            samples = sum(here.samples for here in collector.passes)
-            found = {
-                name: Term.joined(list(collector.terms[p].values()))
-                for name, p in named.items()
-                if p in collector.terms
-            }
-        like = {name: p.detach() for name, p in named.items() if p.requires_grad}
-        vectors = next((t.vectors for t in found.values() if t.vectors is not None), 0)
-        return cls(found, like, vectors, samples, memory_limit, order)
+            return observation.taken(order)
 
     def only(self, names: Iterable[str]) -> "JacobianRows":
         """The rows in some of the parameters."""

@@ -1,0 +1,152 @@
+"""What a training step costs with the monitor, over the step alone.
+
+Run as ``python -m benchmarks.monitor --json results.json``; ``--help`` lists the options. A row is
+a set of measurements with a schedule, on 3C3D at CIFAR-10 shapes. Its numbers are the mean time of
+a step with the monitor (over one period of the schedule) divided by that of the step alone: medians
+over interleaved rounds by the process' own clock, on one thread.
+"""
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import measure
+from benchmarks.models import PROBLEMS, cifar_resnet20
+from tnconv.monitor import (
+    Alpha,
+    Distance,
+    GradHist1d,
+    GradNorm,
+    HessMaxEV,
+    InnerTest,
+    Loss,
+    Measurement,
+    Monitor,
+    NormTest,
+    OrthoTest,
+    UpdateSize,
+    configuration,
+    every,
+)
+
+BARE = [Alpha(), Distance(), GradNorm(), InnerTest(), Loss(), NormTest(), OrthoTest(), UpdateSize()]
+ADAPTED = [*BARE, GradHist1d(adaptation="absmax")]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is measured, how often, and the issue's bar."""
+
+    quantities: Sequence[Measurement]
+    interval: int
+    bar: float
+    adam: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+ROWS: dict[str, Row] = {
+    "cheap": Row(configuration("cheap"), 1, 1.1),
+    "economy": Row(configuration("economy"), 1, 1.8),
+    "economy, Adam, adapted ranges": Row(ADAPTED, 1, 1.9, True),
+    "economy without histogram": Row(BARE, 1, 1.55),
+    "economy, 8 samples": Row(configuration("economy"), 1, 1.25, options=(("samples", 8),)),
+    "business": Row(configuration("business"), 4, 1.5),
+    "full, 3 products": Row(configuration("full", products=3), 16, 1.5),
+    "HessMaxEV": Row([HessMaxEV()], 1, 6.0),
+}
+
+
+@dataclass
+class Run:
+    """A training run whose steps can be taken one by one, with a monitor or without."""
+
+    model: nn.Module
+    step: Callable[[], object]
+    period: int
+    monitor: Monitor | None = None
+
+
+def run(row: Row | None, batch: int, adam: bool, make: Callable[[], nn.Module]) -> Run:
+    """A new run with the same weights and data."""
+    torch.manual_seed(0)
+    model, loss_fn = make(), nn.CrossEntropyLoss()
+    kind: Any = torch.optim.Adam if adam else torch.optim.SGD
+    optimizer = kind(model.parameters(), lr=1e-3 if adam else 0.01)
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.randn(10, 3, 32, 32, generator=generator)
+
+    def data() -> tuple[Tensor, Tensor]:
+        y = torch.randint(10, (batch,), generator=generator)
+        return centres[y] + torch.randn(batch, 3, 32, 32, generator=generator), y
+
+    def train() -> None:
+        x, y = data()
+        optimizer.zero_grad()
+        loss_fn(model(x), y).backward()
+        optimizer.step()
+
+    if row is None:
+        return Run(model, train, 1)
+    options = dict(row.options)
+    monitor = Monitor(model, loss_fn, row.quantities, every(row.interval), alerts=(), **options)
+
+    def watched() -> None:
+        with monitor.step():
+            train()
+
+    return Run(model, watched, row.interval, monitor)
+
+
+def ratios(name: str, options: argparse.Namespace) -> dict[str, object]:
+    """One row: interleaved periods of the run with the monitor and of the run alone."""
+    row = ROWS[name]
+    make: Callable[[], nn.Module] = lambda: PROBLEMS["3c3d"].model().train()  # noqa: E731
+    if options.network == "resnet20":
+        make = lambda: cifar_resnet20(10).train()  # noqa: E731
+    runs = [run(None, options.batch, row.adam, make), run(row, options.batch, row.adam, make)]
+    for _ in range(2 * row.interval + 2):
+        for each in runs:
+            each.step()
+    while runs[1].monitor is not None and runs[1].monitor.steps % row.interval:
+        runs[1].step()
+    times: list[list[float]] = [[], []]
+    for _ in range(options.rounds):
+        for at in random.sample((0, 1), 2):
+            begin = time.process_time()
+            for _ in range(row.interval):
+                runs[at].step()
+            times[at].append((time.process_time() - begin) / row.interval)
+    alone, watched = map(median, times)
+    found = {"row": name, "ratio": watched / alone, "minima": min(times[1]) / min(times[0])}
+    print(f"{name:32} {found['ratio']:6.2f} {found['minima']:6.2f}   bar {row.bar}   "
+          f"step alone {1e3 * alone:.1f} ms", flush=True)  # fmt: skip
+    return found | {"bar": row.bar, "alone_ms": 1e3 * alone}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--network", choices=("3c3d", "resnet20"), default="3c3d")
+    parser.add_argument("--only", help="rows whose name contains this")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    print(f"{'':32} median minima")
+    rows = [ratios(name, options) for name in ROWS if (options.only or "") in name]
+    if options.json is not None:
+        measure.write_results(options.json, "cpu", rows)
+
+
+if __name__ == "__main__":
+    measure.with_allocator("benchmarks.monitor", sys.argv[1:])
+    main()
