@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure
-from benchmarks.models import all_cnn_c, cifar_resnet20, three_c_three_d
+from benchmarks.models import all_cnn_c, cifar_resnet18, cifar_resnet20, three_c_three_d
 from tnconv.codegen import compile
 from tnconv.diagrams import conv, gradient_dots, ntk_block, per_sample_gradients
 from tnconv.operators.low_rank import ORDERS
@@ -29,6 +29,7 @@ NETWORKS = {  # with the batch size and the number of classes
     "3c3d": (three_c_three_d, 32, 10),
     "allcnnc": (all_cnn_c, 8, 100),
     "resnet20": (cifar_resnet20, 16, 10),
+    "resnet18": (cifar_resnet18, 4, 10),
 }
 
 

@@ -132,6 +132,22 @@ def measured(problem: str, row: str, options: argparse.Namespace) -> dict[str, o
     return result
 
 
+def once(problem: str, row: str, options: argparse.Namespace) -> dict[str, object]:
+    """High-water marks of this process, in MiB: after a gradient, the vectors, and the quantity."""
+    chosen, (quantity, how, _) = PROBLEMS[problem], ROWS[row]
+    model, data = chosen.model(options.device), chosen.data(options.batch, options.device)
+    gradient(model, *data)()
+    result: dict[str, object] = {"problem": problem, "batch": options.batch, "quantity": row}
+    result |= {"memory_limit": options.memory_limit, "gradient": measure.high_water()}
+    start = time.process_time()
+    limit = {"memory_limit": options.memory_limit}
+    ggn = low_rank_ggn(model, F.cross_entropy, *data, **limit, **how)  # type: ignore[arg-type]
+    result["vectors_held"] = ggn.block.rows.held_bytes / 2**20
+    result["vectors"] = measure.high_water()
+    quantity(ggn)
+    return result | {"quantity_made": measure.high_water(), "seconds": time.process_time() - start}
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(prog="python -m benchmarks.low_rank", description=__doc__)
@@ -142,6 +158,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--rounds", type=int, help="interleaved rounds (15; quick: 2)")
     result.add_argument("--memory-limit", type=int, help="bytes, as for low_rank_ggn")
     result.add_argument("--device", default="cpu")
+    result.add_argument("--once", action="store_true", help="one call: peaks of this process alone")
     result.add_argument("--memory", action="store_true", help="also peak memory, in new processes")
     result.add_argument("--json", type=Path, help="write results to this file")
     result.add_argument(
@@ -163,9 +180,16 @@ def main(arguments: Sequence[str]) -> None:
             taken()
         print(measure.high_water())
         return
+    if options.once:
+        row = (options.row or list(ROWS))[0]
+        found = [once(options.problem, row, options)]
+        print(found[0])
+        if options.json:
+            measure.write_results(options.json, options.device, found)
+        return
     if not options.default_allocator:
         measure.with_allocator("benchmarks.low_rank", arguments)
-    found = []
+    found = list[dict[str, object]]()
     for row in options.row or ROWS:
         found.append(measured(options.problem, row, options))
         print(found[-1], flush=True)

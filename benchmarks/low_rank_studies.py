@@ -109,7 +109,7 @@ def noise(steps: int = 200, every: int = 10, batch: int = 64, k: int = 6) -> lis
         if not at % every:
             ggn = tnconv.low_rank_ggn(model, LOSS, x, y)
             found = ggn.directional_derivatives(k=min(k, ggn.block.rank))
-            row: Row = {"step": at, "loss": float(LOSS(model(x), y))}
+            row: Row = {"step": at, "loss": float(LOSS(model(x), y).detach())}
             for name, each in (("slopes", found.slopes), ("curvatures", found.curvatures)):
                 row[name] = (each.mean(0).abs() / (each.std(0) / len(each) ** 0.5)).tolist()
             rows.append(row)
@@ -130,25 +130,25 @@ def low_rank(damping: Any, complement: float) -> Make:
 OPTIMIZERS: dict[str, dict[str, Make]] = {
     "SGD": {
         f"lr {lr}": lambda m, loss, lr=lr: torch.optim.SGD(m.parameters(), lr, momentum=0.9)  # type: ignore[misc]
-        for lr in (0.01, 0.03, 0.1)
+        for lr in (0.03, 0.1)
     },
     "KFAC": {
         f"lr {lr}": lambda m, loss, lr=lr: KFAC(m, lr=lr, damping=0.1)  # type: ignore[misc]
-        for lr in (0.03, 0.1, 0.3)
+        for lr in (0.03, 0.1)
     },
     "LowRankNewton, constant damping": {
         f"damping {damping}, complement {lr}": low_rank(damping, lr)
         for damping in (0.3, 3.0)
-        for lr in (0.03, 0.1)
+        for lr in (0.1,)
     },
     "LowRankNewton, noise-aware damping": {
         f"complement {lr}": low_rank(noise_aware(50, 0.1, torch.Generator().manual_seed(3)), lr)
-        for lr in (0.03, 0.1)
+        for lr in (0.1,)
     },
 }
 
 
-def optimizer(steps: int = 150, batch: int = 64, seeds: int = 2) -> list[Row]:
+def optimizer(steps: int = 100, batch: int = 64, seeds: int = 1) -> list[Row]:
     """Training losses, of the setting whose last losses are least."""
     rows = []
     for name, settings in OPTIMIZERS.items():
@@ -159,6 +159,7 @@ def optimizer(steps: int = 150, batch: int = 64, seeds: int = 2) -> list[Row]:
             curve = [mean(at) for at in zip(*runs, strict=True)]
             tried[setting] = {"losses": curve, "seconds": time.process_time() - start}
         best = min(tried, key=lambda setting: mean(tried[setting]["losses"][-20:]))
+        print(name, best, flush=True)
         final = {setting: mean(each["losses"][-20:]) for setting, each in tried.items()}
         rows.append({"optimizer": name, "setting": best, "final": final, **tried[best]})
     return rows

@@ -341,6 +341,7 @@ WRONG = {
     "empty": ({"gradient_samples": []}, r"gradient_samples are \(\); expected positions"),
     "foreign": ({"groups": {"a": ["9.weight"]}}, "no parameters that learn are called 9.weight"),
     "repeated": ({"groups": {"a": ["0.bias"], "b": ["0.bias"]}}, "0.bias repeated"),
+    "empty block": ({"groups": {"a": [], "b": ["0.bias"]}}, "block 'a' has no names; expected"),
     "words": ({"groups": "layers"}, "groups is 'layers'; expected 'network'"),
     "fisher": ({"fisher": "monte"}, "fisher is 'monte'"),
 }

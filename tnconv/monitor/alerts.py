@@ -58,8 +58,9 @@ def learning_rate(history: History) -> Iterator[Alert]:
     if len(alphas) < 2 * ROW:
         return
     middle = median(alphas)
-    if middle > 1 or sum(a > 1 for a in alphas[-ROW:]) == ROW:
-        text = f"median alpha {middle:.2f} of the last steps is above 1; lower the learning rate"
+    if middle > 0.5 or sum(a > 1 for a in alphas[-ROW:]) == ROW:
+        text = f"median alpha {middle:.2f}: steps end far past the minimum in their direction; "
+        text += "lower the learning rate"
         yield Alert("warning", "learning rate too large", text, "learning_rate")
     elif middle < -0.9:
         text = f"median alpha {middle:.2f} is below -0.9: steps hardly move; raise it"
@@ -77,7 +78,7 @@ def noisy_gradient(history: History) -> Iterator[Alert]:
 def batch_too_large(history: History) -> Iterator[Alert]:
     """Batches that average more than the noise asks for."""
     scales = [s for s in history.last("CriticalBatchSize", 2 * ROW) if finite(s)]
-    if len(scales) == 2 * ROW and history.samples > 2 * median(scales):
+    if len(scales) == 2 * ROW and history.samples > 8 * median(scales):
         text = f"{history.samples} samples, noise scale {median(scales):.1f}; smaller batches learn"
         yield Alert("info", "batch above the noise scale", f"{text} as fast", "batch_too_large")
 

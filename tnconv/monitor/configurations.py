@@ -1,6 +1,7 @@
 """Sets of measurements by name, and what else a list of them can hold."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 from tnconv.monitor.further_measurements import FURTHER, UpdateRatio
@@ -73,6 +74,13 @@ def measurements(
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"quantities holds {sorted(twice)} twice; expected a name for each")
     return found
+
+
+def sampled(measurement: Measurement) -> Measurement:
+    """With Monte Carlo columns in the place of exact ones."""
+    if isinstance(measurement, OfCurvature) and measurement.curvature == "diag_ggn_exact":
+        return replace(measurement, curvature="diag_ggn_mc")
+    return measurement
 
 
 def _one(given: Measurement | str | type[Measurement], curvature: Curvature) -> Measurement:

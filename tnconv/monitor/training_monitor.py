@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tnconv.losses.reductions import Reduction
 from tnconv.models.modules import instances
 from tnconv.monitor.alerts import RULES, Alert, Alerts, History, Rule
-from tnconv.monitor.configurations import Configuration, measurements
+from tnconv.monitor.budgets import Budget, Group, clock, group_of, groups_of
+from tnconv.monitor.configurations import Configuration, measurements, sampled
 from tnconv.monitor.events import event_of
 from tnconv.monitor.measurement import Following, Measurement
 from tnconv.monitor.monitor_state import KEPT, restore, state_of
@@ -61,6 +62,10 @@ class Monitor:
         reduction: "mean" or "sum", of a loss that does not say.
         batch_dim: where inputs have their samples.
         seed: of the monitor's own random numbers.
+        budget: the overhead that is allowed, as a fraction of the run's own time: schedules say at
+            which steps something may be measured, and the monitor chooses among them, and how many
+            samples, by what it measures; exact Gauss-Newton columns become sampled ones. See
+            ``monitor.budget.report()``.
         process_group: of workers, where DistributedDataParallel does not tell.
 
     >>> from tnconv.monitor import Monitor
@@ -99,10 +104,14 @@ class Monitor:
         reduction: Reduction | None = None,
         batch_dim: int = 0,
         seed: int = 0,
+        budget: float | None = None,
         process_group: "dist.ProcessGroup | Literal['local'] | None" = None,
     ) -> None:
         instances(model=model, loss_fn=loss_fn)
+        self.budget = None if budget is None else Budget(budget, samples)
         self.measurements = measurements(quantities, curvature, products)
+        if budget is not None:
+            self.measurements = [sampled(each) for each in self.measurements]
         self.schedule = Linear(every) if isinstance(every, int) else every
         if samples is not None and samples < 1:
             raise ValueError(f"samples is {samples}; expected at least 1")
@@ -202,8 +211,10 @@ class Monitor:
     def _begin(self) -> None:
         if self._watch is not None:
             raise RuntimeError("a step is going on already; expected the one before to end")
+        begin, named = self._now(), self.subject.named
         self._due = [m for m in self.measurements if (m.every or self.schedule)(self.steps)]
-        named = self.subject.named
+        if self.budget is not None:
+            self._due = self._afforded(self.budget, self._due)
         needs = {need for m in self._due for need in m.needed()}
         needs |= {need for m in self._followed for need in m.next_needs}
         needs |= self._implied(needs)
@@ -217,6 +228,20 @@ class Monitor:
         self._watch = StepWatch(self.subject, frozenset(needs), named)
         if self._due or self._followed:
             self._watch.open()
+        self._began, self._own = begin, self._now() - begin
+
+    def _now(self) -> float:
+        if self.budget is None:
+            return 0.0
+        return clock(next(self.subject.core.parameters()).device.type == "cpu")
+
+    def _afforded(self, budget: Budget, due: Sequence[Measurement]) -> list[Measurement]:
+        """What of the measurements that are due the budget pays for at this step."""
+        owed: Group | None = "samples" if self._followed else None
+        group = budget.chosen(groups_of(due), owed)
+        self.subject.samples = budget.samples
+        chosen = ("cheap",) if owed is not None else ("cheap", group)
+        return [each for each in due if group_of(each) in chosen]
 
     def _implied(self, needs: set[Hashable]) -> set[Hashable]:
         """What others are computed from, or what the step after will need of this one."""
@@ -237,17 +262,25 @@ class Monitor:
 
     @torch.no_grad()
     def _end(self) -> None:
-        watch, last = self._watch, self._last
+        watch, last, ended = self._watch, self._last, self._now()
         assert watch is not None
         watch.close()
         step, self._watch, self._last, self.steps = self.steps, None, None, self.steps + 1
-        if not (self._due or self._followed):
-            return
+        if self._due or self._followed:
+            self._look(watch, step, last)
+        if self.budget is not None:
+            now = self._now()
+            self.budget.spent(now - self._began, self._own + now - ended)
+
+    def _look(self, watch: StepWatch, step: int, last: Seen | None) -> None:
+        """Make records of a step that is over."""
         updates = last.updates if last is not None else ()
         seen = seen_of(watch, step, self._before, self._start, updates, self._ranges)
         if last is not None:
             seen.last_updates, seen.last_gradients = last.updates, last.gradients
         self._rate(seen)
+        if self.budget is not None:
+            self.budget.batch = seen.samples
         self._measure(seen, last)
         self._last = Seen(**{name: getattr(seen, name) for name in KEPT})
         self._before = []

@@ -21,6 +21,26 @@ def pieces(size: int, most: int) -> int:
     return max(1, ceil(size / most))
 
 
+def padded_size(size: int, most: int) -> int:
+    """The rows of a factor in blocks of at most ``most`` rows.
+
+    >>> padded_size(4097, 2048), padded_size(5, 8)
+    (4098, 5)
+    """
+    count = pieces(size, most)
+    return count * ceil(size / count)
+
+
+def kept_entries(size: int, most: int) -> int:
+    """The entries of the blocks.
+
+    >>> kept_entries(4, 2), kept_entries(4, 4)
+    (8, 16)
+    """
+    count = pieces(size, most)
+    return int(count * ceil(size / count) ** 2)
+
+
 def cut(
     factor: Tensor,  # (g, a, a)
     most: int,

@@ -18,6 +18,8 @@ from tnconv.losses.roots import recognised
 from tnconv.models.modules import weak
 from tnconv.optim.blocks import Block, blocks
 from tnconv.optim.collection import FactorWatch
+from tnconv.optim.inverses import wide
+from tnconv.optim.memory import Memory, size
 from tnconv.optim.preconditioner import State
 from tnconv.optim.running_squares import NAMES
 from tnconv.optim.saving import Resumable
@@ -148,6 +150,36 @@ class Factored(Resumable):
         found = [*self._blocks, *self._large]
         seen = {b.key for b in found if self._ready(self.state[b.key])}
         return standings(self.model, found, seen, self._group_of, elsewhere, self._most)
+
+    def memory(self) -> Memory:
+        """How many bytes the state has of each parameter, by kind, once all were trained.
+
+        Factors of several parameters are counted for their weight; a fallback's state is not known
+        before its first step, and not counted.
+        """
+        elsewhere, sizes = self._elsewhere(), dict[Tensor, dict[str, int]]()
+        blocks = {p: block for block in self._blocks for p in block.parameters}
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not p.requires_grad or p in elsewhere:
+                    sizes[p] = {}
+                    continue
+                kept: dict[str, int] = {}
+                if p not in blocks:
+                    kept["squares"] = size(p, wide(p)) + 8  # with the number of outliers in a row
+                elif blocks[p].key is p:
+                    kept |= self._factor_sizes(blocks[p])
+                if group["momentum"]:
+                    kept["momentum_buffer"] = size(p, group.get("momentum_dtype"))
+                sizes[p] = kept
+        named = {n: p for n, p in self.model.named_parameters() if p in sizes}
+        return Memory(
+            {n: size(p) for n, p in named.items()}, {n: sizes[p] for n, p in named.items()}
+        )
+
+    @abstractmethod
+    def _factor_sizes(self, block: Block) -> dict[str, int]:
+        """The bytes of a block's factors, by kind."""
 
     def summary(self) -> str:
         """`standings` in words, a line for each parameter."""

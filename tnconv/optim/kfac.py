@@ -8,10 +8,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tnconv.diagrams.kronecker import Flavour
+from tnconv.optim.blocked import kept_entries, padded_size
 from tnconv.optim.blocks import Block
 from tnconv.optim.collection import LossFunction, LossScale
 from tnconv.optim.factored import Factored, Fallback, Parameters
 from tnconv.optim.factored_damping import adapted
+from tnconv.optim.inverses import wide
+from tnconv.optim.memory import size_of
 from tnconv.optim.preconditioner import (
     FACTORS,
     INVERSES,
@@ -169,6 +172,22 @@ class KFAC(Factored):
     @staticmethod
     def _ready(state: State) -> bool:
         return any(name.startswith("A") for name in state)
+
+    def _factor_sizes(self, block: Block) -> dict[str, int]:
+        groups, d, a = block.shape
+        groups = groups if self.settings["per_group"] else 1
+        wider, most = wide(block.key), self.settings["max_factor"]
+        kept = self.settings["factor_dtype"] or wider
+        counts = {name: groups * kept_entries(n, most) for name, n in (("A", a), ("B", d))}
+        found = {name: size_of(count, kept) for name, count in counts.items()}
+        for name in INVERSES[self.settings["inverse"]][:2]:
+            found[name] = size_of(counts[name[0]], wider)
+        if self.settings["inverse"] != "cholesky":
+            padded = groups * padded_size(d, most) * padded_size(a, most)
+            found["eigenvalues"] = size_of(padded, wider)
+            if self.settings["inverse"] == "ekfac":
+                found["moments"] = size_of(padded, kept)
+        return found
 
     def adapt(self, before: float | Tensor, after: float | Tensor) -> None:
         """Adapt the damping of all groups to how a step changed the loss of its batch.

@@ -12,6 +12,7 @@ from tnconv.optim.axes import Axes, Kernels, axes
 from tnconv.optim.batch_sizes import BatchSize, Samples
 from tnconv.optim.factored import Parameters
 from tnconv.optim.inverse_free import state_of
+from tnconv.optim.memory import Memory, size, size_of
 from tnconv.optim.saving import Resumable
 from tnconv.optim.settings import Schedule, check, due, refuse_sharded
 from tnconv.optim.steps import descend
@@ -123,6 +124,25 @@ class RFShampoo(Resumable):
     def steps(self) -> int:
         """How many steps were taken."""
         return int(self.param_groups[0]["steps"])
+
+    def memory(self) -> Memory:
+        """How many bytes the state has of each parameter, by kind, once all were trained."""
+        sizes: dict[Tensor, dict[str, int]] = {}
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.requires_grad):
+                sizes[p] = {}
+                if p in self._read:
+                    dtype, (_, blocks) = self.settings["factor_dtype"] or p.dtype, self._read[p]
+                    count = sum(family.count for _, each in blocks for family in each)
+                    sizes[p]["K"] = size_of(count, dtype)
+                    if self.settings["riemannian_momentum"]:
+                        sizes[p]["m_K"] = size_of(count, dtype)
+                if group["momentum"]:
+                    sizes[p]["momentum_buffer"] = size(p, group["momentum_dtype"])
+        named = {n: p for n, p in self.model.named_parameters() if p in sizes}
+        return Memory(
+            {n: size(p) for n, p in named.items()}, {n: sizes[p] for n, p in named.items()}
+        )
 
     def remove_hooks(self) -> None:
         """Stop counting the model's samples."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tnconv.optim.batch_sizes import BatchSize, Samples
+from tnconv.optim.memory import Memory, size
 from tnconv.optim.saving import restore
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
@@ -27,6 +28,16 @@ class RootFree(torch.optim.Optimizer):
     def __init__(self, params: Parameters, batch_size: BatchSize, defaults: dict[str, Any]) -> None:
         self._samples = Samples(batch_size)
         super().__init__(params, defaults)
+
+    def memory(self) -> Memory:
+        """How many bytes the state has of each parameter, by group and place, and by kind."""
+        sizes, states = {}, {}
+        for at, group in enumerate(self.param_groups):
+            for place, p in enumerate(p for p in group["params"] if p.requires_grad):
+                name, each = f"{at}.{place}", size(p, group["state_dtype"])
+                sizes[name] = size(p)
+                states[name] = {"s": each} | ({"m": each} if group.get("momentum", 1) else {})
+        return Memory(sizes, states)
 
     def remove_hooks(self) -> None:
         """Stop counting the samples of a model."""

@@ -22,6 +22,7 @@ from tnconv.optim.inverse_free import (
     state_of,
     whitened,
 )
+from tnconv.optim.memory import size_of
 from tnconv.optim.preconditioner import State, divided_by, gathered
 from tnconv.optim.running_squares import damped, update_squares
 from tnconv.optim.settings import Schedule
@@ -184,6 +185,21 @@ class SINGD(Factored):
         first, second = chosen(self.settings["structures"], name, layer)
         return structure(first, sizes[0]), structure(second, sizes[1])
 
+    def _factor_sizes(self, block: Block) -> dict[str, int]:
+        dtype, alpha = self.settings["factor_dtype"] or block.key.dtype, self._momentum
+        found = dict[str, int]()
+        for name, family in zip(NAMES, self._families[block.key], strict=True):
+            for kind in (name, f"m_{name}") if alpha else (name,):
+                found[kind] = size_of(block.shape[0] * family.count, dtype)
+        return found
+
+    @property
+    def _momentum(self) -> float:
+        """α."""
+        given = self.settings["riemannian_momentum"]
+        default = 0.0 if self.settings["kfac_like"] else 0.5
+        return default if given is None else float(given)
+
     def _zeros(self, block: Block) -> dict[str, Tensor]:
         """What a worker adds that did not see a block, in the order of what others do."""
         groups, (first, second) = block.shape[0], self._families[block.key]
@@ -201,7 +217,7 @@ class SINGD(Factored):
         total = divided_by(new.total, watch, workers)
         self._note_divisor(new.total)
         finite = [
-            each["input"].isfinite().all() & each["grad_output"].isfinite().all()
+            (each["input"].sum() + each["grad_output"].sum()).isfinite()
             for each in new.sums.values()
         ]
         left_out = []
@@ -239,13 +255,10 @@ class SINGD(Factored):
 
     def _descent(self, group: Mapping[str, Any]) -> Descent:
         rate, settings = group["factor_lr"], self.settings
-        alpha = settings["riemannian_momentum"]
-        if alpha is None:
-            alpha = 0.0 if settings["kfac_like"] else 0.5
         return Descent(
             group["damping"],
             rate if rate is not None else settings["factor_lr"](self.steps),
-            alpha,
+            self._momentum,
             settings["kfac_like"],
             settings["normalize_factor_lr"],
         )

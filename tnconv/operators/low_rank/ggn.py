@@ -341,6 +341,8 @@ def partition(model: nn.Module, groups: Groups) -> dict[str, list[str]]:
     if isinstance(groups, str):
         raise ValueError(f"groups is {groups!r}; expected 'network', 'layer' or 'parameter'")
     found = {name: list(own) for name, own in groups.items()}
+    if empty := [name for name, own in found.items() if not own]:
+        raise ValueError(f"groups: block {empty[0]!r} has no names; expected at least one")
     _check_partition([name for own in found.values() for name in own], learned)
     return found
 

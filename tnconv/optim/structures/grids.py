@@ -81,6 +81,9 @@ class Grid(Structure):
 
     def blocks(self, member: Tensor) -> Blocks:
         """The blocks of a member, views of it where that is contiguous."""
+        if len(self.shapes) == 1:
+            ((place, shape),) = self.shapes.items()
+            return {place: torch.unflatten(member, -1, shape)}
         sizes = [p * r * c for p, r, c in self.shapes.values()]
         parts = torch.split(member, sizes, -1)
         return {
@@ -90,7 +93,17 @@ class Grid(Structure):
 
     def member(self, blocks: Mapping[Place, Tensor]) -> Tensor:
         """The inverse of `blocks`."""
-        return torch.cat([blocks[place].flatten(-3) for place in self.shapes], -1)
+        flat = [blocks[place].flatten(-3) for place in self.shapes]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
+
+    def trace(self, member: Tensor) -> Tensor:
+        """``tr S``, (...)."""
+        found = [
+            block.diagonal(dim1=-2, dim2=-1).sum((-2, -1))
+            for (i, j), block in self.blocks(member).items()
+            if i == j
+        ]
+        return torch.stack(found).sum(0)
 
     def matmat(self, member: Tensor, x: Tensor) -> Tensor:
         """``S X`` for x of shape (..., size, columns)."""
@@ -167,8 +180,7 @@ class Grid(Structure):
             found[i, j] = _sum(parts)
         return (self.member(found) / self.weights(member)).to(member.dtype)
 
-    @cached_property
-    def _constants(self) -> dict[str, Tensor]:
+    def constants(self) -> dict[str, Tensor]:
         """What `Structure` finds column by column, block by block: w is 1/2 off the diagonal."""
         names = ("identity", "weights")
         each: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -189,6 +201,8 @@ class Grid(Structure):
         return (k for k in range(len(self.intervals)) if (i, k) in s and (k, j) in t)
 
     def _applied(self, blocks: Mapping[Place, Tensor], x: Tensor) -> Tensor:
+        if len(blocks) == 1 and len(self.shapes) == 1:
+            return _times(next(iter(blocks.values())), x.to(wide(x)))
         parts = torch.split(x.to(wide(x)), list(self.intervals), -2)
         rows = []
         for i, part in enumerate(parts):
@@ -262,6 +276,11 @@ class Dense(Grid):
     @property
     def pieces(self) -> Mapping[Place, int]:
         return {(0, 0): 1}
+
+    def constants(self) -> dict[str, Tensor]:
+        one = torch.ones(1, dtype=torch.float64)
+        unit = torch.eye(self.size, dtype=torch.float64).flatten()
+        return {"weights": one, "multiplicities": one, "identity": unit}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ inverse-free natural gradient", section 3.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 
 import torch
@@ -168,9 +168,8 @@ class Structure(ABC):
             raise ValueError(f"{name}({self.size}) has no orthogonal projection of this kind")
         return self
 
-    @cached_property
-    def _constants(self) -> dict[str, Tensor]:
-        """By the rule, from the diagram alone; in float64."""
+    def constants(self) -> dict[str, Tensor]:
+        """By the rule, from the diagram alone: in float64, one number where all are equal."""
         ones = torch.ones(self.count, dtype=torch.float64)
         found = {name: torch.zeros_like(ones) for name in ("weights", "multiplicities", "trace")}
         for unit in self._columns(ones):
@@ -182,7 +181,7 @@ class Structure(ABC):
         return found | {"identity": found["trace"] / found["multiplicities"]}
 
     def _constant(self, name: str, like: Tensor) -> Tensor:
-        return self._constants[name].to(dtype=like.dtype, device=like.device)
+        return _constant(self, name, like.dtype, like.device)
 
     def _columns(self, like: Tensor) -> Iterator[Tensor]:
         """The identity, some columns at a time: (..., size, columns)."""
@@ -222,6 +221,12 @@ class Structure(ABC):
         program = looked_up(_program, device_of(first), *what)
         found: Tensor = program.run(*[flat[name] for name in program.operands])
         return found.reshape(*lead, *found.shape[1:])
+
+
+@lru_cache(maxsize=512)
+def _constant(structure: Structure, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Equal families share them."""
+    return structure.constants()[name].to(dtype=dtype, device=device)
 
 
 def _lead(first: torch.Size, second: torch.Size) -> tuple[int, ...]:

@@ -15,6 +15,9 @@ from tnconv import diagrams
 from tnconv.diagrams import Axis, TensorNetwork, View
 from tnconv.optim.structures.structure import Structure, wide
 
+TRANSFORMED = 2**15
+"""So many numbers are transformed at a time."""
+
 
 @dataclass(frozen=True)
 class TriangularToeplitz(Structure):
@@ -51,11 +54,10 @@ class TriangularToeplitz(Structure):
 
     def inner_products(self, y: Tensor, z: Tensor | None = None) -> Tensor:
         """``⟨Y Zᵀ, E[e]⟩`` for Y and Z of shape (..., size, columns), Z = Y by default."""
-        first = self._spectrum(y)
-        second = first if z is None else self._spectrum(z)
-        if self.upper:
-            first, second = second, first
-        together = (first * second.conj()).sum(-1)
+        pairs = [(part, part) for part in self._pieces(y)]
+        if z is not None:
+            pairs = list(zip(self._pieces(y), self._pieces(z), strict=True))
+        together = sum(map(self._correlation, *zip(*pairs, strict=True)), torch.zeros(()))
         found: Tensor = torch.fft.irfft(together, self._length, -1)
         return found[..., : self.size].to(y.dtype)
 
@@ -63,8 +65,7 @@ class TriangularToeplitz(Structure):
         """The member ``S T``."""
         return self._filtered(first, second.unsqueeze(-1), False).squeeze(-1)
 
-    @cached_property
-    def _constants(self) -> dict[str, Tensor]:
+    def constants(self) -> dict[str, Tensor]:
         counts = torch.arange(self.size, 0, -1, dtype=torch.float64)
         first = torch.zeros_like(counts)
         first[0] = 1
@@ -73,9 +74,26 @@ class TriangularToeplitz(Structure):
     def _filtered(self, member: Tensor, x: Tensor, correlated: bool) -> Tensor:
         """``Σ_k θ[k] x[i - k]``, or ``x[i + k]``."""
         own = self._spectrum(member.unsqueeze(-1))
-        spectrum = self._spectrum(x) * (own.conj() if correlated else own)
-        found: Tensor = torch.fft.irfft(spectrum, self._length, -2)
-        return found[..., : self.size, :].to(member.dtype)
+        own = own.conj().resolve_conj() if correlated else own
+        found = [
+            torch.fft.irfft(self._spectrum(part).mul_(own), self._length, -2)[
+                ..., : self.size, :
+            ].to(member.dtype)
+            for part in self._pieces(x)
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+    def _correlation(self, y: Tensor, z: Tensor) -> Tensor:
+        """The spectrum of what Y and Z have in common, over all columns."""
+        first = self._spectrum(y)
+        second = first if y is z else self._spectrum(z)
+        if self.upper:
+            first, second = second, first
+        return (first * second.conj()).sum(-1)
+
+    def _pieces(self, x: Tensor) -> list[Tensor]:
+        """Columns of which as many are transformed at a time as need little memory."""
+        return list(torch.split(x, max(1, TRANSFORMED // self._length), -1))
 
     def _spectrum(self, x: Tensor) -> Tensor:
         found: Tensor = torch.fft.rfft(x.to(wide(x)), self._length, -2)

@@ -120,11 +120,10 @@ class Triangular(Structure):
     def _halves(self) -> Halves:
         return Halves(self.size, self.upper)
 
-    @cached_property
-    def _constants(self) -> dict[str, Tensor]:
+    def constants(self) -> dict[str, Tensor]:
         halves = self._halves
         ones = torch.ones(halves.count, dtype=torch.float64)
-        found = {name: self._packed(halves.identity(ones)) for name in ("identity",)}
+        found = {"identity": self._packed(halves.identity(ones))}
         weights = (found["identity"] + 1) / 2
         return found | {"weights": weights, "multiplicities": torch.ones_like(weights)}
 

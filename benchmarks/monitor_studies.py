@@ -1,0 +1,122 @@
+"""Six training runs that fail in a known way, each with the report by which that is seen.
+
+Run as ``python -m benchmarks.monitor_studies --folder docs/monitor``; it takes about a minute. Each
+study is a small network on blobs of points, watched by `tnconv.monitor.Monitor`; its alerts are
+printed, and a picture of its report is written. A healthy run is there to compare.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from tnconv.monitor import (
+    Alpha,
+    CriticalBatchSize,
+    Distance,
+    GradHist1d,
+    GradNorm,
+    HessTrace,
+    LargestSample,
+    Loss,
+    Monitor,
+    NormTest,
+    SaturatedUnits,
+    UpdateSize,
+    read_run,
+)
+from tnconv.monitor.static_report import static_report
+
+KINDS = (
+    *(Alpha(), Distance(), UpdateSize(), GradNorm(), Loss(), NormTest(), CriticalBatchSize()),
+    *(LargestSample(), HessTrace(), GradHist1d(), SaturatedUnits()),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is wrong with a run, and the alert that has to say so."""
+
+    alert: str | None
+    rate: float = 0.5
+    batch: int = 32
+    scale: float = 1.0
+    wrong_labels: float = 0.0
+    layers: int = 1
+    steps: int = 80
+
+
+STUDIES = {
+    "healthy": Study(None),
+    "learning rate too small": Study("learning rate too small", rate=1e-3, batch=128, steps=40),
+    "learning rate too large": Study(
+        "learning rate too large", rate=8.0, batch=128, wrong_labels=0.3, layers=0, steps=60
+    ),
+    "badly scaled data": Study("inputs badly scaled", scale=255.0, rate=1e-4),
+    "vanishing gradients": Study("vanishing gradient", layers=9, rate=0.05),
+    "mislabelled data": Study("outlying samples", wrong_labels=0.06, steps=300),
+    "batch above the noise scale": Study("batch above the noise scale", batch=512, rate=0.05),
+}
+
+
+def data(study: Study, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Points around ten centres; some labels may be wrong."""
+    centres = torch.randn(10, 20, generator=torch.Generator().manual_seed(5))
+    y = torch.randint(10, (study.batch,), generator=generator)
+    x = centres[y] + 0.3 * torch.randn(study.batch, 20, generator=generator)
+    swap = torch.rand(study.batch, generator=generator) < study.wrong_labels
+    other = torch.randint(10, (study.batch,), generator=generator)
+    return study.scale * (x + (3 if study.scale > 1 else 0)), torch.where(swap, other, y)
+
+
+def network(study: Study) -> nn.Sequential:
+    """A linear classifier, one hidden layer, or many of sigmoids."""
+    if not study.layers:
+        return nn.Sequential(nn.Linear(20, 10))
+    layers: list[nn.Module] = [nn.Linear(20, 32)]
+    for _ in range(study.layers - 1):
+        layers += [nn.Sigmoid(), nn.Linear(32, 32)]
+    return nn.Sequential(*layers, nn.Tanh(), nn.Linear(32, 10))
+
+
+def run(name: str, folder: Path) -> Monitor:
+    """A watched run, recorded into a folder."""
+    study = STUDIES[name]
+    torch.manual_seed(0)
+    model, loss_fn = network(study), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=study.rate)
+    monitor = Monitor(model, loss_fn, KINDS, folder=folder)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(study.steps):
+        x, y = data(study, generator)
+        with monitor.step():
+            optimizer.zero_grad()
+            loss_fn(model(x), y).backward()
+            optimizer.step()
+    return monitor
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("docs/monitor"))
+    parser.add_argument("--only", help="studies whose name contains this")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    for name in (n for n in STUDIES if (options.only or "") in n):  # a few seconds each
+        with TemporaryDirectory() as place:
+            monitor = run(name, Path(place) / name)
+            static_report(
+                read_run(Path(place) / name), options.folder / f"{name.replace(' ', '-')}.png"
+            )
+        print(
+            f"{name}: " + "; ".join(f"{step} {a.title}" for step, a in monitor.alerts), flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""A budget is kept, whatever measurements cost."""
+
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.monitor.oracle import chain
+from tnconv.monitor import HessTrace, Monitor, configuration
+from tnconv.monitor.budgets import Budget, Group
+
+GROUPS: tuple[Group, ...] = ("samples", "curvature", "spectrum")
+
+
+@settings(max_examples=20)
+@given(
+    limit=st.floats(0.02, 0.3),
+    costs=st.tuples(*[st.floats(0.05, 10.0)] * 3),
+    first=st.floats(1.0, 4.0),
+    seed=st.integers(0, 99),
+)
+def test_overhead_stays_below(
+    limit: float, costs: tuple[float, ...], first: float, seed: int
+) -> None:
+    """But for what one turn costs more than it was expected to; the groups take turns."""
+    random, budget, extra, steps = Random(seed), Budget(limit), 0.0, 3000
+    price = dict(zip(GROUPS, costs, strict=True))
+    for _ in range(steps):
+        group = budget.chosen(GROUPS)
+        alone = random.uniform(0.9, 1.1)
+        over = 0.0
+        if group is not None:
+            over = price[group] * (first if budget.turns[group] == 1 else random.uniform(0.9, 1.1))
+        extra += over
+        budget.spent(alone + over)
+    surprise = first * max(costs) + 2 * max(costs)
+    assert extra <= limit * 1.1 * steps + surprise  # steps alone vary by as much
+    assert budget.reached == pytest.approx(extra / steps, abs=0.02 + 0.02 * limit)
+    turns = [budget.turns.get(group, 0) for group in GROUPS]
+    if sum(costs) * 6 < limit * steps and first * max(costs) < limit * steps / 6:
+        assert min(turns) >= 1 and max(turns) - min(turns) <= 1
+
+
+def test_fewer_samples_where_turns_come_seldom() -> None:
+    budget = Budget(0.02)
+    budget.batch = 32
+    for _ in range(2000):
+        budget.chosen(["samples"])
+        samples = budget.samples or 32
+        budget.spent(1.0 + (0.09 * samples if budget.last else 0.0))
+    assert budget.samples == 8 and budget.turns["samples"] > 10
+    assert budget.reached < 0.025 and budget.report()["samples"] == 8
+
+
+def test_in_a_run() -> None:
+    """Cheap measurements at every step, others as they are paid for, alpha with its second step."""
+    torch.manual_seed(0)
+    model, loss_fn = chain(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kinds = [*configuration("economy"), HessTrace("diag_ggn_exact")]
+    monitor = Monitor(model, loss_fn, kinds, budget=2.0)
+    assert monitor.budget is not None
+    for _ in range(60):
+        with monitor.step():
+            x, y = torch.randn(6, 2, 4, 4), torch.randint(3, (6,))
+            optimizer.zero_grad()
+            loss_fn(model(x), y).backward()
+            optimizer.step()
+    records = monitor.records
+    assert len(records) == 60 and all("Loss" in r and "GradNorm" in r for r in records)
+    noisy = [r for r in records if "NormTest" in r]
+    assert 0 < len(noisy) < 60 and all("Alpha" in r for r in noisy[:-1])
+    assert not any("NormTest" in r and "HessTrace" in r for r in records)
+    assert {m.curvature for m in monitor.measurements if isinstance(m, HessTrace)} == {
+        "diag_ggn_mc"
+    }
+    assert set(monitor.budget.report()) == {"limit", "reached", "samples", "turns", "prices"}
+    with pytest.raises(ValueError, match="budget is 0"):
+        Monitor(model, loss_fn, budget=0.0)
