@@ -16,7 +16,7 @@ import tnconv
 from tests import strategies
 from tests.models.test_layers import LAYERS
 from tests.strategies import assert_close, operands_for
-from tnconv import compile, diagrams, quantities
+from tnconv import compile, diagrams, functional, quantities
 from tnconv.codegen.programs import source
 from tnconv.codegen.programs.source import Definition, Function
 from tnconv.codegen.programs.styles import STYLES
@@ -67,6 +67,20 @@ def test_every_quantity_has_a_row_in_the_readme_and_a_test() -> None:
         if inspect.isclass(kind) and issubclass(kind, Quantity) and not inspect.isabstract(kind):
             assert re.search(rf"\b{name}\b", readme), f"{name} is not in README.md"
             assert re.search(rf"\b{name}\b", tests), f"{name} has no test"
+
+
+def test_functions_of_many_arguments_explain_them_in_the_same_words() -> None:
+    """One vocabulary: an argument of one name and type means the same everywhere."""
+    words: dict[tuple[str, object], str] = {}
+    for name in functional.__all__:
+        parameters = inspect.signature(getattr(functional, name)).parameters
+        explained = dict(
+            re.findall(r"^    (\w+): (.+)$", inspect.getdoc(getattr(functional, name)) or "", re.M)
+        )
+        for each in parameters.values() if len(parameters) > 3 else ():
+            assert each.name in explained, f"{name} does not explain {each.name}"
+            kind = each.name, str(each.annotation)
+            assert words.setdefault(kind, explained[each.name]) == explained[each.name], name
 
 
 def test_every_trial_is_written_up() -> None:

@@ -1,22 +1,11 @@
 """A tensor-network compiler for convolutions and everything computed around them."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor
 
-from tnconv import (
-    codegen,
-    diagrams,
-    functional,
-    geometry,
-    losses,
-    models,
-    monitor,
-    nn,
-    ntk,
-    operators,
-    optim,
-    quantities,
-    recursions,
-)
+from tnconv import codegen, diagrams, functional
 from tnconv.codegen import Program, compile
 from tnconv.codegen.tiers import (
     Build,
@@ -28,17 +17,31 @@ from tnconv.codegen.tiers import (
     warm,
 )
 from tnconv.diagrams import Expression, Sum, TensorNetwork
-from tnconv.models import Result, compute, observe
-from tnconv.operators import (
-    FisherOperator,
-    GGNOperator,
-    HessianOperator,
-    LowRankGGN,
-    hesscale,
-    hessian_diagonal,
-    low_rank_ggn,
-    observe_low_rank,
-)
+
+if TYPE_CHECKING:
+    from tnconv import (
+        geometry,
+        losses,
+        models,
+        monitor,
+        nn,
+        ntk,
+        operators,
+        optim,
+        quantities,
+        recursions,
+    )
+    from tnconv.models import Result, compute, observe
+    from tnconv.operators import (  # type: ignore[no-redef]
+        FisherOperator,
+        GGNOperator,
+        HessianOperator,
+        LowRankGGN,
+        hesscale,
+        hessian_diagonal,
+        low_rank_ggn,
+        observe_low_rank,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -77,6 +80,31 @@ __all__ = [
     "tiered_compilation",
     "warm",
 ]
+
+_OF_MODELS = ("Result", "compute", "observe")
+_OF_OPERATORS = (
+    *("FisherOperator", "GGNOperator", "HessianOperator", "LowRankGGN"),
+    *("hesscale", "hessian_diagonal", "low_rank_ggn", "observe_low_rank"),
+)
+_FOLDERS = (
+    *("geometry", "losses", "models", "monitor", "nn", "ntk", "operators", "optim"),
+    *("quantities", "recursions"),
+)
+_WHERE = dict.fromkeys(_OF_MODELS, "models") | dict.fromkeys(_OF_OPERATORS, "operators")
+"""What is imported when it is asked for, so that diagrams alone do not wait for it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FOLDERS:
+        return import_module(f"tnconv.{name}")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'tnconv' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"tnconv.{_WHERE[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def contract(network: Expression, /, **operands: Tensor) -> Tensor:

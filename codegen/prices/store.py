@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import tempfile
-import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+
+from tnconv.diagrams.notices import warn
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 VARIABLE = "TNCONV_CACHE_DIR"
@@ -157,4 +158,4 @@ def _path(kind: str, key: Mapping[str, Json]) -> Path:
 @cache
 def _warn(message: str) -> None:
     """Warn, of each thing once."""
-    warnings.warn(f"tnconv's cache: {message}", RuntimeWarning, stacklevel=3)
+    warn(f"tnconv's cache: {message}", RuntimeWarning)

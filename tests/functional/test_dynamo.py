@@ -9,6 +9,10 @@ HEAVY = ("torch._dynamo", "torch._inductor", "sympy", "networkx", "graphviz", "c
 LIGHT = f"""
 import sys
 import tnconv
+assert set(tnconv.__all__) <= set(dir(tnconv))
+assert "tnconv.optim" not in sys.modules and "tnconv.models" not in sys.modules
+for name in tnconv.__all__:
+    assert getattr(tnconv, name) is getattr(tnconv, name)
 assert not (loaded := [name for name in {HEAVY} if name in sys.modules]), loaded
 """
 COMPILED = """

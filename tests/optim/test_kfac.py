@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tnconv
 from tests.models.test_kronecker import FACTORED, by_group, explicit, patches, weight_rows
 from tests.models.test_layers import LAYERS
 from tests.optim.nets import batch, small_net, train
@@ -435,3 +436,41 @@ def test_ekfac_needs_gradients_of_each_group(setting) -> None:
 def test_parameters_instead_of_a_model_are_refused() -> None:
     with pytest.raises(TypeError, match=r"model is a generator; expected a torch\.nn\.Module"):
         KFAC(nn.Linear(2, 2).parameters())
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("inverse", ["cholesky", "ekfac"])
+def test_memory_saving_layers_take_the_same_steps(inverse: str) -> None:
+    """Also where rounding, which is the same in both, chooses an eigenbasis."""
+    loss_fn, found = nn.CrossEntropyLoss(), []
+    for save in (False, True):
+        torch.manual_seed(0)
+        model = small_net()
+        model = tnconv.nn.save_memory(model) if save else model
+        optimizer = KFAC(model, fisher="type-2", loss_fn=loss_fn, inverse=inverse)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            x, y = batch(12)
+            optimizer.zero_grad()
+            loss_fn(model(x), y).backward()
+            optimizer.step()
+        found.append([p.detach() for p in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert_close(other, one, 1e-10)
+
+
+def test_squares_are_updated_where_factors_are() -> None:
+    """Other steps leave them; parameters without squares start at once."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    optimizer = KFAC(model, update_factors_every=2)
+    seen: list[Tensor] = []
+    for step in range(4):
+        optimizer.zero_grad()
+        model(torch.rand(5, 3)).square().sum().backward()
+        if step == 0:
+            model[1].bias.grad = None
+        optimizer.step()
+        seen.append(optimizer.state[model[1].weight]["squares"].clone())
+        assert ("squares" in optimizer.state[model[1].bias]) == (step > 0)
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[2], seen[3])
+    assert not torch.equal(seen[1], seen[2])

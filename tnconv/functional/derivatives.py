@@ -33,6 +33,17 @@ def weight_vjp(
     >>> weight_vjp(torch.rand(8, 3, 32, 32), (4, 3, 3, 3), torch.rand(8, 4, 30, 30)).shape
     torch.Size([4, 3, 3, 3])
 
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -56,6 +67,17 @@ def per_sample_weight_grad(
 
     >>> per_sample_weight_grad(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(8, 4, 7)).shape
     torch.Size([8, 4, 3, 3])
+
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
@@ -83,6 +105,17 @@ def input_vjp(
 
     >>> input_vjp((8, 3, 32, 32), torch.rand(4, 3, 3, 3), torch.rand(8, 4, 30, 30)).shape
     torch.Size([8, 3, 32, 32])
+
+    Args:
+        input_shape: The shape of the layer's input.
+        weight: The layer's weight.
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.

@@ -38,6 +38,19 @@ def kfac_expand(
     >>> kfac_expand(torch.rand(8, 5, 3), (), joint=True).shape  # a linear layer's
     torch.Size([1, 4, 4])
 
+    Args:
+        x: The layer's input.
+        kernel_size: The taps of a window, for all dimensions or for each.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+        joint: Whether patches end with an entry 1, for the factor of weight and bias.
+        per_group: Whether each group has a factor of its own, or all have their mean.
+        scale: The factor's normalisation: "ggn", "kfc" for the papers', or a number.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -63,6 +76,19 @@ def kfac_reduce(
     >>> kfac_reduce(torch.rand(8, 4, 32, 32), 3, groups=2).shape
     torch.Size([2, 18, 18])
 
+    Args:
+        x: The layer's input.
+        kernel_size: The taps of a window, for all dimensions or for each.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+        joint: Whether patches end with an entry 1, for the factor of weight and bias.
+        per_group: Whether each group has a factor of its own, or all have their mean.
+        scale: The factor's normalisation: "ggn", "kfc" for the papers', or a number.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -81,6 +107,12 @@ def grad_expand(
     >>> grad_expand(torch.rand(8, 4, 30, 30), groups=2).shape
     torch.Size([2, 2, 2])
 
+    Args:
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        per_group: Whether each group has a factor of its own, or all have their mean.
+        scale: The factor's normalisation: "ggn", "kfc" for the papers', or a number.
+
     Raises:
         ValueError: a tensor without batch and channels, or groups that do not divide them.
     """
@@ -97,6 +129,12 @@ def grad_reduce(
 
     >>> grad_reduce(torch.rand(8, 4, 30, 30), groups=2).shape
     torch.Size([2, 2, 2])
+
+    Args:
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        per_group: Whether each group has a factor of its own, or all have their mean.
+        scale: The factor's normalisation: "ggn", "kfc" for the papers', or a number.
 
     Raises:
         ValueError: a tensor without batch and channels, or groups that do not divide them.
@@ -118,6 +156,16 @@ def mean_patches(
 
     >>> mean_patches(torch.rand(8, 4, 32, 32), 3, groups=2).shape
     torch.Size([8, 2, 18])
+
+    Args:
+        x: The layer's input.
+        kernel_size: The taps of a window, for all dimensions or for each.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.

@@ -24,6 +24,15 @@ def conv(
     >>> conv(torch.rand(8, 3, 32, 32), torch.rand(16, 3, 3, 3), padding="same").shape
     torch.Size([8, 16, 32, 32])
 
+    Args:
+        x: The layer's input.
+        weight: The layer's weight.
+        bias: What is added to every output channel, if anything.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -45,6 +54,16 @@ def conv_transpose(
 
     >>> conv_transpose(torch.rand(8, 3, 16, 16), torch.rand(3, 4, 2, 2), stride=2).shape
     torch.Size([8, 4, 32, 32])
+
+    Args:
+        x: The layer's input.
+        weight: The layer's weight.
+        bias: What is added to every output channel, if anything.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
@@ -87,6 +106,15 @@ def unfold(
     >>> unfold(torch.rand(8, 3, 32, 32), 5).shape
     torch.Size([8, 75, 784])
 
+    Args:
+        x: The layer's input.
+        kernel_size: The taps of a window, for all dimensions or for each.
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -106,6 +134,14 @@ def fold(
 
     >>> fold(torch.rand(8, 75, 784), (32, 32), 5).shape
     torch.Size([8, 3, 32, 32])
+
+    Args:
+        x: The layer's input.
+        output_size: The spatial sizes of the result.
+        kernel_size: The taps of a window, for all dimensions or for each.
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        stride: The distance of neighbouring windows, for all dimensions or for each.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together.
@@ -127,6 +163,15 @@ def avg_pool(
 
     >>> avg_pool(torch.rand(8, 3, 32, 32), 3, 2, 1, count_include_pad=False).shape
     torch.Size([8, 3, 16, 16])
+
+    Args:
+        x: The layer's input.
+        kernel_size: The taps of a window, for all dimensions or for each.
+        stride: The distance of neighbouring windows; by default the kernel size.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        ceil_mode: Whether windows may begin inside and end outside of the input.
+        count_include_pad: Whether padding counts in the means.
+        divisor_override: What sums are divided by instead of the window's size.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
@@ -155,6 +200,14 @@ def unfolded_kernel(
 
     >>> unfolded_kernel((3, 32), torch.rand(4, 3, 3)).shape
     torch.Size([120, 96])
+
+    Args:
+        input_shape: The shape of the layer's input.
+        weight: The layer's weight.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit, or an input shape with a batch.

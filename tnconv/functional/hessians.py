@@ -31,6 +31,17 @@ def input_diagonal_vjp(
     >>> input_diagonal_vjp((8, 3, 9), torch.rand(4, 3, 3), torch.rand(8, 4, 7)).shape
     torch.Size([8, 3, 9])
 
+    Args:
+        input_shape: The shape of the layer's input.
+        weight: The layer's weight.
+        diagonal: The diagonal of a matrix over the layer's outputs.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -53,6 +64,17 @@ def weight_diagonal_vjp(
 
     >>> weight_diagonal_vjp(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(8, 4, 7)).shape
     torch.Size([4, 3, 3])
+
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        diagonal: The diagonal of a matrix over the layer's outputs.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
@@ -79,6 +101,17 @@ def input_hessian_vjp(
     >>> input_hessian_vjp((3, 9), torch.rand(4, 3, 3), torch.rand(4, 7, 4, 7)).shape
     torch.Size([3, 9, 3, 9])
 
+    Args:
+        input_shape: The shape of the layer's input.
+        weight: The layer's weight.
+        hessian: A matrix over the layer's outputs, for each sample.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -101,6 +134,17 @@ def weight_hessian_vjp(
 
     >>> weight_hessian_vjp(torch.rand(3, 9), (4, 3, 3), torch.rand(4, 7, 4, 7)).shape
     torch.Size([4, 3, 3, 4, 3, 3])
+
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        hessian: A matrix over the layer's outputs, for each sample.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.

@@ -35,6 +35,17 @@ def gradient_dots(
     >>> gradient_dots(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(2, 8, 4, 7)).shape
     torch.Size([2, 8, 2, 8])
 
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -66,6 +77,19 @@ def ntk_block(
     >>> ntk_block(x, (4, 3, 3), v, torch.rand(5, 3, 6), torch.rand(5, 4, 4)).shape
     torch.Size([2, 8, 5])
 
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        other_x: The input of the other batch.
+        other_grad_output: Cotangents of the other batch's output.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -90,6 +114,17 @@ def gradient_norms(
 
     >>> gradient_norms(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(8, 4, 7)).shape
     torch.Size([8])
+
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
@@ -116,6 +151,17 @@ def ggn_diagonal(
     >>> ggn_diagonal(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(2, 8, 4, 7)).shape
     torch.Size([4, 3, 3])
 
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -139,6 +185,17 @@ def per_sample_ggn_diagonal(
 
     >>> per_sample_ggn_diagonal(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(8, 4, 7)).shape
     torch.Size([8, 4, 3, 3])
+
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
@@ -165,6 +222,17 @@ def ggn_block(
     >>> ggn_block(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(2, 8, 4, 7)).shape
     torch.Size([4, 3, 3, 4, 3, 3])
 
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -190,6 +258,18 @@ def ggn_vector_product(
     >>> u, v = torch.rand(4, 3, 3), torch.rand(2, 8, 4, 7)
     >>> ggn_vector_product(torch.rand(8, 3, 9), u.shape, v, u).shape
     torch.Size([4, 3, 3])
+
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        vector: A vector of the weight's shape.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.

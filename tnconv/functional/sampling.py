@@ -43,6 +43,19 @@ def sampled_weight_vjp(
     >>> sampled_weight_vjp(x, (4, 3, 3, 3), v, rows).shape
     torch.Size([4, 3, 3, 3])
 
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        index: For each sampled leg the positions that count.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+        scale: What the result is multiplied with; by default size over number, as above.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output, an index
             of a leg that the layer does not have, or that is no vector of integers, or an empty
@@ -77,6 +90,19 @@ def sampled_input_vjp(
     >>> weight, v = torch.rand(4, 3, 3, 3), torch.rand(8, 4, 30, 30)
     >>> sampled_input_vjp((8, 3, 32, 32), weight, v, out_channels).shape
     torch.Size([8, 3, 32, 32])
+
+    Args:
+        input_shape: The shape of the layer's input.
+        weight: The layer's weight.
+        grad_output: Cotangents of the layer's output, such as the loss's gradient.
+        index: For each sampled leg the positions that count.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+        scale: What the result is multiplied with; by default size over number, as above.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output, an index

@@ -29,6 +29,17 @@ def input_jvp(
     >>> input_jvp((8, 3, 9), torch.rand(4, 3, 3), torch.rand(5, 8, 3, 9)).shape
     torch.Size([5, 8, 4, 7])
 
+    Args:
+        input_shape: The shape of the layer's input.
+        weight: The layer's weight.
+        tangent_x: Directions of the input.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -54,6 +65,17 @@ def weight_jvp(
     >>> weight_jvp(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(4, 3, 3)).shape
     torch.Size([8, 4, 7])
 
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        tangent_weight: Directions of the weight.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -78,6 +100,17 @@ def per_sample_weight_jvp(
 
     >>> per_sample_weight_jvp(torch.rand(8, 3, 9), (4, 3, 3), torch.rand(8, 4, 3, 3)).shape
     torch.Size([8, 4, 7])
+
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        tangent_weight: Directions of the weight.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
@@ -125,6 +158,16 @@ def input_jacobian(
     >>> input_jacobian((3, 9), torch.rand(4, 3, 3)).shape
     torch.Size([4, 7, 3, 9])
 
+    Args:
+        input_shape: The shape of the layer's input.
+        weight: The layer's weight.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -146,6 +189,16 @@ def weight_jacobian(
 
     >>> weight_jacobian(torch.rand(8, 3, 9), (4, 3, 3)).shape
     torch.Size([8, 4, 7, 4, 3, 3])
+
+    Args:
+        x: The layer's input.
+        weight_shape: The shape of the layer's weight.
+        stride: The distance of neighbouring windows, for all dimensions or for each.
+        padding: Zeros around the input: a number, one or a pair per dimension, "same" or "valid".
+        dilation: The distance of neighbouring taps of a window, for all dimensions or for each.
+        groups: How many groups of channels there are, each with a kernel of its own.
+        transposed: Whether the layer is a transposed convolution.
+        output_padding: Outputs that a transposed convolution adds at the end of dimensions.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.

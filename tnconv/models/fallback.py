@@ -5,7 +5,6 @@ get the gradients of samples where the batch meets them (`tnconv.models.meetings
 not possible, the model runs again, sample by sample, which is checked.
 """
 
-import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from tnconv.diagrams.notices import warn
 from tnconv.models.arrangement import is_arranged
 from tnconv.models.bare import Bare, choose
 from tnconv.models.capture import Call, Pass, Watch
@@ -134,9 +134,7 @@ class Fallback:
                 f"no diagram describes what parameters {what} do, which quantities beyond the "
                 f"loss's gradient need ({why}); describe the layer with register_layer"
             )
-        warnings.warn(
-            f"the model runs again, sample by sample, for parameters {what}: {why}", stacklevel=2
-        )
+        warn(f"the model runs again, sample by sample, for parameters {what}: {why}")
         self.collector.skipped.update(lost)
         self._expect(watch, lost)
         for at, output in enumerate(here.outputs):
@@ -295,10 +293,9 @@ def _refuse(at: int, shape: tuple[int, ...], why: str, gradient: Tensor) -> None
 
 
 def _warn_of_operations(call: Call, operation: str) -> None:
-    warnings.warn(
+    warn(
         f"the gradients of {call.name!r} are taken for one sample after another (slow): it meets "
-        f"the batch in {operation}",
-        stacklevel=2,
+        f"the batch in {operation}"
     )
 
 

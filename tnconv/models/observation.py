@@ -46,7 +46,7 @@ class Observation:
         refuse_complex(model.named_parameters())
         self.model, self.quantities, self.memory_limit = model, tuple(quantities), memory_limit
         self.batch_dim = batch_dim
-        self.per_sample = any(quantity.per_sample for quantity in quantities)
+        self.per_sample = any(quantity.apart for quantity in quantities)
         each = [statistic for q in self.quantities for statistic in q.statistics().values()]
         self.statistics = tuple(dict.fromkeys(each))
         self._propagation: Propagation | None = None  # that is going on

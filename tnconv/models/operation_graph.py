@@ -10,8 +10,9 @@ from types import MappingProxyType
 
 from torch.autograd.graph import Node
 
-from tnconv.recursions.step import node_name
+from tnconv.recursions.step import node_name, operation
 
+RIGID = ("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze")
 LEAF = "torch::autograd::AccumulateGrad"
 Key = tuple[tuple[str, ...], tuple[int, ...]]
 
@@ -59,10 +60,11 @@ class Graph:
                         waiting.append(parent)
         return list(seen)
 
-    def around(self, starts: Iterable[Node]) -> list[Node]:
+    def around(self, starts: Iterable[Node]) -> tuple[list[Node], list[Node]]:
         """Operations after some, as far as the first that something else than leaves flows into.
 
-        That is where what all samples share mostly meets what they have of their own.
+        That is where what all samples share mostly meets what they have of their own. Those that
+        only rearrange what all share come second: to ask for gradients after them takes a product.
         """
         waiting = [node for node in starts if node in self.places]
         seen, alone = dict[Node, None](), {*waiting, *self.leaves}
@@ -74,4 +76,5 @@ class Graph:
                 ):
                     alone.add(parent)
                     waiting.append(parent)
-        return list(seen)
+        rigid = [node for node in seen if node in alone and operation(node) in RIGID]
+        return [node for node in seen if node not in rigid], rigid

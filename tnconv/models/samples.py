@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,6 +40,7 @@ from tnconv.models.sample_maps import (
     Maps,
     Owned,
     SampleMap,
+    Shared,
     Silent,
     Unknown,
     candidates,
@@ -47,6 +49,7 @@ from tnconv.models.sample_maps import (
 )
 
 EVERY = 100
+NODE = 1 << 20  # entries of a gradient that is asked for at an operation
 NOISE = 0.1  # on parameters, where weights that are zero hide what depends on what
 Signature = tuple[object, ...]
 Place = Call | Node
@@ -182,7 +185,7 @@ class Samples:
         guess: list[SampleMap] = [
             each[0] if each else _none(y) for each, y in zip(possible, here.outputs, strict=True)
         ]
-        nodes = graph.around(end.node for end in ends)
+        nodes, rigid = graph.around(end.node for end in ends)
         fixed = list(anchors(here, nodes))
         seen: dict[Place, SampleMap] = {}
 
@@ -191,7 +194,7 @@ class Samples:
             calls, around = self.coded(here, guess, nodes, ends)
             seen = {node: each[0] for node, each in around.items()}
             seen |= dict[Place, SampleMap](calls.items())
-            self.around = around
+            self.around = around | dict.fromkeys(rigid, (Shared(),))
             return [each for each in fixed if each[0] not in self.untold]
 
         known = Known(tuple(guess), (), batched, here.samples)
@@ -396,12 +399,15 @@ class Samples:
 
 
 def _small(place: Place) -> list[GradientEdge]:
-    """Where to ask for the gradients after a call or node, if they are small."""
+    """Where to ask for the gradients after a call or node, if they are small.
+
+    Nodes may be larger: hooks on them would let products run that nothing else needs.
+    """
     if isinstance(place, Call):
         asked = place.edge is not None and is_small(place.output_shape)
         return [place.edge] if asked and place.edge is not None else []
     sizes = getattr(place, "_input_metadata", None)  # private to torch
-    if sizes is None or not all(is_small(tuple(each.shape)) for each in sizes):
+    if sizes is None or not all(prod(each.shape) <= NODE for each in sizes):
         return []
     return [GradientEdge(place, at) for at in range(len(sizes))]
 

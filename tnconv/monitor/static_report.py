@@ -29,7 +29,7 @@ def static_report(runs: Run | Sequence[Run], path: str | Path) -> Path:
         raise ValueError(f"path is {str(path)!r}; expected one that ends in {', '.join(FORMATS)}")
     runs = [runs] if isinstance(runs, Run) else list(runs)
     figure = drawn(runs)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=75)
     return path
 
 
@@ -48,11 +48,12 @@ def drawn(runs: Sequence[Run]) -> Any:
     columns = [[p for p in _ordered(panels, runs) if p.column == name] for name in COLUMNS]
     columns = [each for each in columns if each]
     extra = _extras(runs[0])
-    rows = max(map(len, columns)) + -(-len(extra) // len(columns))
+    cells = sum(map(len, columns)) + len(extra)
+    rows = max(*map(len, columns), -(-cells // len(columns)))
     figure = Figure((WIDTH * len(columns), HEIGHT * rows))
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, len(columns), squeeze=False)
-    inches = {"left": 0.5, "right": -0.2, "top": -0.45, "bottom": 0.3}
+    inches = {"left": 0.7, "right": -0.2, "top": -0.45, "bottom": 0.3}
     size = {"left": WIDTH * len(columns), "right": WIDTH * len(columns)}
     figure.subplots_adjust(
         **{k: v / size.get(k, HEIGHT * rows) % 1 for k, v in inches.items()},
@@ -90,7 +91,7 @@ def _draw(axes: Any, panel: Panel, runs: Sequence[Run]) -> None:
     if panel.scale == "log":
         axes.set_yscale("log")
     axes.set_title(panel.title, fontsize=9)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(labelsize=7, which="both")
     axes.legend(fontsize=6, frameon=False)
     axes.grid(alpha=0.2)
 

@@ -1,6 +1,5 @@
 """Between ``torch.nn``'s modules and ours: new modules around the same parameters and buffers."""
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,6 +14,7 @@ from torch.nn.modules.utils import _pair
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
+from tnconv.diagrams.notices import warn
 from tnconv.nn import convolution as ours
 from tnconv.nn.folding import FoldNd, UnfoldNd
 
@@ -136,7 +136,7 @@ def swapped_with_warning(
         if isinstance(module, family) and not isinstance(module, but) and kind(module) is None
     ]
     if named:
-        warnings.warn(f"no exact counterpart, left alone: {', '.join(named)}", stacklevel=3)
+        warn(f"no exact counterpart, left alone: {', '.join(named)}")
     return _swapped(model, kind)
 
 

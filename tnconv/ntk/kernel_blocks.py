@@ -21,11 +21,14 @@ def layer_blocks(
 ) -> dict[str, Tensor]:
     """The kernel in each parameter; with the rows themselves where there are no others.
 
-    Layers are converted to ``dtype`` one at a time.
+    Layers are converted to ``dtype`` one at a time, and let go after their product, the last ones
+    first: those are the cheapest, and by the time of large temporaries less is held.
     """
-    found = {}
-    for name in rows.like:
-        first, second = rows.only([name]), None if other is None else other.only([name])
+    names, found = list(rows.like), {}
+    pairs = [(n, rows.only([n]), None if other is None else other.only([n])) for n in names]
+    del rows, other
+    while pairs:
+        name, first, second = pairs.pop()
         if dtype is not None:
             first, second = first.to(dtype), None if second is None else second.to(dtype)
         if reduce == "full":
@@ -33,7 +36,7 @@ def layer_blocks(
             found[name] = block.permute(1, 0, 3, 2)
         else:
             found[name] = tied_gram(first, second, name, reduce)
-    return found
+    return {name: found[name] for name in names}
 
 
 def check_reduce(reduce: str) -> None:

@@ -53,14 +53,19 @@ def kernel(
     sizes = _sizes(first, second, own, symmetric and _covers(own, first), chunks)
     grid: dict[Pair, Blocks] = {}
     for rows in _ranges(own.start, own.stop, sizes[0]):
-        left = first.rows(*rows)
-        for columns in _columns(rows, second.samples, sizes[1], reduce):
+        every = [*_columns(rows, second.samples, sizes[1], reduce)]
+        kept = first.rows(*rows) if len(every) > 1 else None
+        for columns in every:
             if symmetric and (columns, rows) in grid and rows != columns:
                 mirror = grid[columns, rows]
                 grid[rows, columns] = {n: _mirrored(b, reduce) for n, b in mirror.items()}
                 continue
-            right = None if symmetric and rows == columns else second.rows(*columns)
-            found = layer_blocks(left, right, reduce, dtype)
+            found = layer_blocks(  # holds rows that nothing else does: they go layer by layer
+                kept or first.rows(*rows),
+                None if symmetric and rows == columns else second.rows(*columns),
+                reduce,
+                dtype,
+            )
             if per_layer:
                 grid[rows, columns] = {n: b * scales.get(n, 1.0) for n, b in found.items()}
             else:

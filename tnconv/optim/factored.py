@@ -13,9 +13,9 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor, nn
 
+from tnconv.diagrams.notices import warn
 from tnconv.losses.roots import recognised
 from tnconv.models.modules import weak
-from tnconv.models.notices import warn
 from tnconv.optim.blocks import Block, blocks
 from tnconv.optim.collection import FactorWatch
 from tnconv.optim.inverses import wide

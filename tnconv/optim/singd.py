@@ -159,13 +159,13 @@ class SINGD(Factored):
 
     def _prepare(self) -> None:
         """Watch the model where the next step updates factors; what is watched may depend on K."""
-        modules = dict(self.model.named_modules())
         before, self._families = self._families, {}
         for block in self._blocks:
             sizes = block.shape[2], block.shape[1]
             known = before.get(block.key)
             if known is None or tuple(family.size for family in known) != sizes:
-                known = self._chosen(modules[block.name], block.name, sizes)
+                layer = self.model.get_submodule(block.name)
+                known = self._chosen(layer, block.name, sizes)
             self._families[block.key] = known
             state = self.state[block.key] if block.key in self.state else {}
             if any_state(state) and any(

@@ -106,7 +106,7 @@ class Quantity(ABC, Generic[R]):
     ...         return found["squares"].sqrt()
     """
 
-    per_sample = True
+    apart = True
     """Whether samples must not see each other, as they do in a batch normalisation that trains."""
     counts: ClassVar[Literal["samples", "divisor"]] = "samples"
     """What `result` is told: the number of samples, or what the loss's mean divides by."""

@@ -23,7 +23,7 @@ DOTS = Statistic(diagrams.gradient_dots, joint=True)
 class Gradient(Quantity[Tensor]):
     """``Σ_n g[n, θ]``, in the parameter's shape: what ``loss.backward()`` adds to ``p.grad``."""
 
-    per_sample = False
+    apart = False
 
     def statistics(self) -> Mapping[str, Statistic]:
         return {"sum": SUM}

@@ -33,6 +33,11 @@ class HesScale(Quantity[Tensor]):
     method: Method = "hesscale"
     per_sample: bool = False
 
+    @property
+    def apart(self) -> bool:  # type: ignore[override]
+        """Only then."""
+        return self.per_sample
+
     def __post_init__(self) -> None:
         check_method(self.method)
 
