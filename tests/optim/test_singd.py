@@ -122,7 +122,7 @@ class Replay:
         (("triangular_toeplitz", lambda d: BlockDiagonal(d, block=2)), "reduce", False),
         ((lambda d: BlockDiagonal(d, block=3), "upper_triangular_top_left"), "expand", False),
     ],
-    ids=str,
+    ids=["dense", "dense, kfac-like", "diagonal", "families, kfac-like", "toeplitz", "blocks"],
 )  # fmt: skip
 def test_ten_steps_replay(structures, flavour, layer, kfac_like):
     made, shape = LAYERS[layer]
