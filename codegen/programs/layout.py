@@ -65,18 +65,58 @@ def _expression(before: str, code: str, after: str, indent: str) -> list[str]:
         lines = [line for item in items for line in _expression("", item, ",", inner)]
         return [f"{indent}{before}(", *lines, f"{indent}){after}"]
     if parts := _at_operators(code):
-        return _wrapped(before, parts, after, indent)
-    if before and len(parts := _at_dots(code)) > 2:
-        return _wrapped(before, parts, after, indent)
+        one = _last_call(code, len(indent + before)) if before and len(parts) == 2 else None
+        return (
+            _opened(one, before, code, after, indent)
+            if one
+            else _wrapped(before, parts, after, indent)
+        )
+    if len(parts := _at_dots(code)) > 2:
+        if before:
+            return _wrapped(before, parts, after, indent)
+        *firsts, end = parts  # in brackets already
+        return [*(indent + part for part in firsts), indent + end + after]
+    return _at_bracket(before, code, after, indent)
+
+
+def _at_bracket(before: str, code: str, after: str, indent: str) -> list[str]:
+    """The last bracket that a line can reach is opened, then the next in what follows it."""
+    if len(indent + before + code + after) <= WIDTH:
+        return [indent + before + code + after]
     fitting = [b for b in _brackets(code) if len(indent + before) + b.opens < WIDTH]
-    for bracket in fitting[-1:]:
-        head, body, tail = bracket.split(code)
-        one = [inner + body] if len(inner + body) <= WIDTH else None
-        parts = _clauses(body) or _items(body)
-        end = "," if len(parts) > 1 and not _clauses(body) else ""
-        ended = [line for part in parts for line in _expression("", part, end, inner)]
-        return [indent + before + head, *(one or ended), indent + tail + after]
-    return [indent + before + code + after]
+    if not fitting:
+        return [indent + before + code + after]
+    return _opened(fitting[-1], before, code, after, indent)
+
+
+def _opened(bracket: "Bracket", before: str, code: str, after: str, indent: str) -> list[str]:
+    """What a pair of brackets holds on lines of its own."""
+    inner = indent + INDENT
+    head, body, tail = bracket.split(code)
+    one = [inner + body] if len(inner + body) <= WIDTH else None
+    parts = _clauses(body) or _items(body)
+    end = "," if len(parts) > 1 and not _clauses(body) else ""
+    ended = [line for part in parts for line in _expression("", part, end, inner)]
+    rest = _at_bracket(tail[0], tail[1:], after, indent)
+    return [indent + before + head, *(one or ended), *rest]
+
+
+def _last_call(code: str, before: int) -> "Bracket | None":
+    """Of the calls with which the code ends, the last one up to which a line can go.
+
+    An expression with one operator that ends so needs no brackets of its own.
+    """
+    if not code.endswith(")"):
+        return None
+    end = len(code)
+    for bracket in reversed(list(_brackets(code))):
+        between = code[bracket.closes + 1 : end]
+        if (between and not between.startswith(".")) or " " in between:
+            return None
+        if before + bracket.opens + 1 <= WIDTH:
+            return bracket
+        end = bracket.opens
+    return None
 
 
 def _wrapped(before: str, parts: Sequence[str], after: str, indent: str) -> list[str]:
@@ -133,7 +173,8 @@ def _at_dots(code: str) -> list[str]:
     """The calls of a chain of methods, each with the attributes before it."""
     cuts: list[int] = []
     for at, depth in _depths(code):
-        if not depth and code[at] == "." and "(" in code[cuts[-1] if cuts else 0 : at]:
+        since = code[cuts[-1] if cuts else 0 : at]
+        if not depth and code[at] == "." and ("(" in since or "[" in since):
             cuts.append(at)
     return _cut(code, cuts)
 

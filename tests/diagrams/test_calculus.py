@@ -201,6 +201,9 @@ def split_outputs(case):
 
 NATIVE = {
     "conv": lambda case: case.conv,
+    "with_bias": lambda case: (
+        lambda x, weight, bias: (case.conv(x, weight).movedim(1, -1) + bias).movedim(-1, 1)
+    ),
     "conv_transpose": lambda case: case.conv_transpose,
     "unfold": unfold,
     "fold": fold,
