@@ -104,7 +104,7 @@ class Rows:
                     "name": name,
                     **more,
                     "failed": f"{type(error).__name__}: {str(error)[:MESSAGE]}",
-                    "at": f"{where.filename}:{where.lineno}",
+                    "at": f"{Path(where.filename).name}:{where.lineno}",
                 }
             )
 
