@@ -121,7 +121,7 @@ class Report:
     found: dict[str, object] = field(default_factory=dict)
 
     def run(self, name: str, section: Section, seconds: float) -> None:
-        """A section that starts no new row after so many seconds."""
+        """Run one section. After its time is over, no further row is started."""
         started = time.perf_counter()
         rows = Rows(self.setting, started + seconds)
         rows.attempt("section", lambda: section(rows))

@@ -45,7 +45,10 @@ class Scale:
         return table.changed(changed)
 
     def ratio(self, table: Table, seconds: float) -> float | None:
-        """The ratio for which the probe takes so many seconds, by bisection; None if none does."""
+        """The ratio at which the price of the probe is its measured time; None if there is none.
+
+        It is found by bisection, since prices grow with the ratio.
+        """
         low, high = 1 / MOST, MOST
         shortest, longest = (self.probe.seconds(self.applied(table, end)) for end in (low, high))
         if not shortest < seconds < longest:

@@ -37,11 +37,11 @@ class Machine:
     narrow: int = 8  # ... and all other channels to these
     taps: int = 9  # of the largest window with a fast depthwise weight gradient
     largest: int = 256  # taps of the largest window that depthwise kernels are made for
-    onednn: bool = True  # whether convolutions follow oneDNN's rules of which kernels are fast
+    onednn: bool = True  # whether oneDNN computes convolutions, and its rules apply
     passes: int = 2  # over operands and results of convolutions, to arrange them ...
     grouped_passes: int = 2  # ... and of grouped ones
-    units: int = 0  # multiprocessors, each of which computes a block of a product; 0 if none ...
-    block: int = 64  # ... rows and columns of such a block
+    units: int = 0  # multiprocessors of an accelerator, 0 for processors; each computes a block ...
+    block: int = 64  # ... of so many rows and columns of a product
     overlaps: bool = False  # whether kernels run while the host prepares the next call
     workspace: int | None = None  # bytes that any convolution may hold; None: as oneDNN does
 
