@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks import measure
 from benchmarks.models import PROBLEMS
 from benchmarks.networks import GRADIENT, Step, gradient, ratios
-from tnconv import LowRankGGN, low_rank_ggn
+from tnconv import LowRankGGN, low_rank_ggn, observe_low_rank
 
 Quantity = Callable[[LowRankGGN], object]
 Columns = Mapping[str, object]
@@ -75,31 +76,36 @@ ROWS: dict[str, tuple[Quantity, Columns, int]] = {
 def with_gradient(
     model: nn.Module, inputs: Tensor, targets: Tensor, row: str, memory_limit: int | None
 ) -> Step:
-    """The gradient and a quantity: from one pass where the whole batch is used, else from two."""
+    """The gradient and a quantity of the whole batch: the gradient is made of the same rows."""
     quantity, how, share = ROWS[row]
-    subset = None if share == 1 else range(len(inputs) // share)
-    ask = partial(
-        low_rank_ggn,
-        model,
-        F.cross_entropy,
-        inputs,
-        targets,
-        curvature_samples=subset,
-        gradient_samples=subset,
-        memory_limit=memory_limit,
-        **how,
-    )
-    alone = gradient(model, inputs, targets)
+    if share > 1:
+        return in_a_loop(model, inputs, targets, row, memory_limit)
+    ask = partial(low_rank_ggn, model, F.cross_entropy, inputs, targets)
 
     def step() -> None:
-        ggn = ask()
+        ggn = ask(memory_limit=memory_limit, **how)  # type: ignore[arg-type]
         quantity(ggn)
-        if subset is None:
-            ggn.gradient()
-        else:
-            alone()
+        ggn.gradient()
 
     return step
+
+
+def in_a_loop(
+    model: nn.Module, inputs: Tensor, targets: Tensor, row: str, memory_limit: int | None
+) -> Step:
+    """A quantity of some samples beside autograd's gradient of all, from one forward pass."""
+    quantity, how, share = ROWS[row]
+    subset, watched = range(len(inputs) // share), ExitStack()
+    ask = partial(observe_low_rank, model, memory_limit=memory_limit)
+    observation = watched.enter_context(ask(**how))  # type: ignore[arg-type]
+
+    def step(watched: ExitStack) -> None:
+        model.zero_grad(set_to_none=True)
+        output = model(inputs)
+        quantity(observation.ggn(F.cross_entropy, output, targets, subset, subset))
+        F.cross_entropy(output, targets).backward()
+
+    return partial(step, watched)  # which stays open as long as there is a next step
 
 
 def step(problem: str, row: str, options: argparse.Namespace) -> Step:

@@ -1,5 +1,7 @@
 """Low-rank matrices in a loop of the user's own."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -59,3 +61,36 @@ def test_bad_input() -> None:
         output = model(x)
         with pytest.raises(RuntimeError, match="the model was called 2 times since the last"):
             observation.ggn(loss_fn, output, targets)
+
+
+SUBSETS = [([1, 3], [1, 3]), ([0, 1], None), ([4], [0, 2, 3]), (None, [2])]
+
+
+@pytest.mark.parametrize("subsets", SUBSETS, ids=str)
+@pytest.mark.parametrize("loss", ["cross-entropy", "weighted", "summed"])
+@pytest.mark.parametrize("network", ["strided", "residual", "normalised", "tied", "words"])
+def test_subsets_share_the_batch(network: str, loss: str, subsets: tuple[Any, Any]) -> None:
+    """Weighted means divide by the weights of the whole batch here, and of the part there."""
+    model, loss_fn, x, targets = case(network, loss)
+    which = dict(zip(("curvature_samples", "gradient_samples"), subsets, strict=True))
+    expected = tnconv.low_rank_ggn(model, loss_fn, x, targets, **which)
+    with tnconv.observe_low_rank(model) as observation:
+        output = model(x)
+        found = observation.ggn(loss_fn, output, targets, **which)
+        loss_fn(output, targets).backward()
+    close(found.gram, expected.gram)
+    close(flat(found.newton_step(0.1, 2)), flat(expected.newton_step(0.1, 2)))
+    close(flat(found.gradient()), flat(expected.gradient()))
+    one, two = (each.directional_derivatives(k=2) for each in (found, expected))
+    close(one.slopes, two.slopes)
+    close(one.curvatures, two.curvatures)
+
+
+def test_positions_of_subsets_are_checked() -> None:
+    model, loss_fn, x, targets = case("strided")
+    with tnconv.observe_low_rank(model) as observation:
+        output = model(x)
+        with pytest.raises(ValueError, match=r"curvature_samples are \(5,\); expected positions"):
+            observation.ggn(loss_fn, output, targets, [5])
+        with pytest.raises(ValueError, match=r"gradient_samples are \(\); expected positions"):
+            observation.ggn(loss_fn, output, targets, [1], [])

@@ -15,11 +15,13 @@ from tnconv.models.layers import (
     Operation,
     computed,
     describe,
+    described,
     operation_of,
     own_dimensions,
     repeated,
 )
 from tnconv.models.sample_maps import Batch, Fold, Owned, Shared, folded, front, is_fast
+from tnconv.recursions import Rows
 
 Arranged = tuple[Operation, Operands, Tensor]
 
@@ -79,6 +81,16 @@ def operands_of(call: Call) -> tuple[Operation, Operands]:
     if call.description is not None:
         return computed(call.description)
     return describe(call.module, given, call.output_shape)
+
+
+def narrowed(call: Call, rows: Rows) -> Call:
+    """What a call whose rows are samples would have been for some of them alone."""
+    given = tuple(rows.of(x) for x in call.given)
+    shape = rows.shape(call.output_shape)
+    found = Call(call.name, call.module, given, {}, shape, call.edge, False, call.parameters)
+    found.map, found.description = call.map, described(call.module, given, shape)
+    found.described = found.description is not None
+    return found
 
 
 def _shared(call: Call, v: Tensor, samples: int, lead: int) -> Arranged:

@@ -46,8 +46,8 @@ class Call:
     """One call of a module: what it read, and where the gradient after its output arrives.
 
     ``parameters`` are the module's own that learn, by their names in it; ``reached`` is whether a
-    backward pass came to the output. ``map`` tells whose each row of the output
-    is, where samples are told apart.
+    backward pass came to the output, ``recomputed`` whether a checkpoint runs the call again.
+    ``map`` tells whose each row of the output is, where samples are told apart.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Call:
     parameters: tuple[tuple[str, nn.Parameter], ...] = ()
     versions: tuple[int, ...] = ()
     reached: bool = False
+    recomputed: bool = False
     map: SampleMap | None = None
     held: tuple[Held, ...] = ()
     description: Described | None = None
@@ -405,6 +406,7 @@ class _Hook:
         call = Call(self.name, module, args, _ordered(module, kwargs), shape, edge, known, learns)
         call.description = described(module, call.given, shape) if known else None
         call.described = call.description is not None
+        call.recomputed = in_checkpoint()
         if self.watch.loose and call.described:
             call.hold_as_the_graph_does()
         elif saves:

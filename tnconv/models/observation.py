@@ -50,6 +50,7 @@ class Observation:
         each = [statistic for q in self.quantities for statistic in q.statistics().values()]
         self.statistics = tuple(dict.fromkeys(each))
         self._propagation: Propagation | None = None  # that is going on
+        self.narrowed: Set[Vectors] = frozenset()  # sources sent last for chosen samples alone
         self.divisor: float | None = None  # what the loss's mean divides by, if that is known
         self._reset()
 
@@ -104,7 +105,12 @@ class Observation:
                 self.collector.receive(here, call, grad_output)
 
     def propagate(
-        self, loss_fn: LossFunction, output: Any, targets: Any, factor: float = 1.0
+        self,
+        loss_fn: LossFunction,
+        output: Any,
+        targets: Any,
+        factor: float = 1.0,
+        chosen: Mapping[Vectors, Sequence[int] | None] | None = None,
     ) -> None:
         """Send what quantities need beside the loss's gradient backwards, in a loop of one's own.
 
@@ -112,6 +118,15 @@ class Observation:
         last result, before ``loss.backward()`` or while the graph is retained; once for every call
         of the model. Gradients of parameters stay as they are. Without such quantities nothing is
         done.
+
+        Args:
+            loss_fn: A function of the output and the targets.
+            output: What the model gave.
+            targets: The loss's.
+            factor: What the loss is multiplied by.
+            chosen: The sources of vectors that are sent, by default all, and the samples that their
+                vectors are wanted of, or None for all. Where it is not known whose rows operations
+                work on, vectors of all samples arrive all the same.
 
         Raises:
             NotImplementedError: a loss whose second derivative is not known.
@@ -135,7 +150,7 @@ class Observation:
                 )
             owners = self._owners(output)
             with alone(self._watch.model, self._watch):
-                self._propagation.run(loss_fn, targets, factor, owners)
+                self._propagation.run(loss_fn, targets, factor, owners, chosen)
                 calls = self._propagation.calls
                 self.walks.run(self._watch.model, calls, loss_fn, output, targets, factor)
             for here in set(self._propagation.calls.values()):
@@ -144,6 +159,7 @@ class Observation:
                     self.expect_apart(loss_fn, output, targets, here, of)
             for source in self._others:
                 self._seen[source].update(self._propagation.calls.values())
+            self.narrowed = self._propagation.narrowed
         finally:
             self._propagation = None
 

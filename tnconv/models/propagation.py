@@ -1,4 +1,8 @@
-"""Vectors after a model's output, on their way backwards through its layers, a few at a time."""
+"""Vectors after a model's output, on their way backwards through its layers, a few at a time.
+
+Where all operations on the way have rules for it, they go together (`tnconv.recursions`), else one
+by one through autograd's engine, whose hooks after layers hand them over.
+"""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,24 +13,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
+from tnconv.models.arrangement import narrowed
 from tnconv.models.capture import Call, Pass
 from tnconv.models.collector import Collector
 from tnconv.models.evidence import unseen
 from tnconv.models.graph import before, sources
 from tnconv.models.meetings import Meeting
-from tnconv.models.sample_maps import Shared
+from tnconv.models.sample_maps import Shared, is_fast
 from tnconv.quantities.base import LOSS_GRADIENT, Vectors
+from tnconv.recursions import ColumnPlan, Rows, column_plan
 
 LossFunction = Callable[[Any, Any], Tensor]
 AT_A_TIME = 32  # vectors that are held after all layers
+FRONT = 2**24  # bytes of vectors after one layer, where rows line up
 
 
 class Propagation:
     """All vectors but the loss's gradient, from an output to the layers that it depends on.
 
-    While one of them is under way, hooks after layers hand them to `receive`. Statistics that add
-    up over vectors get them in parts, as few at a time as the collector's memory limit asks for.
+    While one of them is under way in autograd's engine, hooks after layers hand them to `receive`.
+    Statistics that add up over vectors get them in parts, as few at a time as the collector's
+    memory limit asks for.
     """
 
     def __init__(
@@ -56,6 +65,20 @@ class Propagation:
         self._part = 0
         self._held: dict[Call, Tensor] | None = None
         self._at, self._count = 0, 1  # the vector under way, of how many
+        self._plan: ColumnPlan | None = None
+        self._calls = {call: call for call in self.calls}  # as they are handed over
+        self._rows = Rows()
+        self.narrowed = set[Vectors]()  # those that were sent for chosen samples alone
+
+    def _planned(self, samples: int = 1) -> ColumnPlan | None:
+        """How vectors go together, if they can; checkpoints run again in the engine alone."""
+        calls = list(self.calls)
+        if self._meetings or not calls or any(call.recomputed for call in calls):
+            return None
+        ends = [(call.edge.node, call.edge.output_nr) for call in calls if call.edge is not None]
+        if len({*ends}) < len(calls):
+            return None
+        return column_plan(get_gradient_edge(self.output), ends, samples)
 
     def run(
         self,
@@ -63,19 +86,23 @@ class Propagation:
         targets: Any,
         factor: float = 1.0,
         owners: Tensor | None = None,
+        chosen: Mapping[Vectors, Sequence[int] | None] | None = None,
     ) -> None:
         """Send the vectors of every source for the loss times a factor.
 
-        ``owners`` are the samples of the output's entries, where rows are no samples.
+        ``owners`` are the samples of the output's entries, where rows are no samples. ``chosen``
+        are the sources that are wanted, with the samples that they are wanted of, as for
+        `Observation.propagate`.
 
         Raises:
             RuntimeError: a vector that passed a layer unseen.
         """
         with self._unmarked():
             for source in self.collector.sources:
-                if source == LOSS_GRADIENT:
+                if source == LOSS_GRADIENT or (chosen is not None and source not in chosen):
                     continue
                 self._source = source
+                self._choose(None if chosen is None else chosen[source])
                 given = loss_fn, self.output.detach(), targets, self._at_a_time(source)
                 parts: Callable[..., Iterator[Tensor]] = source.parts
                 if owners is not None and source.by_sample:
@@ -99,6 +126,10 @@ class Propagation:
         needed = [each for each in self.collector.statistics if each.vectors == source]
         if any(each.parts is None for each in needed):
             return sys.maxsize
+        if any(each.parts == "rows" for each in needed):
+            shapes = [call.output_shape for call in self._calls.values()]
+            largest = max(map(prod, shapes), default=0) * self.output.element_size()
+            return max(1, FRONT // max(1, largest))
         if self.collector.memory_limit is None:
             return AT_A_TIME
         entries = sum(prod(call.output_shape) for call in self.calls)
@@ -107,6 +138,9 @@ class Propagation:
 
     def _send(self, vectors: Tensor) -> None:
         """One vector is worked on layer by layer, while it is in the cache; several are held."""
+        if self._plan is not None and len(vectors):
+            self._send_together(self._plan, vectors)
+            return
         held: dict[Call, Tensor] = {}
         self._held, self._count = None if len(vectors) == 1 else held, len(vectors)
         for self._at, vector in enumerate(vectors):
@@ -115,15 +149,58 @@ class Propagation:
             if call in held:
                 self._hand_over(call, held.pop(call))
             elif not len(vectors):
-                shape = call.output_shape
+                shape = self._calls[call].output_shape
                 if isinstance(call.map, Shared):
                     shape = (self.calls[call].samples, *shape)
                 self._hand_over(call, self.output.new_empty(0, *shape))
         self.collector.settle(self._source)
 
+    def _send_together(self, plan: ColumnPlan, vectors: Tensor) -> None:
+        """Layers are worked on in the order of the walk: nothing but its front is held."""
+        calls = {(c.edge.node, c.edge.output_nr): c for c in self.calls if c.edge is not None}
+
+        def take(call: Call, v: Tensor) -> None:
+            call.reached = True
+            self._hand_over(call, v.reshape(len(v), *self._calls[call].output_shape))
+
+        for call in self.calls:
+            call.reached = False
+        takes = {end: partial(take, call) for end, call in calls.items()}
+        plan.send(self._rows.of(vectors, 1), self._rows, takes)
+        self._expect_all()
+        self.collector.settle(self._source)
+
+    def _expect_all(self) -> None:
+        for call in self.calls:
+            if not call.reached:
+                raise unseen(call)
+
     def _hand_over(self, call: Call, vectors: Tensor) -> None:
         here, count = self.calls[call], len(vectors)
-        self.collector.receive(here, call, vectors, self._source, count, self._part)
+        given = self._calls[call]
+        self.collector.receive(here, given, vectors, self._source, count, self._part)
+
+    def _choose(self, chosen: Sequence[int] | None) -> None:
+        """Send vectors of some samples alone, if it is known where their rows are."""
+        samples = {here.samples for here in self.calls.values()}
+        if chosen is not None and len(samples) == 1 and self._has_rows():
+            plan = self._planned(*samples)
+            rows = Rows(*samples, torch.tensor(chosen, device=self.output.device))
+            parts = {call: narrowed(call, rows) for call in self.calls}
+            if plan is not None and all(part.described for part in parts.values()):
+                self._plan, self._rows, self._calls = plan, rows, parts
+                self.narrowed.add(self._source)
+                return
+        self._rows, self._calls = Rows(), {call: call for call in self.calls}
+        self._plan = self._planned()
+
+    def _has_rows(self) -> bool:
+        """Whether row n of the output, and of what layers read and gave, is sample n's."""
+        given = [pair for here in {*self.calls.values()}
+                 for pair in zip(here.outputs, here.maps, strict=False)]  # fmt: skip
+        maps = {known for output, known in given if output is self.output}
+        own = (call.described and call.map is not None and is_fast(call.map) for call in self.calls)
+        return len(maps) == 1 and all(map(is_fast, maps)) and all(own)
 
     def _backward(self, vector: Tensor) -> None:
         for call in self.calls:
@@ -132,9 +209,7 @@ class Propagation:
         torch.autograd.grad(self.output, self._ends, vector, **how)
         for found, calls in self._meetings.items():
             found.flush(calls, vector)
-        for call in self.calls:
-            if not call.reached:
-                raise unseen(call)
+        self._expect_all()
 
     @contextmanager
     def _unmarked(self) -> Iterator[None]:

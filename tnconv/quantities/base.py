@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tnconv.diagrams import Expression
 
-Parts = Literal["sum", "same"]
+Parts = Literal["sum", "same", "rows"]
 R = TypeVar("R", covariant=True)
 Diagram = Callable[..., Expression]
 """From a layer's network, a parameter's name and the number of vectors: see `Statistic`."""
@@ -81,8 +81,8 @@ class Statistic:
     v apart, so that calls of one parameter on several sizes are unfolded, not differentiated.
 
     ``parts`` says what becomes of the vectors' parts: the "sum" of the statistic for each of them,
-    or the "same" for all, where it does not depend on v. By default it needs all vectors at once,
-    and so many are held after every layer.
+    the "same" for all, where it does not depend on v, or its "rows" one after the other, which who
+    collects them has to keep. By default it needs all vectors at once.
     """
 
     diagram: Diagram

@@ -51,7 +51,7 @@ def made(
         NotImplementedError: one without a rule.
     """
     wanted = {id(p) for p in parameters}
-    order, below = _users_last(root)
+    order, below = users_last(root)
     plan = Plan([], below)
     leads, bends = plan.leads, plan.bends
     for node in order:
@@ -86,7 +86,8 @@ def _unknown(name: str, described: str) -> NotImplementedError:
     )
 
 
-def _users_last(root: Node) -> tuple[list[Node], dict[Node, tuple[End, ...]]]:
+def users_last(root: Node) -> tuple[list[Node], dict[Node, tuple[End, ...]]]:
+    """The nodes that a node depends on, itself last, and where the inputs of each come from."""
     order, below = list[Node](), dict[Node, tuple[End, ...]]()
     waiting: list[tuple[Node, bool]] = [(root, False)]
     while waiting:

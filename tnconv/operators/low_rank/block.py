@@ -77,8 +77,9 @@ class Gradients:
 class LowRankBlock:
     """``G = V Vᵀ`` over some of the parameters, V with a column for each pair (m, n).
 
-    V's columns are ``scale[m, n] J[m, n]`` with the rows J of the vectors m. Where ``gradients``
-    are made of the same rows, one Gram matrix shows all inner products. ``curvature_scale`` and
+    V's columns are ``scale[m, n] J[m, n]`` with the rows J of the vectors m; vectors after those of
+    ``scale`` are none. Where ``gradients`` are made of the same rows, one Gram matrix shows all
+    inner products. ``curvature_scale`` and
     ``gradient_scale`` are the factors that make sums over the samples used unbiased for all;
     ``averages`` is whether the loss is a mean.
     """
@@ -96,15 +97,33 @@ class LowRankBlock:
         return self.scale.double().flatten() * sqrt(self.curvature_scale)
 
     @cached_property
+    def _columns(self) -> JacobianRows:
+        """The rows of V's columns alone."""
+        count = len(self.scale)
+        return self.rows if count == self.rows.vectors else self.rows.between(0, count)
+
+    @cached_property
     def _products(self) -> Tensor:
-        """``J[m, n] · J[m', n']``, in double precision."""
-        return self.rows.gram().double()
+        """``J[m, n] · J[m', n']`` of all vectors m and the columns m', in double precision."""
+        count = len(self.scale)
+        if count == self.rows.vectors:
+            return self.rows.gram().double()
+        rows = self.rows.formed()
+        return rows.cross_gram(rows.between(0, count)).double()
+
+    def _expect_gradients(self) -> None:
+        """Take all inner products at once, where those with gradients are wanted, too."""
+        if self.gradients.rows is self.rows:
+            _ = self._products
 
     @cached_property
     def gram(self) -> Tensor:
         """``K = VᵀV`` of shape ``(m·n, m·n)``, m first, in double precision."""
-        size = self.scale.numel()
-        found = self._products.reshape(size, size)
+        count, size = len(self.scale), self.scale.numel()
+        if self._columns is self.rows or "_products" in vars(self):
+            found = self._products[:count].reshape(size, size)
+        else:
+            found = self._columns.gram().double().reshape(size, size)
         return self._factors[:, None] * found * self._factors
 
     @cached_property
@@ -113,7 +132,7 @@ class LowRankBlock:
         if self.gradients.rows is self.rows:
             every = self._products
         else:
-            every = self.gradients.rows.cross_gram(self.rows).double()
+            every = self.gradients.rows.cross_gram(self._columns).double()
         found = torch.einsum("m,mnij->nij", self.gradients.weights.double(), every)
         return found.flatten(1) * (self.gradient_scale * self._factors)
 
@@ -183,6 +202,7 @@ class LowRankBlock:
         if isinstance(directions, Mapping):
             slopes, products = self._along(directions)
         else:
+            self._expect_gradients()
             if directions is None:
                 values, vectors = self._chosen(k, None)
             else:
@@ -200,6 +220,7 @@ class LowRankBlock:
         Raises:
             ValueError: a damping of another shape or below zero, or more directions than there are.
         """
+        self._expect_gradients()
         values, vectors = self._chosen(k, None)
         coefficients = self.newton_coefficients(damping, k)
         return self._single(vectors @ (coefficients / values.sqrt()))
@@ -216,6 +237,7 @@ class LowRankBlock:
         Raises:
             ValueError: a damping of another shape or below zero, or more directions than there are.
         """
+        self._expect_gradients()
         values, vectors = self._chosen(k, None)
         slopes, products = self._along_eigenvectors(values, vectors)
         curvatures = self._summed_squares(products)
@@ -268,7 +290,7 @@ class LowRankBlock:
     def diagonal(self) -> dict[str, Tensor]:
         """``G[i, i]`` in the parameters' shapes, by name."""
         vectors, samples = self.scale.shape
-        scaled = self.rows.scaled(self._factors.reshape(vectors, samples))
+        scaled = self._columns.scaled(self._factors.reshape(vectors, samples))
         return scaled.squares()
 
     def _chosen(self, k: int | None, criterion: Criterion | None) -> tuple[Tensor, Tensor]:
@@ -293,7 +315,7 @@ class LowRankBlock:
 
     def _along(self, directions: Named) -> tuple[Tensor, Tensor]:
         self._check_names(directions)
-        products = self.rows.projected(directions).double().flatten(1) * self._factors
+        products = self._columns.projected(directions).double().flatten(1) * self._factors
         return self.gradient_scale * self.gradients.projected(directions), products.T
 
     def _summed_squares(self, products: Tensor) -> Tensor:  # (m·n, k)
@@ -312,11 +334,11 @@ class LowRankBlock:
         """``Vᵀ v``, of shape ``(m·n,)`` in double precision."""
         self._check_names(vector)
         one = {name: vector[name].unsqueeze(0) for name in self.rows.like}
-        return self.rows.projected(one).double().flatten() * self._factors
+        return self._columns.projected(one).double().flatten() * self._factors
 
     def _combined(self, coefficients: Tensor) -> dict[str, Tensor]:  # (k, m·n)
         """``V c``, by name."""
-        return self.rows.combined((coefficients * self._factors).reshape(-1, *self.scale.shape))
+        return self._columns.combined((coefficients * self._factors).reshape(-1, *self.scale.shape))
 
     def _single(self, coefficients: Tensor) -> dict[str, Tensor]:  # (m·n,)
         found = self._combined(coefficients.unsqueeze(0))

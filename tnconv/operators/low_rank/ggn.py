@@ -1,7 +1,7 @@
 """Gauss-Newton matrices of mini-batches by their low rank: a block for each group of parameters."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -86,7 +86,7 @@ def low_rank_ggn(
     curved = batch.positions("curvature_samples", curvature_samples)
     used = batch.positions("gradient_samples", gradient_samples)
     source, names = columns(fisher, samples, generator), partition(model, groups)
-    how: dict[str, Any] = {"memory_limit": memory_limit, "order": order}
+    how: dict[str, Any] = {"memory_limit": memory_limit, "order": order, "keep": True}
     check_orders(order, dict(model.named_parameters()))
     if used == curved:
         joined = WithGradient(source, fisher == "type-2")
@@ -102,14 +102,17 @@ def low_rank_ggn(
     return blocked(names, rows, scale, gradients, *scales)
 
 
-def parted(rows: JacobianRows, source: WithGradient) -> tuple[JacobianRows, Tensor, Gradients]:
-    """Of rows from a source the columns', their scale ``(m, n)``, and the gradients."""
+def parted(
+    rows: JacobianRows, source: WithGradient, chosen: Sequence[int] | None = None
+) -> tuple[JacobianRows, Tensor, Gradients]:
+    """Of rows from a source, of chosen samples, the columns', their scale, and the gradients."""
     if (root := source.roots[-1]) is not None:
-        return rows, root.scale, Gradients(rows, root.gradient_weights)
-    count = rows.vectors - 1
-    columns, last = rows.between(0, count), rows.between(count, count + 1)
-    scale = torch.ones(count, rows.samples).to(rows.device, rows.dtype)
-    return columns, scale, Gradients(last, torch.ones(1).to(scale))
+        scale = root.scale if chosen is None else root.scale[:, list(chosen)]
+        return rows, scale, Gradients(rows, root.gradient_weights)
+    weights = torch.zeros(rows.vectors).to(rows.device, rows.dtype)
+    weights[-1:] = 1
+    scale = weights.new_ones(max(0, rows.vectors - 1), rows.samples)
+    return rows, scale, Gradients(rows, weights)
 
 
 def blocked(
@@ -124,10 +127,8 @@ def blocked(
     """The matrix with a block for each list of names; the other arguments are the blocks'."""
     blocks = {}
     for name, own in names.items():
-        part = replace(rows.only(own), keep=True)
-        same = part
-        if gradients.rows is not rows:
-            same = replace(gradients.rows.only(own), keep=True)
+        part = rows.only(own)
+        same = part if gradients.rows is rows else gradients.rows.only(own)
         both = part, scale, Gradients(same, gradients.weights)
         blocks[name] = LowRankBlock(*both, averages, curvature_scale, gradient_scale)
     return LowRankGGN(blocks, {name: rows.like[name] for own in names.values() for name in own})
@@ -287,17 +288,8 @@ class _Batch:
     loss_fn: LossFunction
 
     def positions(self, name: str, given: Sequence[int] | Tensor | None) -> tuple[int, ...] | None:
-        """Positions in the batch, checked; None for all.
-
-        Raises:
-            ValueError: none at all, or one outside the batch.
-        """
-        if given is None:
-            return None
-        found = tuple(int(each) for each in given)
-        if not found or min(found) < 0 or max(found) >= self.size:
-            raise ValueError(f"{name} are {found}; expected positions from 0 to {self.size - 1}")
-        return None if found == tuple(range(self.size)) else found
+        """Positions in the batch, as `positions` checks them."""
+        return positions(name, given, self.size)
 
     def part(self, positions: tuple[int, ...] | None) -> tuple[Inputs, Any]:
         """The inputs and targets at some positions."""
@@ -320,6 +312,20 @@ class _Batch:
             part = divisor(self.loss_fn, *self.part(positions))
             ratio *= part / divisor(self.loss_fn, self.inputs, self.targets)
         return ratio
+
+
+def positions(name: str, given: Sequence[int] | Tensor | None, size: int) -> tuple[int, ...] | None:
+    """Positions in a batch, checked; None for all.
+
+    Raises:
+        ValueError: none at all, or one outside the batch.
+    """
+    if given is None:
+        return None
+    found = tuple(int(each) for each in given)
+    if not found or min(found) < 0 or max(found) >= size:
+        raise ValueError(f"{name} are {found}; expected positions from 0 to {size - 1}")
+    return None if found == tuple(range(size)) else found
 
 
 def partition(model: nn.Module, groups: Groups) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """How a Gram matrix is computed: in which order, in one call or in tiles, by the least price."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -25,6 +25,7 @@ JOINED = (
 )
 KEPT = 4  # explicit rows are kept that are at most this many times as large as the operands ...
 SMALL = 2**22  # ... or have at most this many entries
+MUCH = 2**26  # bytes that are worth smaller tiles
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,8 @@ def planned(
         ValueError: a memory limit below what is needed.
     """
     settings.check(prod(network.shape))
-    if settings.compiled is baseline:  # the first call of a size does not search
-        first = settings.compile(network, _forced(settings))
-        if settings.fits(first):
-            return GramPlan(first)
+    if settings.compiled is baseline and (first_call := _unsearched(settings, network, pair, rows)):
+        return GramPlan(first_call)
     given = _forced(settings)
     first = settings.compile(network, given)
     ways: dict[Order | None, Program] = {}
@@ -131,6 +130,19 @@ def planned(
     return GramPlan(cheapest, form)
 
 
+def _unsearched(
+    settings: Settings, network: Expression, pair: TensorNetwork | None, rows: TensorNetwork | None
+) -> "Program | Tiled | None":
+    """What the first call of a size runs: in tiles where it would hold much at a time."""
+    first = settings.compile(network, _forced(settings))
+    if settings.limit is not None:
+        return first if settings.fits(first) else None
+    careful = replace(settings, limit=(MUCH, torch.float32))
+    if careful.fits(first) or pair is None or min(samples_of(pair)) < 2:
+        return first
+    return next(_fitting(careful, pair, rows is not None, _forced(settings)), first)
+
+
 def _forced(settings: Settings) -> Order | None:
     return None if settings.order == "auto" else settings.order
 
@@ -150,6 +162,8 @@ def _fitting(
     rows, columns = samples_of(pair)
     if triangle:
         found = tiled(pair, mirrored, block_rows(rows, BLOCK_ROWS), build)
+        if found.peak(4) > MUCH:
+            found = tiled(pair, mirrored, block_rows(rows, 2 * BLOCK_ROWS), build)
         if settings.fits(found):
             yield found
         return

@@ -1,6 +1,7 @@
 """Gram matrices of the rows of one parameter, within a batch and between two."""
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,8 @@ from tnconv.models.terms import Term
 from tnconv.operators.low_rank.gram_plans import GramPlan, Limit, Settings, planned
 from tnconv.operators.low_rank.orders import Order
 
+SHORT = 8  # rows are formed at once that are so many times smaller than the vectors after a layer
+
 
 def gram(term: Term, order: Order = "auto", memory_limit: int | None = None) -> Tensor:
     """``K[m, n, m', n'] = Σ_θ J[m, n, θ] J[m', n', θ]``.
@@ -20,22 +23,57 @@ def gram(term: Term, order: Order = "auto", memory_limit: int | None = None) -> 
     Raises:
         ValueError: a memory limit below what is needed, naming the operand and its layer's shapes.
     """
-    plan, operands = _plan(term, order, memory_limit), term.operands
-    return plan.run(*[operands[name] for name in plan.operands])
+    return ran(gram_plan(term, order, memory_limit), term)
 
 
-def formed(term: Term, order: Order = "auto") -> Term:
-    """The rows as one tensor, where their Gram matrix is best made of that and it is not large."""
-    plan = _plan(term, order, None)
+def gram_plan(term: Term, order: Order = "auto", memory_limit: int | None = None) -> GramPlan:
+    """How `gram` is computed.
+
+    Raises:
+        ValueError: a memory limit below what is needed, naming the operand and its layer's shapes.
+    """
+    what = term.operation, term.operand, term.vectors
+    return _found(_gram_plan, term.operands, what, term.operand, order, memory_limit)
+
+
+def ran(plan: GramPlan, term: Term) -> Tensor:
+    """The Gram matrix by a plan for it."""
+    return plan.run(*[term.operands[name] for name in plan.operands])
+
+
+def formed(plan: GramPlan, term: Term) -> Term:
+    """The rows as one tensor, where the plan for their Gram matrix says so."""
     if plan.form is None:
         return term
     rows = plan.form.run(*[term.operands[name] for name in plan.form.operands])
     return Term.known(rows, term.vectors, samples_first=True)
 
 
-def _plan(term: Term, order: Order, memory_limit: int | None) -> GramPlan:
-    what = term.operation, term.operand, term.vectors
-    return _found(_gram_plan, term.operands, what, term.operand, order, memory_limit)
+def shortened(term: Term, order: Order = "auto") -> Term:
+    """The rows as one tensor where that takes next to no memory beside the vectors.
+
+    That is so for biases, and for layers with few channels and many positions.
+    """
+    if order not in ("auto", "parameter_space") or not is_short(term):
+        return term
+    return Term.known(term.gradients, term.vectors)
+
+
+def is_short(term: Term) -> bool:
+    """Whether the rows are `SHORT` times smaller than the vectors."""
+    if term.v is None or term.vectors is None:
+        return False
+    return SHORT * len(term.v) * _samples(term) * _entries(term) <= term.v.numel()
+
+
+def _entries(term: Term) -> int:
+    """Those of the parameter."""
+    return prod(term.operation.networks[term.operand].operands[term.operand])
+
+
+def _samples(term: Term) -> int:
+    axes = term.operation.networks[term.operand].result.axes
+    return next(axis.size for axis in axes if axis.terms == (("n", 1),))
 
 
 def cross_gram(

@@ -1,6 +1,6 @@
 """Low-rank Gauss-Newton matrices of the batches of a loop of the user's own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,19 @@ from torch import Tensor, nn
 from tnconv.losses.reductions import reduction_of
 from tnconv.models.modules import unwrapped
 from tnconv.models.propagation import LossFunction
-from tnconv.operators.low_rank.ggn import Groups, LowRankGGN, blocked, parted, partition
+from tnconv.operators.low_rank.block import Gradients
+from tnconv.operators.low_rank.ggn import (
+    Groups,
+    LowRankGGN,
+    blocked,
+    parted,
+    partition,
+    positions,
+)
 from tnconv.operators.low_rank.orders import Orders, check_orders
 from tnconv.operators.low_rank.rows import RowsObservation
-from tnconv.operators.low_rank.sources import WithGradient
+from tnconv.operators.low_rank.sources import LossGradients, WithGradient
+from tnconv.quantities.base import Vectors
 from tnconv.quantities.second_order import Fisher, columns
 
 
@@ -21,31 +30,61 @@ class LowRankObservation:
     """What `observe_low_rank` gives."""
 
     def __init__(
-        self, observation: RowsObservation, source: WithGradient, groups: Groups, order: Orders
+        self,
+        observation: RowsObservation,
+        sources: tuple[WithGradient, Vectors, LossGradients],
+        groups: Groups,
     ) -> None:
-        self._observation, self._source = observation, source
-        self._groups, self._order = groups, order
+        self._observation, self._sources, self._groups = observation, sources, groups
 
-    def ggn(self, loss_fn: LossFunction, output: Tensor, targets: Any) -> LowRankGGN:
+    def ggn(
+        self,
+        loss_fn: LossFunction,
+        output: Tensor,
+        targets: Any,
+        curvature_samples: Sequence[int] | Tensor | None = None,
+        gradient_samples: Sequence[int] | Tensor | None = None,
+    ) -> LowRankGGN:
         """The matrix of ``loss_fn(output, targets)`` for the output of the model's last call.
 
         It is asked for before ``loss.backward()``, or while the graph is retained; gradients of
-        parameters stay as they are.
+        parameters stay as they are. Columns of chosen samples go backwards by themselves, through
+        the graph of the whole batch, where it is known whose rows each operation works on.
+
+        Args:
+            loss_fn: A loss whose Hessian's root is known.
+            output: What the model gave.
+            targets: The targets of the batch.
+            curvature_samples: Positions in the batch that the curvature is made of, all by default.
+            gradient_samples: Positions whose gradients are used for slopes and steps.
 
         Raises:
             NotImplementedError: a loss without a known root, or that couples samples.
             RuntimeError: the model was not called once since the last matrix.
-            ValueError: an output of something else.
+            ValueError: an output of something else, positions outside the batch, or none.
         """
         observation = self._observation
         if (count := observation.calls) != 1:
             raise RuntimeError(
                 f"the model was called {count} times since the last matrix; expected once"
             )
-        observation.propagate(loss_fn, output, targets)
-        rows, scale, gradients = parted(observation.taken(self._order), self._source)
+        size = observation.size
+        curved = positions("curvature_samples", curvature_samples, size)
+        used = positions("gradient_samples", gradient_samples, size)
+        joined, source, gradient = self._sources
+        wanted: dict[Vectors, tuple[int, ...] | None]
+        wanted = {joined: curved} if curved == used else {source: curved, gradient: used}
+        observation.propagate(loss_fn, output, targets, chosen=wanted)
+        rows, *others = observation.taken(wanted)
+        if others:
+            scale = torch.ones(rows.vectors, rows.samples).to(rows.device, rows.dtype)
+            gradients = Gradients(others[0], torch.ones(1).to(scale))
+        else:
+            rows, scale, gradients = parted(rows, joined, curved)
         names = partition(unwrapped(observation.model), self._groups)
-        return blocked(names, rows, scale, gradients, reduction_of(loss_fn) == "mean")
+        ratios = [1.0 if each is None else size / len(each) for each in (curved, used)]
+        averages = reduction_of(loss_fn) == "mean"
+        return blocked(names, rows, scale, gradients, averages, *ratios)
 
 
 @contextmanager
@@ -61,7 +100,7 @@ def observe_low_rank(
 ) -> Iterator[LowRankObservation]:
     """`tnconv.low_rank_ggn` of the batches that the user's own code runs, from the same passes.
 
-    All samples of a batch are used: subsets are `low_rank_ggn`'s, whose passes are its own.
+    Subsets of samples are chosen batch by batch, and share the batch's forward pass.
 
     Args:
         model: Any model that `tnconv.compute` takes; its layers must keep samples apart.
@@ -87,7 +126,8 @@ def observe_low_rank(
     """
     partition(unwrapped(model), groups)  # checks it
     check_orders(order, dict(unwrapped(model).named_parameters()))
-    source = WithGradient(columns(fisher, samples, generator), fisher == "type-2")
-    observation = RowsObservation.of(model, source, memory_limit)
+    source = columns(fisher, samples, generator)
+    sources = WithGradient(source, fisher == "type-2"), source, LossGradients()
+    observation = RowsObservation(model, sources, memory_limit, order=order, keep=True)
     with observation.watched():
-        yield LowRankObservation(observation, source, groups, order)
+        yield LowRankObservation(observation, sources, groups)

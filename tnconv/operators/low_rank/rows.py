@@ -9,22 +9,24 @@ samples first (data space), the orders between, and products of pixels before th
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression
+from tnconv.models import computing
 from tnconv.models.capture import Call, Pass
 from tnconv.models.collector import Collector
-from tnconv.models.computing import Inputs, ran
+from tnconv.models.computing import Inputs
 from tnconv.models.modules import unwrapped
 from tnconv.models.observation import Observation
 from tnconv.models.propagation import LossFunction
 from tnconv.models.terms import Term
-from tnconv.operators.low_rank.grams import cross_gram, formed, gram
+from tnconv.operators.low_rank.grams import cross_gram, formed, gram_plan, ran, shortened
 from tnconv.operators.low_rank.orders import Order, Orders, check_orders, order_of
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 
@@ -38,10 +40,8 @@ class _Kept(Quantity[Tensor]):
     source: Vectors
 
     def statistics(self) -> Mapping[str, Statistic]:
-        each = Statistic(
-            diagrams.per_sample_gradients, samples=1, factored=True, vectors=self.source
-        )
-        return {"rows": each}
+        how: dict[str, Any] = {"factored": True, "parts": "rows", "vectors": self.source}
+        return {"rows": Statistic(diagrams.per_sample_gradients, samples=1, **how)}
 
     def result(self, found: Mapping[str, Tensor], samples: int) -> Tensor:
         return found["rows"]
@@ -49,10 +49,14 @@ class _Kept(Quantity[Tensor]):
 
 @dataclass(eq=False)
 class _TermCollector(Collector):
-    """A collector that keeps the operation of every parameter with its operands, and no more."""
+    """A collector that keeps the operation of every parameter with its operands, and no more.
 
-    terms: dict[nn.Parameter, dict[Pass | None, Term]] = field(
-        default_factory=lambda: defaultdict(dict)
+    ``shortened`` makes a term smaller as soon as it is there: what others read of it is freed.
+    """
+
+    shortened: Callable[[nn.Parameter, Term], Term] = lambda parameter, term: term
+    terms: dict[Vectors, dict[nn.Parameter, dict[Pass | None, list[Term]]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     )
 
     def add(
@@ -63,23 +67,44 @@ class _TermCollector(Collector):
         source: Vectors = LOSS_GRADIENT,
         part: int = 0,
     ) -> None:
-        self.terms[parameter][here] = term
+        self.terms[source][parameter][here].append(self.shortened(parameter, term))
+
+    def taken(self, source: Vectors, parameter: nn.Parameter) -> Term | None:
+        """The term of a parameter, which is kept no more."""
+        parts = self.terms[source].pop(parameter, {})
+        return Term.joined([_lined_up(each) for each in parts.values()]) if parts else None
 
 
 class RowsObservation(Observation):
-    """An observation of one batch whose rows are kept; the user's own backward pass is ignored."""
+    """An observation of one batch whose rows are kept; the user's own backward pass is ignored.
+
+    ``order`` and ``keep`` are those of `JacobianRows`.
+    """
 
     collector_type = _TermCollector
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         model: nn.Module,
-        source: Vectors,
+        sources: Sequence[Vectors],
         memory_limit: int | None = None,
         batch_dim: int = 0,
-    ) -> "RowsObservation":
-        return cls(model, [_Kept(source)], memory_limit, batch_dim)
+        order: Orders = "auto",
+        keep: bool = False,
+    ) -> None:
+        self.order, self.keep = order, keep and memory_limit is None
+        super().__init__(model, [_Kept(source) for source in sources], memory_limit, batch_dim)
+
+    def _reset(self) -> None:
+        super()._reset()
+        if self.keep:
+            names = {p: name for name, p in unwrapped(self.model).named_parameters()}
+            cast(_TermCollector, self.collector).shortened = partial(self._shortened, names)
+
+    def _shortened(
+        self, names: Mapping[nn.Parameter, str], parameter: nn.Parameter, term: Term
+    ) -> Term:
+        return shortened(term, order_of(self.order, names[parameter]))
 
     def _hand_over(self, here: Pass, call: Call, grad_output: Tensor) -> None:
         if self._propagation is not None:
@@ -90,8 +115,15 @@ class RowsObservation(Observation):
         """How often the model was called since rows were taken."""
         return len(self._watch.passes)
 
-    def taken(self, order: Orders = "auto") -> "JacobianRows":
+    @property
+    def size(self) -> int:
+        """The size of all batches since rows were taken."""
+        return sum(here.samples for here in self._watch.passes)
+
+    def taken(self, wanted: Mapping[Vectors, Sequence[int] | None]) -> list["JacobianRows"]:
         """The rows, after the vectors were propagated; what follows is another batch.
+
+        ``wanted`` are the sources, with the samples whose rows are wanted, or None for all.
 
         Raises:
             RuntimeError: a vector that passed a layer unseen.
@@ -100,17 +132,45 @@ class RowsObservation(Observation):
         collector, model = self.collector, unwrapped(self.model)
         assert isinstance(collector, _TermCollector)
         named = dict(model.named_parameters())
-        found = {
-            name: Term.joined(list(collector.terms[p].values()))
-            for name, p in named.items()
-            if p in collector.terms
-        }
-        samples = sum(here.samples for here in collector.passes)
         like = {name: p.detach() for name, p in named.items() if p.requires_grad}
-        vectors = next((t.vectors for t in found.values() if t.vectors is not None), 0)
+        found = []
+        for source, chosen in wanted.items():
+            samples = sum(here.samples for here in collector.passes)
+            every = ((name, collector.taken(source, p)) for name, p in named.items())
+            terms = {name: term for name, term in every if term is not None}
+            if chosen is not None:
+                samples = len(chosen)
+                if source not in self.narrowed:
+                    terms = {n: _at(term, chosen) for n, term in terms.items()}
+            vectors = next((t.vectors for t in terms.values() if t.vectors is not None), 0)
+            how = self.memory_limit, self.order, self.keep
+            found.append(JacobianRows(terms, like, vectors, samples, *how))
         self._watch.forget()
         self._reset()
-        return JacobianRows(found, like, vectors, samples, self.memory_limit, order)
+        return found
+
+
+def _lined_up(parts: Sequence[Term]) -> Term:
+    """Terms of some vectors each as that of all."""
+    if len(parts) == 1:
+        return parts[0]
+    first, counts = parts[0], [term.vectors or 0 for term in parts]
+    given = [term.v for term in parts if term.v is not None]
+    if len(given) == len(parts):
+        return replace(first, v=torch.cat(given), vectors=sum(counts))
+    samples_first = all(t.v is None and _samples_first(t) for t in parts)
+    each = [term.read["x"] if samples_first else term.gradients for term in parts]
+    return Term.known(torch.cat(each, int(samples_first)), sum(counts), samples_first)
+
+
+def _samples_first(term: Term) -> bool:
+    return len(term.operation.arguments) > 3
+
+
+def _at(term: Term, chosen: Sequence[int]) -> Term:
+    """The term at some samples of all, from explicit gradients."""
+    each = term.gradients
+    return Term.known(each.index_select(1, torch.tensor(chosen, device=each.device)), term.vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +208,7 @@ class JacobianRows:
         memory_limit: int | None = None,
         batch_dim: int = 0,
         order: Orders = "auto",
+        keep: bool = False,
     ) -> "JacobianRows":
         """The rows of a batch: one forward pass, and one backward pass for each vector.
 
@@ -160,6 +221,7 @@ class JacobianRows:
             memory_limit: How many bytes the products of one parameter may hold.
             batch_dim: The dimension of the inputs that is the batch.
             order: How Gram matrices are contracted, as for the class.
+            keep: Whether rows that a Gram matrix is made of are kept, as for the class.
 
         Raises:
             NotImplementedError: a layer that mixes samples or has no diagram, or a loss without
@@ -167,9 +229,10 @@ class JacobianRows:
             ValueError: a loss that is no scalar, or an unknown order.
         """
         check_orders(order, dict(unwrapped(model).named_parameters()))
-        observation = RowsObservation.of(model, source, memory_limit, batch_dim)
-        with ran(observation, loss_fn, inputs, targets):
-            return observation.taken(order)
+        how: Any = memory_limit, batch_dim, order, keep
+        observation = RowsObservation(model, [source], *how)
+        with computing.ran(observation, loss_fn, inputs, targets):
+            return observation.taken({source: None})[0]
 
     def only(self, names: Iterable[str]) -> "JacobianRows":
         """The rows in some of the parameters."""
@@ -217,12 +280,24 @@ class JacobianRows:
         """
         orders = self._orders(order)
         total = self._zeros((self.vectors, self.samples) * 2)
-        for name, term in self.terms.items():
-            how = order_of(orders, name)
-            if self.keep and self.memory_limit is None:
-                term = self.terms[name] = formed(term, how)
-            total += gram(term, how, self.memory_limit)
+        plans = {
+            name: gram_plan(term, order_of(orders, name), self.memory_limit)
+            for name, term in self.terms.items()
+        }
+        kept = {name: prod(p.form.network.shape) if p.form else 0 for name, p in plans.items()}
+        for name in sorted(plans, key=lambda name: kept[name]):  # rows that are kept come last
+            term, plan = self.terms[name], plans[name]
+            if self.keep and plan.form is not None:
+                term = self.terms[name] = formed(plan, term)
+                plan = gram_plan(term, order_of(orders, name))
+            total += ran(plan, term)
         return total
+
+    def formed(self) -> "JacobianRows":
+        """The rows, explicit where a Gram matrix is best made of that and they are not large."""
+        for name, term in list(self.terms.items()) if self.keep else ():
+            self.terms[name] = formed(gram_plan(term, order_of(self.order, name)), term)
+        return self
 
     def cross_gram(self, other: "JacobianRows", order: Orders | None = None) -> Tensor:
         """``K[m, n, m', n'] = Σ_θ J[m, n, θ] J'[m', n', θ]`` with the rows of another batch.
@@ -241,7 +316,7 @@ class JacobianRows:
     def _alike(self, other: "JacobianRows", name: str, order: Order) -> Term:
         """The term of a parameter, as explicit rows where the others are, if rows are kept."""
         if self.keep and other.terms[name].v is None:
-            self.terms[name] = formed(self.terms[name], order)
+            self.terms[name] = formed(gram_plan(self.terms[name], order), self.terms[name])
         return self.terms[name]
 
     def _orders(self, order: Orders | None) -> Orders:
@@ -337,7 +412,7 @@ class JacobianRows:
 
 def _between(term: Term, start: int, stop: int) -> Term:
     if term.v is None:
-        samples_first = len(term.operation.arguments) > 3
+        samples_first = _samples_first(term)
         each = term.read["x"].narrow(int(samples_first), start, stop - start)
         return Term.known(each, stop - start, samples_first)
     return replace(term, v=term.v[start:stop], vectors=stop - start)

@@ -1,0 +1,137 @@
+"""What several vectors do at one node of an autograd graph, and the rules that say how.
+
+``v[m, r, *y]`` are m vectors at rows r of dimension 0 of a value y. There are as many rows of every
+sample, one sample after the other, and a rule takes rows of dimension 0 after an operation to the
+rows of the same samples before it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from tnconv.recursions.step import operation, shape_of
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The ``chosen`` ones of so many ``samples``, all where it is None."""
+
+    samples: int = 1
+    chosen: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """How many samples are chosen."""
+        return self.samples if self.chosen is None else len(self.chosen)
+
+    def of(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """Their rows of a dimension that holds as many of every sample."""
+        if self.chosen is None:
+            return tensor
+        each = tensor.shape[dim] // max(1, self.samples)
+        if self._first is not None:
+            return tensor.narrow(dim, self._first * each, self.count * each)
+        if each == 1:
+            return tensor.index_select(dim, self.chosen)
+        apart = tensor.unflatten(dim, (self.samples, each))
+        return apart.index_select(dim, self.chosen).flatten(dim, dim + 1)
+
+    def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
+        """A shape with their rows alone."""
+        if self.chosen is None:
+            return tuple(whole)
+        return whole[0] // max(1, self.samples) * self.count, *whole[1:]
+
+    @cached_property
+    def _first(self) -> int | None:
+        """Where they begin, if they lie one after the other: then rows are views."""
+        assert self.chosen is not None
+        positions = self.chosen.tolist()
+        first = positions[0] if positions else 0
+        return first if positions == [*range(first, first + len(positions))] else None
+
+
+@dataclass(slots=True)
+class At:
+    """One node on the way; ``wants`` says which inputs lead on, ``mine`` whether v may change."""
+
+    node: Any
+    wants: tuple[bool, ...]
+    rows: Rows
+    mine: bool = False
+
+    def saved(self, name: str) -> Tensor:
+        """A tensor that the node saved, at the rows."""
+        return self.rows.of(getattr(self.node, f"_saved_{name}"))
+
+    def shape(self, at: int = 0) -> tuple[int, ...]:
+        """The shape of an input, at the rows."""
+        return self.rows.shape(shape_of(*self.node.next_functions[at]))
+
+    def broadcast(self, name: str) -> Any:
+        """A saved operand of a function of single entries: a number, or a tensor at the rows."""
+        found = getattr(self.node, name)
+        if not isinstance(found, Tensor) or found.dim() < len(self.node._input_metadata[0].shape):
+            return found
+        return found if found.shape[0] == 1 else self.rows.of(found)
+
+    def pulled(self, vector: Tensor) -> Tensor:  # (*y)
+        """One vector of the whole batch before the first input, by the node's own formula."""
+        nothing = [None] * (len(self.node._input_metadata) - 1)
+        found = self.node(vector, *nothing)
+        first: Tensor = found[0] if isinstance(found, tuple) else found
+        return first
+
+    def each(self, v: Tensor) -> list[Tensor | None]:
+        """Before the first input by the node's own formula, vector by vector."""
+        found = [self.rows.of(self.pulled(self._whole(vector))) for vector in v]
+        first = torch.stack(found) if found else v.new_empty(0, *self.shape())
+        return [first, *[None] * (len(self.wants) - 1)]
+
+    def _whole(self, vector: Tensor) -> Tensor:
+        """A vector with zeros at all other samples."""
+        if self.rows.chosen is None:
+            return vector
+        whole = vector.new_zeros(self.node._input_metadata[0].shape)
+        each = len(whole) // self.rows.samples
+        apart = vector.unflatten(0, (self.rows.count, each))
+        whole.unflatten(0, (self.rows.samples, each)).index_copy_(0, self.rows.chosen, apart)
+        return whole
+
+
+ColumnRule = Callable[[At, Tensor], Sequence[Tensor | None]]
+"""From the vectors after a node's first result to those before each of its inputs."""
+Fits = Callable[[Any, Sequence[bool]], bool]
+"""Whether a rule is one of a node, some of whose inputs lead on."""
+_RULES: dict[str, tuple[ColumnRule, Fits]] = {}
+
+
+def anything(node: Any, wants: Sequence[bool]) -> bool:
+    """Every node of a name."""
+    return True
+
+
+def register_columns(*operations: str, fits: Fits = anything) -> Callable[[ColumnRule], ColumnRule]:
+    """Say how vectors go backwards through operations together: a decorator for a `ColumnRule`.
+
+    Args:
+        operations: autograd's names of their nodes, without "Backward" and the number.
+        fits: whether the rule is one of a node.
+    """
+
+    def register(rule: ColumnRule) -> ColumnRule:
+        _RULES.update((name, (rule, fits)) for name in operations)
+        return rule
+
+    return register
+
+
+def column_rule(node: Node, wants: Sequence[bool]) -> ColumnRule | None:
+    """The rule for a node, if there is one."""
+    rule, fits = _RULES.get(operation(node), (None, anything))
+    return rule if rule is not None and fits(node, wants) else None
