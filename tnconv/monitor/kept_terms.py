@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv.diagrams.notices import warn
-from tnconv.models.capture import Call, Pass
+from tnconv.models.calls import Call, Pass
 from tnconv.models.collector import Collector
 from tnconv.models.observation import Observation
 from tnconv.models.sample_maps import Batch
