@@ -133,7 +133,7 @@ def blocked(
     return LowRankGGN(blocks, {name: rows.like[name] for own in names.values() for name in own})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRankGGN:
     """A Gauss-Newton matrix with blocks of low rank; see `low_rank_ggn`.
 
@@ -144,6 +144,10 @@ class LowRankGGN:
 
     blocks: Mapping[str, LowRankBlock]
     like: Mapping[str, Tensor]
+
+    def __repr__(self) -> str:
+        blocks = f"{len(self.blocks)} block{'s' * (len(self.blocks) != 1)}"
+        return f"<LowRankGGN of shape {self.shape}: {len(self.like)} parameters in {blocks}>"
 
     @property
     def names(self) -> tuple[str, ...]:
