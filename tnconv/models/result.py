@@ -37,11 +37,11 @@ class Result:
         Raises:
             KeyError: a quantity that was not computed, or a class of which there are several.
         """
-        if not isinstance(quantity, type):
-            return self.values[quantity]
-        found = [each for each in self.values if type(each) is quantity]
+        found = [each for each in self.values if quantity in (each, type(each))]
         if len(found) != 1:
-            raise KeyError(f"{len(found)} quantities are of {quantity.__name__}; expected one")
+            asked = quantity.__name__ if isinstance(quantity, type) else repr(quantity)
+            known = ", ".join(map(repr, self.values)) or "none"
+            raise KeyError(f"{len(found)} quantities are {asked}; expected one of {known}")
         return self.values[found[0]]
 
     def __repr__(self) -> str:
