@@ -6,6 +6,7 @@ that of the gradient alone, the median over interleaved rounds, by the process' 
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -167,11 +168,20 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--once", action="store_true", help="one call: peaks of this process alone")
     result.add_argument("--memory", action="store_true", help="also peak memory, in new processes")
     result.add_argument("--json", type=Path, help="write results to this file")
+    result.add_argument("--merge", action="store_true", help="keep the other rows of that file")
     result.add_argument(
         "--default-allocator", action="store_true", help="leave malloc's settings as they are"
     )
     result.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     return result
+
+
+def kept(options: argparse.Namespace) -> list[dict[str, object]]:
+    """The rows of an earlier run that are not taken again."""
+    if not (options.merge and options.json and options.json.exists()):
+        return []
+    rows: list[dict[str, object]] = json.loads(options.json.read_text())["rows"]
+    return [row for row in rows if row["quantity"] not in (options.row or ROWS)]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -195,7 +205,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     if not options.default_allocator:
         measure.with_allocator("benchmarks.low_rank", arguments)
-    found = list[dict[str, object]]()
+    found = kept(options)
     for row in options.row or ROWS:
         found.append(measured(options.problem, row, options))
         print(found[-1], flush=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from tnconv.models.arrangement import narrowed
-from tnconv.models.capture import Call, Pass
+from tnconv.models.calls import Call, Pass
 from tnconv.models.collector import Collector
 from tnconv.models.evidence import unseen
 from tnconv.models.graph import before, sources
@@ -184,8 +184,9 @@ class Propagation:
         """Send vectors of some samples alone, if it is known where their rows are."""
         samples = {here.samples for here in self.calls.values()}
         if chosen is not None and len(samples) == 1 and self._has_rows():
-            plan = self._planned(*samples)
-            rows = Rows(*samples, torch.tensor(chosen, device=self.output.device))
+            size = samples.pop()
+            plan = self._planned(size)
+            rows = Rows(size, torch.tensor(chosen, device=self.output.device))
             parts = {call: narrowed(call, rows) for call in self.calls}
             if plan is not None and all(part.described for part in parts.values()):
                 self._plan, self._rows, self._calls = plan, rows, parts

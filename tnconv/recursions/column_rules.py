@@ -215,7 +215,7 @@ def cat(at: At, v: Tensor) -> Found:
     """Parts of a dimension that is not the batch."""
     dim = _dim(at.node)
     sizes = [_shape(at.node, k)[dim] for k in range(len(at.wants))]
-    return [p if w else None for w, p in zip(at.wants, v.split(sizes, dim + 1), strict=True)]
+    return [p if w else None for w, p in zip(at.wants, torch.split(v, sizes, dim + 1), strict=True)]
 
 
 @register_columns("Expand", fits=lambda node, wants: len(_shape(node, 0)) == len(_shape(node))

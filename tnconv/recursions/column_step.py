@@ -38,7 +38,7 @@ class Rows:
             return tensor.narrow(dim, self._first * each, self.count * each)
         if each == 1:
             return tensor.index_select(dim, self.chosen)
-        apart = tensor.unflatten(dim, (self.samples, each))
+        apart = torch.unflatten(tensor, dim, (self.samples, each))
         return apart.index_select(dim, self.chosen).flatten(dim, dim + 1)
 
     def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
@@ -99,8 +99,9 @@ class At:
             return vector
         whole = vector.new_zeros(self.node._input_metadata[0].shape)
         each = len(whole) // self.rows.samples
-        apart = vector.unflatten(0, (self.rows.count, each))
-        whole.unflatten(0, (self.rows.samples, each)).index_copy_(0, self.rows.chosen, apart)
+        apart = torch.unflatten(vector, 0, (self.rows.count, each))
+        every = torch.unflatten(whole, 0, (self.rows.samples, each))
+        every.index_copy_(0, self.rows.chosen, apart)
         return whole
 
 

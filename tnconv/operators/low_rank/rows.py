@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tnconv import diagrams
 from tnconv.diagrams import Expression
 from tnconv.models import computing
-from tnconv.models.capture import Call, Pass
+from tnconv.models.calls import Call, Pass
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs
 from tnconv.models.modules import unwrapped
@@ -245,6 +245,13 @@ class JacobianRows:
         terms = {name: _between(term, start, stop) for name, term in self.terms.items()}
         return replace(self, terms=terms, vectors=stop - start)
 
+    def of_samples(self, start: int, stop: int) -> "JacobianRows":
+        """The rows of the samples ``start <= n < stop``, as views of what these hold."""
+        if (start, stop) == (0, self.samples):
+            return self
+        terms = {name: term.of_samples(start, stop) for name, term in self.terms.items()}
+        return replace(self, terms=terms, samples=stop - start)
+
     def scaled(self, factors: Tensor) -> "JacobianRows":  # (m, n)
         """The rows ``factors[m, n] J[m, n, θ]``."""
         terms = {name: _scaled(term, factors) for name, term in self.terms.items()}
@@ -284,7 +291,7 @@ class JacobianRows:
             name: gram_plan(term, order_of(orders, name), self.memory_limit)
             for name, term in self.terms.items()
         }
-        kept = {name: prod(p.form.network.shape) if p.form else 0 for name, p in plans.items()}
+        kept = {name: plan.kept for name, plan in plans.items()}
         for name in sorted(plans, key=lambda name: kept[name]):  # rows that are kept come last
             term, plan = self.terms[name], plans[name]
             if self.keep and plan.form is not None:
