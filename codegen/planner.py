@@ -1,6 +1,6 @@
 """The planner: enumerate covers of a network's forms, price them, take the cheapest."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice
@@ -17,7 +17,7 @@ from tnconv.codegen.lowering.schedule import need
 from tnconv.codegen.lowering.selections import opened, scatter, selected
 from tnconv.codegen.lowering.strided import ONE
 from tnconv.codegen.lowering.values import Value, write
-from tnconv.codegen.lowering.writer import CONTIGUOUS, SCALE, Step, Writer
+from tnconv.codegen.lowering.writer import CONTIGUOUS, SCALE, Choices, Step, Writer
 from tnconv.codegen.prices import cost
 from tnconv.codegen.routes.box_sums import pooling
 from tnconv.codegen.routes.dense import dense
@@ -50,7 +50,7 @@ def looped(
         natively = [plan for plan in bodies if {*plan.routes} == {"native"}]
         best = [min(some, key=lambda p: p.risk * p.seconds) for some in (bodies, natively) if some]
         for body in dict.fromkeys(best):
-            yield loop.around(body.steps, body.output, body.routes)
+            yield loop.around(body.steps, body.output, body.routes, body.choices)
 
 
 ROUTES: Mapping[str, Route] = {
@@ -102,14 +102,16 @@ def plans(
     room: Room = Room(),
     several: bool = False,
     order: Nest | None = None,
+    script: Choices = (),
 ) -> list[Plan]:
     """Every complete plan that was not pruned, the chosen one first.
 
     ``positions`` are those of the operands in a call. One native kernel for the whole network stays
     unless another plan is clearly faster: its time is known better than any prediction. Plans that
     do not fit come last, and prune no others. For one of ``several`` networks loops are planned
-    for that pay if others need the same ones. An ``order``
-    is forced on all forms.
+    for that pay if others need the same ones. An ``order`` is forced on all forms. A ``script``,
+    the choices of a plan for other sizes, is followed as far as it fits: then there is that plan
+    alone, or none.
     """
     found: list[Plan] = []
     if order is not None:
@@ -117,15 +119,21 @@ def plans(
             forms, positions, routes, (optimize, contiguous_result), found, room, order
         )
     for form, network in forms.items() if not found else ():
+        if script and script[0] != ("form", form):
+            continue
         skipped = ("loop", "dense") if form == POLYPHASE and len(forms) > 1 else ("loop",)
         tried = [ROUTES[name] for name in routes if name not in skipped]
-        start = multiplied(Cover.of(network, positions))
+        given = Cover.of(network, positions, script).choosing("form", form)
+        start = multiplied(given)
         start = start if several else _scaled_square(start)
         again = form == "as given" and "in form N" in forms
-        how = start, tried, several, lambda: HOPELESS * _best(found, room)
-        turns = looped(*how) if "loop" in routes and not again else ()
-        for cover in chain((start,), turns):
+        around = start.choosing("loop", True)
+        how = around, tried, several, lambda: HOPELESS * _best(found, room)
+        loops_too = "loop" in routes and not again and around.writer.follows
+        for cover in chain((start.choosing("loop", False),), looped(*how) if loops_too else ()):
             _search(cover, form, tried, (optimize, contiguous_result), found, room, several)
+    if script:
+        return found
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
     fastest = found[0]
@@ -164,9 +172,13 @@ def _scaled_square(cover: Cover) -> Cover:
         return cover
     (name,) = cover.arrays
     array = cover.arrays[name]
-    if network.scale == 1 or array.size > min(prod(network.shape), _half(network)):
+    if network.scale == 1:
         return cover
-    writer, value = _scaled(cover.writer, Value(array, ()), sqrt(network.scale))
+    small = array.size <= min(prod(network.shape), _half(network))
+    writer, small = cover.writer.deciding("scaled operand", small)
+    if not small:
+        return replace(cover, writer=writer)
+    writer, value = _scaled(writer, Value(array, ()), sqrt(network.scale))
     return replace(cover, network=network.with_(scale=1), arrays={name: value.array}, writer=writer)
 
 
@@ -201,10 +213,11 @@ def _search(
     """
     most = min(most, HOPELESS * _best(found, room))
     steps = cover.writer.steps
-    if cover.writer.seconds > most or room.too_small(steps, found):
+    if cover.writer.seconds > most or room.too_small(steps, found) or not cover.writer.follows:
         return
     if cover.selection is not None:
-        for after in (*selected(cover), *_scattered(cover, routes)):
+        both = selected(cover.choosing("scatter", False)), _scattered(cover, routes)
+        for after in _numbered(chain.from_iterable(both)):
             _search(after, form, routes, finish, found, room, several, most)
         return
     if cover.pattern is None:
@@ -254,9 +267,12 @@ def _scattered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
         return
     one, body = found
     slices: list[Plan] = []
+    body = body.choosing("scatter", True)
     _search(body, "body", routes, ("auto", False), slices, Room())
+    if not slices and body.writer.script:
+        return
     best = min(slices, key=lambda plan: plan.risk * plan.seconds)
-    writer = replace(cover.writer, steps=best.steps)
+    writer = replace(cover.writer, steps=best.steps, choices=best.choices)
     yield scatter(one, writer, Value(best.output, body.network.result.legs))
 
 
@@ -266,15 +282,26 @@ def _covered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
     In a chain of layers the pattern of the last one joins no two tensors before the others are
     covered.
     """
-    found = [after for route in routes for after in route(cover)]
+    found = [after for at, route in enumerate(routes) for after in _by(route, at, cover)]
     if all(after.routes[-1:] == ("dense",) for after in found):
         for at, _ in islice(cover.network.patterns, 1, None):
             turned = cover.turned_to(at)
-            others = [after for route in routes if route is not dense for after in route(turned)]
+            numbered = [(n, route) for n, route in enumerate(routes) if route is not dense]
+            others = [after for n, route in numbered for after in _by(route, (at, n), turned)]
             if others:
                 found += others
                 break
     yield from [after for after in found if _repeats(cover, after)] or found
+
+
+def _by(route: Route, number: Hashable, cover: Cover) -> Iterator[Cover]:
+    """The covers of a route: a choice, like those of any other."""
+    start = cover.choosing("route", number)
+    return _numbered(route(start)) if start.writer.follows else iter(())
+
+
+def _numbered(covers: Iterable[Cover]) -> Iterator[Cover]:
+    return (cover.choosing("cover", number) for number, cover in enumerate(covers))
 
 
 def _repeats(cover: Cover, after: Cover) -> bool:
@@ -308,7 +335,7 @@ def finished(
     if contiguous_result and result.run < result.size:
         kernel = cost.copy(result.size, *result.innermost)
         writer, result = writer.run(CONTIGUOUS, [result], result.shape, kernel)
-    return Plan(form, cover.routes, writer.steps, result)
+    return Plan(form, cover.routes, writer.steps, result, writer.choices)
 
 
 def _contract_scaled(
@@ -330,8 +357,9 @@ def _contract_scaled(
         values = [a, b]
     if len(values) == 2 and values[0].array is values[1].array:
         size = prod(values[0].array.shape)
-        larger = size < prod(sizes[leg] for leg in output)
-        if scale > 0 and larger:
+        small = scale > 0 and size < prod(sizes[leg] for leg in output)
+        writer, small = writer.deciding("scaled half", small)
+        if small:
             writer, half = _scaled(writer, values[0], sqrt(scale))
             values = [Value(half.array, value.legs) for value in values]
             scale = Fraction(1)

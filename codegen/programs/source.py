@@ -12,6 +12,7 @@ from tnconv.codegen.lowering.strided import LIKE, ONE, Strided
 from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.programs.layout import INDENT, WIDTH
 from tnconv.codegen.programs.names import Names, operations
+from tnconv.codegen.programs.sizes import varies
 
 IMPORTS = {
     "itertools": "import itertools\n",
@@ -87,6 +88,7 @@ class Definition:
         several: Whether it returns a tuple.
         spare: Results are deleted as soon as more bytes than these would be held for nothing.
             Without any bytes to spare nothing is kept for the next call.
+        size: The line that reads the one size that numbers of steps depend on, if they do.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Definition:
     schedule: Schedule
     several: bool
     spare: int
+    size: str = ""
 
     @property
     def read(self) -> set[Strided]:
@@ -108,7 +111,7 @@ class Definition:
         """The text of the function, from its lines and results, and what its beginning calls."""
         values = [argument for argument in self.arguments if argument not in self.indices]
         first, used = _beginning(values, read)
-        lines = [*first, *body, returned(results, self.several)]
+        lines = [*filter(None, [self.size]), *first, *body, returned(results, self.several)]
         return function(self.name, self.arguments, lines), used
 
 
@@ -142,7 +145,8 @@ def printed(definition: Definition) -> list[Function]:
 
 def constants(schedule: Schedule, spare: int) -> list[Step]:
     """The steps whose results are kept for later calls."""
-    return constant_steps(schedule.steps) if spare else []
+    fixed = [step for step in schedule.steps if not varies(step.value)]
+    return constant_steps(fixed) if spare else []
 
 
 def returned(results: Sequence[str], several: bool) -> str:
