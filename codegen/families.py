@@ -28,7 +28,7 @@ from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.resizing import resized
 
 BATCH: Leg = "n"  # the leg of diagrams that is the batch
-WORSE = 1.25  # a size is planned again where another plan is predicted to win by more (0021)
+WORSE = 1.25  # a size is planned again where another plan is predicted to win by more (0022)
 UP_TO = 4  # times its own size that a program is generalized to; larger ones are planned again
 RIVALS = 2  # other plans of a term whose prices are followed ...
 SLOWEST = 4.0  # ... if they take at most so many times as long as the chosen plan ...
@@ -114,6 +114,7 @@ class Families:
 
     def __init__(self) -> None:
         self._members: OrderedDict[Hashable, list[_Member]] = OrderedDict()
+        self._met: OrderedDict[Hashable, None] = OrderedDict()
         self._lock = RLock()
 
     def serving(self, kin: Kin) -> Program[Any] | None:
@@ -125,14 +126,27 @@ class Families:
         found = [program for program in served if program is not None]
         return min(found, key=lambda program: _seconds(program, kin.size)) if found else None
 
-    def returns(self, kin: Kin) -> bool:
-        """Whether the family has run before, and nothing was searched for; from now on it has."""
+    def met(self, networks: Sequence[Expression]) -> bool:
+        """Whether networks may be of a family that has run before; from now on it has.
+
+        That is told by their other sizes, which takes no time; sizes that are new in more than the
+        batch are the most frequent case.
+        """
+        terms = [term for network in networks for term in network.terms]
+        if all(BATCH not in term.sizes for term in terms):
+            return False
+        own = [(leg, n) for term in terms for leg, n in term.sizes.items() if leg[:1] != BATCH]
         with self._lock:
-            before = self._members.get(kin.family)
-            self._members.setdefault(kin.family, [])
-            while len(self._members) > MOST_FAMILIES:
-                self._members.popitem(last=False)
-            return before == []
+            known = tuple(own) in self._met
+            self._met[tuple(own)] = None
+            while len(self._met) > MOST_FAMILIES:
+                self._met.popitem(last=False)
+        return known
+
+    def searched(self, kin: Kin) -> bool:
+        """Whether there was a search for the family, in any size."""
+        with self._lock:
+            return bool(self._members.get(kin.family))
 
     def add(self, kin: Kin, program: Program[Any]) -> None:
         """A program was searched for."""
@@ -142,11 +156,14 @@ class Families:
             members = self._members.setdefault(kin.family, [])
             members.append(_Member(kin, program))
             del members[:-MOST_MEMBERS]
+            while len(self._members) > MOST_FAMILIES:
+                self._members.popitem(last=False)
 
     def clear(self) -> None:
         """Forget all programs and families."""
         with self._lock:
             self._members.clear()
+            self._met.clear()
 
 
 def _seconds(program: Program[Any], size: int) -> float:

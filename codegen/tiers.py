@@ -80,12 +80,14 @@ class _Compiler:
     ) -> Program[Any]:
         options: Any = {"memory_limit": memory_limit, "dtype": dtype, "device": device}
         options |= {"order": order}
-        found = None
-        if memory_limit is None and order is None:
-            found = kin(networks_of(network), isinstance(network, Expression), device, dtype)
+        networks, alone = networks_of(network), memory_limit is None and order is None
+        if self.first and not (alone and _families.met(networks)):
+            self.provisional = True
+            return baseline(network, **options)
+        found = kin(networks, isinstance(network, Expression), device, dtype) if alone else None
         if found is not None and (served := _families.serving(found)) is not None:
             return served
-        if self.first and (found is None or not _families.returns(found)):
+        if self.first and (found is None or _families.searched(found)):
             self.provisional = True
             return baseline(network, **options)
         program = compile(network, **options)

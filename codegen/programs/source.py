@@ -119,7 +119,7 @@ def printed(definition: Definition) -> list[Function]:
     """The function in torch's words, and one that makes its constants."""
     schedule, spare = definition.schedule, definition.spare
     names = Names.of(definition.arguments, schedule.steps)
-    once = {step.value for step in constants(schedule, spare)}
+    once = {step.value for step in constants(schedule, spare, bool(definition.size))}
     made_once = [step for step in schedule.steps if step.value in once]
     steps = [step for step in schedule.steps if step.value not in once]
     read = {array for step in steps for array in step.value.reads}
@@ -143,10 +143,10 @@ def printed(definition: Definition) -> list[Function]:
     return [*functions, Function(text, (*first, *used))]
 
 
-def constants(schedule: Schedule, spare: int) -> list[Step]:
-    """The steps whose results are kept for later calls."""
-    fixed = [step for step in schedule.steps if not varies(step.value)]
-    return constant_steps(fixed) if spare else []
+def constants(schedule: Schedule, spare: int, sized: bool = False) -> list[Step]:
+    """The steps whose results are kept for later calls; none that depends on a size."""
+    steps = [step for step in schedule.steps if not (sized and varies(step.value))]
+    return constant_steps(steps) if spare else []
 
 
 def returned(results: Sequence[str], several: bool) -> str:
