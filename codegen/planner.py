@@ -23,6 +23,7 @@ from tnconv.codegen.routes.box_sums import pooling
 from tnconv.codegen.routes.dense import dense
 from tnconv.codegen.routes.displacement import displacement
 from tnconv.codegen.routes.hadamard import multiplied
+from tnconv.codegen.routes.late_sums import late_sums
 from tnconv.codegen.routes.loops import loops
 from tnconv.codegen.routes.native import native
 from tnconv.codegen.routes.pixel_gram import pixel_gram
@@ -51,6 +52,19 @@ def looped(
         best = [min(some, key=lambda p: p.risk * p.seconds) for some in (bodies, natively) if some]
         for body in dict.fromkeys(best):
             yield loop.around(body.steps, body.output, body.routes, body.choices)
+
+
+def summed_late(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
+    """A sum over samples as the sum of what each of them gives, by every plan for that.
+
+    Each plan is a cover of its own: other networks may need the same product, by any of them.
+    """
+    for late in late_sums(cover):
+        bodies: list[Plan] = []
+        plain, turned = (late.body.choosing("late", name) for name in ("plain", "loop"))
+        for each in (plain, *(looped(turned, routes) if turned.writer.follows else ())):
+            _search(each, "body", routes, ("auto", False), bodies, Room(), True)
+        yield from map(late.after, dict.fromkeys(bodies))
 
 
 ROUTES: Mapping[str, Route] = {
@@ -108,12 +122,16 @@ def plans(
 
     ``positions`` are those of the operands in a call. One native kernel for the whole network stays
     unless another plan is clearly faster: its time is known better than any prediction. Plans that
-    do not fit come last, and prune no others. For one of ``several`` networks loops are planned
-    for that pay if others need the same ones. An ``order`` is forced on all forms. A ``script``,
-    the choices of a plan for other sizes, is followed as far as it fits: then there is that plan
-    alone, or none.
+    do not fit come last, and prune no others. For one of ``several`` networks there are also loops
+    and late sums, which pay if others need the same products. An ``order`` is forced on all forms.
+    A ``script``, the choices of a plan for other sizes, is followed as far as it fits: then there
+    is that plan alone, or none.
     """
     found: list[Plan] = []
+
+    def most() -> float:
+        return inf if several else HOPELESS * _best(found, room)
+
     if order is not None:
         _search_in_order(
             forms, positions, routes, (optimize, contiguous_result), found, room, order
@@ -127,11 +145,15 @@ def plans(
         start = multiplied(given)
         start = start if several else _scaled_square(start)
         again = form == "as given" and "in form N" in forms
-        around = start.choosing("loop", True)
-        how = around, tried, several, lambda: HOPELESS * _best(found, room)
-        loops_too = "loop" in routes and not again and around.writer.follows
-        for cover in chain((start.choosing("loop", False),), looped(*how) if loops_too else ()):
-            _search(cover, form, tried, (optimize, contiguous_result), found, room, several)
+        plain, turned, late = (start.choosing("start", name) for name in ("plain", "loop", "late"))
+        loops_too = "loop" in routes and not again and turned.writer.follows
+        turns = looped(turned, tried, several, most) if loops_too else ()
+        sums = summed_late(late, tried) if several and not again and late.writer.follows else ()
+        for some in ((plain,), turns, sums):
+            known = [] if several else found  # what is slow by itself may be shared
+            for cover in some:
+                _search(cover, form, tried, (optimize, contiguous_result), known, room, several)
+            found += known if several else ()
     if script:
         return found
     simplest = list(forms)[::-1]
