@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import count
 from threading import RLock
 from typing import Any
 
@@ -23,7 +24,7 @@ from tnconv.codegen.programs.joint import weight
 from tnconv.codegen.programs.names import FIXED, argument_names
 from tnconv.codegen.programs.program import Program
 from tnconv.codegen.programs.sizes import Affine, Different, generalized
-from tnconv.diagrams.affine import Leg, fresh
+from tnconv.diagrams.affine import Leg
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.resizing import resized
 
@@ -223,14 +224,14 @@ def _general(
             if found is None:
                 raise Different
             written[size] = found
-    arguments = argument_names(program.operands).values()
-    name = fresh(BATCH, {*arguments, *FIXED})
+    taken = {*argument_names(program.operands).values(), *FIXED}
+    name = next(name for at in count() if (name := BATCH + at * "_") not in taken)
     order = [kin.size, *(size for size in sizes if size != kin.size)]
     schedule = generalized([(size, written[size].schedule) for size in order], name)
     shapes = {
         operand: tuple(
-            _dimension(size, larger, kin.size, name)
-            for size, larger in zip(shape, written[sizes[-1]].operands[operand], strict=True)
+            _dimension([(size, written[size].operands[operand][dim]) for size in order], name)
+            for dim in range(len(shape))
         )
         for operand, shape in program.operands.items()
     }
@@ -249,8 +250,18 @@ def _rivals(plans: Sequence[Plan], program: Program[Any]) -> int:
     return sum(plan.seconds <= SLOWEST * first.seconds for plan in others[:RIVALS])
 
 
-def _dimension(size: int, other: int, own: int, name: str) -> int | Affine:
-    return size if size == other else Affine(size // own, 0, name)
+def _dimension(found: Sequence[tuple[int, int]], name: str) -> int | Affine:
+    """A dimension of an operand: a number, or a multiple of the size.
+
+    Raises:
+        Different: it is neither.
+    """
+    (own, first), *_ = found
+    if all(number == first for _, number in found):
+        return first
+    if any(number != first // own * size for size, number in found):
+        raise Different
+    return Affine(first // own, 0, name)
 
 
 def _price(size: int, program: Program[Any], rivals: Sequence[int]) -> Price:
