@@ -267,8 +267,8 @@ def _dimension(found: Sequence[tuple[int, int]], name: str) -> int | Affine:
 def _price(size: int, program: Program[Any], rivals: Sequence[int]) -> Price:
     """The plans' seconds, and those of the best plans that there are."""
     seconds = least = 0.0
-    for (first, *others), count in zip(program.terms, rivals, strict=True):
-        known = [weight(plan, first) * plan.seconds for plan in others[:count]]
+    for (first, *others), most in zip(program.terms, rivals, strict=True):
+        known = [weight(plan, first) * plan.seconds for plan in others[:most]]
         seconds += first.seconds
         least += min([first.seconds, *known])
     return Price(size, seconds, least)
