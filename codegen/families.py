@@ -30,10 +30,10 @@ from tnconv.diagrams.resizing import resized
 
 BATCH: Leg = "n"  # the leg of diagrams that is the batch
 WORSE = 1.25  # a size is planned again where another plan is predicted to win by more (0022)
-UP_TO = 4  # times its own size that a program is generalized to; larger ones are planned again
-RIVALS = 2  # other plans of a term whose prices are followed ...
-SLOWEST = 4.0  # ... if they take at most so many times as long as the chosen plan ...
-LEAST = 0.05  # ... and the term at least this share of the whole program
+UP_TO = 4  # times its own size that a program is generalized to (0022)
+RIVALS = 2  # other plans of a term whose prices are followed (0022) ...
+SLOWEST = 4.0  # ... if they take at most this many times the chosen plan's seconds (0022) ...
+LEAST = 0.05  # ... and their term at least this share of the whole program (0022)
 POWERS = (0, 1, 2, -1)  # of the size that scales of networks divide by
 MOST_FAMILIES = 4096
 MOST_MEMBERS = 8  # sizes of a family that were searched for
