@@ -68,7 +68,7 @@ def _power(term: TensorNetwork) -> int:
 
 
 @pytest.mark.parametrize("name", sorted({*ANY} - {*OWN}))
-@settings(max_examples=settings.default.max_examples // 40)
+@settings(max_examples=max(1, settings.default.max_examples // 40))
 @given(case=geometries(max_dims=2, empty=False), own=st.integers(2, 9))
 def test_one_program_of_a_diagram_serves_every_batch(name: str, case: Case, own: int) -> None:
     network = ANY[name](replace(case, input_shape=(own, *case.input_shape[1:])))
@@ -88,7 +88,7 @@ def _is_special(network: Expression, own: int) -> bool:
     return "//" in compile(network).source or own < 6
 
 
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=max(1, settings.default.max_examples // 2))
 @given(network=networks(selections=True, max_nodes=4), data=st.data())
 def test_one_program_of_any_network(network: TensorNetwork, data: st.DataObject) -> None:
     legs = [leg for leg, size in network.sizes.items() if size > 1 and "'" not in leg]
@@ -105,7 +105,7 @@ def test_one_program_of_any_network(network: TensorNetwork, data: st.DataObject)
                 assert_close(program(**operands), other.reference(**operands), 1e-10)
 
 
-@settings(max_examples=settings.default.max_examples // 20)
+@settings(max_examples=max(1, settings.default.max_examples // 20))
 @given(case=geometries(max_dims=2, empty=False), batches=st.permutations([1, 2, 3, 4, 6, 9, 70]))
 def test_calls_of_every_batch_in_any_order(case: Case, batches: list[int]) -> None:
     tnconv.cache_clear()

@@ -17,7 +17,7 @@ OTHER_PAIRS = ("ntk_block",)  # of two batches, of which one stays
 
 
 @pytest.mark.parametrize("name", sorted({*ANY} - {*UNBATCHED, *OTHER_PAIRS}))
-@settings(max_examples=settings.default.max_examples // 20)
+@settings(max_examples=max(1, settings.default.max_examples // 20))
 @given(case=geometries(max_dims=2, empty=False), sizes=st.tuples(*[st.integers(2, 9)] * 2))
 def test_resized_diagrams_are_those_of_the_other_batch(
     name: str, case: Case, sizes: tuple[int, int]
