@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tnconv.given import instances
 from tnconv.models.computing import Inputs
-from tnconv.models.modules import instances, unwrapped
+from tnconv.models.modules import unwrapped
 from tnconv.ntk.seeds import Seeds, summed
 from tnconv.operators.low_rank.orders import Orders
 from tnconv.operators.low_rank.rows import JacobianRows
@@ -111,6 +112,7 @@ def learning(model: nn.Module, parameters: Sequence[str] | None) -> tuple[str, .
     Raises:
         ValueError: names that are unknown, repeated, frozen, or none at all.
     """
+    instances(model=model)
     learn = tuple(name for name, p in unwrapped(model).named_parameters() if p.requires_grad)
     names = learn if parameters is None else tuple(parameters)
     wrong = sorted(set(names) - set(learn))
