@@ -42,5 +42,6 @@ Image(str(RESULTS / "kernel-bandit.png"))
 #
 # The three lowest differ by less than their standard errors, so nothing is said about their order.
 # The network is not trained in between: only the mean and the bonus of its first kernel are used.
-# Contexts that stay the same, where greedy choices can get stuck, other rewards, and kernels of deep
-# networks may rank differently; theory's constants (noise 0.1, norm 1, failure 0.1) were not tuned.
+# Contexts that stay the same, where greedy choices can get stuck, other rewards, and kernels of
+# deep networks may rank differently; theory's constants (noise 0.1, norm 1, failure 0.1) were not
+# tuned.

@@ -48,9 +48,10 @@ Image(str(RESULTS / "kernel-conditions-photographs.png"))
 # does. Training stays well inside the ball (0.2 to 7 % of its radius). The second condition is
 # refuted at every width on both kinds of data: the lower bound on C, which has to be below 1/2, is
 # 184 at width 8 and 62 at width 64 on digits, and 3,865 and 407 on photographs. It falls with the
-# width, and if the fitted exponents (-0.52 and -0.90) held on, would reach 1/2 at some 7·10⁵ and 10⁵
-# channels. The kernel moves by 1.2 to 3.1 times its norm, and the linearised model misses 28 to 79 %
-# of what the outputs do: neither is near the kernel regime, though both come closer with width.
+# width, and if the fitted exponents (-0.52 and -0.90) held on, would reach 1/2 at some 7·10⁵ and
+# 10⁵ channels. The kernel moves by 1.2 to 3.1 times its norm, and the linearised model misses 28 to
+# 79 % of what the outputs do: no network is near the kernel regime, though they come closer with
+# width.
 #
 # ## What it does not show
 #

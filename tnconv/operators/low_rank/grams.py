@@ -71,8 +71,7 @@ def pair_network(
 ) -> Expression:
     """`tnconv.diagrams.ntk_block` of two operations; rows that are explicit have no cotangent."""
     layers = operation.networks[operand], other.networks[operand]
-    how = vectors, other_vectors, tied, summed
-    network: Expression = diagrams.ntk_block(*layers, operand, *how)
+    network: Expression = diagrams.ntk_block(*layers, operand, vectors, other_vectors, tied, summed)
     for cotangent, each in (("grad_output", operation), ("other_grad_output", other)):
         network = known(network, cotangent) if each.recipe is explicit else network
     return network
