@@ -40,7 +40,7 @@ def test_prose_is_written_anew_and_outputs_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("study", "how", "count"),
     [
-        ("conditions", "--widths 3 5 --seeds 2 --steps 2 --data photographs", 5),
+        ("conditions", "--widths 8 12 --seeds 2 --steps 2 --data photographs", 5),
         ("bandit", "--seeds 2 --rounds 4", 5),
         ("forgetting", "--widths 3 --seeds 1 --epochs 2", 1),
     ],
