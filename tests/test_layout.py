@@ -52,11 +52,20 @@ def test_imports_point_down(path):
 ROOMS = {
     "tnconv/codegen": (
         *("prices", "lowering", "routes", "planner", "programs"),
-        *("compiler", "baseline", "tiers"),
+        *("compiler", "baseline", "families", "tiers"),
     ),
     "tnconv": (
-        *("generators", "functional", "nn", "losses", "recursions", "quantities", "models"),
-        *("operators", "optim"),
+        *(
+            "displays",
+            "generators",
+            "functional",
+            "nn",
+            "losses",
+            "recursions",
+            "quantities",
+            "models",
+        ),
+        *("models", "operators", "optim"),
         *("monitor", "ntk", "geometry", "commands", "demo", "cli"),
     ),
 }
