@@ -1,6 +1,7 @@
 """From what a step's hooks collected to what measurements read."""
 
 import time
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tnconv.models.capture import Pass
 from tnconv.monitor.histograms import Binning
+from tnconv.monitor.kept_terms import SMALL, samples_of
 from tnconv.monitor.needs import (
     Activity,
     Bins,
@@ -19,7 +21,7 @@ from tnconv.monitor.needs import (
     JointHistogram,
     Spectrum,
 )
-from tnconv.monitor.sample_sums import Found, Wanted, contracted
+from tnconv.monitor.sample_sums import Directions, Found, Wanted, contracted, together
 from tnconv.monitor.seen import Seen
 from tnconv.monitor.step_watch import Portion, StepWatch
 
@@ -44,9 +46,9 @@ class Ranges:
 
 @dataclass
 class Totals:
-    """Sums over the samples of this worker."""
+    """Sums over the samples of this worker; counts are by parameter where they are layerwise."""
 
-    norms: list[float]
+    norms: list[Tensor]
     squares: list[Tensor | None]
     projections: dict[Pass, Tensor] = field(default_factory=dict)  # (k, n)
     samples: dict[Pass, Tensor] = field(default_factory=dict)  # squared norms (n)
@@ -144,8 +146,8 @@ def _shared(watch: StepWatch, values: Sequence[float]) -> list[float]:
     if workers.count == 1:
         return list(values)
     device = watch.named[0][1].device
-    kind = torch.float32 if device.type == "mps" else torch.float64
-    found: list[float] = workers.sums([torch.tensor(values, dtype=kind, device=device)])[0].tolist()
+    given = torch.tensor(values, dtype=widest(device), device=device)
+    found: list[float] = workers.sums([given])[0].tolist()
     return found
 
 
@@ -179,7 +181,8 @@ def _by_sample(
     seen.has |= {"histograms", *bins}
     if wanted.largest:
         ranges.gradient = totals.largest
-        ranges.parameter = max(float(p.abs().max()) for p in _parameters(watch) if p.numel())
+        if any(isinstance(need, JointHistogram) for need in bins):
+            ranges.parameter = max(float(p.abs().max()) for p in _parameters(watch) if p.numel())
 
 
 def _parameters(watch: StepWatch) -> list[Tensor]:
@@ -216,42 +219,61 @@ def _wanted(
 
 
 def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]]) -> Totals:
+    """Everything of all terms; small parameters of the same samples are worked on together."""
     numbers = {p: at for at, (_, p) in enumerate(watch.named)}
-    totals = Totals([0.0] * len(numbers), [None] * len(numbers))
-    totals.counts = {key: [None] * len(numbers) for key in wanted.histograms}
+    device = watch.named[0][1].device
+    zero = torch.zeros((), dtype=widest(device), device=device)
+    totals = Totals([zero] * len(numbers), [None] * len(numbers))
+    for key, (need, _) in wanted.histograms.items():
+        totals.counts[key] = [None] * (len(numbers) if need.layerwise else 1)
+    directions = Directions(sources)
+    small: dict[Hashable, dict[int, Tensor]] = defaultdict(dict)
+    places: dict[Hashable, tuple[Pass, int]] = {}
     while watch.terms:  # each is freed once it was used
         parameter, term, here, first = watch.terms.pop(0)
-        at = numbers[parameter]
-        directions = [each[at] for each in sources]
-        _add(
-            totals,
-            contracted(term, wanted, directions, at),
-            at,
-            here,
-            first,
-            _measured(watch, here),
-        )
+        at, samples = numbers[parameter], samples_of(term)
+        if parameter.numel() > SMALL:
+            found = contracted(term, wanted, directions, at)
+            _add(totals, found, [at], here, first, _measured(watch, here))
+        else:
+            each = term.gradients.flatten(1)
+            key = here, first, samples, each.dtype, each.device
+            small[key][at], places[key] = each, (here, first)
+    for key, given in small.items():
+        here, first = places[key]
+        found = together(given, wanted, directions)
+        _add(totals, found, list(given), here, first, _measured(watch, here))
     return totals
 
 
-def _add(totals: Totals, found: Found, at: int, here: Pass, first: int, samples: int) -> None:
-    """Add what was found of the samples from the first on."""
-    if found.norms is not None:
-        each = found.norms.double()
-        totals.norms[at] += float(each.sum())
+def _add(
+    totals: Totals, found: Found, parameters: Sequence[int], here: Pass, first: int, samples: int
+) -> None:
+    """Add what was found of some parameters and of the samples from the first on."""
+    wide = totals.norms[0].dtype
+    for at, norms in zip(parameters, found.norms, strict=False):
+        each = norms.to(totals.norms[0].device, wide)
+        totals.norms[at] = totals.norms[at] + each.sum()
         held = totals.samples.setdefault(here, each.new_zeros(samples))
         held[first : first + len(each)] += each
-    if found.squares is not None:
+    for at, squares in zip(parameters, found.squares, strict=False):
         before = totals.squares[at]
-        totals.squares[at] = found.squares if before is None else before + found.squares
+        totals.squares[at] = squares if before is None else before + squares
     if found.projections is not None:
-        own = found.projections.double()
+        own = found.projections.to(totals.norms[0].device, wide)
         held = totals.projections.setdefault(here, own.new_zeros(len(own), samples))
         held[:, first : first + own.shape[1]] += own
     for key, counts in found.counts.items():
-        known = totals.counts[key][at]
-        totals.counts[key][at] = counts if known is None else known + counts
+        whole = totals.counts[key]
+        for place, each in zip(parameters if len(whole) > 1 else [0], counts, strict=True):
+            known = whole[place]
+            whole[place] = each if known is None else known + each
     totals.largest = max(totals.largest, found.largest)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating-point dtype of a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _moments(
@@ -265,7 +287,7 @@ def _moments(
     """Sums over all workers' samples of norms and projections."""
     each = [totals.projections[here] for here in watch.passes if here in totals.projections]
     given = torch.cat(each, 1) if each else torch.zeros(len(directions), 0, dtype=torch.float64)
-    sums = [float(given.shape[1]), *totals.norms]
+    sums = [float(given.shape[1]), *torch.stack(totals.norms).tolist()]
     sums += given.sum(1).tolist() + given.square().sum(1).tolist()
     n, *rest = _shared(watch, sums)
     p, k = len(totals.norms), len(directions)
@@ -296,7 +318,10 @@ def _histogram(
     assert isinstance(key, GradientHistogram | JointHistogram)
     shape = [each.count for each in bins]
     device = watch.named[0][1].device
-    own = [torch.zeros(shape, dtype=torch.int64, device=device) if c is None else c for c in counts]
+    own = [
+        torch.zeros(shape, dtype=torch.int64, device=device) if c is None else c.to(device)
+        for c in counts
+    ]
     shared = [c.cpu().numpy() for c in watch.subject.workers.sums(own)]
     edges = [Binning(each).edges.numpy() for each in bins]
     shown: Any = edges[0] if len(edges) == 1 else tuple(edges)
