@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from tnconv.losses.reductions import divisor
-from tnconv.models.capture import Pass, alone
+from tnconv.models.calls import Pass
+from tnconv.models.capture import alone
 from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.graph import sources
 from tnconv.models.modules import instances, uncompiled, unwrapped

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tnconv.models.bare import noticing
-from tnconv.models.capture import Call, Pass, Watch, alone, watching
+from tnconv.models.calls import Call, Pass
+from tnconv.models.capture import Watch, alone, watching
 from tnconv.models.checkpoints import refuse_reentrant_nodes
 from tnconv.models.collector import Collector
 from tnconv.models.coupling import couples

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tnconv.diagrams import per_sample_gradients
 from tnconv.models.arrangement import arranged, operands_of
-from tnconv.models.capture import Alone, Call
+from tnconv.models.calls import Alone, Call
 from tnconv.models.contracted import values
 from tnconv.models.layers import Operands, Operation, explicit, repeated
 from tnconv.models.sample_maps import Silent

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnconv.models.capture import Pass
+from tnconv.models.calls import Pass
 from tnconv.monitor.histograms import Binning
 from tnconv.monitor.kept_terms import SMALL, samples_of
 from tnconv.monitor.needs import (

@@ -18,7 +18,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from tnconv import diagrams
 from tnconv.losses.roots import Curvature, curvature
 from tnconv.models.bare import choose, noticing
-from tnconv.models.capture import Call, Pass, alone, watching
+from tnconv.models.calls import Call, Pass
+from tnconv.models.capture import alone, watching
 from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, arguments

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression
-from tnconv.models.capture import Call, Pass
+from tnconv.models.calls import Call, Pass
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, ran
 from tnconv.models.modules import unwrapped
