@@ -4,7 +4,7 @@ Norms, projections, second moments and histograms of the samples' gradients are 
 the directions of the step are known: see `tnconv.monitor.sample_sums`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -44,7 +44,7 @@ class TermCollector(Collector):
 
     terms: list[tuple[nn.Parameter, Term, Pass, int]] = field(default_factory=list)
     chosen: Chosen = lambda samples: None
-    wanted: Callable[[nn.Parameter], bool] = lambda parameter: True
+    wanted: Set[nn.Parameter] | None = None  # None for all
     indices: dict[Pass, Tensor | None] = field(default_factory=dict)
 
     def receive(
@@ -58,6 +58,10 @@ class TermCollector(Collector):
     ) -> None:
         if source != LOSS_GRADIENT:
             super().receive(here, call, grad_output, source, vectors, part)
+            return
+        if not any(self._wants(p) for _, p in call.parameters) and self.sources == (source,):
+            self.passes.add(here)
+            call.release()
             return
         index, plain = self._index(here), _is_plain(call, here.samples)
         if index is not None and plain:
@@ -84,12 +88,15 @@ class TermCollector(Collector):
     ) -> None:
         if source != LOSS_GRADIENT:
             super().add(parameter, term, here, source, part)
-        elif self.wanted(parameter):
+        elif self._wants(parameter):
             assert here is not None
             index = self._index(here)
             if index is not None and samples_of(term) == here.samples != len(index):
                 term = Term.known(term.gradients[index])
             self.terms.append((parameter, term, here, part))
+
+    def _wants(self, parameter: nn.Parameter) -> bool:
+        return self.wanted is None or parameter in self.wanted
 
     def _index(self, here: Pass) -> Tensor | None:
         if here not in self.indices:
@@ -107,15 +114,20 @@ class KeepingObservation(Observation):
     failure: str | None = None
 
     def __init__(
-        self, model: nn.Module, more: Sequence[Quantity[Any]], chosen: Chosen, batch_dim: int = 0
+        self,
+        model: nn.Module,
+        more: Sequence[Quantity[Any]],
+        chosen: Chosen,
+        wanted: Set[nn.Parameter] | None = None,
+        batch_dim: int = 0,
     ) -> None:
-        self._chosen = chosen
+        self._chosen, self._wanted = chosen, wanted
         super().__init__(model, [Kept(), *more], batch_dim=batch_dim)
 
     def _reset(self) -> None:
         super()._reset()
         assert isinstance(self.collector, TermCollector)
-        self.collector.chosen = self._chosen
+        self.collector.chosen, self.collector.wanted = self._chosen, self._wanted
 
     @property
     def kept(self) -> TermCollector:

@@ -8,11 +8,13 @@ everything, and freed. Nothing here knows a layer's type.
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
 
 from tnconv import diagrams
+from tnconv.codegen import Program, compile
 from tnconv.diagrams.affine import Tensor as Operand
 from tnconv.models.layers import Operation, explicit
 from tnconv.models.terms import Term
@@ -21,6 +23,7 @@ from tnconv.monitor.kept_terms import samples_of
 from tnconv.monitor.needs import GradientHistogram, JointHistogram
 from tnconv.quantities.first_order import NORMS, SQUARES
 
+MEASURED = 2**18  # entries of gradients from which on it pays to measure programs for them
 ROWS = 2**20  # entries of outer products that are written out at a time
 
 
@@ -29,6 +32,7 @@ class Wanted:
     """What is to be made of the samples' gradients; times ``unit`` they are g[n]."""
 
     norms: bool = False
+    each_norm: bool = False  # of every sample over all parameters, too
     squares: bool = False
     histograms: Mapping[Hashable, tuple[GradientHistogram | JointHistogram, Binning]] = field(
         default_factory=dict
@@ -92,7 +96,7 @@ def contracted(term: Term, wanted: Wanted, directions: Directions, at: int) -> F
     if (factors := outer_factors(term)) is not None:
         return _of_products(*factors, wanted, directions.of(at), at)
     if wanted.histograms or directions or term.v is None:
-        return together({at: term.gradients.flatten(1)}, wanted, directions)
+        return together({at: _written_out(term).flatten(1)}, wanted, directions)
     return _by_program(term, wanted)
 
 
@@ -111,7 +115,7 @@ def together(given: Mapping[int, Tensor], wanted: Wanted, directions: Directions
     for key, (need, binning) in wanted.histograms.items():
         numbers = [wanted.parameter_bins[key][at] for at in given] if _joint(need) else ()
         if need.layerwise:
-            each_numbers = numbers or [None] * len(parts)
+            each_numbers: Sequence[Tensor | None] = numbers or [None] * len(parts)
             pairs = zip(parts, each_numbers, strict=True)
             found.counts[key] = [_counted(g, need, binning, own) for g, own in pairs]
         else:
@@ -120,6 +124,32 @@ def together(given: Mapping[int, Tensor], wanted: Wanted, directions: Directions
     if wanted.largest and each.numel():
         found.largest = abs(wanted.unit) * float(torch.maximum(each.max(), -each.min()))
     return found
+
+
+def _written_out(term: Term) -> Tensor:
+    """The gradients ``(n, *θ)``: of many entries by the program that is the fastest here."""
+    operands = term.operands
+    like = next(iter(operands.values()))
+    known = term.v is None or term.vectors is not None or term.operation.recipe is explicit
+    if known or not like.is_cpu:
+        return term.gradients
+    program = _fastest(term.operation, term.operand, like.dtype)
+    if program is None:
+        return term.gradients
+    return program.run(*[operands[name] for name in program.operands])
+
+
+@lru_cache(maxsize=1024)
+def _fastest(operation: Operation, operand: str, dtype: torch.dtype) -> Program | None:
+    """Measured once: it runs at every step that is watched. None where that is not worth it.
+
+    What is measured draws no random numbers of the run's.
+    """
+    network = diagrams.per_sample_gradients(operation.networks[operand], operand)
+    if prod(network.shape) < MEASURED:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        return compile(network, tune=True, dtype=dtype)
 
 
 def _joint(need: GradientHistogram | JointHistogram) -> bool:

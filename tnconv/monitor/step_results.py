@@ -214,8 +214,9 @@ def _wanted(
             continue
         histograms[need] = need, Binning(bins[need][0], factor)
     adapts = any(need.adapts for need in bins)  # type: ignore[attr-defined]
-    norms, squares = "squared_norms" in watch.needs, "squares" in watch.needs
-    return Wanted(norms, squares, histograms, numbers, adapts, factor), bins
+    each, squares = "largest_sample" in watch.needs, "squares" in watch.needs
+    norms = each or bool(watch.needs & {"squared_norms", "normalisation"})
+    return Wanted(norms, each, squares, histograms, numbers, adapts, factor), bins
 
 
 def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]]) -> Totals:
@@ -226,7 +227,7 @@ def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]
     totals = Totals([zero] * len(numbers), [None] * len(numbers))
     for key, (need, _) in wanted.histograms.items():
         totals.counts[key] = [None] * (len(numbers) if need.layerwise else 1)
-    directions = Directions(sources)
+    directions, apart = Directions(sources), wanted.each_norm
     small: dict[Hashable, dict[int, Tensor]] = defaultdict(dict)
     places: dict[Hashable, tuple[Pass, int]] = {}
     while watch.terms:  # each is freed once it was used
@@ -234,7 +235,7 @@ def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]
         at, samples = numbers[parameter], samples_of(term)
         if parameter.numel() > SMALL:
             found = contracted(term, wanted, directions, at)
-            _add(totals, found, [at], here, first, _measured(watch, here))
+            _add(totals, found, [at], here, first, _measured(watch, here), apart)
         else:
             each = term.gradients.flatten(1)
             key = here, first, samples, each.dtype, each.device
@@ -242,25 +243,32 @@ def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]
     for key, given in small.items():
         here, first = places[key]
         found = together(given, wanted, directions)
-        _add(totals, found, list(given), here, first, _measured(watch, here))
+        _add(totals, found, list(given), here, first, _measured(watch, here), apart)
     return totals
 
 
 def _add(
-    totals: Totals, found: Found, parameters: Sequence[int], here: Pass, first: int, samples: int
+    totals: Totals,
+    found: Found,
+    parameters: Sequence[int],
+    here: Pass,
+    first: int,
+    samples: int,
+    apart: bool,
 ) -> None:
     """Add what was found of some parameters and of the samples from the first on."""
-    wide = totals.norms[0].dtype
+    wide, device = totals.norms[0].dtype, totals.norms[0].device
     for at, norms in zip(parameters, found.norms, strict=False):
-        each = norms.to(totals.norms[0].device, wide)
-        totals.norms[at] = totals.norms[at] + each.sum()
-        held = totals.samples.setdefault(here, each.new_zeros(samples))
-        held[first : first + len(each)] += each
+        each = norms.to(device)
+        totals.norms[at] = totals.norms[at] + each.sum(dtype=wide)
+        if apart:
+            held = totals.samples.setdefault(here, each.new_zeros(samples, dtype=wide))
+            held[first : first + len(each)] += each
     for at, squares in zip(parameters, found.squares, strict=False):
         before = totals.squares[at]
         totals.squares[at] = squares if before is None else before + squares
     if found.projections is not None:
-        own = found.projections.to(totals.norms[0].device, wide)
+        own = found.projections.to(device, wide)
         held = totals.projections.setdefault(here, own.new_zeros(len(own), samples))
         held[:, first : first + own.shape[1]] += own
     for key, counts in found.counts.items():
@@ -294,6 +302,10 @@ def _moments(
     if "squared_norms" in watch.needs:
         seen.squared_norms = [weight * factor**2 * norm for norm in rest[:p]]
         seen.has.add("squared_norms")
+    if "normalisation" in watch.needs:
+        unit = seen.samples / watch.subject.workers.count / factor
+        seen.normalisation = _normalisation(watch, rest[:p], weight * factor**2, unit)
+        seen.has.add("normalisation")
     if "largest_sample" in watch.needs:
         own = max((float(norms.max()) for norms in totals.samples.values()), default=0.0)
         workers = watch.subject.workers
@@ -309,6 +321,16 @@ def _moments(
             found = (first / n if n else nan), _variance(n, first, second)
             setattr(seen, name, found)
         seen.has.add(name)
+
+
+def _normalisation(
+    watch: StepWatch, norms: Sequence[float], weight: float, unit: float
+) -> tuple[float, float]:
+    """``Σ_n |g[n]|²`` and ``|g|²`` in the parameters of normalisation layers alone."""
+    chosen = {*watch.subject.normalising}
+    at = [number for number, (_, p) in enumerate(watch.named) if p in chosen]
+    mean = sum((float(watch.norms[number]) / unit) ** 2 for number in at)
+    return weight * sum(norms[number] for number in at), mean
 
 
 def _histogram(
