@@ -238,7 +238,8 @@ def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]
             _add(totals, found, [at], here, first, _measured(watch, here), apart)
         else:
             each = term.gradients.flatten(1)
-            key = here, first, samples, each.dtype, each.device
+            key: tuple[Hashable, ...] = here, first, samples, each.dtype, each.device
+            key += (len(small),) if at in small[key] else ()
             small[key][at], places[key] = each, (here, first)
     for key, given in small.items():
         here, first = places[key]
