@@ -238,9 +238,9 @@ def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]
             _add(totals, found, [at], here, first, _measured(watch, here), apart)
         else:
             each = term.gradients.flatten(1)
-            key: tuple[Hashable, ...] = here, first, samples, each.dtype, each.device
-            key += (len(small),) if at in small[key] else ()
-            small[key][at], places[key] = each, (here, first)
+            again = sum(at in given and here is places[key][0] for key, given in small.items())
+            place = here, first, samples, each.dtype, each.device, again
+            small[place][at], places[place] = each, (here, first)
     for key, given in small.items():
         here, first = places[key]
         found = together(given, wanted, directions)
