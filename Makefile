@@ -27,9 +27,11 @@ bench: $(VENV)/.peers $(VENV)/.demo
 results: $(VENV)/.peers $(VENV)/.demo $(VENV)/.plots
 	$(BIN)/python -m benchmarks.all
 
-# The documentation, with no broken reference: docs/_build/index.html.
-docs: $(VENV)/.docs
+# The documentation, with no broken reference: docs/_build/index.html. A browser then finds its
+# pictures (where there is one: apt-get install chromium).
+docs: $(VENV)/.docs $(VENV)/.test
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+	$(BIN)/python -m pytest -q -rs tests/docs/test_in_browser.py
 
 # The tests of what depends on torch's version, on the lowest and the newest one.
 versions:

@@ -1,6 +1,5 @@
 """Drawing networks to files and notebooks: Graphviz, or pygraphviz where its program is missing."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.look import Style
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.diagrams.notation import equation
+from tnconv.diagrams.notices import warn
 from tnconv.diagrams.sketch import COLUMNS, dot, dot_steps
 from tnconv.diagrams.tikz import tikz
 
@@ -77,6 +77,15 @@ def draw_steps(
     return _write(path, lambda: dot_steps(steps, style, columns), style.dpi)
 
 
+def picture_of_steps(
+    steps: Sequence[tuple[str, TensorNetwork]], columns: int = COLUMNS, **options: Any
+) -> Picture:
+    """The grid of `draw_steps`, to be shown or saved."""
+    style = Style(**options)
+    text = "\n".join(f"{title}: {equation(network)}" for title, network in steps)
+    return Picture(dot_steps(steps, style, columns), text, style.dpi)
+
+
 def picture(network: Expression, **options: Any) -> Picture:
     """The picture of a network, with the options of `draw`, to be shown or saved."""
     style = Style(**options)
@@ -108,10 +117,9 @@ def _write(path: str | Path, build: Callable[[], graphviz.Graph], dpi: int) -> P
         wanted, path = path, path.with_suffix(".dot")
         graph.graph_attr.pop("dpi", None)
         drawn = graph.source.encode()
-        warnings.warn(
+        warn(
             f"cannot draw {wanted.name}, wrote {path.name} instead; install Graphviz or "
-            "pip install 'tnconv[draw]'",
-            stacklevel=3,
+            "pip install 'tnconv[draw]'"
         )
     elif format == "tex":
         drawn = tikz(drawn.decode()).encode()

@@ -2,10 +2,13 @@
 
 import html
 import re
+import unicodedata
 from collections.abc import Iterator
 
 _INCHES = 2.54  # the unit of the layout, in centimetres
-_HEAD = r"""\documentclass[tikz,border=2pt]{standalone}
+_HEAD = r"""\IfFileExists{standalone.cls}{\documentclass[tikz,border=2pt]{standalone}}
+  {\documentclass{article}\usepackage{tikz}\pagestyle{empty}}
+\usetikzlibrary{shapes.geometric}
 \begin{document}
 \begin{tikzpicture}[
   tensor/.style={draw=blue!50!black,fill=blue!8,rounded corners=2pt,minimum height=5mm,
@@ -18,14 +21,10 @@ _HEAD = r"""\documentclass[tikz,border=2pt]{standalone}
   mark/.style={draw=red!75!black,very thick},
   wire/.style={gray,thin},
   leg/.style={font=\scriptsize,fill=white,fill opacity=.8,text opacity=1,inner sep=.6pt}]
-\usetikzlibrary{shapes.geometric}
 """
 _TAIL = "\\end{tikzpicture}\n\\end{document}\n"
 _KINDS = {"box": "tensor", "ellipse": "pattern", "point": "dot", "plaintext": "loose"}
 _SIGNS = {
-    "Π": r"$\Pi$",
-    "δ": r"$\delta$",
-    "Σ": r"$\Sigma$",
     "≤": r"$\le$",
     "∈": r"$\in$",
     "·": r"$\cdot$",
@@ -33,7 +32,23 @@ _SIGNS = {
     "→": r"$\to$",
     "′": r"$'$",
     "−": "$-$",
-}
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+} | {letter: f"\\{letter}" for letter in "#$%&_{}"}
+_ACCENTS = dict(zip("\u0300\u0301\u0302\u0303\u0308\u030a\u0327\u030c", "`'^~\"rcv", strict=True))
+_CAPITALS = dict(
+    zip(
+        *(
+            "alpha beta epsilon zeta eta iota kappa mu nu omicron rho tau chi".split(),
+            "ABEZHIKMNOPTX",
+        ),
+        strict=True,
+    )
+)
 
 
 def tikz(layout: str) -> str:
@@ -114,10 +129,28 @@ def _tex(label: str) -> str:
 
 def _part(text: str) -> str:
     inside = html.unescape(re.sub(r"<[^>]*>", "", text))
-    inside = re.sub(r"([#$%&_{}])", r"\\\1", inside)
-    inside = "".join(_SIGNS.get(letter, letter) for letter in inside)
+    inside = "".join(map(_letter, inside))
     if text.startswith("<SUB>"):
         return rf"\textsubscript{{{inside}}}"
     if text.startswith("<BR/>"):
         return r"\\"
     return rf"{{\tiny {inside}}}" if text.startswith('<FONT POINT-SIZE="7"') else inside
+
+
+def _letter(letter: str) -> str:
+    r"""A letter of a name; what plain LaTeX has no letter for is written as its code point.
+
+    >>> _letter("λ"), _letter("é"), _letter("Π"), _letter("层")
+    ('$\\lambda$', "\\'{e}", '$\\Pi$', '[U+5C42]')
+    """
+    if letter in _SIGNS or letter.isascii():
+        return _SIGNS.get(letter, letter if letter.isprintable() else " ")
+    name = unicodedata.name(letter, "").split()
+    if name[:1] == ["GREEK"] and name[2:3] == ["LETTER"] and len(name) == 4:
+        greek = {"LAMDA": "lambda"}.get(name[3], name[3].lower())
+        shown = greek if name[1] == "SMALL" else _CAPITALS.get(greek, greek.capitalize())
+        return "o" if shown == "omicron" else f"$\\{shown}$" if len(shown) > 1 else shown
+    base, *marks = list(unicodedata.normalize("NFD", letter))
+    if base.isascii() and len(marks) == 1 and marks[0] in _ACCENTS:
+        return f"\\{_ACCENTS[marks[0]]}{{{base}}}"
+    return f"[U+{ord(letter):04X}]"

@@ -5,11 +5,15 @@ Choose with ``--hypothesis-profile=deep`` or ``TNCONV_HYPOTHESIS=deep``.
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests.browser import Opened, headless_chromium
 
 settings.register_profile(
     "fast",
@@ -44,3 +48,25 @@ def float64() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless browser for the tests of one file, which skip where there is none."""
+    with headless_chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(chromium: Any) -> Iterator[Callable[[Path], Opened]]:
+    """Opens an HTML file: ``open_page(path).pictures()``; a page's error fails the test."""
+    opened: list[Opened] = []
+
+    def open_path(path: Path) -> Opened:
+        opened.append(Opened(chromium.new_page(), path))
+        return opened[-1]
+
+    yield open_path
+    for each in opened:
+        each.page.close()
+        assert not each.errors, each.errors

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tnconv
 from tests.strategies import ZOO, Case, assert_close, networks, operands_for
 from tnconv.diagrams import (
     Axis,
@@ -399,7 +400,26 @@ def test_latex(tmp_path):
     text = network.draw(tmp_path / "conv.tex").read_text()
     assert text.count(r"\node[tensor]") == 2 and text.count(r"\node[pattern]") == 1
     assert r"{x\_1\%}" in text and r"$\times$ 2" in text and r"i\textsubscript{1}" in text
-    if shutil.which("pdflatex"):
-        command = ["pdflatex", "-interaction=batchmode", "-halt-on-error", "conv.tex"]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-        assert (tmp_path / "conv.pdf").read_bytes().startswith(MAGIC["pdf"])
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs LaTeX: texlive-pictures")
+def test_latex_compiles(tmp_path):
+    """Every diagram of the zoo, programs, and letters of every kind, in one plain document."""
+    if drawing._render(dot(NET), "plain") is None:
+        pytest.skip("needs Graphviz or pygraphviz")
+    odd = ['\\~^<>|"$&#_{}%', "λΓΠςoχ", "éçňÅ", "层\n", "a\0b`'"]
+    named = [NET.rename_operands({"x": name}).scaled(2) for name in odd]
+    legs = NET.rename(dict(zip(NET.sizes, odd, strict=False)))
+    drawn = [*(ZOO[name](CASE) for name in sorted(ZOO)[::3]), *named, legs]
+    documents = [net.draw(tmp_path / f"{at}.tex").read_text() for at, net in enumerate(drawn)]
+    documents.append(tnconv.compile(NET).draw(tmp_path / "program.tex").read_text())
+    head, _, _ = documents[0].partition(r"\begin{tikzpicture}")
+    parts = [re.search(r"\\begin{tikzpicture}.*\\end{tikzpicture}", d, re.S)[0] for d in documents]
+    (tmp_path / "all.tex").write_text("\n\\clearpage\n".join([head, *parts, r"\end{document}"]))
+    for name in ("0", "all"):
+        command = ["pdflatex", "-interaction=batchmode", "-halt-on-error", f"{name}.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True)
+        assert done.returncode == 0, (tmp_path / f"{name}.log").read_text()[-2000:]
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(MAGIC["pdf"])
+    log = (tmp_path / "all.log").read_text()
+    assert "Missing character" not in log and "Undefined" not in log

@@ -17,7 +17,7 @@ from torch.autograd.graph import Node
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from tnconv.models.capture import Call, Pass
+from tnconv.models.calls import Call, Pass
 from tnconv.models.coded import random_weights
 from tnconv.models.layers import own_dimensions
 from tnconv.models.modules import tensors

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from tnconv.models.capture import Call
+from tnconv.models.calls import Call
 from tnconv.models.layers import (
     Operands,
     Operation,

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from tnconv.diagrams import Tensor as Operand
 from tnconv.diagrams import TensorNetwork, View
-from tnconv.models.capture import Call, Inert, Pass, Watch
+from tnconv.models.calls import Call, Pass
+from tnconv.models.capture import Inert, Watch
 from tnconv.models.graph import reaching, unexplained
 from tnconv.models.layers import Networks, Operation, Shape, describes, register_layer
 from tnconv.models.modules import own_parameters

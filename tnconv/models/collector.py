@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tnconv.models.capture import Alone, Call, Pass
+from tnconv.models.calls import Alone, Call, Pass
 from tnconv.models.terms import Arrival, Term
 from tnconv.quantities.base import LOSS_GRADIENT, Statistic, Vectors
 

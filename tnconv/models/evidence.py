@@ -11,7 +11,8 @@ from functools import partial
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from tnconv.models.capture import Call, Pass, Watch
+from tnconv.models.calls import Call, Pass
+from tnconv.models.capture import Watch
 from tnconv.models.graph import missed
 
 

@@ -16,7 +16,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from tnconv.diagrams.notices import warn
 from tnconv.models.arrangement import is_arranged
 from tnconv.models.bare import Bare, choose
-from tnconv.models.capture import Call, Pass, Watch
+from tnconv.models.calls import Call, Pass
+from tnconv.models.capture import Watch
 from tnconv.models.collector import Collector
 from tnconv.models.graph import past, unexplained
 from tnconv.models.meeting_points import Unsupported

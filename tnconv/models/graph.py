@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from tnconv.models.capture import Call
+from tnconv.models.calls import Call
 
 
 def sources(calls: Sequence[Call]) -> list[GradientEdge]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from tnconv.models.capture import Alone, Call, Pass, Watch
+from tnconv.models.calls import Alone, Call, Pass
+from tnconv.models.capture import Watch
 from tnconv.models.meeting_points import (
     Point,
     Unsupported,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnconv.models.capture import Call, Pass
+from tnconv.models.calls import Call, Pass
 from tnconv.models.collector import Collector
 from tnconv.models.evidence import unseen
 from tnconv.models.graph import before, sources

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from tnconv.models.anchors import Anchor, Unrunnable, anchors, is_batched, replaced
-from tnconv.models.capture import Call, Pass, Watch, alone
+from tnconv.models.calls import Call, Pass
+from tnconv.models.capture import Watch, alone
 from tnconv.models.checkpoints import refuse_reentrant_nodes
 from tnconv.models.coded import (
     LEVELS,

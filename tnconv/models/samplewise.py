@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from tnconv.models.capture import Pass
+from tnconv.models.calls import Pass
 from tnconv.models.modules import tensors
 from tnconv.models.sample_maps import Owned, unfolded
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tnconv.diagrams import Expression, diagonal_vjp
 from tnconv.losses.diagonals import LossFunction
-from tnconv.models.capture import Call, Pass
+from tnconv.models.calls import Call, Pass
 from tnconv.models.contracted import values
 from tnconv.models.sample_maps import Shared, Silent
 from tnconv.models.terms import Arrival

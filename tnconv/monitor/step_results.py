@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnconv.models.capture import Pass
+from tnconv.models.calls import Pass
 from tnconv.monitor.histograms import Binning
 from tnconv.monitor.needs import (
     Activity,

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnconv.models.capture import Inert, Pass
+from tnconv.models.calls import Pass
+from tnconv.models.capture import Inert
 from tnconv.models.terms import Term
 from tnconv.monitor.activity import ActivityWatch
 from tnconv.monitor.kept_terms import KeepingObservation, index_of

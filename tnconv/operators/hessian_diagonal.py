@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from tnconv import diagrams
+from tnconv.given import instances
 from tnconv.losses.roots import Curvature, curvature
 from tnconv.models.bare import choose, noticing
-from tnconv.models.capture import Call, Pass, alone, watching
+from tnconv.models.calls import Call, Pass
+from tnconv.models.capture import alone, watching
 from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, arguments
@@ -61,6 +63,7 @@ def hessian_diagonal(
             second derivative couples entries, more features, or a loss that is not known.
         ValueError: parameters that the model does not have.
     """
+    instances(model=model, loss_fn=loss_fn)
     chosen = chosen_parameters(unwrapped(model), parameters)
     wanted = set(chosen.values())
     arrived: dict[Call, list[Tensor]] = defaultdict(list)

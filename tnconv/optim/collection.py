@@ -18,7 +18,8 @@ from torch.autograd import Variable
 
 from tnconv.losses.reductions import divisor
 from tnconv.losses.roots import recognised
-from tnconv.models.capture import Call, Inert, Pass, Watch, alone
+from tnconv.models.calls import Call, Pass
+from tnconv.models.capture import Inert, Watch, alone
 from tnconv.models.graph import before, sources
 from tnconv.models.modules import unwrapped, weak
 from tnconv.models.terms import Arrival

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression
-from tnconv.models.capture import Call, Pass
+from tnconv.models.calls import Call, Pass
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, ran
 from tnconv.models.modules import unwrapped
@@ -181,6 +181,13 @@ class JacobianRows:
         """The rows of the vectors ``start <= m < stop``."""
         terms = {name: _between(term, start, stop) for name, term in self.terms.items()}
         return replace(self, terms=terms, vectors=stop - start)
+
+    def of_samples(self, start: int, stop: int) -> "JacobianRows":
+        """The rows of the samples ``start <= n < stop``, as views of what these hold."""
+        if (start, stop) == (0, self.samples):
+            return self
+        terms = {name: term.of_samples(start, stop) for name, term in self.terms.items()}
+        return replace(self, terms=terms, samples=stop - start)
 
     def scaled(self, factors: Tensor) -> "JacobianRows":  # (m, n)
         """The rows ``factors[m, n] J[m, n, θ]``."""
