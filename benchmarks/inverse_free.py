@@ -64,10 +64,7 @@ def peers(flavour: Any) -> dict[str, Made]:
             model, lr=1e-3, momentum=0.9, damping=0.1, T=2, structures=(name, name),
             kfac_approx=flavour, warn_unsupported=False,
         )  # fmt: skip
-    for name in ("dense", "diagonal"):
-        found[f"published RF-Shampoo {name}"] = lambda model, name=name: SIRFShampoo(
-            model, lr=1e-3, lam=0.1, T=2, structures=name
-        )
+    found["published RF-Shampoo dense"] = lambda model: SIRFShampoo(model, lr=1e-3, lam=0.1, T=2)
     return found
 
 
