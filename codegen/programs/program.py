@@ -234,14 +234,20 @@ class Program(Generic[Result]):
         return program
 
     def _for_complex(self, given: Sequence[Tensor]) -> Result:
-        """What the program without native convolutions gives, made for the size of these."""
+        """What the program without native convolutions gives, made once for the size of these."""
         if self.batches is None:
             return self.for_complex.function(*given)
         size = self.batches.size_of([array.shape for array in given])
-        networks = self.batches.networks(self.networks, size)
-        network = networks if isinstance(self.network, tuple) else networks[0]
-        own: Program[Result] = self._compiler.compile(network, dtype=torch.complex64)
+        if (own := self._complex_sizes.get(size)) is None:
+            networks = self.batches.networks(self.networks, size)
+            network = networks if isinstance(self.network, tuple) else networks[0]
+            own = self._compiler.compile(network, dtype=torch.complex64)
+            self._complex_sizes[size] = own
         return own.function(*given)
+
+    @cached_property
+    def _complex_sizes(self) -> "dict[int, Program[Result]]":
+        return {}
 
     @property
     def path(self) -> "tuple[list[tuple[int, ...]], opt_einsum.PathInfo]":
