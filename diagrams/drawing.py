@@ -1,6 +1,5 @@
 """Drawing networks to files and notebooks: Graphviz, or pygraphviz where its program is missing."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.look import Style
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.diagrams.notation import equation
+from tnconv.diagrams.notices import warn
 from tnconv.diagrams.sketch import COLUMNS, dot, dot_steps
 from tnconv.diagrams.tikz import tikz
 
@@ -108,10 +108,9 @@ def _write(path: str | Path, build: Callable[[], graphviz.Graph], dpi: int) -> P
         wanted, path = path, path.with_suffix(".dot")
         graph.graph_attr.pop("dpi", None)
         drawn = graph.source.encode()
-        warnings.warn(
+        warn(
             f"cannot draw {wanted.name}, wrote {path.name} instead; install Graphviz or "
-            "pip install 'tnconv[draw]'",
-            stacklevel=3,
+            "pip install 'tnconv[draw]'"
         )
     elif format == "tex":
         drawn = tikz(drawn.decode()).encode()

@@ -5,7 +5,6 @@ A table is looked up by device, dtype, number of threads, versions and precision
 """
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,7 @@ from tnconv.codegen.prices.kinds import KINDS, Probe, every_coefficient
 from tnconv.codegen.prices.shipped import shipped
 from tnconv.codegen.prices.store import Json
 from tnconv.codegen.prices.tables import SHIPPED, Table
+from tnconv.diagrams.notices import warn
 
 KIND = "coefficients"
 BUDGET = 0.03  # seconds per call
@@ -48,11 +48,10 @@ def calibrate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.flo
     table, refused = (accelerator_scales.scaled if accelerator else fitted)(start, times)
     key = _key(device, dtype)
     for name, reason in refused.items():
-        warnings.warn(
+        warn(
             f"calibration of {key['device']} in {dtype}: probe {name!r} is refused, since "
             f"{reason}; its shipped value is used",
             RuntimeWarning,
-            stacklevel=2,
         )
     _known.cache_clear()
     _here.pop(json.dumps(key), None)
@@ -115,11 +114,10 @@ def coefficients(device: torch.device, dtype: torch.dtype = torch.float32) -> Ta
         return SHIPPED
     dtype = dtype if dtype.is_floating_point else torch.float32
     if _capturing(device) and _calibrated(device, dtype) is None:
-        warnings.warn(
+        warn(
             f"prices of {device} cannot be measured while a CUDA graph is captured; assumed ones "
             "are used: call tnconv.codegen.calibrate before",
             RuntimeWarning,
-            stacklevel=2,
         )
         return shipped(device, dtype, torch.get_num_threads())
     return _known(device, dtype, json.dumps(_key(device, dtype)))

@@ -4,7 +4,6 @@ Norms, projections, second moments and histograms of the samples' gradients are 
 the directions of the step are known: see `tnconv.monitor.sample_sums`.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tnconv import diagrams
+from tnconv.diagrams.notices import warn
 from tnconv.models.calls import Call, Pass
 from tnconv.models.collector import Collector
 from tnconv.models.observation import Observation
@@ -130,10 +130,7 @@ class KeepingObservation(Observation):
             work()
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             self.failure = str(error)
-            warnings.warn(
-                f"the monitor leaves out what needs gradients of single samples: {error}",
-                stacklevel=2,
-            )
+            warn(f"the monitor leaves out what needs gradients of single samples: {error}")
             return False
         return True
 

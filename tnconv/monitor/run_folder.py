@@ -8,7 +8,6 @@ both. Lines of one step belong together. A line that was torn by a crash is skip
 import json
 import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tnconv.diagrams.notices import warn
 
 SCALARS, ARRAYS = "scalars.jsonl", "arrays"
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -126,7 +127,7 @@ def read_run(folder: str | Path) -> Run:
             run.problems.append(f"{file.name} cannot be read and was skipped: {error}")
     run.records = [by_step[step] for step in sorted(by_step)]
     for problem in run.problems:
-        warnings.warn(problem, stacklevel=2)
+        warn(problem)
     return run
 
 

@@ -4,11 +4,11 @@ A logger that is not installed is asked for when its sink is made. Sinks never e
 raises is left out from then on, with a warning.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
+from tnconv.diagrams.notices import warn
 from tnconv.monitor.events import Event
 
 Function = Callable[[dict[str, float], int], object]
@@ -127,5 +127,5 @@ def deliver(sinks: Sequence[Sink], event: Event) -> list[Sink]:
         except Exception as error:
             failed.append(sink)
             name = getattr(sink, "__name__", type(sink).__name__)
-            warnings.warn(f"sink {name} raised and is left out: {error!r}", stacklevel=2)
+            warn(f"sink {name} raised and is left out: {error!r}")
     return failed

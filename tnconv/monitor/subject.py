@@ -1,6 +1,5 @@
 """The training run that is watched: its model and loss, and what belongs to them throughout."""
 
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tnconv.diagrams.notices import warn
 from tnconv.losses.reductions import Reduction, reduction_of
 from tnconv.models.modules import mixes_samples, unwrapped
 from tnconv.monitor.step_curvature import Spectra
@@ -54,7 +54,7 @@ class Subject:
         if need not in self.left_out:
             self.left_out[need] = reason
             what = need if isinstance(need, str) else f"{need}"
-            warnings.warn(f"the monitor leaves out {what}: {reason}", stacklevel=3)
+            warn(f"the monitor leaves out {what}: {reason}")
 
     def attempt(self, need: Hashable, work: Callable[[], Any]) -> Any:
         """What some work gives, or None once it fails: the run that is watched goes on."""

@@ -1,7 +1,6 @@
 """The monitor: around a step, or by hooks, it measures what training does and changes nothing."""
 
 import logging
-import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tnconv.diagrams.notices import warn
 from tnconv.losses.reductions import Reduction
 from tnconv.models.modules import instances
 from tnconv.monitor.alerts import RULES, Alert, Alerts, History, Rule
@@ -314,9 +314,7 @@ class Monitor:
         if seen.samples == 1 and any(of_samples(n) for m in due for n in m.needed()):
             if not self._warned:
                 self._warned = True
-                warnings.warn(
-                    "a step has one sample: what compares samples is NaN there", stacklevel=4
-                )
+                warn("a step has one sample: what compares samples is NaN there")
 
     def _publish(self, step: int, values: Mapping[str, Any], samples: int) -> None:
         """Add values to the record of a step, write them, and tell sinks and rules of them."""

@@ -1,10 +1,9 @@
 """Numbers that describe a kernel matrix: its spectrum, and how two of them compare."""
 
-import warnings
-
 import torch
 from torch import Tensor
 
+from tnconv.diagrams.notices import warn
 from tnconv.ntk.kernel_blocks import matrix_of
 
 
@@ -13,11 +12,10 @@ def warn_of_precision(dtype: torch.dtype, size: int, largest: float) -> None:
     if torch.finfo(dtype).bits >= 64:
         return
     error = torch.finfo(dtype).eps * size**0.5 * largest
-    warnings.warn(
+    warn(
         f"the smallest eigenvalue was computed in {dtype}: entries are rounded, which moves it by "
         f"about {error:.0e} (the largest is {largest:.1e}); expected a model in double precision "
-        "where that matters",
-        stacklevel=3,
+        "where that matters"
     )
 
 
