@@ -4,8 +4,8 @@ Run as ``python -m benchmarks.against_steps OTHER``, with OTHER another checkout
 such as a worktree of an earlier commit; ``--help`` lists the options. As in `benchmarks.against`
 each checkout has a process of its own, the two are timed in turns by the processes' own clocks, and
 a ratio is the other's time over ours, so above 1 is a gain. Processes differ by where their memory
-lies, so that each pair is started ``--starts`` times; a row's ratio is that of the least times of
-all rounds and starts, beside the median of the rounds' ratios.
+lies, so that each pair is started ``--starts`` times, the other first every second time. A row's
+ratios are that of the least times of all rounds and starts, and the median of the rounds' own.
 """
 
 import argparse
@@ -99,6 +99,8 @@ def rows(options: Options) -> Iterator[tuple[str, tuple[object, ...]]]:
         network, batch = size.split(":")
         for flavour in ("expand", "reduce"):
             for kind in KINDS:
+                if options.kind and kind not in options.kind:
+                    continue
                 name = f"KFAC-{flavour} on {network} {batch}, {kind}"
                 yield name, ("kfac", network, batch, flavour, kind)
 
@@ -112,8 +114,9 @@ def parser() -> argparse.ArgumentParser:
         "--kfac", nargs="*", default=["resnet20:64"], help="network:batch (resnet20:64)"
     )
     result.add_argument("--quantity", action="append", help="repeatable; all by default")
+    result.add_argument("--kind", action="append", choices=KINDS, help="repeatable")
     result.add_argument("--rounds", type=int, default=11, help="rounds of each pair (11)")
-    result.add_argument("--starts", type=int, default=3, help="pairs of processes (3)")
+    result.add_argument("--starts", type=int, default=4, help="pairs of processes (4)")
     result.add_argument("--threads", type=int, default=1)
     result.add_argument("--json", type=Path, help="add results to this file")
     result.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -132,10 +135,13 @@ def main(arguments: Sequence[str]) -> None:
     if options.other is None or not (options.other / "benchmarks" / "networks.py").is_file():
         raise SystemExit(f"other is {options.other}; expected the folder of another checkout")
     taken: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(options.starts):
-        pair = [
-            against.Checkout(folder, options.threads, __file__) for folder in (ROOT, options.other)
+    for start in range(options.starts):
+        folders = ROOT, options.other
+        made = [
+            against.Checkout(folder, options.threads, __file__)
+            for folder in folders[:: -1 if start % 2 else 1]
         ]
+        pair = made[:: -1 if start % 2 else 1]
         for name, prepare in rows(options):
             taken.setdefault(name, []).extend(timed(pair, prepare, options.rounds))
         for each in pair:
