@@ -8,7 +8,6 @@ input: as many as there are features there, unless f is piecewise linear, where 
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -36,8 +35,8 @@ from tnconv.models.sample_maps import (
     along,
     is_fast,
     owners,
+    places,
     resized,
-    unfolded,
     whole,
 )
 from tnconv.models.samples import Samples
@@ -206,14 +205,13 @@ def _residuals(
                 f"{name} reads shape {shape}, none of whose dimensions belongs to the "
                 f"{here.samples} samples"
             )
-        places = torch.arange(prod(shape), device=each.values.device).reshape(shape)
-        places = unfolded(places, sized, here.samples).flatten(1)
-        if places.shape[1] > most_features:
+        own = places(sized, shape, here.samples, each.values.device)
+        if own.shape[1] > most_features:
             raise NotImplementedError(
-                f"{name} has {places.shape[1]} features, each of which takes a backward pass; "
+                f"{name} has {own.shape[1]} features, each of which takes a backward pass; "
                 f"expected at most most_features={most_features}, or parameters behind it"
             )
-        bends.append((each, places))
+        bends.append((each, own))
     return bends
 
 
@@ -236,11 +234,11 @@ def _columns(output: GradientEdge, loss: Curvature, bends: Iterable[Bend]) -> It
         yield output, 1, loss.y.new_zeros(1, *loss.shape)
     for at in range(0, loss.columns, AT_A_TIME):
         yield output, 1, loss.vectors(at, min(at + AT_A_TIME, loss.columns))
-    for each, places in bends:
+    for each, own in bends:
         for sign in (1, -1):
-            for columns in roots(sign * each.values.flatten()[places]):
+            for columns in roots(sign * each.values.flatten()[own]):
                 placed = columns.new_empty(len(columns), each.values.numel())
-                placed[:, places.flatten()] = columns.flatten(1)
+                placed[:, own.flatten()] = columns.flatten(1)
                 yield each.edge, sign, placed.reshape(-1, *each.values.shape)
 
 
