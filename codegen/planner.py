@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import islice
 from math import inf, isqrt, prod, sqrt
 
 from tnconv.codegen.lowering import layouts
@@ -23,6 +23,7 @@ from tnconv.codegen.routes.box_sums import pooling
 from tnconv.codegen.routes.dense import dense
 from tnconv.codegen.routes.displacement import displacement
 from tnconv.codegen.routes.hadamard import multiplied
+from tnconv.codegen.routes.late_sums import late_sums
 from tnconv.codegen.routes.loops import loops
 from tnconv.codegen.routes.native import native
 from tnconv.codegen.routes.pixel_gram import pixel_gram
@@ -51,6 +52,18 @@ def looped(
         best = [min(some, key=lambda p: p.risk * p.seconds) for some in (bodies, natively) if some]
         for body in dict.fromkeys(best):
             yield loop.around(body.steps, body.output, body.routes)
+
+
+def summed_late(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
+    """A sum over samples as the sum of what each of them gives, by every plan for that.
+
+    Each plan is a cover of its own: other networks may need the same product, by any of them.
+    """
+    for late in late_sums(cover):
+        bodies: list[Plan] = []
+        for each in (late.body, *looped(late.body, routes)):
+            _search(each, "body", routes, ("auto", False), bodies, Room(), True)
+        yield from map(late.after, dict.fromkeys(bodies))
 
 
 ROUTES: Mapping[str, Route] = {
@@ -107,11 +120,14 @@ def plans(
 
     ``positions`` are those of the operands in a call. One native kernel for the whole network stays
     unless another plan is clearly faster: its time is known better than any prediction. Plans that
-    do not fit come last, and prune no others. For one of ``several`` networks loops are planned
-    for that pay if others need the same ones. An ``order``
-    is forced on all forms.
+    do not fit come last, and prune no others. For one of ``several`` networks there are also loops
+    and late sums, which pay if others need the same products. An ``order`` is forced on all forms.
     """
     found: list[Plan] = []
+
+    def most() -> float:
+        return inf if several else HOPELESS * _best(found, room)
+
     if order is not None:
         _search_in_order(
             forms, positions, routes, (optimize, contiguous_result), found, room, order
@@ -122,10 +138,13 @@ def plans(
         start = multiplied(Cover.of(network, positions))
         start = start if several else _scaled_square(start)
         again = form == "as given" and "in form N" in forms
-        how = start, tried, several, lambda: HOPELESS * _best(found, room)
-        turns = looped(*how) if "loop" in routes and not again else ()
-        for cover in chain((start,), turns):
-            _search(cover, form, tried, (optimize, contiguous_result), found, room, several)
+        turns = looped(start, tried, several, most) if "loop" in routes and not again else ()
+        late = summed_late(start, tried) if several and not again else ()
+        for some in ((start,), turns, late):
+            known = [] if several else found  # what is slow by itself may be shared
+            for cover in some:
+                _search(cover, form, tried, (optimize, contiguous_result), known, room, several)
+            found += known if several else ()
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
     fastest = found[0]

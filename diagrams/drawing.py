@@ -77,6 +77,15 @@ def draw_steps(
     return _write(path, lambda: dot_steps(steps, style, columns), style.dpi)
 
 
+def picture_of_steps(
+    steps: Sequence[tuple[str, TensorNetwork]], columns: int = COLUMNS, **options: Any
+) -> Picture:
+    """The grid of `draw_steps`, to be shown or saved."""
+    style = Style(**options)
+    text = "\n".join(f"{title}: {equation(network)}" for title, network in steps)
+    return Picture(dot_steps(steps, style, columns), text, style.dpi)
+
+
 def picture(network: Expression, **options: Any) -> Picture:
     """The picture of a network, with the options of `draw`, to be shown or saved."""
     style = Style(**options)

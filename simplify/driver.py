@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from tnconv.diagrams.affine import Leg, Node, Pattern, View
 from tnconv.diagrams.expression import Expression, Sum
@@ -14,6 +14,9 @@ from tnconv.diagrams.network import TensorNetwork
 from tnconv.diagrams.notation import node
 from tnconv.simplify.rules import NORMAL_RULES, Rule
 from tnconv.simplify.view_rules import VIEW_RULES
+
+if TYPE_CHECKING:
+    from tnconv.diagrams.drawing import Picture
 
 CACHED = 512  # simplified networks that are remembered
 
@@ -75,19 +78,26 @@ class Simplified:
         first = self.trace[0].before if self.trace else self.normal.terms[0]
         return [("as given", first), *((firing.rule, firing.after) for firing in self.trace)]
 
-    def draw(self, path: str | Path, **options: Any) -> Path:
-        """Write all steps as a grid, with what changes next highlighted: see `draw_steps`.
+    @overload
+    def draw(self, path: None = None, **options: Any) -> "Picture": ...
+    @overload
+    def draw(self, path: str | Path, **options: Any) -> Path: ...
+    def draw(self, path: str | Path | None = None, **options: Any) -> "Path | Picture":
+        """All steps as a grid, with what changes next highlighted: written, or returned.
+
+        Options are those of `tnconv.diagrams.drawing.draw_steps`.
 
         Raises:
             ValueError: a sum of several networks, another suffix, or options that do not fit.
         """
-        from tnconv.diagrams.drawing import draw_steps
+        from tnconv.diagrams.drawing import picture_of_steps
 
         if len(self.normal.terms) != 1:
             raise ValueError(
                 f"cannot draw the steps of {len(self.normal.terms)} networks; simplify one term"
             )
-        return draw_steps(self.steps, path, **options)
+        drawn = picture_of_steps(self.steps, **options)
+        return drawn if path is None else drawn.save(path)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         """What a notebook shows: the rules that fired and the simplified network."""

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -12,7 +13,9 @@ import tnconv
 from tnconv import compile
 from tnconv.cli import OF_LAYER, main, network
 from tnconv.commands.accounts import fitted_to_terminal, random_operands
-from tnconv.commands.asked_layers import torchs
+from tnconv.commands.asked_layers import LAYERS, OF_INPUT, OF_OUTPUT
+from tnconv.commands.benching import Timed, table
+from tnconv.commands.contestants import contestants, torchs
 
 CONV = "conv --input 8 4 12 12 --weight 16 2 3 3 --groups 2 --stride 2 1 --padding 1".split()
 LINEAR = "linear --input 8 5 4 --weight 16 4".split()
@@ -114,7 +117,20 @@ def test_explain_says_where_rules_fire_and_what_they_save(capsys):
     [
         (["explain", "conv", "--input", "8", "4", "9", "--weight", "6", "3", "3"], "channels"),
         (["explain", *CONV, "--padding", "x"], "'x'; expected ints, same or valid"),
-        (["draw", *CONV, "--output", "a.bmp"], "expected a suffix"),
+        (["draw", *CONV, "--output", "a.bmp"], "a name that ends in one of .svg, .pdf"),
+        (
+            ["explain", "bias", "--input", "2", "3", "--weight", "3", "--operation", "ggn_block"],
+            "no w",
+        ),
+        (["explain", *LINEAR[:-2], "16", "5", "--operation", "grad_expand"], "5"),
+        (["explain", "scale", *CONV[1:6], "--weight", "4", "--operation", "unfold"], "no patches"),
+        (
+            ["bench", "torch.nn:Identity", "--input", "2", "--stride", "2"],
+            "a model has no --stride",
+        ),
+        (["bench", "tests.test_demo:narrow", "--input", "2", "3"], "no input of shape (2, 3): "),
+        (["calibrate", "--device", "nowhere"], "--device is 'nowhere': "),
+        (["demo", "--folder", "missing/pictures"], "expected a folder or a new one"),
         (["draw", *CONV, "--output", "missing/a.svg"], "expected a file in a folder that exists"),
         (["draw", *CONV, "--steps", "--output", "missing/a.svg"], "folder that exists"),
         (["demo", "--seeds", "0"], "0; expected at least 1"),
@@ -149,7 +165,8 @@ def test_module_runs(monkeypatch, capsys):
 
 @pytest.mark.parametrize("operation", [name for name in OF_LAYER if name not in SHAPES])
 def test_other_operations_are_explained(capsys, operation):
-    assert main(["explain", *CONV, "--operation", operation]) == 0
+    small = CONV if operation != "hessian_vjp" else "conv --input 3 5 --weight 2 3 2".split()
+    assert main(["explain", *small, "--operation", operation]) == 0
     assert "def contraction(" in capsys.readouterr().out
 
 
@@ -159,10 +176,36 @@ def test_other_layers_are_explained(capsys, layer):
     assert "grad_output[" in capsys.readouterr().out
 
 
+def narrow():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Linear(5, 2))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("operation", [*OF_LAYER, *OF_INPUT, *OF_OUTPUT])
+def test_every_operation_of_every_layer_is_a_diagram_or_refused_in_words(layer, operation):
+    shapes = {
+        "conv": "--input 2 4 6 --weight 6 4 3",
+        "avg_pool": "--input 2 4 6 --weight 2",
+        "conv_transpose": "--input 2 4 6 --weight 4 3 2",
+        "linear": "--input 2 4 --weight 3 4",
+        "bilinear": "--input 2 4 --weight 3 4 5",
+        "lookup": "--input 2 6 --weight 6 3",
+        "scale": "--input 2 4 6 --weight 4",
+        "bias": "--input 2 4 --weight 4",
+    }
+    try:
+        assert parsed(["explain", layer, *shapes[layer].split(), "--operation", operation])
+    except ValueError as error:
+        assert "\n" not in str(error)
+        assert (layer not in ("conv", "linear") and operation != "forward") or (
+            operation == "hessian_vjp" and "expected one without" in str(error)
+        )
+
+
 def test_json_and_html(capsys, tmp_path):
     assert main(["explain", *CONV, "--operation", "weight_vjp", "--json", "--measure"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["shape"] == [16, 2, 3, 3] and set(told["measured_seconds"]) == {"tnconv", "torch"}
+    assert told["shape"] == [16, 2, 3, 3] and {"tnconv", "torch"} <= set(told["measured_seconds"])
     assert told["steps"][0]["flops"] > 0 and "def contraction" in told["source"]
     page = tmp_path / "report.html"
     assert main(["explain", *CONV, "--html", str(page)]) == 0
@@ -223,15 +266,68 @@ def test_torchs_way_has_the_same_value(operation, layer):
 def test_measurements_and_caches(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TNCONV_CACHE_DIR", str(tmp_path))
     assert main(["bench", *CONV]) == 0
-    assert "times as long" in capsys.readouterr().out
+    assert "torch takes" in (printed := capsys.readouterr().out) and "times as long" in printed
     assert main(["bench", *CONV, "--operation", "gradient_norms"]) == 0
     assert "torch has no function for gradient_norms" in capsys.readouterr().out
     assert main(["tune", *CONV]) == 0
-    assert "other plans; remembered in" in capsys.readouterr().out
+    assert "other plans\nremembered in" in capsys.readouterr().out
     assert main(["cache"]) == 0
     count = int(capsys.readouterr().out.split(" holds ")[1].split()[0])
     assert main(["cache", "--clear"]) == 0 and count == 1
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_models_are_timed_beside_torch_and_peers(capsys, monkeypatch, tmp_path):
+    """The values are those of torch, whatever a layer's settings; a table has a line for each."""
+    command = ["bench", "tests.test_demo:narrow", "--input", "2", "3", "4", "5"]
+    assert main(command) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:5] == ["layer", "tnconv", "us", "torch", "us"]
+    assert rows[0].startswith("0 (Conv2d)") and rows[1].startswith("1 (Linear)")
+    assert any("times as long (geometric mean)" in row for row in rows[2:])
+    assert main([*command, "--operation", "weight_vjp", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [each["layer"] for each in told] == ["0 (Conv2d)", "1 (Linear)"]
+    assert all({"tnconv", "torch"} <= each["seconds"].keys() for each in told)
+    text = table([Timed("a", {"tnconv": 1e-6, "torch": 2e-6}), Timed("b", {"tnconv": 1.0})])
+    assert text.splitlines()[2].split()[-1] == "-"
+    assert text.endswith("torch takes 2.00 times as long (geometric mean)")
+
+
+PEERS = ["forward", "weight_vjp", "input_vjp", "per_sample", "kfac_expand", "kfac_reduce", "unfold"]
+
+
+@pytest.mark.parametrize("operation", PEERS)
+def test_contestants_agree(operation):
+    """Up to the scale of Kronecker factors, which other libraries choose otherwise."""
+    pytest.importorskip("einconv")
+    pytest.importorskip("opacus")
+    from tnconv.cli import _parser
+
+    given = _parser().parse_args(["bench", *CONV, "--operation", operation])
+    program = compile(network(given))
+    operands = dict(random_operands(program))
+    found = contestants(given)
+    assert "torch" in found and ("einconv" in found or operation in ("per_sample", "unfold"))
+    assert ("opacus" in found) == (operation == "per_sample")
+    value = program(**operands)
+    for way in found.values():
+        other = way(**{name: operand.clone() for name, operand in operands.items()})().detach()
+        ratio = other.norm() / value.norm() if operation.startswith("kfac") else 1.0
+        torch.testing.assert_close(value * ratio, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_an_interrupted_command_is_one_line():
+    code = (
+        "import os, signal, sys, threading; from tnconv.__main__ import run; import tnconv.cli; "
+        "stop = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)); stop.start(); "
+        "sys.exit(run(sys.argv[1:]))"
+    )
+    big = "conv --input 64 64 56 56 --weight 64 64 3 3 --padding 1 --operation kfac_expand --tune"
+    command = [sys.executable, "-c", code, "bench", *big.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr == "python -m tnconv: interrupted\n", done
 
 
 def test_interruption_is_one_line(capsys, monkeypatch):

@@ -55,8 +55,17 @@ ROOMS = {
         *("compiler", "baseline", "tiers"),
     ),
     "tnconv": (
-        *("generators", "functional", "nn", "losses", "recursions", "quantities", "models"),
-        *("operators", "optim"),
+        *(
+            "displays",
+            "generators",
+            "functional",
+            "nn",
+            "losses",
+            "recursions",
+            "quantities",
+            "models",
+        ),
+        *("models", "operators", "optim"),
         *("monitor", "ntk", "geometry", "commands", "demo", "cli"),
     ),
 }

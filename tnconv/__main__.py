@@ -2,14 +2,24 @@
 
 import os
 import sys
+from collections.abc import Sequence
 
-from tnconv.cli import main
 
-if __name__ == "__main__":
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The exit code; an interruption is one line, also while the command line is imported."""
     try:
-        code = main()
+        from tnconv.cli import main
+
+        code = main(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, like head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    sys.exit(code)
+    except KeyboardInterrupt:
+        print("python -m tnconv: interrupted", file=sys.stderr)
+        code = 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run())

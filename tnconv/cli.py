@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
@@ -13,8 +14,11 @@ import torch
 
 from tnconv.codegen import calibrate, compile
 from tnconv.codegen.prices import store
-from tnconv.commands.accounts import Account, account, fitted_to_terminal, measured
-from tnconv.commands.asked_layers import OF_INPUT, OF_LAYER, add_layer, network, torchs
+from tnconv.commands.accounts import Account, fitted_to_terminal
+from tnconv.commands.asked_layers import OF_INPUT, OF_LAYER, OPTIONS, add_layer, network, option
+from tnconv.commands.benching import progress, table, timed
+from tnconv.commands.contestants import contestants
+from tnconv.commands.model_accounts import ModelLayer, loaded, model_accounts, model_layers
 from tnconv.diagrams.look import DIRECTIONS, THEMES
 
 __all__ = ["OF_INPUT", "OF_LAYER", "main", "network"]
@@ -22,6 +26,7 @@ __all__ = ["OF_INPUT", "OF_LAYER", "main", "network"]
 FURTHER = ("tnconv.monitor.command",)
 """Modules that add commands of their own: ``add(commands)`` gets the subparsers."""
 DEMO = ("rich", "sklearn")
+PROGRAM = "python -m tnconv"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,19 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ...
     0
     """
-    parser = _parser()
-    given = parser.parse_args(arguments)
     try:
-        given.run(given)
-    except (ValueError, TypeError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser = _parser()
+        given = parser.parse_args(arguments)
+        try:
+            given.run(given)
+        except (ValueError, TypeError) as error:
+            parser.exit(2, f"{parser.prog}: {error}\n")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] not in DEMO:
+                raise
+            parser.exit(1, f"{parser.prog}: no module {error.name}; pip install 'tnconv[demo]'\n")
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in DEMO:
-            raise
-        parser.exit(1, f"{parser.prog}: no module {error.name}; pip install 'tnconv[demo]'\n")
     return 0
 
 
@@ -70,18 +76,25 @@ def _explain(given: Namespace) -> None:
 
 
 def _accounts(given: Namespace) -> tuple[list[Account], list[str]]:
-    if ":" not in given.layer:
-        title = f"{given.operation} of {given.layer}"
-        way = torchs(given) if given.measure else None
-        return [account(title, network(given), way, given.measure)], []
-    from tnconv.commands.model_accounts import loaded, model_accounts
+    return model_accounts(_layers(given), given.measure)
 
-    return model_accounts(loaded(given.layer), given.input, given.operation, given.measure)
+
+def _layers(given: Namespace) -> list[ModelLayer]:
+    """The layer that the arguments describe, or those of a model."""
+    if ":" in given.layer:
+        refused = [name for name in OPTIONS if getattr(given, name) is not None]
+        if refused:
+            raise ValueError(f"a model has no {option(refused[0])}; its layers have their own")
+        return model_layers(loaded(given.layer), given.input, given.operation)
+    title = f"{given.operation} of {given.layer}"
+    return [ModelLayer(title, network(given), contestants(given))]
 
 
 def _draw(given: Namespace) -> None:
+    from tnconv.diagrams.drawing import FORMATS
     from tnconv.simplify import simplify
 
+    _writable(given.output, *(f".{format}" for format in FORMATS))
     net = network(given)
     names = ("direction", "theme", "dpi", "ones", "sizes", "labels", "highlight")
     options = {name: value for name in names if (value := getattr(given, name)) is not None}
@@ -110,24 +123,40 @@ def _source(given: Namespace) -> None:
 
 
 def _bench(given: Namespace) -> None:
-    way = torchs(given)
-    seconds = measured(compile(network(given), tune=given.tune), way)
-    for name, taken in seconds.items():
-        print(f"{name:>8} {1e6 * taken:>12,.1f} us")
-    if way is None:
+    layers = _layers(given)
+    found = timed(layers, given.tune)
+    if given.json:
+        rows = [{"layer": row.title, "seconds": row.seconds} for row in found]
+        print(json.dumps(rows, indent=1))
+        return
+    print(table(found))
+    if left := [layer.title for layer in layers if layer.network is None]:
+        print("without a diagram:", ", ".join(left))
+    if not any("torch" in row.seconds for row in found):
         print(f"torch has no function for {given.operation} of {given.layer}")
-    else:
-        print(f"torch takes {seconds['torch'] / seconds['tnconv']:.2f} times as long")
 
 
 def _tune(given: Namespace) -> None:
-    program = compile(network(given), tune=True)
-    chosen, *others = program.terms[0] if program.terms else (None,)
-    label = "chunks" if chosen is None else chosen.label
-    print(f"fastest: {label}; {len(others)} other plans; remembered in {store.directory()}")
+    layers = _layers(given)
+    with progress(len(layers)) as at:
+        for layer in layers:
+            at(layer.title)
+            if layer.network is not None:
+                program = compile(layer.network, tune=True)
+                chosen, *others = program.terms[0] if program.terms else (None,)
+                label = "chunks" if chosen is None else chosen.label
+                before = f"{layer.title}: " if len(layers) > 1 else ""
+                print(f"{before}fastest: {label}; {len(others)} other plans")
+            at(None)
+    print(f"remembered in {store.directory()}")
 
 
 def _calibrate(given: Namespace) -> None:
+    try:
+        torch.empty(0, device=given.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device is {given.device!r}: {reason}") from error
     calibrate(given.device, getattr(torch, given.dtype))
     print(f"measured {given.device} in {given.dtype}; kept in {store.directory()}")
 
@@ -144,6 +173,8 @@ def _cache(given: Namespace) -> None:
 
 
 def _demo(given: Namespace) -> None:
+    if given.folder.is_file() or not given.folder.absolute().parent.is_dir():
+        raise ValueError(f"--folder is {str(given.folder)!r}; expected a folder or a new one")
     from tnconv import demo  # needs the packages of tnconv[demo]
 
     seeds = tuple(range(given.first_seed, given.first_seed + given.seeds))
@@ -154,7 +185,7 @@ def _demo(given: Namespace) -> None:
 def _parser() -> ArgumentParser:
     from tnconv import __version__
 
-    parser = ArgumentParser("python -m tnconv", description="Tensor networks of convolutions.")
+    parser = ArgumentParser(PROGRAM, description="Tensor networks of convolutions.")
     parser.add_argument("--version", action="version", version=f"tnconv {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
 
@@ -166,8 +197,8 @@ def _parser() -> ArgumentParser:
     explain = add("explain", _explain, "how operations of a layer or a model are compiled")
     draw = add("draw", _draw, "a picture of an operation of a layer")
     source = add("source", _source, "the program of an operation as a file that needs torch alone")
-    bench = add("bench", _bench, "the time of an operation beside torch's, on this machine")
-    tune = add("tune", _tune, "measure the best plans of an operation and remember the fastest")
+    bench = add("bench", _bench, "times beside torch's and installed libraries', on this machine")
+    tune = add("tune", _tune, "measure the best plans and remember the fastest")
     for command in (explain, draw, source, bench, tune):
         add_layer(command)
     _add_explain(explain)
@@ -176,6 +207,7 @@ def _parser() -> ArgumentParser:
     source.add_argument("--style", choices=("torch", "einsum"), default="torch")
     for command in (source, bench):
         command.add_argument("--tune", action="store_true", help="measure the best plans first")
+    bench.add_argument("--json", action="store_true", help="print JSON")
     calibrated = add("calibrate", _calibrate, "measure what this machine's kernels cost")
     calibrated.add_argument("--device", default="cpu")
     kinds = ("float32", "float64", "bfloat16", "float16")
@@ -221,12 +253,15 @@ def _add_demo(demo: ArgumentParser) -> None:
     demo.add_argument("--quick", action="store_true", help="one epoch, one seed, two grid points")
 
 
-def _writable(path: Path, suffix: str) -> None:
+def _writable(path: Path, *suffixes: str) -> None:
     """Refuse before any work what could not be written after it."""
-    if path.suffix != suffix:
-        raise ValueError(f"cannot write {str(path)!r}; expected a name that ends in {suffix}")
+    if path.suffix not in suffixes:
+        ends = suffixes[0] if len(suffixes) == 1 else f"one of {', '.join(suffixes)}"
+        raise ValueError(f"cannot write {str(path)!r}; expected a name that ends in {ends}")
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"cannot write {str(path)!r}; expected a file in a folder that exists")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"cannot write {str(path)!r}; expected a file or folder that is writable")
 
 
 def _indented(text: str) -> str:

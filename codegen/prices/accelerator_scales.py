@@ -86,7 +86,14 @@ SCALES: Mapping[str, Scale] = {
     ),
     "memory": Scale(
         (
-            *("Calls.bandwidth", "Copy.near", "Copy.far", "Copy.conflict", "Copy.row"),
+            *(
+                "Calls.bandwidth",
+                "Loop.added",
+                "Copy.near",
+                "Copy.far",
+                "Copy.conflict",
+                "Copy.row",
+            ),
             *("Fold.folded", "Product.written", "Product.written_in_blocks"),
             "DepthwiseConvolution.entry",
         ),

@@ -132,6 +132,11 @@ def loop(count: int, steps: float) -> float:
     return in_use()[Loop].seconds(count, steps)
 
 
+def added(entries: int) -> Kernel:
+    """Adding entries to a total in one turn of a loop: see `Loop.adding`."""
+    return in_use()[Loop].adding(entries)
+
+
 def launch() -> float:
     """Seconds of any call."""
     return in_use()[Calls].launch

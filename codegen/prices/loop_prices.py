@@ -1,15 +1,15 @@
 """The price of a loop in Python, one sample at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
 from tnconv.codegen.prices.convolutions import NativeConvolution
-from tnconv.codegen.prices.kinds import Kind, Probe, Random, coefficient
-from tnconv.codegen.prices.movement import Copy
+from tnconv.codegen.prices.kinds import Kernel, Kind, Probe, Random, coefficient
+from tnconv.codegen.prices.movement import Calls, Copy, Elementwise
 from tnconv.codegen.prices.native_shapes import Convolution
-from tnconv.codegen.prices.tables import Table
+from tnconv.codegen.prices.tables import Machine, Table
 from tnconv.codegen.prices.timing import Call
 
 COUNT = 32
@@ -40,15 +40,41 @@ def _seconds(table: Table) -> float:
     return table[Loop].seconds(COUNT, one) + table[Copy].price(COUNT * size, size).seconds
 
 
+def _sums(random: Random) -> Call:
+    """Python's sum of arrays that stay in a cache, as an emitted loop adds them."""
+    rows = random(COUNT, 2**15).unbind()
+    return lambda: sum(rows)
+
+
 @dataclass(frozen=True)
 class Loop(Kind):
-    """``t = count (turn + Σ t_step)``: the calls of a Python loop, and what a turn adds to them."""
+    """``t = count (turn + Σ t_step)``: the calls of a Python loop, and what a turn adds to them.
+
+    Sums over turns add ``moved / added`` to a turn, where totals and what is added to them stay in
+    a cache, and else take as long as `Elementwise` operations.
+    """
 
     decisions: ClassVar = ("0007", "0011")
+    elementwise: Elementwise
+    calls: Calls
+    machine: Machine
     turn: float = coefficient(  # turns: slices of operands, and the Python around the calls
         2e-5, "s/call", Probe(_per_sample_gradients, _seconds)
+    )
+    added: float = coefficient(  # bytes read plus bytes written in a sum over turns, in a cache
+        6e10,
+        "bytes/s",
+        Probe(_sums, lambda table: COUNT * table[Loop].adding(2**15).seconds),
     )
 
     def seconds(self, count: int, steps: float) -> float:
         """Of all turns, each of which takes ``steps`` seconds."""
         return count * (self.turn + steps)
+
+    def adding(self, entries: int) -> Kernel:
+        """Adding so many entries of a turn to the total of those before."""
+        kernel = self.elementwise.price(entries, 2 * entries)
+        if kernel.bytes > self.machine.cached:
+            return kernel
+        seconds = self.calls.together(self.calls.launch + kernel.bytes / self.added)
+        return replace(kernel, seconds=min(seconds, kernel.seconds))

@@ -83,7 +83,7 @@ def _renewed(step: Step, names: dict[Strided, Strided]) -> Step:
 def _kernel(turns: Turns, sums: Sequence[Step]) -> cost.Kernel:
     """All turns, what they hold, and adding up what they give."""
     entries = [step.value.size for step in sums]
-    added = [cost.elementwise(size, 2 * size) for size in entries]
+    added = [cost.added(size) for size in entries]
     kernels = [*(step.kernel for step in turns.steps), *added]
     return cost.Kernel(
         "loop",

@@ -120,7 +120,7 @@ def _kernel(
 ) -> cost.Kernel:
     """The price of all turns, and of joining or adding what they give."""
     seconds = cost.loop(count, sum(step.kernel.seconds for step in steps))
-    end = cost.copy(count * entries, entries) if joined else cost.elementwise(entries, 2 * entries)
+    end = cost.copy(count * entries, entries) if joined else cost.added(entries)
     origin = [step.value.size for step in steps if step.value is output.origin]
     kept = count * max([entries, *origin]) if joined else 0  # a part keeps what it is a view of
     return cost.Kernel(

@@ -27,7 +27,7 @@ from tnconv.diagrams import (
     per_sample_gradients,
 )
 
-LAYER = conv((16, 64, 16, 16), (64, 64, 3, 3))
+LAYER = conv((32, 96, 6, 6), (128, 96, 3, 3), padding=1)
 BOTH: tuple[Expression, ...] = (gradient_sum(LAYER), ggn_diagonal(LAYER))
 Kind = Callable[..., Expression]
 KINDS: tuple[Kind, ...] = (gradient_sum, ggn_diagonal, gradient_norms, per_sample_gradients)

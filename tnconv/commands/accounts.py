@@ -3,8 +3,9 @@
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 from tnconv.codegen import compile
 from tnconv.codegen.prices import timing
 from tnconv.codegen.programs.program import Program
-from tnconv.commands.asked_layers import TorchsWay
+from tnconv.commands.contestants import Way
 from tnconv.diagrams import Expression
 from tnconv.simplify import Simplified, simplify
 
 BUDGET = 0.3  # seconds that a comparison of times takes
+NO_WAYS: Mapping[str, Way] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -71,33 +73,50 @@ class Account:
 def account(
     title: str,
     network: Expression,
-    torchs: TorchsWay | None = None,
+    ways: Mapping[str, Way] = NO_WAYS,
     measure: bool = False,
     **options: Any,
 ) -> Account:
-    """Compile a network; with ``measure``, time it beside torch's way, if there is one.
+    """Compile a network; with ``measure``, time it beside other ways.
 
     Args:
         title: What it is called.
         network: What is compiled.
-        torchs: Another way to the same value, given the operands.
-        measure: Whether to run both.
+        ways: Other ways to the same value, given the operands.
+        measure: Whether to run all.
         options: Those of `compile`.
     """
     program = compile(network, **options)
-    seconds = measured(program, torchs) if measure else {}
+    seconds = measured(program, ways) if measure else {}
     return Account(title, network, program, seconds)
 
 
-def measured(program: Program, torchs: TorchsWay | None) -> dict[str, float]:
-    """Seconds of the program and of torch's way on the same random operands, by turns."""
+def measured(program: Program, ways: Mapping[str, Way] = NO_WAYS) -> dict[str, float]:
+    """Seconds of the program and of other ways on the same random operands, by turns.
+
+    A way that fails takes infinitely long.
+    """
     operands = dict(random_operands(program))
-    ways: dict[str, Callable[[], Tensor]] = {"tnconv": lambda: program(**operands)}
-    if torchs is not None:
-        ways["torch"] = torchs(**{name: operand.clone() for name, operand in operands.items()})
-    calls = list(ways.values())
-    taken = timing.aside(lambda: timing.seconds_of(calls, torch.device("cpu"), BUDGET))
-    return dict(zip(ways, taken, strict=True))
+    calls: dict[str, Callable[[], Tensor]] = {"tnconv": lambda: program(**operands)}
+    for name, way in ways.items():
+        calls[name] = _made(way, {n: operand.clone() for n, operand in operands.items()})
+    taken = timing.aside(
+        lambda: timing.seconds_of(list(calls.values()), torch.device("cpu"), BUDGET)
+    )
+    return dict(zip(calls, taken, strict=True))
+
+
+def _made(way: Way, operands: dict[str, Tensor]) -> Callable[[], Tensor]:
+    """The call, or one that fails where another library refuses the layer."""
+    try:
+        return way(**operands)
+    except Exception as error:
+        refusal = str(error)
+
+    def refused() -> Tensor:
+        raise RuntimeError(refusal)
+
+    return refused
 
 
 def random_operands(program: Program) -> list[tuple[str, Tensor]]:

@@ -4,42 +4,68 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from tnconv import diagrams
 from tnconv.diagrams import Expression, TensorNetwork
 
-Call = Callable[[], Tensor]
-TorchsWay = Callable[..., Call]
 SETTINGS = {
     "conv": ("stride", "padding", "dilation", "groups"),
     "conv_transpose": ("stride", "padding", "output_padding", "dilation", "groups"),
     "avg_pool": ("stride", "padding"),
     "linear": (),
+    "bilinear": (),
+    "lookup": (),
+    "scale": (),
+    "bias": (),
 }
 """The options of each kind of layer."""
+OPTIONS = ("weight", "stride", "padding", "output_padding", "dilation", "groups")
+"""What describes a layer beside its input; a model's layers say it themselves."""
+LAYERS: dict[str, Callable[..., Expression]] = {
+    "conv": diagrams.conv,
+    "conv_transpose": diagrams.conv_transpose,
+    "avg_pool": diagrams.avg_pool,
+    "linear": diagrams.linear,
+    "bilinear": lambda shape, weight: diagrams.bilinear(shape, (*shape[:-1], *weight[2:3]), weight),
+    "lookup": diagrams.lookup,
+    "scale": diagrams.scale,
+    "bias": diagrams.bias,
+}
 OF_LAYER: dict[str, Callable[[TensorNetwork], Expression]] = {
     "forward": lambda layer: layer,
     "weight_vjp": lambda layer: layer.vjp("weight"),
     "input_vjp": lambda layer: layer.vjp("x"),
     "weight_jvp": lambda layer: layer.jvp("weight"),
     "input_jvp": lambda layer: layer.jvp("x"),
+    "weight_jacobian": lambda layer: layer.jacobian("weight"),
+    "input_jacobian": lambda layer: layer.jacobian("x"),
     "per_sample": lambda layer: layer.vjp("weight", per_sample=True),
     "gradient_norms": diagrams.gradient_norms,
     "gradient_dots": diagrams.gradient_dots,
     "ggn_diagonal": diagrams.ggn_diagonal,
+    "ggn_block": diagrams.ggn_block,
+    "ggn_vector_product": diagrams.ggn_vector_product,
+    "ntk_block": lambda layer: diagrams.ntk_block(layer, layer),
+    "diagonal_vjp": diagrams.diagonal_vjp,
+    "hessian_vjp": diagrams.hessian_vjp,
     "input_factor": lambda layer: diagrams.input_factor(layer),
     "output_factor": lambda layer: diagrams.output_factor(layer),
 }
 """Operations that derive from the diagram of a layer."""
 OF_INPUT: dict[str, Callable[..., Expression]] = {
     "unfold": diagrams.unfold,
+    "fold": lambda shape, kernel, **settings: diagrams.fold(
+        diagrams.unfold(shape, kernel, **settings).shape, shape[2:], kernel, **settings
+    ),
     "kfac_expand": diagrams.kfac_expand,
     "kfac_reduce": diagrams.kfac_reduce,
+    "mean_patches": diagrams.mean_patches,
 }
 """Operations on the input of a layer alone."""
+OF_OUTPUT: dict[str, Callable[..., Expression]] = {
+    "grad_expand": diagrams.grad_expand,
+    "grad_reduce": diagrams.grad_reduce,
+}
+"""Operations on the gradient after a layer alone."""
 
 
 def add_layer(command: ArgumentParser, layers: Sequence[str] = (*SETTINGS,)) -> None:
@@ -52,7 +78,7 @@ def add_layer(command: ArgumentParser, layers: Sequence[str] = (*SETTINGS,)) -> 
         command.add_argument(option, dest=name, type=int, nargs="+", metavar="STEP")
     command.add_argument("--padding", type=_padding, nargs="+", help="or same, valid")
     command.add_argument("--groups", type=int, metavar="COUNT")
-    operations = (*OF_LAYER, *OF_INPUT)
+    operations = (*OF_LAYER, *OF_INPUT, *OF_OUTPUT)
     command.add_argument("--operation", choices=operations, default="forward")
 
 
@@ -64,22 +90,37 @@ def network(given: Namespace) -> Expression:
             hyper-parameters that do not fit together or give no output.
     """
     settings = settings_of(given)
-    shape, weight = tuple(given.input), tuple(given.weight or ())
-    if given.layer == "linear":
-        return _linear(shape, weight, given.operation)
-    if given.layer == "avg_pool":
-        if given.operation not in ("forward", "input_vjp", "input_jvp"):
-            raise ValueError(f"avg_pool has no weight; --operation is {given.operation!r}")
-        return OF_LAYER[given.operation](diagrams.avg_pool(shape, weight, **settings).terms[0])
-    transposed = given.layer == "conv_transpose"
-    if given.operation in OF_LAYER:
-        make = diagrams.conv_transpose if transposed else diagrams.conv
-        return OF_LAYER[given.operation](make(shape, weight, **settings))
-    if given.operation == "unfold":  # the same for any number of groups
-        settings.pop("groups", None)
-    if transposed:
-        settings["transposed"] = True
-    return OF_INPUT[given.operation](shape, weight[2:], **settings)
+    shape, weight, operation = tuple(given.input), tuple(given.weight or ()), given.operation
+    if given.layer == "linear" and operation in (*OF_INPUT, *OF_OUTPUT):
+        return _linear(shape, weight, operation)
+    if operation in OF_INPUT:
+        return _of_input(given.layer, operation, shape, weight[2:], settings)
+    (layer,) = LAYERS[given.layer](shape, weight, **settings).terms
+    if operation in OF_OUTPUT:
+        groups = {"groups": settings["groups"]} if "groups" in settings else {}
+        return OF_OUTPUT[operation](layer.shape, **groups)
+    if "weight" not in layer.operands and operation not in ("forward", "input_vjp", "input_jvp"):
+        raise ValueError(f"{given.layer} has no weight; --operation is {operation!r}")
+    return OF_LAYER[operation](layer)
+
+
+def _of_input(
+    layer: str, operation: str, shape: tuple[int, ...], kernel: tuple[int, ...], settings: Any
+) -> Expression:
+    if layer not in ("conv", "conv_transpose"):
+        raise ValueError(f"{layer} has no patches; --operation is {operation!r}")
+    if operation in ("unfold", "fold"):  # the same for any number of groups
+        settings = {name: value for name, value in settings.items() if name != "groups"}
+    if layer == "conv_transpose":
+        if operation == "fold":
+            raise ValueError("conv_transpose has no patches to fold; --operation is 'fold'")
+        settings = settings | {"transposed": True}
+    return OF_INPUT[operation](shape, kernel, **settings)
+
+
+def option(name: str) -> str:
+    """How the command line spells a hyper-parameter."""
+    return f"--{name.replace('_', '-')}"
 
 
 def settings_of(given: Namespace) -> dict[str, Any]:
@@ -89,68 +130,24 @@ def settings_of(given: Namespace) -> dict[str, Any]:
     if given.weight is None:
         what = "kernel sizes" if given.layer == "avg_pool" else "the weight's shape"
         raise ValueError(f"--weight is not given; expected {what} for {given.layer}")
-    names = ("stride", "padding", "output_padding", "dilation", "groups")
+    names = [name for name in OPTIONS if name != "weight"]
     asked = {name: value for name in names if (value := getattr(given, name)) is not None}
     for name in asked:
         if name not in SETTINGS[given.layer]:
-            option = f"--{name.replace('_', '-')}"
-            known = ", ".join(f"--{one.replace('_', '-')}" for one in SETTINGS[given.layer])
-            raise ValueError(f"{given.layer} has no {option}; expected {known or 'no options'}")
+            known = ", ".join(map(option, SETTINGS[given.layer]))
+            raise ValueError(
+                f"{given.layer} has no {option(name)}; expected {known or 'no options'}"
+            )
     return {name: _one_or_all(value) for name, value in asked.items()}
 
 
 def _linear(shape: tuple[int, ...], weight: tuple[int, ...], operation: str) -> Expression:
-    """Operations on the input take it as that of a convolution whose kernel has one position."""
-    layer = diagrams.linear(shape, weight)
-    if operation in OF_LAYER:
-        return OF_LAYER[operation](layer)
-    shape = (*shape[:1], *shape[-1:], *shape[1:-1]) if len(shape) > 1 else shape
-    return OF_INPUT[operation](shape, (1,) * (len(shape) - 2))
-
-
-def torchs(given: Namespace) -> TorchsWay | None:
-    """Torch's own way to the same value, given operands; None where there is none here.
-
-    What a backward pass has from the forward pass is computed before, but for per-sample gradients
-    by ``vmap``, whose forward pass counts.
-    """
-    settings, kind = settings_of(given), given.layer
-    shape, weight_shape = tuple(given.input), tuple(given.weight)
-
-    def layer(x: Tensor, weight: Tensor) -> Tensor:
-        if kind == "linear":
-            return F.linear(x, weight)
-        call: Callable[..., Tensor] = getattr(F, f"{kind}{weight.dim() - 2}d")
-        return call(x, weight, **settings)
-
-    def forward(x: Tensor, weight: Tensor) -> Call:
-        return lambda: layer(x, weight)
-
-    def gradient(grad_output: Tensor, **operands: Tensor) -> Call:
-        x = operands.get("x", grad_output.new_zeros(shape)).requires_grad_("x" not in operands)
-        weight = operands.get("weight", grad_output.new_zeros(weight_shape))
-        weight.requires_grad_("weight" not in operands)
-        with torch.enable_grad():
-            y = layer(x, weight)
-        wanted = x if x.requires_grad else weight
-        return lambda: torch.autograd.grad(y, wanted, grad_output, retain_graph=True)[0]
-
-    def per_sample(x: Tensor, grad_output: Tensor) -> Call:
-        weight = x.new_zeros(weight_shape)
-
-        def one(a: Tensor, v: Tensor) -> Tensor:
-            pulled: tuple[Tensor] = torch.func.vjp(lambda w: layer(a[None], w), weight)[1](v[None])
-            return pulled[0]
-
-        return lambda: torch.vmap(one)(x, grad_output)
-
-    ways: dict[str, TorchsWay] = {
-        "forward": forward,
-        "weight_vjp": gradient,
-        "input_vjp": gradient,
-        "per_sample": per_sample,
-    }
-    return None if kind == "avg_pool" else ways.get(given.operation)
+    """Operations on one side take it as that of a convolution whose kernel has one position."""
+    side = shape if operation in OF_INPUT else diagrams.linear(shape, weight).shape
+    side = (*side[:1], *side[-1:], *side[1:-1]) if len(side) > 1 else side
+    if operation in OF_OUTPUT:
+        return OF_OUTPUT[operation](side)
+    return OF_INPUT[operation](side, (1,) * (len(side) - 2))
 
 
 def _padding(text: str) -> int | str:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from tnconv.given import instances
 from tnconv.losses.reductions import divisor
 from tnconv.models.calls import Pass
 from tnconv.models.capture import Watch, alone
 from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.coded_passes import Contradiction
 from tnconv.models.graph import sources
-from tnconv.models.modules import instances, uncompiled, unwrapped
+from tnconv.models.modules import uncompiled, unwrapped
 from tnconv.models.observation import Observation
 from tnconv.models.propagation import LossFunction
 from tnconv.models.result import Result
@@ -59,11 +60,23 @@ def compute(
         TypeError: an output that is no tensor, where a quantity needs the loss's Hessian in it.
         ValueError: a loss that is no scalar, or a memory limit below what a layer needs.
     """
-    observation = Observation(model, quantities, memory_limit, batch_dim)
+    observation = _observation(model, quantities, memory_limit, batch_dim)
     if observation.statistics == (SUM,) and all(map(_is_single, model.parameters())):
         return _gradient(observation, loss_fn, inputs, targets)
     with ran(observation, loss_fn, inputs, targets) as loss:
         return observation.result(loss)
+
+
+def _observation(model: nn.Module, quantities: Sequence[Quantity[Any]], *how: Any) -> Observation:
+    """An observation of something.
+
+    Raises:
+        ValueError: no quantities, from which nothing would come.
+    """
+    observation = Observation(model, quantities, *how)
+    if not observation.quantities:
+        raise ValueError("quantities is empty; expected one or more")
+    return observation
 
 
 def _is_single(parameter: nn.Parameter) -> bool:
@@ -193,7 +206,7 @@ def observe(
             that a micro-batch went without.
         ValueError: a memory limit below what a layer needs.
     """
-    observation = Observation(model, quantities, memory_limit, batch_dim)
+    observation = _observation(model, quantities, memory_limit, batch_dim)
     with observation.watched():
         yield observation
         observation.finish()

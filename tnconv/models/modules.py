@@ -93,18 +93,6 @@ def is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
 
-def instances(**given: Any) -> None:
-    """Check that arguments are no classes.
-
-    Raises:
-        TypeError: one that is.
-    """
-    for name, value in given.items():
-        if isinstance(value, type):
-            kind = value.__name__
-            raise TypeError(f"{name} is the class {kind}; expected an instance, {kind}(...)")
-
-
 def weak(method: Callable[..., None]) -> Callable[..., None]:
     """A method that does nothing once its object is gone."""
     reference = WeakMethod(method)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tnconv.given import instances
 from tnconv.models.bare import noticing
 from tnconv.models.calls import Call, Pass
 from tnconv.models.capture import Watch, alone, watching
@@ -15,7 +16,7 @@ from tnconv.models.collector import Collector
 from tnconv.models.coupling import couples
 from tnconv.models.evidence import Evidence, expect
 from tnconv.models.fallback import Fallback
-from tnconv.models.modules import instances, refuse_complex
+from tnconv.models.modules import refuse_complex
 from tnconv.models.propagation import LossFunction, Propagation
 from tnconv.models.result import Result
 from tnconv.models.sample_maps import Owned, SampleMap, Shared, along, is_fast, owners
@@ -315,6 +316,8 @@ def _expect_quantities(given: Any) -> None:
         raise TypeError(f"quantities is {name} by itself; expected a sequence, [{name}(...)]")
     for each in given:
         instances(quantities=each)
+        if not isinstance(each, Quantity):
+            raise TypeError(f"quantities holds a {type(each).__name__}; expected `Quantity`s")
 
 
 def _chosen(

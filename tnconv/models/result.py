@@ -7,13 +7,14 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from tnconv.displays import described, html_table, text_table
 from tnconv.models.modules import unwrapped
 from tnconv.quantities.base import Quantity
 
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """``result[quantity][name]`` is a quantity of the parameter that the model calls ``name``.
 
@@ -36,12 +37,32 @@ class Result:
         Raises:
             KeyError: a quantity that was not computed, or a class of which there are several.
         """
-        if not isinstance(quantity, type):
-            return self.values[quantity]
-        found = [each for each in self.values if type(each) is quantity]
+        found = [each for each in self.values if quantity in (each, type(each))]
         if len(found) != 1:
-            raise KeyError(f"{len(found)} quantities are of {quantity.__name__}; expected one")
+            asked = quantity.__name__ if isinstance(quantity, type) else repr(quantity)
+            known = ", ".join(map(repr, self.values)) or "none"
+            raise KeyError(f"{len(found)} quantities are {asked}; expected one of {known}")
         return self.values[found[0]]
+
+    def __repr__(self) -> str:
+        """A table of parameters, their quantities and shapes."""
+        return f"{self._title}\n{text_table(self._rows())}" if self.values else self._title
+
+    def _repr_html_(self) -> str:
+        return html_table(self._title, self._rows())
+
+    @property
+    def _title(self) -> str:
+        kinds = ", ".join(type(each).__name__ for each in self.values) or "nothing"
+        return f"Result of {self.samples} samples: {kinds}"
+
+    def _rows(self) -> Iterator[tuple[str, ...]]:
+        yield ("parameter", *(type(each).__name__ for each in self.values))
+        for name in dict.fromkeys(name for found in self.values.values() for name in found):
+            shapes = (
+                described(found[name]) if name in found else "" for found in self.values.values()
+            )
+            yield (name, *shapes)
 
     def __iter__(self) -> Iterator[Quantity[Any]]:
         return iter(self.values)

@@ -1,7 +1,7 @@
 """What statistics are made of: calls of layers, and what arrived after them, as operations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 
@@ -14,6 +14,7 @@ from tnconv.models.calls import Alone, Call
 from tnconv.models.contracted import values
 from tnconv.models.layers import Operands, Operation, explicit, repeated
 from tnconv.models.sample_maps import Silent
+from tnconv.models.sample_parts import part_of
 from tnconv.models.unfolding import joined
 from tnconv.quantities.base import Statistic
 
@@ -136,6 +137,21 @@ class Term:
         vectors = terms[0].vectors
         samples = 0 if vectors is None else 1
         return cls.known(torch.cat([term.gradients for term in terms], samples), vectors)
+
+    def of_samples(self, start: int, stop: int) -> "Term":
+        """The samples from ``start`` to ``stop`` alone, as views of the operands."""
+        lead = () if self.vectors is None else (self.vectors,)
+        if self.v is None:
+            samples_first = len(self.operation.arguments) > 3
+            at = 0 if samples_first else len(lead)
+            each = self.read["x"].narrow(at, start, stop - start)
+            return Term.known(each, self.vectors, samples_first)
+        part = part_of(self.operation, self.operand, start, stop)
+        axes = self.operation.networks[self.operand].result.axes
+        at = len(lead) + [axis.terms for axis in axes].index((("n", 1),))
+        by_axis = self.v.reshape(*lead, *(axis.size for axis in axes))
+        v = by_axis.narrow(at, start, stop - start).reshape(*lead, *part.network.shape)
+        return replace(self, operation=part.operation, read=part.read(self.read), v=v)
 
     @property
     def gradients(self) -> Tensor:

@@ -69,6 +69,9 @@ def measurements(
     """
     if isinstance(given, str):
         return configuration(given, curvature, products)
+    if isinstance(given, Measurement | type):
+        name = given.__name__ if isinstance(given, type) else type(given).__name__
+        raise TypeError(f"quantities is {name} by itself; expected a sequence, [{name}()]")
     found = [_one(each, curvature) for each in given]
     names = [each.name for each in found]
     if twice := {name for name in names if names.count(name) > 1}:

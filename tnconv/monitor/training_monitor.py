@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tnconv.diagrams.notices import warn
+from tnconv.given import instances, optional
 from tnconv.losses.reductions import Reduction
-from tnconv.models.modules import instances
 from tnconv.monitor.alerts import RULES, Alert, Alerts, History, Rule
 from tnconv.monitor.budgets import Budget, Group, clock, group_of, groups_of
 from tnconv.monitor.configurations import Configuration, measurements, sampled
@@ -107,7 +107,7 @@ class Monitor:
         budget: float | None = None,
         process_group: "dist.ProcessGroup | Literal['local'] | None" = None,
     ) -> None:
-        instances(model=model, loss_fn=loss_fn)
+        instances(model=model, **optional(loss_fn=loss_fn))
         self.budget = None if budget is None else Budget(budget, samples)
         self.measurements = measurements(quantities, curvature, products)
         if budget is not None:

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
 from tnconv.diagrams.notices import warn
+from tnconv.given import instances
 from tnconv.nn import convolution as ours
 from tnconv.nn.folding import FoldNd, UnfoldNd
 
@@ -130,6 +131,7 @@ def swapped_with_warning(
     but: tuple[Kind, ...] = (),
 ) -> nn.Module:
     """`_swapped`, with one warning that names the modules of the family that are left alone."""
+    instances(model=model)
     named = [
         f"{name or 'the model'} ({_words(module)})"
         for name, module in model.named_modules()

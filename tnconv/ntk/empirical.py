@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from tnconv.given import instances
 from tnconv.models.computing import Inputs
-from tnconv.models.modules import instances
 from tnconv.ntk.kernel_blocks import Reduce, check_reduce
 from tnconv.ntk.parametrizations import Parametrization, scales_of
 from tnconv.ntk.sample_chunks import Chunks, kernel

@@ -10,6 +10,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
+from tnconv.given import instances
 from tnconv.models.computing import Inputs, arguments
 from tnconv.models.modules import unwrapped
 from tnconv.ntk.sides import State, at_state, learning
@@ -62,6 +63,7 @@ def linearize(model: nn.Module) -> LinearizedModel:
     Raises:
         NotImplementedError: a layer that drops entries at random.
     """
+    instances(model=model)
     return LinearizedModel(model)
 
 

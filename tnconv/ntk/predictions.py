@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tnconv.displays import Shown
 from tnconv.losses.roots import curvature
 from tnconv.ntk.kernel_blocks import matrix_of
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(Shown):
     """Means ``(m, *c)``, and covariances ``(m, c, m, c)`` of a Gaussian process where asked for."""
 
     mean: Tensor

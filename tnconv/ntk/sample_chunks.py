@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from tnconv.ntk.kernel_blocks import Reduce, layer_blocks, weighted
-from tnconv.ntk.sides import Rows
+from tnconv.ntk.sides import Range, Rows, rows_of_both
+from tnconv.operators.low_rank.rows import JacobianRows
 
 Chunks = int | tuple[int, int] | None
 Blocks = dict[str, Tensor]
-Range = tuple[int, int]
 Pair = tuple[Range, Range]
 AXES: Mapping[Reduce, tuple[int, int | None]] = {
     "full": (0, 2),
@@ -60,17 +60,30 @@ def kernel(
                 mirror = grid[columns, rows]
                 grid[rows, columns] = {n: _mirrored(b, reduce) for n, b in mirror.items()}
                 continue
-            found = layer_blocks(  # holds rows that nothing else does: they go layer by layer
-                kept or first.rows(*rows),
-                None if symmetric and rows == columns else second.rows(*columns),
-                reduce,
-                dtype,
-            )
+            pair = first, second, rows, columns, symmetric, kept
+            # rows that nothing else holds are let go layer by layer
+            found = layer_blocks(*_sides(*pair), reduce, dtype)
             if per_layer:
                 grid[rows, columns] = {n: b * scales.get(n, 1.0) for n, b in found.items()}
             else:
                 grid[rows, columns] = {"": weighted(found, scales)}
     return _assembled(grid, reduce)
+
+
+def _sides(
+    first: Rows,
+    second: Rows,
+    rows: Range,
+    columns: Range,
+    symmetric: bool,
+    kept: JacobianRows | None,
+) -> tuple[JacobianRows, JacobianRows | None]:
+    """The rows of a pair of chunks; one side alone where they are the same."""
+    if symmetric and rows == columns:
+        return kept or first.rows(*rows), None
+    if kept is not None:
+        return kept, second.rows(*columns)
+    return rows_of_both(first, second, rows, columns)
 
 
 def _covers(own: slice, side: Rows) -> bool:

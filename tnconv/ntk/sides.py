@@ -9,14 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tnconv.given import instances
 from tnconv.models.computing import Inputs
-from tnconv.models.modules import instances, unwrapped
+from tnconv.models.modules import unwrapped
 from tnconv.ntk.seeds import Seeds, summed
 from tnconv.operators.low_rank.orders import Orders
 from tnconv.operators.low_rank.rows import JacobianRows
 
 State = nn.Module | Mapping[str, Tensor]
 """A model of the same architecture, or values of some parameters and buffers by name."""
+
+
+Range = tuple[int, int]
 
 
 class Rows(Protocol):
@@ -61,14 +65,45 @@ class Side:
                 return int(each.shape[self.batch_dim])
         raise ValueError("a batch holds no tensor; expected one with a batch dimension")
 
+    def joined(self, other: "Side") -> "Side | None":
+        """Both batches one after the other, if that is one batch of one model."""
+        one, two = self.inputs, other.inputs
+        if not isinstance(one, Tensor) or not isinstance(two, Tensor):
+            return None
+        if isinstance(self.seeds.outputs, Tensor):  # samples may have seeds of their own
+            return None
+        same = self.model is other.model and self.seeds.outputs == other.seeds.outputs
+        if not same or (one.dtype, one.device) != (two.dtype, two.device):
+            return None
+        shapes = [[*x.shape[: self.batch_dim], *x.shape[self.batch_dim + 1 :]] for x in (one, two)]
+        if shapes[0] != shapes[1] or one.dim() != two.dim():
+            return None
+        return replace(self, inputs=torch.cat([one, two], self.batch_dim))
+
     def rows(self, start: int = 0, stop: int | None = None) -> JacobianRows:
         """The Jacobian's rows of samples from ``start`` to ``stop``."""
-        part = _narrowed(self.inputs, self.batch_dim, self.samples, start, stop)
-        seeds = replace(self.seeds, start=start)
+        part = self.part(start, stop)
         limit = None if self.memory_limit is None else self.memory_limit // 2
-        how = summed, part, None, seeds, limit, self.batch_dim, self.order
+        how = summed, part.inputs, None, part.seeds, limit, self.batch_dim, self.order
         found = JacobianRows.of(self.model, *how)
         return found.only(self.names)
+
+    def part(self, start: int = 0, stop: int | None = None) -> "Side":
+        """The samples from ``start`` to ``stop`` alone."""
+        inputs = _narrowed(self.inputs, self.batch_dim, self.samples, start, stop)
+        return replace(self, inputs=inputs, seeds=replace(self.seeds, start=start))
+
+
+def rows_of_both(
+    first: Rows, second: Rows, rows: Range, columns: Range
+) -> tuple[JacobianRows, JacobianRows]:
+    """The rows of some samples of either side, by one pass where both are of one model."""
+    if isinstance(first, Side) and isinstance(second, Side):
+        both = first.part(*rows).joined(second.part(*columns))
+        if both is not None:
+            every, count = both.rows(), rows[1] - rows[0]
+            return every.of_samples(0, count), every.of_samples(count, every.samples)
+    return first.rows(*rows), second.rows(*columns)
 
 
 def learning(model: nn.Module, parameters: Sequence[str] | None) -> tuple[str, ...]:
@@ -77,6 +112,7 @@ def learning(model: nn.Module, parameters: Sequence[str] | None) -> tuple[str, .
     Raises:
         ValueError: names that are unknown, repeated, frozen, or none at all.
     """
+    instances(model=model)
     learn = tuple(name for name, p in unwrapped(model).named_parameters() if p.requires_grad)
     names = learn if parameters is None else tuple(parameters)
     wrong = sorted(set(names) - set(learn))

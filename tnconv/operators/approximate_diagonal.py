@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tnconv.given import instances
 from tnconv.losses.diagonals import LossFunction, Method
 from tnconv.models.computing import Inputs, arguments
 from tnconv.models.modules import uncompiled, unwrapped
@@ -57,6 +58,7 @@ def hesscale(
         TypeError: an output that is no tensor.
         ValueError: an unknown method or parameter.
     """
+    instances(model=model, loss_fn=loss_fn)
     check_method(method)
     whole = unwrapped(model)
     chosen = chosen_parameters(whole, parameters)

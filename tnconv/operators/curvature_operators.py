@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from tnconv.given import instances
 from tnconv.losses.reductions import Reduction, divisor, reduction_of
 from tnconv.models.capture import alone
 from tnconv.models.computing import Inputs, arguments
-from tnconv.models.modules import instances, refuse_complex, unwrapped
+from tnconv.models.modules import refuse_complex, unwrapped
 from tnconv.models.propagation import LossFunction
 from tnconv.nn.tensor_dropout import TensorDropout
 from tnconv.operators.linearization import Graph

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tnconv.generators import seed_from
+from tnconv.given import instances
 from tnconv.losses.reductions import Reduction, divisor
 from tnconv.losses.roots import curvature, recognised
 from tnconv.models.computing import Inputs
-from tnconv.models.modules import instances, mixes_samples
+from tnconv.models.modules import mixes_samples
 from tnconv.models.output_places import output_places
 from tnconv.models.propagation import LossFunction
 from tnconv.operators.curvature_operators import GGNOperator, Product

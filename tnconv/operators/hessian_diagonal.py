@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from tnconv import diagrams
+from tnconv.given import instances
 from tnconv.losses.roots import Curvature, curvature
 from tnconv.models.arrangement import is_arranged
 from tnconv.models.bare import Bare, choose, noticing
@@ -89,6 +90,7 @@ def hessian_diagonal(
             second derivative couples entries, more features, or a loss that is not known.
         ValueError: parameters that the model does not have.
     """
+    instances(model=model, loss_fn=loss_fn)
     chosen = chosen_parameters(unwrapped(model), parameters)
     wanted = set(chosen.values())
     arrived: dict[Call, list[Tensor]] = defaultdict(list)

@@ -37,6 +37,12 @@ class SymmetricOperator(ABC):
     def _times(self, columns: Tensor) -> Tensor:
         """The product with columns ``(size, k)``."""
 
+    def __repr__(self) -> str:
+        """The shape, and what it is of."""
+        what = type(getattr(self, "model", None)).__name__
+        of = "" if what == "NoneType" else f" of a {what}"
+        return f"<{type(self).__name__} of shape {self.shape}{of}, {self.precision}, {self.device}>"
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""

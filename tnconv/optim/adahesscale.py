@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tnconv.given import instances, optional
 from tnconv.losses.diagonals import LossFunction, Method
 from tnconv.operators.approximate_diagonal import accumulate
 from tnconv.optim.diagonal_watch import DiagonalWatch
@@ -77,6 +78,7 @@ class AdaHesScale(torch.optim.Optimizer):
         process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in ("self", "model", "__class__")}
+        instances(model=model, **optional(loss_fn=loss_fn))
         check(settings)
         self._watch = DiagonalWatch(model, loss_fn, method)
         self._workers = Workers(group=process_group, model=model)

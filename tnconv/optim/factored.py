@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tnconv.diagrams.notices import warn
+from tnconv.given import instances, optional
 from tnconv.losses.roots import recognised
 from tnconv.models.modules import weak
 from tnconv.optim.blocks import Block, blocks
@@ -50,12 +51,11 @@ class Factored(Resumable):
     watch_type: ClassVar[type[FactorWatch]] = FactorWatch
 
     def __init__(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        loss_fn, params = settings["loss_fn"], settings["params"]
+        instances(model=model, **optional(loss_fn=loss_fn))
         check(settings)
         names = "flavour", "fisher", "samples", "generator", "joint", "per_group", "reduction"
         kfac = KFAC(**{name: settings[name] for name in names if name in settings})
-        loss_fn, params = settings["loss_fn"], settings["params"]
         if kfac.fisher in ("type-2", "mc") and loss_fn is not None:
             recognised(loss_fn)
         refuse_sharded(model, type(self).__name__)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tnconv.given import instances
 from tnconv.losses.reductions import batch_size
 from tnconv.models.capture import Inert
 from tnconv.models.modules import unwrapped, weak
@@ -78,10 +79,10 @@ class LowRankNewton(torch.optim.Optimizer):
         params: Parameters | None = None,
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in ("self", "model", "__class__")}
-        for name, module in (("model", model), ("loss_fn", loss_fn)):
-            if not isinstance(module, nn.Module):
-                kind = type(module).__name__
-                raise TypeError(f"{name} is a {kind}; expected a torch.nn.Module")
+        instances(model=model, loss_fn=loss_fn)
+        if not isinstance(loss_fn, nn.Module):
+            kind = type(loss_fn).__name__
+            raise TypeError(f"loss_fn is a {kind}; expected a torch.nn.Module, which is watched")
         columns(fisher, samples, generator)  # checks them
         check(settings)
         self.model, self.loss_fn, self.settings = unwrapped(model), loss_fn, settings

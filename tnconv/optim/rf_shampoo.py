@@ -7,6 +7,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from tnconv.given import instances
 from tnconv.models.modules import refuse_complex
 from tnconv.optim.axes import Axes, Kernels, axes
 from tnconv.optim.batch_sizes import BatchSize, Samples
@@ -106,8 +107,7 @@ class RFShampoo(Resumable):
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in ("self", "model", "__class__")}
         settings["batch_size"] = None if batch_size is model else batch_size
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        instances(model=model)
         check(settings)
         refuse_sharded(model, "RFShampoo")
         self.model, self.settings, self.fallback = model, settings | {"params": None}, None

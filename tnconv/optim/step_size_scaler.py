@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tnconv.given import instances, optional
 from tnconv.losses.diagonals import LossFunction, Method
 from tnconv.optim.adahesscale import AdaHesScale, expect_diagonals
 from tnconv.optim.diagonal_watch import DiagonalWatch
@@ -70,6 +71,7 @@ class StepSizeScaler(torch.optim.Optimizer):
                 raise ValueError(f"{name} is {value!r}; expected a positive number")
         if not 0 <= beta < 1:
             raise ValueError(f"beta is {beta!r}; expected a number in [0, 1)")
+        instances(model=model, **optional(loss_fn=loss_fn))
         self.optimizer, self.model = optimizer, model
         self.settings: dict[str, Any] = {"loss_fn": loss_fn, "delta": delta, "beta": beta}
         self.settings |= {"max_scale": max_scale, "per_group": per_group, "method": method}

@@ -13,6 +13,7 @@ from math import log, sqrt
 import torch
 from torch import Tensor
 
+from tnconv.displays import Shown
 from tnconv.operators.low_rank.damping import Damping
 from tnconv.operators.low_rank.rows import JacobianRows
 
@@ -20,8 +21,8 @@ Named = Mapping[str, Tensor]
 Criterion = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Eigenpairs:
+@dataclass(frozen=True, repr=False)
+class Eigenpairs(Shown):
     """Eigenvalues ``(k,)`` in descending order, and unit eigenvectors ``(k, *parameter)`` by name.
 
     ``gram_vectors`` ``(m·n, k)`` are the unit eigenvectors of the Gram matrix that belong to them.
@@ -32,8 +33,8 @@ class Eigenpairs:
     gram_vectors: Tensor
 
 
-@dataclass(frozen=True)
-class DirectionalDerivatives:
+@dataclass(frozen=True, repr=False)
+class DirectionalDerivatives(Shown):
     """Along directions k: ``slopes[n, k] = e_k · g_n``, ``curvatures[n', k] = e_k · G_n' e_k``.
 
     g_n is the gradient of a sample's own loss and G_n its Gauss-Newton matrix: the means over
@@ -73,7 +74,7 @@ class Gradients:
         return torch.einsum("m,kmn->nk", self.weights.double(), found)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRankBlock:
     """``G = V Vᵀ`` over some of the parameters, V with a column for each pair (m, n).
 
@@ -129,6 +130,10 @@ class LowRankBlock:
         """Eigenvalues of the Gram matrix in descending order, and its eigenvectors as columns."""
         values, vectors = torch.linalg.eigh(self.gram)
         return values.flip(0), vectors.flip(1)
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(repr, self.rows.like))
+        return f"<LowRankBlock of {self.size} rows: {names}>"
 
     @property
     def size(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tnconv.given import instances
 from tnconv.losses.reductions import batch_size, divisor, reduction_of
 from tnconv.models.computing import Inputs
 from tnconv.models.propagation import LossFunction
@@ -84,6 +85,7 @@ def low_rank_ggn(
         ValueError: positions outside the batch, an empty subset, repeated or foreign names in
             groups, a memory limit below what is needed, an unknown order.
     """
+    instances(model=model, loss_fn=loss_fn)
     batch = _Batch(inputs, targets, batch_size(inputs, batch_dim), loss_fn, batch_dim)
     curved = batch.positions("curvature_samples", curvature_samples)
     used = batch.positions("gradient_samples", gradient_samples)
@@ -139,7 +141,7 @@ def blocked(
     return LowRankGGN(blocks, {name: rows.like[name] for own in names.values() for name in own})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRankGGN:
     """A Gauss-Newton matrix with blocks of low rank; see `low_rank_ggn`.
 
@@ -150,6 +152,10 @@ class LowRankGGN:
 
     blocks: Mapping[str, LowRankBlock]
     like: Mapping[str, Tensor]
+
+    def __repr__(self) -> str:
+        blocks = f"{len(self.blocks)} block{'s' * (len(self.blocks) != 1)}"
+        return f"<LowRankGGN of shape {self.shape}: {len(self.like)} parameters in {blocks}>"
 
     @property
     def names(self) -> tuple[str, ...]:

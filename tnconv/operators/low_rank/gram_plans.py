@@ -20,9 +20,7 @@ QUICK = 1e-4  # seconds that are not worth a search for a better order
 BLOCK_ROWS = 4  # of the upper triangle: finer ones save little more, and are as many programs
 FORMED = 1.1  # explicit rows, which later products are made of, may take this much longer
 PRODUCTS = ("window", "pixel gram", "taps")
-JOINED = (
-    1.2  # native kernels in a loop, whose results are joined, are as much slower than predicted
-)
+JOINED = 1.2  # native weight gradients of single samples are as much slower than predicted
 KEPT = 4  # explicit rows are kept that are at most this many times as large as the operands ...
 SMALL = 2**22  # ... or have at most this many entries
 
@@ -127,8 +125,23 @@ def planned(
     if not fitting:
         return GramPlan(settings.compile(network, _forced(settings), limited=True))
     cheapest = min(fitting, key=lambda way: way.seconds)
+    if isinstance(cheapest, Program) and cheapest.has_native_kernels:
+        order = next(order for order, way in ways.items() if way is cheapest)
+        cheapest = _of_products(settings, network, order, cheapest)
     form = None if rows is None else _form(settings, network, rows, cheapest.seconds)
     return GramPlan(cheapest, form)
+
+
+def _of_products(
+    settings: Settings, network: Expression, order: Order | None, free: Program
+) -> Program:
+    """Matrix products instead of native kernels, unless these are predicted to be clearly faster.
+
+    Weight gradients of many vectors are, for native kernels, a group for each sample.
+    """
+    products = settings.compile(network, order, routes=PRODUCTS)
+    better = products.seconds <= JOINED * free.seconds and settings.fits(products)
+    return products if better else free
 
 
 def _forced(settings: Settings) -> Order | None:
@@ -177,8 +190,7 @@ def _form(
     vectors, samples, *shape = rows.shape
     m, n, *rest = rows.result.axes
     turned = rows.with_(result=View((samples, vectors, *shape), (n, m, *rest)))
-    products, free = settings.compile(turned, None, routes=PRODUCTS), settings.compile(turned, None)
-    form = products if products.seconds <= JOINED * free.seconds else free
+    form = _of_products(settings, turned, None, settings.compile(turned, None))
     operation = Operation(explicit, (vectors, samples, tuple(shape), True))
     layer = operation.networks["parameter"]
     product = settings.compile(known(gradient_dots(layer, "parameter", vectors)), None)

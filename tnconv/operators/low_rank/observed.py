@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tnconv.given import instances
 from tnconv.losses.reductions import reduction_of
 from tnconv.models.modules import unwrapped
 from tnconv.models.propagation import LossFunction
@@ -85,6 +86,7 @@ def observe_low_rank(
         NotImplementedError: a layer that mixes samples, or one that has no diagram.
         ValueError: repeated or foreign names in groups, an unknown order.
     """
+    instances(model=model)
     partition(unwrapped(model), groups)  # checks it
     check_orders(order, dict(unwrapped(model).named_parameters()))
     source = WithGradient(columns(fisher, samples, generator), fisher == "type-2")

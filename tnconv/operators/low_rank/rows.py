@@ -182,6 +182,13 @@ class JacobianRows:
         terms = {name: _between(term, start, stop) for name, term in self.terms.items()}
         return replace(self, terms=terms, vectors=stop - start)
 
+    def of_samples(self, start: int, stop: int) -> "JacobianRows":
+        """The rows of the samples ``start <= n < stop``, as views of what these hold."""
+        if (start, stop) == (0, self.samples):
+            return self
+        terms = {name: term.of_samples(start, stop) for name, term in self.terms.items()}
+        return replace(self, terms=terms, samples=stop - start)
+
     def scaled(self, factors: Tensor) -> "JacobianRows":  # (m, n)
         """The rows ``factors[m, n] J[m, n, θ]``."""
         terms = {name: _scaled(term, factors) for name, term in self.terms.items()}
