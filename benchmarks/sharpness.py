@@ -1,16 +1,17 @@
 """Sharpness: what it costs, and whether it depends on how a network is written.
 
 Run as ``python -m benchmarks.sharpness --json results.json --plot plot.png`` (extras ``demo`` and
-``plots``). Cost: one evaluation (the metric, and the trace by ten probes) of ResNet-20 with KFAC's
-metric, over twenty Hessian products: medians of interleaved rounds by the process' own clock, on
-one thread. Study: a convolutional network, trained on handwritten digits, whose first two layers
-are rescaled by a and 1/a, which leaves its function: sharpness with the identity of the parameters
-as they are, with KFAC's metric and a damping that is a number, and with the damping carried along.
+``plots``), or with ``--part cost``. Cost: one evaluation (the metric, and the trace by ten probes)
+of ResNet-20 with KFAC's metric, over twenty Hessian products: medians of interleaved rounds by the
+process' own clock, on one thread. Study: a convolutional network, trained on handwritten digits,
+whose first two layers are rescaled by a and 1/a, which leaves its function: sharpness with the
+identity of the parameters as they are, with KFAC's metric and a damping that is a number, and with
+the damping carried along.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
@@ -26,22 +27,30 @@ from benchmarks.models import cifar_resnet20
 from benchmarks.training import digits_network
 from tnconv.geometry import (
     Euclidean,
+    Kronecker,
     Metric,
-    ShapeOperator,
     kfac_metric,
-    model_hessian,
+    points_of,
     relu_rescale,
+    shape_operator,
     sharpness,
 )
-from tnconv.geometry.curvature_metrics import points_of
+from tnconv.quantities.kronecker_factors import Fisher
 
 LOSS = nn.CrossEntropyLoss()
 FACTORS = (1.0, 2.0, 10.0, 100.0, 1000.0)
 DAMPING = 1e-4
 
 
-def cost(options: argparse.Namespace) -> dict[str, Any]:
-    """Ratios over twenty Hessian products."""
+def damped_factors(model: nn.Module, x: Tensor, y: Tensor, fisher: Fisher = "type-2") -> Kronecker:
+    """KFAC's metric with factors that are damped by the identity of the parameters as they are."""
+    metric = kfac_metric(model, LOSS, [(x, y)], fisher=fisher)
+    assert isinstance(metric, Kronecker)
+    return metric.damped(metric.identity(DAMPING))
+
+
+def cost(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Ratios over twenty Hessian products, after every round."""
     torch.manual_seed(0)
     model = cifar_resnet20(10).eval()
     x, y = torch.randn(options.batch, 3, 32, 32), torch.randint(10, (options.batch,))
@@ -53,8 +62,8 @@ def cost(options: argparse.Namespace) -> dict[str, Any]:
         for _ in range(20):
             hessian @ draw
 
-    def metric() -> Metric:
-        return kfac_metric(model, LOSS, batches, DAMPING, fisher="mc")
+    def metric() -> Kronecker:
+        return damped_factors(model, x, y, fisher="mc")
 
     made = metric()
     calls: dict[str, Callable[[], object]] = {
@@ -62,17 +71,22 @@ def cost(options: argparse.Namespace) -> dict[str, Any]:
         "trace": lambda: sharpness(model, LOSS, batches, made),
         "metric and trace": lambda: sharpness(model, LOSS, batches, metric()),
     }
+    largest = max(max(a.shape[-1], b.shape[-1]) for a, b in made.factors.values())
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(options.rounds):
+    calls["metric and trace"]()
+    for rounds in range(1, options.rounds + 1):
         for name, call in calls.items():
             started = time.process_time()
             call()
-            taken[name].append(time.process_time() - started)
-    base = median(taken.pop("products"))
-    largest = max(max(a.shape[-1], b.shape[-1]) for a, b in made.factors.values())  # type: ignore[attr-defined]
-    ratios = {name: round(median(each) / base, 3) for name, each in taken.items()}
-    how = {"network": "ResNet-20", "batch": options.batch, "seconds of products": base}
-    return how | {"ratios": ratios, "largest matrix": largest}
+            taken[name].append(round(time.process_time() - started, 4))
+        base = median(taken["products"])
+        ratios = {
+            name: round(median(each) / base, 3)
+            for name, each in taken.items()
+            if name != "products"
+        }
+        how = {"network": "ResNet-20", "batch": options.batch, "rounds": rounds}
+        yield how | {"ratios": ratios, "seconds": taken, "largest matrix": largest}
 
 
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
@@ -91,7 +105,7 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
 
 def measured(model: nn.Module, x: Tensor, y: Tensor, metric: Metric) -> dict[str, float]:
     """The trace by ten probes, and the largest eigenvalue."""
-    shape = ShapeOperator(model_hessian(model, LOSS, [(x, y)]), metric)
+    shape = shape_operator(model, LOSS, [(x, y)], metric)
     trace = shape.trace(10, torch.Generator().manual_seed(0))
     leading = shape.eigenvalues(1, torch.Generator().manual_seed(0))
     return {"trace": float(trace), "largest": float(leading[-1])}
@@ -100,7 +114,7 @@ def measured(model: nn.Module, x: Tensor, y: Tensor, metric: Metric) -> dict[str
 def study() -> list[dict[str, Any]]:
     """A row for every factor."""
     model, x, y = trained()
-    theta, base = points_of(model), kfac_metric(model, LOSS, [(x, y)], DAMPING)
+    theta, base = points_of(model), damped_factors(model, x, y)
     rows = []
     for factor in FACTORS:
         map, twin = relu_rescale(model, "0", "2", factor, x), deepcopy(model)
@@ -110,7 +124,7 @@ def study() -> list[dict[str, Any]]:
                 p.copy_(psi[name])
         metrics = {
             "identity": Euclidean(points_of(twin)),
-            "KFAC, number as damping": kfac_metric(twin, LOSS, [(x, y)], DAMPING),
+            "KFAC, number as damping": damped_factors(twin, x, y),
             "KFAC, carried along": base.pushforward(map, theta),
         }
         found = {name: measured(twin, x, y, metric) for name, metric in metrics.items()}
@@ -141,19 +155,24 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sharpness", description=__doc__)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--part", choices=["cost", "study"], default="study")
+    parser.add_argument("--batch", type=int, default=16, help="of the cost")
+    parser.add_argument("--rounds", type=int, default=7, help="of the cost")
     parser.add_argument("--json", type=Path, help="write results to this file")
     parser.add_argument("--plot", type=Path, help="draw results into this file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = study()
-    if options.plot:
-        plot(rows, options.plot)
-    price = cost(options)
-    print(price)
-    if options.json:
-        measure.write_results(options.json, "cpu", rows, cost=price)
+    if options.part == "study":
+        rows = study()
+        if options.plot:
+            plot(rows, options.plot)
+        if options.json:
+            measure.write_results(options.json, "cpu", rows)
+        return
+    for price in cost(options):
+        print(price, flush=True)
+        if options.json:
+            measure.write_results(options.json, "cpu", [price])
 
 
 if __name__ == "__main__":

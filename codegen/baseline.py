@@ -25,7 +25,9 @@ from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import simplify
 
-SEARCH = 0.1  # seconds: what a search takes; one call of a slower baseline program takes longer
+SEARCH = (
+    0.1  # seconds that a search takes: a baseline program that takes longer does not pay (0009)
+)
 
 
 def baseline(

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import islice, product
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -235,6 +235,34 @@ def _planned(network: Expression | tuple[Expression, ...], options: Options) -> 
     if limit is None or (alone and best.schedule.peak(options.item) <= limit):
         return best
     return _leaner(best, options.item, limit)
+
+
+def again(
+    program: Program[Any], networks: Sequence[Expression], rivals: Sequence[int]
+) -> Program[Any] | None:
+    """A program's plans for networks of other sizes, by the same choices and without a search.
+
+    Of each term the chosen plan and as many ``rivals`` are written, as far as they can be. None if
+    a chosen one cannot. Prices are those of the table in use.
+    """
+    empty = without_plans(networks[0] if isinstance(program.network, Expression) else (*networks,))
+    known, terms = iter(zip(program.terms, rivals, strict=True)), []
+    for net in networks:
+        for term in net.terms:
+            forms, _ = forms_of(term)
+            ranked, most = next(known)
+            write = partial(
+                plans,
+                forms,
+                empty.positions,
+                contiguous_result=len(net.terms) == 1,
+                several=len(networks) > 1,
+            )
+            first, *others = [write(script=plan.choices) for plan in ranked[: 1 + most]]
+            if not first:
+                return None
+            terms.append((*first, *(plan for found in others for plan in found)))
+    return replace(empty, terms=tuple(terms))
 
 
 def _chosen(program: Program, lists: Sequence[Sequence[Plan]], choice: Sequence[Plan]) -> Program:

@@ -1,9 +1,9 @@
 """The planner: enumerate covers of a network's forms, price them, take the cheapest."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from math import inf, isqrt, prod, sqrt
 
 from tnconv.codegen.lowering import layouts
@@ -17,7 +17,7 @@ from tnconv.codegen.lowering.schedule import need
 from tnconv.codegen.lowering.selections import opened, scatter, selected
 from tnconv.codegen.lowering.strided import ONE
 from tnconv.codegen.lowering.values import Value, write
-from tnconv.codegen.lowering.writer import CONTIGUOUS, SCALE, Step, Writer
+from tnconv.codegen.lowering.writer import CONTIGUOUS, SCALE, Choices, Step, Writer
 from tnconv.codegen.prices import cost
 from tnconv.codegen.routes.box_sums import pooling
 from tnconv.codegen.routes.dense import dense
@@ -51,7 +51,7 @@ def looped(
         natively = [plan for plan in bodies if {*plan.routes} == {"native"}]
         best = [min(some, key=lambda p: p.risk * p.seconds) for some in (bodies, natively) if some]
         for body in dict.fromkeys(best):
-            yield loop.around(body.steps, body.output, body.routes)
+            yield loop.around(body.steps, body.output, body.routes, body.choices)
 
 
 def summed_late(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
@@ -61,7 +61,8 @@ def summed_late(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
     """
     for late in late_sums(cover):
         bodies: list[Plan] = []
-        for each in (late.body, *looped(late.body, routes)):
+        plain, turned = (late.body.choosing("late", name) for name in ("plain", "loop"))
+        for each in (plain, *(looped(turned, routes) if turned.writer.follows else ())):
             _search(each, "body", routes, ("auto", False), bodies, Room(), True)
         yield from map(late.after, dict.fromkeys(bodies))
 
@@ -115,6 +116,7 @@ def plans(
     room: Room = Room(),
     several: bool = False,
     order: Nest | None = None,
+    script: Choices = (),
 ) -> list[Plan]:
     """Every complete plan that was not pruned, the chosen one first.
 
@@ -122,6 +124,8 @@ def plans(
     unless another plan is clearly faster: its time is known better than any prediction. Plans that
     do not fit come last, and prune no others. For one of ``several`` networks there are also loops
     and late sums, which pay if others need the same products. An ``order`` is forced on all forms.
+    A ``script``, the choices of a plan for other sizes, is followed as far as it fits: then there
+    is that plan alone, or none.
     """
     found: list[Plan] = []
 
@@ -133,18 +137,25 @@ def plans(
             forms, positions, routes, (optimize, contiguous_result), found, room, order
         )
     for form, network in forms.items() if not found else ():
+        if script and script[0] != ("form", form):
+            continue
         skipped = ("loop", "dense") if form == POLYPHASE and len(forms) > 1 else ("loop",)
         tried = [ROUTES[name] for name in routes if name not in skipped]
-        start = multiplied(Cover.of(network, positions))
+        given = Cover.of(network, positions, script).choosing("form", form)
+        start = multiplied(given)
         start = start if several else _scaled_square(start)
         again = form == "as given" and "in form N" in forms
-        turns = looped(start, tried, several, most) if "loop" in routes and not again else ()
-        late = summed_late(start, tried) if several and not again else ()
-        for some in ((start,), turns, late):
+        plain, turned, late = (start.choosing("start", name) for name in ("plain", "loop", "late"))
+        loops_too = "loop" in routes and not again and turned.writer.follows
+        turns = looped(turned, tried, several, most) if loops_too else ()
+        sums = summed_late(late, tried) if several and not again and late.writer.follows else ()
+        for some in ((plain,), turns, sums):
             known = [] if several else found  # what is slow by itself may be shared
             for cover in some:
                 _search(cover, form, tried, (optimize, contiguous_result), known, room, several)
             found += known if several else ()
+    if script:
+        return found
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
     fastest = found[0]
@@ -183,9 +194,13 @@ def _scaled_square(cover: Cover) -> Cover:
         return cover
     (name,) = cover.arrays
     array = cover.arrays[name]
-    if network.scale == 1 or array.size > min(prod(network.shape), _half(network)):
+    if network.scale == 1:
         return cover
-    writer, value = _scaled(cover.writer, Value(array, ()), sqrt(network.scale))
+    small = array.size <= min(prod(network.shape), _half(network))
+    writer, small = cover.writer.deciding("scaled operand", small)
+    if not small:
+        return replace(cover, writer=writer)
+    writer, value = _scaled(writer, Value(array, ()), sqrt(network.scale))
     return replace(cover, network=network.with_(scale=1), arrays={name: value.array}, writer=writer)
 
 
@@ -220,10 +235,11 @@ def _search(
     """
     most = min(most, HOPELESS * _best(found, room))
     steps = cover.writer.steps
-    if cover.writer.seconds > most or room.too_small(steps, found):
+    if cover.writer.seconds > most or room.too_small(steps, found) or not cover.writer.follows:
         return
     if cover.selection is not None:
-        for after in (*selected(cover), *_scattered(cover, routes)):
+        both = selected(cover.choosing("scatter", False)), _scattered(cover, routes)
+        for after in _numbered(chain.from_iterable(both)):
             _search(after, form, routes, finish, found, room, several, most)
         return
     if cover.pattern is None:
@@ -273,9 +289,12 @@ def _scattered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
         return
     one, body = found
     slices: list[Plan] = []
+    body = body.choosing("scatter", True)
     _search(body, "body", routes, ("auto", False), slices, Room())
+    if not slices and body.writer.script:
+        return
     best = min(slices, key=lambda plan: plan.risk * plan.seconds)
-    writer = replace(cover.writer, steps=best.steps)
+    writer = replace(cover.writer, steps=best.steps, choices=best.choices)
     yield scatter(one, writer, Value(best.output, body.network.result.legs))
 
 
@@ -285,15 +304,26 @@ def _covered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
     In a chain of layers the pattern of the last one joins no two tensors before the others are
     covered.
     """
-    found = [after for route in routes for after in route(cover)]
+    found = [after for at, route in enumerate(routes) for after in _by(route, at, cover)]
     if all(after.routes[-1:] == ("dense",) for after in found):
         for at, _ in islice(cover.network.patterns, 1, None):
             turned = cover.turned_to(at)
-            others = [after for route in routes if route is not dense for after in route(turned)]
+            numbered = [(n, route) for n, route in enumerate(routes) if route is not dense]
+            others = [after for n, route in numbered for after in _by(route, (at, n), turned)]
             if others:
                 found += others
                 break
     yield from [after for after in found if _repeats(cover, after)] or found
+
+
+def _by(route: Route, number: Hashable, cover: Cover) -> Iterator[Cover]:
+    """The covers of a route: a choice, like those of any other."""
+    start = cover.choosing("route", number)
+    return _numbered(route(start)) if start.writer.follows else iter(())
+
+
+def _numbered(covers: Iterable[Cover]) -> Iterator[Cover]:
+    return (cover.choosing("cover", number) for number, cover in enumerate(covers))
 
 
 def _repeats(cover: Cover, after: Cover) -> bool:
@@ -327,7 +357,7 @@ def finished(
     if contiguous_result and result.run < result.size:
         kernel = cost.copy(result.size, *result.innermost)
         writer, result = writer.run(CONTIGUOUS, [result], result.shape, kernel)
-    return Plan(form, cover.routes, writer.steps, result)
+    return Plan(form, cover.routes, writer.steps, result, writer.choices)
 
 
 def _contract_scaled(
@@ -349,8 +379,9 @@ def _contract_scaled(
         values = [a, b]
     if len(values) == 2 and values[0].array is values[1].array:
         size = prod(values[0].array.shape)
-        larger = size < prod(sizes[leg] for leg in output)
-        if scale > 0 and larger:
+        small = scale > 0 and size < prod(sizes[leg] for leg in output)
+        writer, small = writer.deciding("scaled half", small)
+        if small:
             writer, half = _scaled(writer, values[0], sqrt(scale))
             values = [Value(half.array, value.legs) for value in values]
             scale = Fraction(1)

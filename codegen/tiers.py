@@ -2,11 +2,12 @@
 
 As in a just-in-time compiler: what is looked up for the first time gets a program of the `baseline`
 compiler, which takes a few milliseconds; what returns is compiled, which takes some ten times
-longer. Results of both agree up to rounding. All who look programs up share one bounded table.
+longer. What was compiled for one batch serves others, too: see `families`. Results of all agree up
+to rounding. All who look programs up share one bounded table.
 """
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from threading import Lock
 from types import TracebackType
@@ -15,8 +16,11 @@ from typing import Any, TypeVar, cast
 import torch
 
 from tnconv.codegen.baseline import baseline
-from tnconv.codegen.compiler import compile
+from tnconv.codegen.compiler import compile, networks_of
+from tnconv.codegen.families import Families, kin
+from tnconv.codegen.lowering.nested import Nest
 from tnconv.codegen.programs.program import Program
+from tnconv.diagrams.expression import Expression
 
 MOST_PROGRAMS = 8192  # some 100 kB each at most
 VARIABLE = "TNCONV_TIERED_COMPILATION"
@@ -43,13 +47,53 @@ def searched(build: Callable[..., Any], *arguments: Hashable) -> Any:
         TypeError: an argument that does not hash.
     """
     key = (build, *arguments)
-    if _tiers.enabled and key not in _waiting.keys and not _is_traced():
-        program = build(baseline, *arguments)
+    if not _tiers.enabled or _is_traced():
+        program = build(compile, *arguments)
+        _waiting.remove(key)
+        return program
+    compiler = _Compiler(first=key not in _waiting.keys)
+    program = build(compiler, *arguments)
+    if compiler.provisional:
         _waiting.add(key)
         raise FirstLookup(program)
-    program = build(compile, *arguments)
     _waiting.remove(key)
     return program
+
+
+class _Compiler:
+    """Programs of the tier that is due: those of a family, or of the baseline, or searched for.
+
+    A family that returns is searched for, also in another size. What is ``provisional`` is to be
+    compiled again if it returns.
+    """
+
+    def __init__(self, first: bool) -> None:
+        self.first, self.provisional = first, False
+
+    def __call__(
+        self,
+        network: Expression | Sequence[Expression],
+        memory_limit: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        order: Nest | None = None,
+    ) -> Program[Any]:
+        options: Any = {"memory_limit": memory_limit, "dtype": dtype, "device": device}
+        options |= {"order": order}
+        networks, alone = networks_of(network), memory_limit is None and order is None
+        if self.first and not (alone and _families.met(networks)):
+            self.provisional = True
+            return baseline(network, **options)
+        found = kin(networks, isinstance(network, Expression), device, dtype) if alone else None
+        if found is not None and (served := _families.serving(found)) is not None:
+            return served
+        if self.first and (found is None or _families.searched(found)):
+            self.provisional = True
+            return baseline(network, **options)
+        program = compile(network, **options)
+        if found is not None:
+            _families.add(found, program)
+        return program
 
 
 def looked_up(build: Callable[..., Found], *arguments: Hashable) -> Found:
@@ -78,14 +122,14 @@ class _Waiting:
         with self.lock:
             self.keys.pop(key, None)
 
-    def clear(self) -> list[tuple[Hashable, ...]]:
-        """Nothing waits any more; what did."""
+    def clear(self) -> None:
+        """Nothing waits any more."""
         with self.lock:
-            keys, self.keys = list(self.keys), {}
-        return keys
+            self.keys = {}
 
 
 _waiting = _Waiting()
+_families = Families()
 
 
 class _Tiers:
@@ -137,10 +181,9 @@ def warm() -> int:
     >>> warm()
     2
     """
-    keys = _waiting.clear()
-    with tiered_compilation(False):
-        for key in keys:
-            searched(*key)
+    keys = list(_waiting.keys)
+    for build, *arguments in keys:
+        looked_up(cast(Build, build), *arguments)
     return len(keys)
 
 
@@ -148,6 +191,7 @@ def cache_clear() -> None:
     """Forget all programs, and which ones were looked up."""
     searched.cache_clear()
     _waiting.clear()
+    _families.clear()
 
 
 cache_info = searched.cache_info

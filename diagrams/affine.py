@@ -5,7 +5,7 @@ read (`Axis`, `View`) and which leg values meet (`Pattern`).
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, prod
@@ -260,10 +260,3 @@ def fresh(leg: Leg, taken: Iterable[Leg]) -> Leg:
     while leg in taken:
         leg += "'"
     return leg
-
-
-def iterate_legs(nodes: Iterable[Node], result: View) -> Iterator[Leg]:
-    """Every leg that a node or the result holds, with repetitions."""
-    for node in nodes:
-        yield from node.legs
-    yield from result.legs

@@ -20,7 +20,6 @@ from tnconv.diagrams.affine import (
     Terms,
     View,
     fresh,
-    iterate_legs,
     linear,
     mask,
     reach,
@@ -54,20 +53,25 @@ class TensorNetwork(Expression):
         object.__setattr__(self, "sizes", MappingProxyType(sizes))
         if type(self.scale) is not Fraction:
             object.__setattr__(self, "scale", Fraction(self.scale))
-        for leg in iterate_legs(self.nodes, self.result):
-            if leg not in sizes:
-                raise ValueError(f"leg {leg!r} has no size; sized legs are {sorted(sizes)}")
+        for legs in (*[node.legs for node in self.nodes], self.result.legs):
+            for leg in legs:
+                if leg not in sizes:
+                    raise ValueError(f"leg {leg!r} has no size; sized legs are {sorted(sizes)}")
         if sizes and min(sizes.values()) < 0:
             leg, size = next((leg, size) for leg, size in sizes.items() if size < 0)
             raise ValueError(f"leg {leg!r} has size {size}; expected at least 0")
         shapes: dict[str, tuple[int, ...]] = {}
-        for node in self.tensors:
+        indices = set()
+        for node in self.nodes:
+            if not isinstance(node, Tensor):
+                continue
             if shapes.setdefault(node.name, node.shape) != node.shape:
                 raise ValueError(
                     f"operand {node.name!r} appears with shapes {shapes[node.name]} and "
                     f"{node.shape}; expected one shape"
                 )
-        indices = {node.name for node in self.nodes if isinstance(node, Selection)}
+            if isinstance(node, Selection):
+                indices.add(node.name)
         for node in self.tensors if indices else ():
             if node.name in indices and not isinstance(node, Selection):
                 raise ValueError(f"operand {node.name!r} is a tensor and an index; name another")

@@ -224,6 +224,16 @@ def test_all_results_have_commands_that_parse(name):
     assert own.parser().parse_args(arguments).json.name == render[-1].rpartition("/")[-1]
 
 
+def test_new_sizes_are_timed_for_every_kind(monkeypatch):
+    from benchmarks import new_sizes
+
+    monkeypatch.setitem(new_sizes.SIZES, "batch", range(2, 4))
+    monkeypatch.setattr(new_sizes, "IMAGE", 8)
+    taken = new_sizes.timed("batch")
+    assert taken.keys() == set(new_sizes.KINDS)
+    assert all(len(times["new"]) == len(times["warm"]) == 2 for times in taken.values())
+
+
 def test_the_table_of_simplification_has_a_row_for_every_layer():
     from benchmarks import simplification
 

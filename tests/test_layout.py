@@ -52,7 +52,7 @@ def test_imports_point_down(path):
 ROOMS = {
     "tnconv/codegen": (
         *("prices", "lowering", "routes", "planner", "programs"),
-        *("compiler", "baseline", "tiers"),
+        *("compiler", "baseline", "families", "tiers"),
     ),
     "tnconv": (
         *(

@@ -21,8 +21,9 @@ Wanted = tuple[Sequence[Leg], Collection[Leg]]
 class Way(NamedTuple):
     """One way to write a product, with its price.
 
-    ``new`` is how many steps it adds, ``within`` the seconds of the copies that torch makes inside
-    of the product, ``reordering`` those of a copy of the result into the wanted order of legs, and
+    ``summed_last`` says how copies lie, and ``number`` which of the `products` it is. ``new`` is
+    how many steps it adds, ``within`` the seconds of the copies that torch makes inside of the
+    product, ``reordering`` those of a copy of the result into the wanted order of legs, and
     ``seconds`` those of all steps so far.
     """
 
@@ -34,6 +35,8 @@ class Way(NamedTuple):
     new: int
     seconds: float
     reordering: float
+    summed_last: bool
+    number: int
 
     @property
     def price(self) -> float:
@@ -65,12 +68,18 @@ class Candidates:
         assert best is not None
         return best
 
-    def way(self, plan: Arrangement, summed_last: bool) -> Way:
-        """The product by an arrangement, and what it costs together with all steps so far."""
+    def way(self, plan: Arrangement, summed_last: bool, number: int | None = None) -> Way:
+        """The product by an arrangement, and what it costs together with all steps so far.
+
+        It is the cheapest of the `products`, or the one of a ``number``.
+        """
         left, first = self._matrix(plan.left, plan, plan.rows).factor(summed_last, False)
         right, second = self._matrix(plan.right, plan, plan.columns).factor(summed_last, True)
         front = _front(left, right)
-        best = min(products(left, right, front), key=_seconds)
+        ways = list(products(left, right, front))
+        if number is None or number >= len(ways):
+            number = min(range(len(ways)), key=lambda at: ways[at].kernel.seconds)
+        best = ways[number]
         within = sum(
             cost.copy(entries, right.shape[-1]).seconds
             for entries in (copied(left, front), copied(right, front))
@@ -88,11 +97,15 @@ class Candidates:
         else:
             seconds += best.kernel.seconds + within
         reordering = self._reordering(plan.legs)
-        return Way(plan, (left, right), copies, best, within, new, seconds, reordering)
+        factors, costs = (left, right), (within, new, seconds, reordering)
+        return Way(plan, factors, copies, best, *costs, summed_last, number)
 
-    def written(self, way: Way) -> tuple[Writer, Value]:
-        """The steps of a way."""
+    def written(
+        self, way: Way, choice: tuple[int, bool, int] | None = None
+    ) -> tuple[Writer, Value]:
+        """The steps of a way, written by this choice."""
         writer, plan = self._writer, way.plan
+        writer = writer if choice is None else writer.choosing("product", choice)
         for step in way.copies:
             writer = writer.with_step(step)
         front = _front(*way.factors)
@@ -139,10 +152,6 @@ class Candidates:
         if layouts.run(shape, there) == prod(shape):
             return 0.0
         return cost.copy(prod(shape), *layouts.innermost(shape, there)).seconds
-
-
-def _seconds(product: Product) -> float:
-    return product.kernel.seconds
 
 
 def _front(left: Strided, right: Strided) -> tuple[int, ...]:

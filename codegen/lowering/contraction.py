@@ -10,7 +10,7 @@ from tnconv.codegen.lowering.pairs import pair, sum_out
 from tnconv.codegen.lowering.paths import RANDOM, searched
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
-from tnconv.codegen.lowering.writer import Writer
+from tnconv.codegen.lowering.writer import Writer, cheapest
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
@@ -124,27 +124,27 @@ def contract(
     Of mirrored halves, which are one value used twice, a path may also make each by itself. None
     stands for what takes longer than the ``limit``, a number of seconds for all steps.
     """
-    ways = [_along_path(writer, values, output, sizes, optimize, limit)]
-    if optimize != GREEDY and len(values) >= 4 and (halves := _halves(values)) is not None:
-        ways.append(_by_halves(writer, halves, output, sizes, optimize, limit))
-    found = [way for way in ways if way is not None]
-    return min(found, key=lambda way: way[0].seconds) if found else None
+    how = output, sizes, optimize, limit
+    if optimize == GREEDY or len(values) < 4 or (halves := _halves(values)) is None:
+        return _along_path(values, *how, writer)
+    ways = [partial(_along_path, values, *how), partial(_by_halves, halves, *how)]
+    return cheapest("halves", writer, ways)
 
 
 def _by_halves(
-    writer: Writer,
     halves: tuple[list[Value], list[Value]],
     output: Sequence[Leg],
     sizes: Sizes,
     optimize: str,
     limit: float,
+    writer: Writer,
 ) -> tuple[Writer, Value] | None:
     made = []
     for half, other in (halves, halves[::-1]):
         needed = {*output, *_legs(other)}
         kept = [leg for leg in dict.fromkeys(_legs(half)) if leg in needed]
         later = {*kept} - {*output}
-        if (found := _along_path(writer, half, kept, sizes, optimize, limit, later)) is None:
+        if (found := _along_path(half, kept, sizes, optimize, limit, writer, later)) is None:
             return None
         writer, value = found
         made.append(value)
@@ -174,17 +174,19 @@ def _halves(values: Sequence[Value]) -> tuple[list[Value], list[Value]] | None:
 
 
 def _along_path(
-    writer: Writer,
     values: Sequence[Value],
     output: Sequence[Leg],
     sizes: Sizes,
     optimize: str,
     limit: float,
+    writer: Writer,
     later: Collection[Leg] = (),
 ) -> tuple[Writer, Value] | None:
     left = list(values)
     search = greedy_path if optimize == GREEDY else partial(contraction_path, optimize=optimize)
-    path = search([value.legs for value in left], output, sizes)
+    if (path := writer.scripted("path")) is None:
+        path = search([value.legs for value in left], output, sizes)
+    writer = writer.choosing("path", path)
     if limit < inf and writer.seconds + _least_seconds(path, values, output, sizes) > limit:
         return None
     for positions in path:

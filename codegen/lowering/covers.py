@@ -1,12 +1,12 @@
 """Covers: routes replace patterns, with the tensors they join, by dense tensors."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 
 from tnconv.codegen.lowering.strided import Strided, operand
 from tnconv.codegen.lowering.values import Value, read
-from tnconv.codegen.lowering.writer import Writer
+from tnconv.codegen.lowering.writer import Choices, Writer
 from tnconv.diagrams.affine import Leg, Node, Selection, Tensor, View
 from tnconv.diagrams.network import TensorNetwork
 
@@ -26,14 +26,21 @@ class Cover:
     indices: Mapping[str, Strided] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, network: TensorNetwork, positions: Mapping[str, int]) -> "Cover":
+    def of(
+        cls, network: TensorNetwork, positions: Mapping[str, int], script: Choices = ()
+    ) -> "Cover":
         """Nothing is done yet; ``positions`` are those of the operands in a call."""
         names = {name: f"operand {at}" for name, at in positions.items()}
         given = {
             names[name]: operand(positions[name], shape) for name, shape in network.operands.items()
         }
         indices = {names[name]: given.pop(names[name]) for name in network.indices}
-        return cls(network.rename_operands(names), given, indices=indices)
+        writer = Writer(script=script)
+        return cls(network.rename_operands(names), given, writer, indices=indices)
+
+    def choosing(self, kind: str, what: Hashable) -> "Cover":
+        """With one more choice made: see `Writer`."""
+        return replace(self, writer=self.writer.choosing(kind, what))
 
     def named(self, array: Strided) -> tuple[str, Mapping[str, Strided]]:
         """The name of an array, and all arrays with it."""

@@ -9,11 +9,11 @@ from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.writer import MATMUL
 from tnconv.codegen.prices import cost
 
-BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product
-LEAST_ROWS = 64  # of a block
-ROWS = (32, 16)  # of the blocks of a large product of few summed entries
-LARGE = 512  # rows and columns of it
-FEW = 16  # summed entries of it
+BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product (0005)
+LEAST_ROWS = 64  # of a block (0005)
+ROWS = (32, 16)  # of the blocks of a large product of few summed entries (0005)
+LARGE = 512  # rows and columns of it (0005)
+FEW = 16  # summed entries of it (0005)
 
 GRAM = '''def gram(x, blocks):
     """x @ x.mT, which is symmetric: of every two mirrored blocks one is computed."""

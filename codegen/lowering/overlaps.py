@@ -1,12 +1,13 @@
 """Writing windows that overlap: shift and accumulate, or torch's fold."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.strided import Strided
-from tnconv.codegen.lowering.writer import Writer
+from tnconv.codegen.lowering.writer import Writer, cheapest
 from tnconv.codegen.prices import cost
 
 OVERLAP_ADD = '''def overlap_add(x, sizes, starts, steps, taps):
@@ -58,11 +59,13 @@ class Overlap:
 
 def overlapped(writer: Writer, array: Strided, axes: Sequence[Overlap]) -> tuple[Writer, Strided]:
     """``(.., k, .., o, ..)`` to ``(.., i, ..)``: all taps of all axes, then the outputs of each."""
-    ways = [_added(writer, array, axes), *_folded(writer, array, axes)]
-    return min(ways, key=lambda way: way[0].seconds)
+    ways = [partial(_added, array, axes)]
+    if len(axes) <= 2 and all(len(x.taps) <= 1 for x in axes):
+        ways.append(partial(_folded, array, axes))
+    return cheapest("overlap", writer, ways)
 
 
-def _added(writer: Writer, array: Strided, axes: Sequence[Overlap]) -> tuple[Writer, Strided]:
+def _added(array: Strided, axes: Sequence[Overlap], writer: Writer) -> tuple[Writer, Strided]:
     """Part by part into zeros."""
     sizes, starts, steps = zip(*((x.size, x.start, x.step) for x in axes), strict=True)
     taps = tuple((at, tap) for at, x in enumerate(axes) for tap in x.taps)
@@ -77,12 +80,8 @@ def _added(writer: Writer, array: Strided, axes: Sequence[Overlap]) -> tuple[Wri
     return writer.run(OVERLAP, [array], shape, kernel, "add parts that overlap", numbers)
 
 
-def _folded(
-    writer: Writer, array: Strided, axes: Sequence[Overlap]
-) -> Iterator[tuple[Writer, Strided]]:
+def _folded(array: Strided, axes: Sequence[Overlap], writer: Writer) -> tuple[Writer, Strided]:
     """Torch's fold, in one or two dimensions of at most one tap leg each."""
-    if len(axes) > 2 or any(len(x.taps) > 1 for x in axes):
-        return
     lead = array.shape[: len(array.shape) - sum(1 + len(x.taps) for x in axes)]
     outputs, left = array.shape[-len(axes) :], iter(array.shape[len(lead) :])
     kernel = [next(left) if x.taps else 1 for x in axes]
@@ -109,7 +108,6 @@ def _folded(
     result = folded.free_reshape([*lead, *sizes])
     assert result is not None
     if whole:
-        yield writer, result
-    else:
-        pads = [(x.start, x.size - x.start - size) for x, size in zip(axes, sizes, strict=True)]
-        yield writer.pad(result, [*((0, 0) for _ in lead), *pads])
+        return writer, result
+    pads = [(x.start, x.size - x.start - size) for x, size in zip(axes, sizes, strict=True)]
+    return writer.pad(result, [*((0, 0) for _ in lead), *pads])

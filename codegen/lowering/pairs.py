@@ -46,11 +46,15 @@ def pair(
     plans = list(arrangements(a, b, needed, hint))
     if not search:
         return candidates.written(candidates.way(plans[0], summed_last=True))
+    if (made := writer.scripted("product")) is not None:
+        at, *how = made
+        return candidates.written(candidates.way(plans[at], *how), made)
     best = candidates.cheapest([plan for plan in plans if not plan.lead])
     if best.new > 1 or best.reordering:
         led = [plan for plan in plans if plan.lead]  # no copies?
         best = candidates.cheapest(led, best)
-    return candidates.written(best)
+    at = next(at for at, plan in enumerate(plans) if plan is best.plan)
+    return candidates.written(best, (at, best.summed_last, best.number))
 
 
 def hadamard(writer: Writer, a: Value, b: Value, hint: Sequence[Leg] = ()) -> tuple[Writer, Value]:

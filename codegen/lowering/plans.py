@@ -1,7 +1,7 @@
 """Plans: priced steps that compute a network, and how they compare with what torch does."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.schedule import Schedule
 from tnconv.codegen.lowering.strided import PERMUTE, RESHAPE, UNFOLD, Strided
-from tnconv.codegen.lowering.writer import Step
+from tnconv.codegen.lowering.writer import Choices, Step
 from tnconv.codegen.prices import cost
 
 CLEARLY = 1.4  # speed-up that another plan must promise to replace one native kernel (0002, 0011)
@@ -28,12 +28,14 @@ class Plan:
         routes: The routes that cover its patterns.
         steps: What is computed, in order.
         output: The result.
+        choices: By which the steps were written, and can be for other sizes.
     """
 
     form: str
     routes: tuple[str, ...]
     steps: tuple[Step, ...]
     output: Strided
+    choices: Choices = field(default=(), compare=False, repr=False)
 
     @cached_property
     def seconds(self) -> float:

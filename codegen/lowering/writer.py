@@ -1,11 +1,11 @@
 """Steps: what a program computes one after the other, and the writer that records them."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
-from math import prod
-from typing import Any
+from math import inf, prod
+from typing import Any, TypeVar
 
 from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.layouts import Ints
@@ -49,15 +49,47 @@ class Step:
         return self.value.shape
 
 
+Choice = tuple[str, Any]
+"""Which of several ways was taken: the kind of choice, and what is enough to make it again."""
+Choices = tuple[Choice, ...]
+
+
 @dataclass(frozen=True)
 class Writer:
-    """The steps written so far. Equal expressions are one step, so mirrored halves run once."""
+    """The steps written so far. Equal expressions are one step, so mirrored halves run once.
+
+    ``choices`` are those by which these steps were written, in order. A writer with a ``script``
+    makes the same ones, without pricing what else there is, on tensors of other sizes.
+    """
 
     steps: tuple[Step, ...] = ()
     seen: dict[Strided, int] = field(default_factory=dict, compare=False, repr=False)
     """Where a writer of this family has a step of this value: shared, and checked when used."""
     readings: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
     """What the family has read: see `values.read`."""
+    choices: Choices = field(default=(), compare=False, repr=False)
+    script: Choices = field(default=(), compare=False, repr=False)
+
+    def choosing(self, kind: str, what: Hashable) -> "Writer":
+        """With one more choice made."""
+        choices = (*self.choices, (kind, what))
+        return Writer(self.steps, self.seen, self.readings, choices, self.script)
+
+    def scripted(self, kind: str) -> Any:
+        """What the script chooses here; None without one, or where it makes another choice."""
+        here = self.script[len(self.choices) : len(self.choices) + 1]
+        return next((what for known, what in here if known == kind), None)
+
+    def deciding(self, kind: str, what: bool) -> tuple["Writer", bool]:
+        """A choice that sizes make, or the script."""
+        given = self.scripted(kind)
+        what = what if given is None else given
+        return self.choosing(kind, what), what
+
+    @property
+    def follows(self) -> bool:
+        """Whether all choices are those of the script, if there is one."""
+        return not self.script or self.script[: len(self.choices)] == self.choices
 
     @cached_property
     def seconds(self) -> float:
@@ -93,7 +125,8 @@ class Writer:
         if self.has(step.value):
             return self
         self.seen[step.value] = len(self.steps)
-        return Writer((*self.steps, step), self.seen, self.readings)
+        steps = (*self.steps, step)
+        return Writer(steps, self.seen, self.readings, self.choices, self.script)
 
     def has(self, value: Strided) -> bool:
         """Whether there is a step; all are searched only if another writer has it elsewhere."""
@@ -175,14 +208,20 @@ class Writer:
 
     def _sum_outermost(self, array: Strided, dims: Sequence[int]) -> tuple["Writer", Strided]:
         """One dimension first, of what is between steps as well if that is cheaper."""
-        ways = [self._one_by_one(array, dims)]
         first, last = max(dims, key=lambda dim: array.strides[dim]), len(array.shape) - 1
-        if (read := _read_in_steps(array)) is not None and first != last:
-            whole, start = read
-            writer, partial = self.sum(whole, [first])
+        if (read := _read_in_steps(array)) is None or first == last:
+            return self._one_by_one(array, dims)
+        whole, start = read
+
+        def between(writer: "Writer") -> tuple["Writer", Strided]:
+            writer, partial = writer.sum(whole, [first])
             partial = partial.narrow(last - 1, start, array.shape[last], array.strides[last])
-            ways.append(writer.sum(partial, [dim - (dim > first) for dim in dims if dim != first]))
-        return min(ways, key=lambda way: way[0].seconds)
+            return writer.sum(partial, [dim - (dim > first) for dim in dims if dim != first])
+
+        def straight(writer: "Writer") -> tuple["Writer", Strided]:
+            return writer._one_by_one(array, dims)
+
+        return cheapest("sum", self, [straight, between])
 
     def _one_by_one(self, array: Strided, dims: Sequence[int]) -> tuple["Writer", Strided]:
         order = sorted(range(len(array.shape)), key=lambda dim: -array.strides[dim])
@@ -192,6 +231,23 @@ class Writer:
         straight = sorted(range(len(left)), key=left.__getitem__)
         rest = [dim - (dim > first) for dim in dims if dim != first]
         return writer.sum(partial.permute(straight), rest)
+
+
+Way = TypeVar("Way", bound=tuple[Any, ...] | None)
+
+
+def cheapest(kind: str, writer: Writer, ways: Sequence[Callable[[Writer], Way]]) -> Way:
+    """The way that takes least time, or the one of a script.
+
+    What a way returns begins with the writer of its steps, or is None if there is no such way.
+    """
+    given = writer.scripted(kind)
+    tried = range(len(ways)) if given is None else range(given, given + 1)
+    return min((ways[at](writer.choosing(kind, at)) for at in tried), key=_seconds_of)
+
+
+def _seconds_of(way: tuple[Any, ...] | None) -> float:
+    return inf if way is None else float(way[0].seconds)
 
 
 def copying(array: Strided, shape: Sequence[int]) -> Step:

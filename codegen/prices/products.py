@@ -13,8 +13,8 @@ from tnconv.codegen.prices.kinds import Kernel, Kind, Probe, coefficient
 from tnconv.codegen.prices.movement import Calls, Copy, on
 from tnconv.codegen.prices.tables import Machine, bytes_per_entry
 
-MOST_TILES = 2  # that a remainder of columns takes, however long
-CALLS = 2  # per block row of a Gram matrix: the product's slices, and the copies
+MOST_TILES = 2  # that a remainder of columns takes, however long (0005)
+CALLS = 2  # per block row of a Gram matrix: the product's slices, and the copies (0011)
 
 
 def _product(

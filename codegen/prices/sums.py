@@ -10,7 +10,7 @@ from tnconv.codegen.prices.kinds import Kernel, Kind, coefficient
 from tnconv.codegen.prices.movement import Calls, Copy, Elementwise, on
 from tnconv.codegen.prices.tables import Machine
 
-CALLS = 2  # per part of an overlapping sum: its slice of the result, and the addition
+CALLS = 2  # per part of an overlapping sum: its slice of the result, and the addition (0011)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tnconv.codegen.programs.batches import Batches
+
 Shapes = Mapping[str, tuple[int, ...]]
 _AUTOCAST_DEVICES = frozenset(
     device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
@@ -17,6 +19,19 @@ def by_position(program, {given}):
     try:
         fits = {fits}
     except AttributeError:
+        fits = False
+    if not fits:
+        check({given})
+    if {casts}:
+        return program.run_cast({given})
+    return contraction({given})
+"""
+_OF_BATCHES = """
+def by_position(program, {given}):
+    try:
+        shapes = known.get({operand}.shape[{dim}])
+        fits = shapes is not None and {fits}
+    except (AttributeError, IndexError):
         fits = False
     if not fits:
         check({given})
@@ -37,30 +52,43 @@ def by_position(
     shapes: Shapes,
     indices: Collection[str],
     casts: Sequence[str] = (),
+    batches: Batches | None = None,
 ) -> Callable[..., Any]:
     """A function of a program and its operands: ``contraction``, after checks.
 
     Under autocast it is the program's ``run_cast``, as where one of ``casts`` is true of the first
-    operand.
+    operand. With ``batches`` shapes are those of any size that it serves.
     """
     variables = {name: f"operand_{at}" for at, name in enumerate(shapes)}
     first, *others = [variables[name] for name in shapes if name not in indices] or ["operand_0"]
     fits = [f"isinstance({first}, Tensor)"] if shapes else []
-    fits += [f"{variables[name]}.shape == shape_{at}" for at, name in enumerate(shapes)]
+    shape = "shape_{}" if batches is None else "shapes[{}]"
+    fits += [f"{variables[name]}.shape == {shape.format(at)}" for at, name in enumerate(shapes)]
     fits += [f"{other}.dtype is {first}.dtype" for other in others]
     fits += [f"{variables[name]}.dtype is int64" for name in shapes if name in indices]
     fits += [f"{other}.device == {first}.device" for other in variables.values() if other != first]
     asked = ["autocasts()", *(f"{first}.{question}" for question in casts if shapes)]
-    text = _BY_POSITION.format(
-        given=", ".join(variables.values()),
-        fits=" and ".join(fits) or "True",
-        casts=" or ".join(asked),
-    )
+    words = {
+        "given": ", ".join(variables.values()),
+        "fits": " and ".join(fits) or "True",
+        "casts": " or ".join(asked),
+    }
+    seen: dict[int, tuple[tuple[int, ...], ...]] = {}
+    if batches is None:
+        text = _BY_POSITION.format(**words)
+    else:
+        operand, dim = batches.place
+        text = _OF_BATCHES.format(**words, operand=variables[operand], dim=dim)
 
     def explain(*given: Tensor) -> None:
-        check(shapes, dict(zip(shapes, given, strict=True)), indices)
+        named = dict(zip(shapes, given, strict=True))
+        check(shapes if batches is None else batches.shapes_for(named), named, indices)
+        if batches is not None:
+            seen[given[list(shapes).index(operand)].shape[dim]] = tuple(
+                tuple(array.shape) for array in given
+            )
 
-    known = {"contraction": contraction, "check": explain, "Tensor": Tensor}
+    known = {"contraction": contraction, "check": explain, "Tensor": Tensor, "known": seen}
     dtypes = {"int64": torch.int64, "float16": torch.float16}
     sizes = {f"shape_{at}": tuple(shape) for at, shape in enumerate(shapes.values())}
     autocasts = torch._C._is_any_autocast_enabled
@@ -68,7 +96,10 @@ def by_position(
 
 
 def by_name(
-    by_position: Callable[..., Any], shapes: Shapes, indices: Collection[str]
+    by_position: Callable[..., Any],
+    shapes: Shapes,
+    indices: Collection[str],
+    batches: Batches | None = None,
 ) -> Callable[..., Any]:
     """A function of a program and a dictionary of its operands: `by_position`."""
     text = _BY_NAME.format(
@@ -78,7 +109,7 @@ def by_name(
     )
 
     def explain(given: Mapping[str, Tensor]) -> None:
-        check(shapes, given, indices)
+        check(shapes if batches is None else batches.shapes_for(given), given, indices)
 
     return _defined("by_name", text, by_position=by_position, check=explain)
 

@@ -79,7 +79,7 @@ def chosen_together(lists: Sequence[Sequence[Plan]]) -> list[Plan]:
     seconds: dict[Hashable, float] = {}
     tables = [
         [
-            _Candidate(plan, _units_of(plan, seconds), _weight(plan, plans[0]))
+            _Candidate(plan, _units_of(plan, seconds), weight(plan, plans[0]))
             for plan in plans[:MOST_PLANS]
         ]
         for plans in lists
@@ -118,7 +118,8 @@ def _units_of(plan: Plan, seconds: dict[Hashable, float]) -> tuple[Hashable, ...
     return tuple(units)
 
 
-def _weight(plan: Plan, first: Plan) -> float:
+def weight(plan: Plan, first: Plan) -> float:
+    """How many times its seconds a plan counts beside the ``first``, which torch's own stays."""
     return plan.risk * (
         first.margin if first.is_torchs and first.form == "as given" and plan is not first else 1.0
     )

@@ -16,6 +16,7 @@ from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import Schedule
 from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.programs import source
+from tnconv.codegen.programs.batches import Batches
 from tnconv.codegen.programs.checks import after_autocast, by_name, by_position
 from tnconv.codegen.programs.contraction_trees import path_and_info, tree
 from tnconv.codegen.programs.joint import scheduled
@@ -47,7 +48,8 @@ class Program(Generic[Result]):
     were considered for each term of each network, the chosen one first. ``chunks``, one for each
     network, replace them where memory is limited. Intermediate results are deleted where they would
     raise the peak by more than ``spare_memory`` bytes. ``services`` are those of the compiler,
-    ``style`` is one of `STYLES`, in which steps are printed.
+    ``style`` is one of `STYLES`, in which steps are printed. With ``batches`` the program runs on
+    other sizes of a leg, too; what it tells about itself is for those of its network.
     """
 
     network: Expression | tuple[Expression, ...]
@@ -57,6 +59,7 @@ class Program(Generic[Result]):
     spare_memory: int = SPARE
     services: "Services | None" = field(default=None, compare=False, repr=False)
     style: str = "torch"
+    batches: Batches | None = None
 
     @property
     def networks(self) -> tuple[Expression, ...]:
@@ -124,7 +127,10 @@ class Program(Generic[Result]):
         if not self.chunks:
             names, spare = list(arguments.values()), self.spare_memory
             indices = [arguments[index] for index in self.indices]
-            definition = Definition(name, names, indices, self.schedule, several, spare)
+            schedule, size = self.schedule, ""
+            if self.batches is not None:
+                schedule, size = self.batches.schedule, self.batches.line(arguments)
+            definition = Definition(name, names, indices, schedule, several, spare, size)
             return STYLES[self.style](definition)
         return functions_of_chunks(name, self.chunks, arguments, several)
 
@@ -185,7 +191,7 @@ class Program(Generic[Result]):
         if self.scales and any(array.dtype == torch.float16 for array in cast):
             return self._wide(cast)
         if self.has_native_kernels and any(array.is_complex() for array in cast):
-            return self.for_complex.function(*cast)
+            return self._for_complex(cast)
         return self.function(*cast)
 
     def _wide(self, given: Sequence[Tensor]) -> Result:
@@ -208,11 +214,11 @@ class Program(Generic[Result]):
     def _by_position(self) -> Callable[..., Result]:
         casts = {"is_complex()": self.has_native_kernels, "dtype is float16": self.scales}
         where = [question for question, asked in casts.items() if asked]
-        return by_position(self.function, self.operands, self.indices, where)
+        return by_position(self.function, self.operands, self.indices, where, self.batches)
 
     @cached_property
     def _by_name(self) -> Callable[..., Result]:
-        return by_name(self._by_position, self.operands, self.indices)
+        return by_name(self._by_position, self.operands, self.indices, self.batches)
 
     @cached_property
     def has_native_kernels(self) -> bool:
@@ -226,6 +232,16 @@ class Program(Generic[Result]):
         """The program without native convolutions, which torch has for real dtypes only."""
         program: Program[Result] = self._compiler.compile(self.network, dtype=torch.complex64)
         return program
+
+    def _for_complex(self, given: Sequence[Tensor]) -> Result:
+        """What the program without native convolutions gives, made for the size of these."""
+        if self.batches is None:
+            return self.for_complex.function(*given)
+        size = self.batches.size_of([array.shape for array in given])
+        networks = self.batches.networks(self.networks, size)
+        network = networks if isinstance(self.network, tuple) else networks[0]
+        own: Program[Result] = self._compiler.compile(network, dtype=torch.complex64)
+        return own.function(*given)
 
     @property
     def path(self) -> "tuple[list[tuple[int, ...]], opt_einsum.PathInfo]":

@@ -12,6 +12,7 @@ from tnconv.codegen.lowering.strided import LIKE, ONE, Strided
 from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.programs.layout import INDENT, WIDTH
 from tnconv.codegen.programs.names import Names, operations
+from tnconv.codegen.programs.sizes import varies
 
 IMPORTS = {
     "itertools": "import itertools\n",
@@ -87,6 +88,7 @@ class Definition:
         several: Whether it returns a tuple.
         spare: Results are deleted as soon as more bytes than these would be held for nothing.
             Without any bytes to spare nothing is kept for the next call.
+        size: The line that reads the one size that numbers of steps depend on, if they do.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Definition:
     schedule: Schedule
     several: bool
     spare: int
+    size: str = ""
 
     @property
     def read(self) -> set[Strided]:
@@ -108,7 +111,7 @@ class Definition:
         """The text of the function, from its lines and results, and what its beginning calls."""
         values = [argument for argument in self.arguments if argument not in self.indices]
         first, used = _beginning(values, read)
-        lines = [*first, *body, returned(results, self.several)]
+        lines = [*filter(None, [self.size]), *first, *body, returned(results, self.several)]
         return function(self.name, self.arguments, lines), used
 
 
@@ -116,7 +119,7 @@ def printed(definition: Definition) -> list[Function]:
     """The function in torch's words, and one that makes its constants."""
     schedule, spare = definition.schedule, definition.spare
     names = Names.of(definition.arguments, schedule.steps)
-    once = {step.value for step in constants(schedule, spare)}
+    once = {step.value for step in constants(schedule, spare, bool(definition.size))}
     made_once = [step for step in schedule.steps if step.value in once]
     steps = [step for step in schedule.steps if step.value not in once]
     read = {array for step in steps for array in step.value.reads}
@@ -140,9 +143,10 @@ def printed(definition: Definition) -> list[Function]:
     return [*functions, Function(text, (*first, *used))]
 
 
-def constants(schedule: Schedule, spare: int) -> list[Step]:
-    """The steps whose results are kept for later calls."""
-    return constant_steps(schedule.steps) if spare else []
+def constants(schedule: Schedule, spare: int, sized: bool = False) -> list[Step]:
+    """The steps whose results are kept for later calls; none that depends on a size."""
+    steps = [step for step in schedule.steps if not (sized and varies(step.value))]
+    return constant_steps(steps) if spare else []
 
 
 def returned(results: Sequence[str], several: bool) -> str:

@@ -31,7 +31,7 @@ class LateSum:
 
     def after(self, plan: Plan) -> Cover:
         """The sum of what a plan for the body gives."""
-        writer = replace(self.cover.writer, steps=plan.steps)
+        writer = replace(self.cover.writer, steps=plan.steps, choices=plan.choices)
         legs = self._legs
         writer, value = sum_out(writer, Value(plan.output, (self.leg, *legs)), legs)
         every = tuple(range(len(self.cover.network.nodes)))

@@ -9,7 +9,7 @@ from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.strided import Strided, strided
 from tnconv.codegen.lowering.turns import ADDED, JOINED, PART, Turns, held
 from tnconv.codegen.lowering.values import Value
-from tnconv.codegen.lowering.writer import Step
+from tnconv.codegen.lowering.writer import Choices, Step, Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg, Sizes, Tensor, View
 from tnconv.diagrams.network import TensorNetwork
@@ -26,7 +26,10 @@ class Loop:
 
     @property
     def body(self) -> Cover:
-        """The network of one position; its result holds the open legs, each as a dimension."""
+        """The network of one position; its result holds the open legs, each as a dimension.
+
+        If the loop's cover follows a script, so does that.
+        """
         network, nodes = self.cover.network, []
         for node in network.tensors:
             axes = tuple(x for x in node.view.axes if x.plain(network.sizes) != self.leg)
@@ -38,7 +41,8 @@ class Loop:
         if self.joined:
             result = View((1, *result.shape), result.axes)
         arrays = {name: self._part(name) for name in self.dims}
-        return Cover(TensorNetwork((*nodes, *patterns), result, sizes), arrays)
+        writer = Writer(script=self.cover.writer.scripted("body") or ())
+        return Cover(TensorNetwork((*nodes, *patterns), result, sizes), arrays, writer)
 
     @property
     def _legs(self) -> tuple[Leg, ...]:
@@ -52,10 +56,17 @@ class Loop:
         return strided(PART, (whole,), (dim,), shape, whole.strides)
 
     def around(
-        self, steps: tuple[Step, ...], output: Strided, routes: tuple[str, ...] = ()
+        self,
+        steps: tuple[Step, ...],
+        output: Strided,
+        routes: tuple[str, ...] = (),
+        choices: Choices = (),
     ) -> Cover:
-        """The loop over steps for one position that end in ``output``, found by ``routes``."""
-        writer, constants = self.cover.writer, constant_steps(steps)
+        """The loop over steps for one position that end in ``output``, found by ``routes``.
+
+        The steps were written by these ``choices``.
+        """
+        writer, constants = self.cover.writer.choosing("body", choices), constant_steps(steps)
         for step in constants:  # what is the same for all positions comes before the loop
             writer = writer.with_step(step)
         steps = tuple(step for step in steps if step not in constants)

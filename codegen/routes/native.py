@@ -16,7 +16,7 @@ from tnconv.codegen.routes.matches import Match, Roles, matched
 from tnconv.codegen.routes.native_prices import price
 from tnconv.diagrams.affine import Leg, Tensor
 
-MOST_REPEATED = 4  # channels that read the same one; each has a copy of it
+MOST_REPEATED = 4  # channels that read the same one; each has a copy of it (0006)
 
 
 def _convolution(image: str, kernel: str, *rest: Any) -> str:

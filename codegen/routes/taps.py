@@ -1,13 +1,14 @@
 """Tap sums: bands on one tensor, as sums over windows that share their core."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from math import prod
 
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.pairs import sum_out
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
-from tnconv.codegen.lowering.writer import ADD, STACK, Writer
+from tnconv.codegen.lowering.writer import ADD, STACK, Writer, cheapest
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg, Pattern, Tensor
 from tnconv.diagrams.network import TensorNetwork
@@ -34,13 +35,13 @@ def taps(cover: Cover) -> Iterator[Cover]:
     cover, value = cover.value(tensor)
     needed = [leg for leg in value.legs if cover.needed(leg, tensor)]
     writer, value = sum_out(cover.writer, value, needed)
-    ways = [_summed(network, writer, value, order) for order in (bands, bands[::-1])]
-    writer, value, covered = min(ways, key=lambda way: way[0].seconds)
+    ways = [partial(_summed, network, value, order) for order in (bands, bands[::-1])]
+    writer, value, covered = cheapest("taps", writer, ways)
     yield cover.put(writer, (tensor, *covered), value, "taps")
 
 
 def _summed(
-    network: TensorNetwork, writer: Writer, value: Value, bands: Sequence[tuple[int, Band]]
+    network: TensorNetwork, value: Value, bands: Sequence[tuple[int, Band]], writer: Writer
 ) -> tuple[Writer, Value, list[int]]:
     """The sums over bands of ``value``, one after the other, and where those that fit are."""
     covered = []

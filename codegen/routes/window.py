@@ -11,7 +11,7 @@ from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify.rules import implied
 from tnconv.simplify.view_rules import solve_for
 
-GROWN = 2  # products before windows are added up: entries, in times of the largest operand
+GROWN = 2  # products before windows are added up: entries, in times of the largest operand (0006)
 MOST_OVERLAPS = 128  # shifted parts to add, one line of source for each
 
 

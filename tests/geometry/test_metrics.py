@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tnconv
-from tests.geometry.networks import LOSS, jacobian, network, roots
+from tests.geometry.networks import LOSS, at_point, jacobian, network, roots
 from tests.strategies import assert_close
 from tnconv.geometry import (
     BlockDiagonal,
@@ -16,21 +16,30 @@ from tnconv.geometry import (
     Diagonal,
     DiagonalScale,
     Elementwise,
+    Estimate,
     Euclidean,
+    Implicit,
     Kronecker,
+    KroneckerDamped,
+    KroneckerEigen,
     LowRank,
     Metric,
+    Summed,
     Vector,
     adam_metric,
     ekfac_metric,
+    fisher_metric,
     ggn_diagonal_metric,
     ggn_metric,
     kfac_metric,
+    low_rank_metric,
     natural_gradient,
+    points_of,
     relu_rescale,
     shampoo_metric,
+    shampoo_statistics,
 )
-from tnconv.geometry.curvature_metrics import points_of
+from tnconv.geometry.eigenbasis_metrics import eigenbases
 from tnconv.geometry.points import split
 from tnconv.quantities import KroneckerFactors
 
@@ -60,13 +69,14 @@ def random_factors(theta, model) -> Kronecker:
     return Kronecker(found, theta, model)
 
 
-def shampoo(theta) -> Metric:
-    def square(size: int) -> torch.Tensor:
-        draw = torch.randn(size, size)
-        return draw @ draw.T + torch.eye(size)
+def curved(theta) -> Diagonal:
+    """With entries of several sizes in every parameter."""
+    return Diagonal({name: 0.1 + part**2 for name, part in theta.items()})
 
-    sizes = {n: (len(p), p[0].numel() if p.dim() > 1 else 1) for n, p in theta.items()}
-    return shampoo_metric({n: (square(d), square(a)) for n, (d, a) in sizes.items()}, theta)
+
+def shampoo(model, x, y) -> Metric:
+    statistics = shampoo_statistics(model, LOSS, batches(x, y), 1e-3)
+    return shampoo_metric(statistics, points_of(model), model)
 
 
 def halves(theta) -> Metric:
@@ -82,13 +92,31 @@ METRICS = {
     "diagonal GGN": lambda model, theta, x, y: ggn_diagonal_metric(
         model, LOSS, batches(x, y), 1e-2 * Euclidean(theta)
     ),
-    "low rank": lambda model, theta, x, y: LowRank(tnconv.low_rank_ggn(model, LOSS, x, y), 0.1),
-    "KFAC": lambda model, theta, x, y: kfac_metric(model, LOSS, batches(x, y), 1e-2),
+    "GGN": lambda model, theta, x, y: ggn_metric(model, LOSS, batches(x, y), curved(theta)),
+    "Fisher": lambda model, theta, x, y: fisher_metric(
+        model, LOSS, batches(x, y), curved(theta), fisher="empirical"
+    ),
+    "low rank": lambda model, theta, x, y: low_rank_metric(
+        model, LOSS, batches(x, y), random_factors(theta, model)
+    ),
+    "KFAC": lambda model, theta, x, y: kfac_metric(
+        model, LOSS, batches(x, y), 1e-2 * Euclidean(theta)
+    ),
     "Kronecker": lambda model, theta, x, y: random_factors(theta, model),
-    "EKFAC": lambda model, theta, x, y: ekfac_metric(random_factors(theta, model)),
-    "Shampoo": lambda model, theta, x, y: shampoo(theta),
+    "EKFAC": lambda model, theta, x, y: ekfac_metric(
+        model, LOSS, batches(x, y), 1e-2 * Euclidean(theta)
+    ),
+    "Shampoo": lambda model, theta, x, y: shampoo(model, x, y),
     "blocks": lambda model, theta, x, y: halves(theta),
-    "sum": lambda model, theta, x, y: Euclidean(theta) + random_factors(theta, model),
+    "sum": lambda model, theta, x, y: Summed(
+        [random_factors(theta, model), curved(theta)], tolerance=1e-14
+    ),
+    "sum of factors": lambda model, theta, x, y: (
+        random_factors(theta, model) + random_factors(theta, model)
+    ),
+    "sum of three": lambda model, theta, x, y: Summed(
+        [random_factors(theta, model), Euclidean(theta), curved(theta)], tolerance=1e-14
+    ),
     "pushed": lambda model, theta, x, y: random_factors(theta, model).pushforward(
         Elementwise("sinh") @ relu_rescale(model, "0", "2", 3.0, x), theta
     ),
@@ -114,7 +142,7 @@ def test_products_roots_and_determinants(name: str) -> None:
     assert_close(metric.norm(v), (draw @ dense @ draw).sqrt(), 1e-11)
 
 
-@pytest.mark.parametrize("name", ["euclidean", "Kronecker", "low rank"])
+@pytest.mark.parametrize("name", ["GGN", "Kronecker", "low rank"])
 def test_carried_along(name: str) -> None:
     """``J⁻ᵀ G J⁻¹``, and back."""
     model, x, y = network("groups")
@@ -122,6 +150,12 @@ def test_carried_along(name: str) -> None:
     metric = METRICS[name](model, theta, x, y)
     map = Elementwise("sinh") @ relu_rescale(model, "0", "2", 3.0, x)
     inverse = torch.linalg.inv(jacobian(map, theta))
+    root = metric.root(torch.arange(float(metric.size)))
+    assert_close(
+        metric.pushforward(map, theta).root(torch.arange(float(metric.size))).flat(),
+        map.transport(theta, root).flat(),
+        1e-10,
+    )
     pushed = metric.pushforward(map, theta)
     assert_close(pushed.dense(), inverse.T @ metric.dense() @ inverse, 1e-9)
     assert_close(pushed.pullback(map, theta).dense(), metric.dense(), 1e-9)
@@ -132,18 +166,130 @@ def test_whose_matrices_they_are() -> None:
     model, x, y = network("groups")
     theta = points_of(model)
     matrix = tnconv.GGNOperator(model, LOSS, [(x, y)]) @ torch.eye(len(Vector(theta).flat()))
-    eye = torch.eye(len(matrix))
-    low = LowRank(tnconv.low_rank_ggn(model, LOSS, x, y), 0.1)
-    assert_close(low.dense(), matrix + 0.1 * eye, 1e-10)
-    diagonal = ggn_diagonal_metric(model, LOSS, batches(x, y), 1e-2 * Euclidean(theta))
-    assert_close(diagonal.dense(), (matrix + 1e-2 * eye).diagonal().diag(), 1e-10)
-    implicit = ggn_metric(model, LOSS, batches(x, y), 0.1 * Euclidean(theta))
-    assert_close(implicit.dense(), matrix + 0.1 * eye, 1e-10)
-    u = torch.randn(len(matrix))
-    found = implicit.inverse_product(Covector(split(u, theta))).flat()
-    assert_close(found, torch.linalg.solve(matrix + 0.1 * eye, u), 1e-8)
-    with pytest.raises(NotImplementedError, match="a metric of products alone has no root"):
-        implicit.logdet()
+    damping = curved(theta)
+    expected = matrix + damping.dense()
+    assert_close(low_rank_metric(model, LOSS, batches(x, y), damping).dense(), expected, 1e-10)
+    assert_close(ggn_metric(model, LOSS, batches(x, y), damping).dense(), expected, 1e-10)
+    assert_close(fisher_metric(model, LOSS, batches(x, y), damping).dense(), expected, 1e-10)
+    diagonal = ggn_diagonal_metric(model, LOSS, batches(x, y), damping)
+    assert_close(diagonal.dense(), expected.diagonal().diag(), 1e-10)
+    layers = tnconv.low_rank_ggn(model, LOSS, x, y, groups="parameter")
+    sizes = [p.numel() for p in theta.values()]
+    blocks = [torch.ones(size, size) for size in sizes]
+    assert_close(
+        LowRank.of(layers, damping).dense(),
+        matrix * torch.block_diag(*blocks) + damping.dense(),
+        1e-10,
+    )
+
+
+def test_ekfac_is_the_diagonal_in_its_bases() -> None:
+    """Of the Gauss-Newton matrix; KFAC's own eigenvalues make KFAC's matrix."""
+    model, x, y = network("transposed")
+    found = ekfac_metric(model, LOSS, batches(x, y))
+    kfac = kfac_metric(model, LOSS, batches(x, y))
+    matrix = tnconv.GGNOperator(model, LOSS, [(x, y)]) @ torch.eye(found.size)
+    bases, eigenvalues = eigenbases(kfac)
+    own = KroneckerEigen(bases, eigenvalues, points_of(model), model)
+    assert_close(own.dense(), kfac.dense(), 1e-11)
+    ones = {name: torch.ones_like(s) for name, s in eigenvalues.items()}
+    turned = KroneckerEigen(found.bases, ones, points_of(model), model)  # where A has no rank, too
+    columns = []  # of the orthogonal matrix of all bases
+    for row in torch.eye(found.size):
+        parts = split(row, found.space).items()
+        each = [turned.rows.back(n, turned._out(n, turned.rows.of(n, p))) for n, p in parts]
+        columns.append(torch.cat([part.reshape(-1) for part in each]))
+    q = torch.stack(columns, 1)
+    assert_close(found.dense(), q @ (q.T @ matrix @ q).diagonal().diag() @ q.T, 1e-10)
+    zeros = {name: 0 * s for name, s in ones.items()}
+    with pytest.raises(ValueError, match=r"scales of '.*' are not all positive; expected a dam"):
+        KroneckerEigen(bases, zeros, points_of(model), model).logdet()
+
+
+def test_shampoos_statistics() -> None:
+    """Sums over batches of each one's gradient, on both sides."""
+    model, x, y = network("groups")
+    found = shampoo_statistics(model, LOSS, batches(x, y), 0.5)
+    left, right = (0.5 * torch.eye(size).expand(2, size, size) for size in (2, 4))
+    for inputs, targets in batches(x, y):
+        model.zero_grad()
+        LOSS(model(inputs), targets).backward()
+        w = model[0].weight.grad.reshape(2, 2, 4)
+        left, right = left + w @ w.mT, right + w.mT @ w
+    assert_close(found["0.weight"][0], left, 1e-12)
+    assert_close(found["0.weight"][1], right, 1e-12)
+    quarter = shampoo(model, x, y)
+    four = shampoo_metric(found, points_of(model), model, exponent=1.0)
+    power = shampoo_metric(found, points_of(model), model)
+    assert_close(torch.linalg.matrix_power(power.dense(), 4), four.dense(), 1e-9)
+    assert not quarter.intrinsic
+
+
+def test_sums_are_exact_where_they_can_be() -> None:
+    model, x, y = network("groups")
+    theta = points_of(model)
+    first, second = random_factors(theta, model), random_factors(theta, model)
+    kinds = {
+        KroneckerDamped: (first, second),
+        Diagonal: (curved(theta), 2.0 * Euclidean(theta)),
+        Summed: (first, curved(theta)),
+    }
+    for kind, (one, other) in kinds.items():
+        for total in (one + other, other + one):
+            assert type(total) is kind
+            assert_close(total.dense(), one.dense() + other.dense(), 1e-12)
+    constant = 0.5 * Euclidean(theta)
+    assert type(first + constant) is type(constant + first) is KroneckerDamped
+    assert type(ekfac_metric(model, LOSS, batches(x, y)) + constant) is KroneckerEigen
+    with pytest.raises(ValueError, match="metrics are over different parameters"):
+        Summed([first, Euclidean({"w": torch.ones(2)})])
+
+
+def test_estimated_determinants_of_metrics() -> None:
+    """By Lanczos quadrature: unbiased, and one number in all parameters."""
+    model, x, y = network("groups")
+    theta = points_of(model)
+    exact = ggn_metric(model, LOSS, batches(x, y), curved(theta)).relative_logdet()
+    metric = ggn_metric(model, LOSS, [(x, y)], curved(theta))
+    found = []
+    for seed in range(12):
+        metric.estimate = Estimate(1, 15, seed)
+        found.append(metric.relative_logdet())
+    error = torch.stack(found).std() / 12**0.5
+    assert (torch.stack(found).mean() - exact).abs() < 4 * error < exact
+    assert metric.relative_logdet() == metric.relative_logdet()  # the same draws
+    map = relu_rescale(model, "0", "2", 8.0, x)
+    twin = at_point(model, map(theta))
+    there = ggn_metric(
+        twin, LOSS, [(x, y)], curved(theta).pushforward(map, theta), estimate=Estimate(1, 15, 11)
+    )
+    assert_close(there.relative_logdet(), metric.relative_logdet(), 1e-9)
+    draws = torch.randn(metric.size)
+    moved = map.transport(theta, metric.root(draws))
+    assert_close(there.root(draws).flat(), moved.flat(), 1e-9)
+
+
+def test_what_products_cannot_do() -> None:
+    model, x, y = network("linear")
+    theta = points_of(model)
+    for make in (ggn_metric, low_rank_metric, kfac_metric, fisher_metric):
+        with pytest.raises(TypeError, match="damping is a float; expected a Metric, such as"):
+            make(model, LOSS, [(x, y)], 0.1)
+    few = Implicit(ggn_metric(model, LOSS, [(x, y)], Euclidean(theta)).form_alone,
+                   1e-4 * Euclidean(theta), steps=2)  # fmt: skip
+    for call in (
+        lambda: few.root(torch.ones(few.size)),
+        lambda: few.inverse_product(Covector(theta)),
+    ):
+        with pytest.raises(RuntimeError, match="is left after at most 2 steps; expected more"):
+            call()
+    less = Implicit((2.0 * Euclidean(theta)).form(), Euclidean(theta))
+    assert_close(less.logdet(), less.size * torch.tensor(3.0).log(), 1e-12)
+    huge = {"w": torch.zeros(5000)}
+    with pytest.raises(ValueError, match=r"5000 rows; expected at most 4096, or estimate=Estimate"):
+        Implicit(Euclidean(huge).form(), Euclidean(huge)).logdet()
+    found = Implicit(Euclidean(huge).form(), Euclidean(huge), estimate=Estimate(1, 3)).logdet()
+    assert_close(found, 5000 * torch.tensor(2.0).log(), 1e-10)
 
 
 def test_kfac_is_its_blocks() -> None:
@@ -174,46 +320,6 @@ def test_adams_steps_are_its_metrics(make) -> None:
         adam_metric(make(network("plain")[0].parameters()), network("plain")[0])
 
 
-def rewritten(model: nn.Module, map) -> nn.Module:
-    twin = copy.deepcopy(model)
-    psi = map(points_of(model))
-    with torch.no_grad():
-        for name, p in twin.named_parameters():
-            p.copy_(psi[name])
-    return twin
-
-
-@pytest.mark.parametrize("kind", ["plain", "groups", "transposed", "depthwise", "signal", "linear"])
-@pytest.mark.parametrize("flavour", ["expand", "reduce"])
-def test_kfac_follows_rescaled_channels(kind: str, flavour: str) -> None:
-    """Made anew it is the one that is carried along, but not with a damping that is a number."""
-    model, x, y = network(kind)
-    factor = 2.0 ** torch.arange(model[0](x).shape[1])
-    map, theta = relu_rescale(model, "0", "2", factor, x), points_of(model)
-    twin = rewritten(model, map)
-
-    def made(net: nn.Module, damping=None) -> Kronecker:
-        return kfac_metric(net, LOSS, [(x, y)], damping, flavour=flavour)
-
-    expected = made(model).pushforward(map, theta).dense()
-    assert_close(made(twin).dense(), expected, 1e-11)
-    assert made(model).intrinsic and not made(model, 1e-2).intrinsic
-    damped = made(model, 1e-2).pushforward(map, theta).dense()
-    assert (made(twin, 1e-2).dense() - damped).abs().max() > 1e-3 * damped.abs().max()
-
-
-def test_gauss_newton_follows_rescaled_channels() -> None:
-    model, x, y = network("groups")
-    map, theta = relu_rescale(model, "0", "2", 8.0, x), points_of(model)
-    twin = rewritten(model, map)
-    inverse = torch.linalg.inv(jacobian(map, theta))
-    eye = torch.eye(len(inverse))
-    matrices = [tnconv.GGNOperator(net, LOSS, [(x, y)]) @ eye for net in (model, twin)]
-    assert_close(matrices[1], inverse.T @ matrices[0] @ inverse, 1e-10)
-    diagonals = [matrix.diagonal() for matrix in matrices]
-    assert_close(diagonals[1], diagonals[0] * inverse.diagonal() ** 2, 1e-10)
-
-
 def test_natural_gradients_and_refusals() -> None:
     model, x, y = network("linear")
     theta = points_of(model)
@@ -223,6 +329,10 @@ def test_natural_gradients_and_refusals() -> None:
     found = natural_gradient(model, 4.0 * Euclidean(theta))
     for name, p in model.named_parameters():
         assert_close(found.parts[name], p.grad / 4, 1e-12)
+    over = natural_gradient(model, 4.0 * Euclidean(theta), LOSS, batches(x, y))
+    assert_close(over.flat(), found.flat(), 1e-12)
+    with pytest.raises(ValueError, match="one of loss_fn and batches is missing"):
+        natural_gradient(model, Euclidean(theta), LOSS)
     with pytest.raises(ValueError, match="'w' has entries that are not positive; expected a dam"):
         Diagonal({"w": torch.zeros(2)})
     with pytest.raises(ValueError, match=r"factor of a metric is -1.0; expected a positive"):
@@ -245,7 +355,7 @@ def test_natural_gradients_and_refusals() -> None:
 def test_factors_of_normalisations() -> None:
     """Of which every channel is a group of its own."""
     model, (_, x, y) = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), network("linear")
-    metric = kfac_metric(model, LOSS, [(x, y)], 1e-2)
+    metric = kfac_metric(model, LOSS, [(x, y)], 1e-2 * Euclidean(points_of(model)))
     dense, draw = metric.dense(), torch.randn(metric.size)
     found = metric.inverse_product(Covector(split(draw, metric.space))).flat()
     assert_close(found, torch.linalg.solve(dense, draw), 1e-9)

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize
 
-from tests.geometry.networks import PAIRS, jacobian, network
+from tests.geometry.networks import FEW, LOSS, Pair, jacobian, network, pairs
 from tests.strategies import assert_close
 from tnconv.geometry import (
     BatchNormFold,
@@ -14,16 +16,22 @@ from tnconv.geometry import (
     Covector,
     DiagonalScale,
     Elementwise,
+    Endomorphism,
+    Euclidean,
+    Kronecker,
     KroneckerAffine,
     Permutation,
     TorchParametrization,
     Vector,
     WeightNorm,
+    kfac_metric,
     parametrization_map,
     permuted_channels,
+    points_of,
     relu_rescale,
 )
 from tnconv.geometry.points import split
+from tnconv.quantities import KroneckerFactors
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -49,6 +57,7 @@ MAPS = {
     "asinh": lambda: Elementwise("sinh").inverted(),
     "affine": affine,
     "permutation": lambda: Permutation({"a": (1, torch.tensor([2, 0, 1]))}),
+    "permuted rows": lambda: Permutation({"a": (1, torch.tensor([[2, 0, 1], [0, 2, 1]]))}),
     "composed": lambda: Elementwise("sinh", ["b"]) @ affine() @ Elementwise("exp"),
 }
 
@@ -81,7 +90,12 @@ def test_transport() -> None:
     matrix = torch.randn(10, 10)
     matrix = matrix + matrix.T
     form = Bilinear(lambda w: Covector(split(matrix @ w.flat(), theta)), theta)
-    moved = [map.transport(theta, each) for each in (v, u, form)]
+    shape = Euclidean(theta).raised(form)
+    moved = [map.transport(theta, each) for each in (v, u, form, shape)]
+    assert_close(moved[3](moved[0]).flat(), map.transport(theta, shape(v)).flat(), 1e-10)
+    jac = jacobian(map, theta)
+    assert_close(moved[3].dense(), jac @ matrix @ torch.linalg.inv(jac), 1e-9)
+    assert_close((shape @ shape + shape).dense(), matrix @ matrix + matrix, 1e-12)
     assert_close(moved[0] @ moved[1], v @ u, 1e-12)
     assert_close(moved[2](moved[0]) @ moved[0], form(v) @ v, 1e-11)
     assert moved[2].space.keys() == psi.keys()
@@ -99,17 +113,25 @@ def test_types() -> None:
         Bilinear(lambda w: u, u.parts)(u)
     with pytest.raises(TypeError, match="a bilinear form and a Vector have no sum"):
         Bilinear(lambda w: u, u.parts) + v
+    shape = Endomorphism(lambda w: w, u.parts)
+    with pytest.raises(TypeError, match="an endomorphism and a Bilinear have no sum; expected two"):
+        shape + Bilinear(lambda w: u, u.parts)
+    with pytest.raises(TypeError, match="an endomorphism and a Vector have no composition"):
+        shape @ v
+    with pytest.raises(TypeError, match="the argument is a Covector; expected a Vector"):
+        shape(u)
     with pytest.raises(ValueError, match="different parameters; only one has b"):
         v + Vector({"w": torch.ones(2), "b": torch.ones(1)})
     assert float((2 * v + v - v * 0.5) @ u) == 5
 
 
-@pytest.mark.parametrize("kind", PAIRS)
-def test_relu_rescaling_keeps_the_function(kind: str) -> None:
-    model, x, _ = network(kind)
+@FEW
+@given(pair=pairs())
+def test_relu_rescaling_keeps_the_function(pair: Pair) -> None:
+    model, x, _ = pair.build()
     count = relu_rescale(model, "0", "2", 2.0, x).factors["0.weight"].numel()
     channels = model[0](x).shape[1]
-    for factor in (1000.0, torch.rand(channels) + 0.1):
+    for factor in (1024.0, torch.rand(channels) + 0.1):
         map = relu_rescale(model, "0", "2", factor, x)
         theta = {name: p.detach() for name, p in model.named_parameters()}
         assert_close(functional_call(model, dict(map(theta)), (x,)), model(x).detach(), 1e-11)
@@ -140,19 +162,46 @@ def test_what_is_no_symmetry_is_refused() -> None:
         Elementwise("cos")
 
 
-@pytest.mark.parametrize("kind", ["plain", "signal", "linear"])
-def test_permutations_keep_the_function(kind: str) -> None:
-    model, x, _ = network(kind)
-    channels = model[0](x).shape[1]
-    theta = {name: p.detach() for name, p in model.named_parameters()}
-    first = permuted_channels(model, "0", "2", [*range(1, channels), 0], x)
+@FEW
+@given(pair=pairs(), data=st.data())
+def test_permutations_keep_the_function(pair: Pair, data: st.DataObject) -> None:
+    """Channels within their groups, before and after; not from one group to another."""
+    model, x, _ = pair.build()
+    channels, theta = model[0](x).shape[1], points_of(model)
+    size = channels // max(pair.first.groups, pair.second.groups)
+    own = data.draw(st.permutations(range(size)))
+    order = [start + at for start in range(0, channels, size) for at in own]
+    first = permuted_channels(model, "0", "2", order, x)
     count = model[2](model[1](model[0](x))).shape[1]
-    second = permuted_channels(model, "2", "5", [*range(1, count), 0], x)
-    both = second @ first
-    assert_close(functional_call(model, dict(both(theta)), (x,)), model(x).detach(), 1e-12)
-    with pytest.raises(ValueError, match="layer '0' has groups"):
-        grouped, x, _ = network("groups")
-        permuted_channels(grouped, "0", "2", [1, 0, 2, 3], x)
+    if pair.second.groups == 1:
+        first = permuted_channels(model, "2", "5", [*range(1, count), 0], x) @ first
+    for name, back in first.inverse(first(theta)).items():
+        assert torch.equal(back, theta[name])
+    assert_close(functional_call(model, dict(first(theta)), (x,)), model(x).detach(), 1e-12)
+    if size < channels:
+        with pytest.raises(ValueError, match=r"has groups of \d+ .* channels; expected an order"):
+            permuted_channels(model, "0", "2", [*range(1, channels), 0], x)
+
+
+@FEW
+@given(pair=pairs())
+def test_affine_maps_of_layers(pair: Pair) -> None:
+    """KFAC's factors follow where outputs are mixed within groups, in every kind of layer."""
+    model, x, y = pair.build()
+    theta, metric = points_of(model), kfac_metric(model, LOSS, [(x, y)])
+    a, b = metric.factors["0.weight"]
+    left = torch.eye(b.shape[-1]) + torch.rand_like(b) / 4
+    right = torch.eye(a.shape[-1]) + torch.rand_like(a) / 4
+    map = KroneckerAffine("0.weight", left, right, model=model)
+    dense = jacobian(map, theta)
+    assert_close(map.log_abs_det(theta), torch.linalg.slogdet(dense).logabsdet, 1e-10)
+    for name, back in map.inverse(map(theta)).items():
+        assert_close(back, theta[name], 1e-11)
+    inverse = [torch.linalg.inv(each) for each in (right, left)]
+    moved = [each.mT @ factor @ each for each, factor in zip(inverse, (a, b), strict=True)]
+    factors = metric.factors | {"0.weight": KroneckerFactors(*moved)}
+    there = Kronecker(factors, theta, model)
+    assert_close(there.dense(), metric.pushforward(map, theta).dense(), 1e-10)
 
 
 def test_parametrizations_of_networks() -> None:
@@ -223,19 +272,34 @@ def test_submersions() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_folded_batch_norm(bias: bool) -> None:
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_folded_batch_norm(kind, bias: bool) -> None:
+    """In front of layers with groups, too; covectors and metrics go through the submersion."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 3, 2, bias=bias), nn.BatchNorm2d(3)).eval()
+    model = nn.Sequential(kind(2, 4, 2, groups=2, bias=bias), nn.BatchNorm2d(4)).eval()
     norm = model[1]
     for each in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
-        each.copy_(torch.rand(3) + 0.5)
+        each.copy_(torch.rand(4) + 0.5)
     fold, x = BatchNormFold(model, "0", "1"), torch.randn(2, 2, 4, 4)
-    psi = {name: p.detach() for name, p in model.named_parameters()}
+    psi = points_of(model)
     theta = fold.inverse(psi)
-    folded = torch.nn.functional.conv2d(x, theta["0.weight"], theta["0.bias"])
-    assert_close(folded, model(x).detach(), 1e-12)
+    single = kind(2, 4, 2, groups=2)
+    given = {name.split(".")[1]: part for name, part in theta.items()}
+    assert_close(functional_call(single, given, (x,)), model(x).detach(), 1e-12)
     for name, part in fold.inverse(fold(theta)).items():
         assert_close(part, theta[name], 1e-12)
     assert {name: part.shape for name, part in fold(theta).items()} == {
         name: part.shape for name, part in psi.items()
     }
+    v = torch.randn_like(model(x))
+
+    def dot(net, point) -> torch.Tensor:
+        return (functional_call(net, point, (x,)) * v).sum()
+
+    slope = Covector(torch.func.grad(lambda p: dot(single, p))(given))
+    slope = Covector({f"0.{name}": g for name, g in slope.parts.items()})
+    expected = torch.func.grad(lambda p: dot(model, p))(psi)
+    for name, g in fold.inverse_vjp(psi, slope).parts.items():
+        assert_close(g, expected[name], 1e-11)
+    pushed = Euclidean(fold.inverse(fold(theta))).pushforward(fold, theta)
+    assert pushed.degenerate and torch.linalg.matrix_rank(pushed.dense()) == pushed.size

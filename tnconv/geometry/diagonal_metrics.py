@@ -1,10 +1,9 @@
-"""Metrics with a diagonal: the identity, and what optimizers and curvature make of gradients."""
+"""Metrics with a diagonal, such as the identity."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tnconv.geometry.metric import Metric
 from tnconv.geometry.points import Covector, Point, Vector, split
@@ -20,6 +19,8 @@ class Diagonal(Metric):
     Raises:
         ValueError: entries that are not positive.
     """
+
+    batched = True
 
     def __init__(self, entries: Mapping[str, Tensor], intrinsic: bool = False) -> None:
         for name, d in entries.items():
@@ -53,6 +54,13 @@ class Diagonal(Metric):
 
     __rmul__ = __mul__
 
+    def __add__(self, other: Metric) -> Metric:
+        """The sum of entries with another diagonal, else see `Summed`: then this is the last."""
+        if isinstance(other, Diagonal):
+            entries = {name: d + other.entries[name] for name, d in self.entries.items()}
+            return Diagonal(entries, self.intrinsic and other.intrinsic)
+        return other + self
+
 
 class Euclidean(Diagonal):
     """The identity: the metric that is there where none is named.
@@ -65,24 +73,10 @@ class Euclidean(Diagonal):
         super().__init__({name: torch.ones_like(part) for name, part in space.items()})
 
 
-def adam_metric(optimizer: torch.optim.Optimizer, model: nn.Module) -> Diagonal:
-    """``√(v / (1 - β₂ᵗ)) + ε``: by whose inverse Adam (or AdamW, AMSGrad) multiplies its mean.
-
-    Extrinsic: the averages are of gradients along these parameters, and their root is no metric
-    that changes by itself.
-
-    Raises:
-        ValueError: an optimizer that has made no step with one of the parameters.
-    """
-    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-    found = {}
-    for name, p in model.named_parameters():
-        state: Any = optimizer.state.get(p, {})
-        if "exp_avg_sq" not in state:
-            raise ValueError(
-                f"the optimizer has no averages of {name!r}; expected Adam's, after a step"
-            )
-        beta, step = groups[p]["betas"][1], float(state["step"])
-        v = state.get("max_exp_avg_sq", state["exp_avg_sq"])
-        found[name] = (v / (1 - beta**step)).sqrt() + groups[p]["eps"]
-    return Diagonal(found)
+def constant_entries(metric: Metric) -> dict[str, Tensor] | None:
+    """The entry of each parameter, of a diagonal metric that has one for all of its entries."""
+    if not isinstance(metric, Diagonal):
+        return None
+    found = {name: d.reshape(-1)[0] for name, d in metric.entries.items()}
+    same = (bool((d == found[name]).all()) for name, d in metric.entries.items())
+    return found if all(same) else None

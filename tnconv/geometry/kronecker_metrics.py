@@ -1,90 +1,24 @@
-"""Metrics that are products of two factors for every parameter: KFAC, EKFAC, Shampoo."""
+"""Metrics that are products of two factors for every parameter, such as KFAC's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from tnconv.geometry.damped_metrics import Damped
+from tnconv.geometry.diagonal_metrics import constant_entries
+from tnconv.geometry.layer_matrices import Blockwise, Rows
 from tnconv.geometry.metric import Metric
-from tnconv.geometry.points import Covector, Point, Vector, split
-from tnconv.models.layers import layout
-from tnconv.optim.blocks import Block
+from tnconv.geometry.points import Point, split
+from tnconv.operators.krylov import Function
 from tnconv.quantities import KroneckerFactors
 
 Factors = Mapping[str, KroneckerFactors]
 
 
-class Rows:
-    """Parameters as matrices ``W[g, d, a]``: groups, outgoing channels, incoming ones and taps."""
-
-    def __init__(
-        self,
-        space: Point,
-        model: nn.Module | None = None,
-        groups: Mapping[str, int] | None = None,  # of what has one entry per channel
-    ) -> None:
-        self.blocks: dict[str, Block] = {}
-        self.groups = groups or {}
-        for name, part in space.items():
-            if part.dim() < 2:
-                continue
-            parameter = nn.Parameter(torch.empty_like(part, device="meta"))
-            found = None
-            if model is not None:
-                owner, _, key = name.rpartition(".")
-                found = layout(model.get_submodule(owner), key)
-            self.blocks[name] = Block(name, parameter, None, found or (1, False))
-
-    def of(self, name: str, part: Tensor) -> Tensor:
-        block = self.blocks.get(name)
-        if block is None:
-            return part.reshape(self.groups.get(name, 1), -1, 1)
-        return block.rows({block.key: part})
-
-    def back(self, name: str, rows: Tensor) -> Tensor:
-        block = self.blocks.get(name)
-        return rows.flatten() if block is None else next(iter(block.tensors(rows).values()))
-
-
-class _Blocks(Metric):
-    """What such metrics share: every parameter by itself, as a matrix."""
-
-    rows: Rows
-
-    def product(self, v: Vector) -> Covector:
-        return Covector(self._each(v.parts, self._times))
-
-    def inverse_product(self, u: Covector) -> Vector:
-        return Vector(self._each(u.parts, self._solved))
-
-    def root(self, coordinates: Tensor) -> Vector:
-        return Vector(self._each(split(coordinates, self.space), self._rooted))
-
-    def root_transposed(self, u: Covector) -> Tensor:
-        found = self._each({name: u.parts[name] for name in self.space}, self._unrooted)
-        return torch.cat([part.reshape(-1) for part in found.values()])
-
-    def _each(self, parts: Point, function: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
-        return {
-            name: self.rows.back(name, function(name, self.rows.of(name, part)))
-            for name, part in parts.items()
-        }
-
-    def _times(self, name: str, w: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _solved(self, name: str, w: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _rooted(self, name: str, w: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _unrooted(self, name: str, w: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class Kronecker(_Blocks):
+class Kronecker(Blockwise):
     """``(B ⊗ A) vec W = B W A`` for every parameter's factors ``A[g]`` and ``B[g]``.
 
     KFAC's factors change as a metric does where channels are rescaled or mixed (``W -> Q W Pᵀ``
@@ -148,13 +82,18 @@ class Kronecker(_Blocks):
 
     def _with(self, factors: dict[str, KroneckerFactors], intrinsic: bool) -> "Kronecker":
         """The same parameters with other factors."""
-        found = Kronecker.__new__(Kronecker)
+        found = copy(self)
+        found.__dict__.pop("cholesky", None)
         found.factors, found.intrinsic = factors, intrinsic
-        found.space, found.rows = self.space, self.rows
         return found
 
     @cached_property
-    def _cholesky(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def cholesky(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """``A = L Lᵀ`` and ``B = L Lᵀ`` of each parameter, lower triangular.
+
+        Raises:
+            ValueError: a factor that is not positive definite.
+        """
         return {name: (_lower(name, a), _lower(name, b)) for name, (a, b) in self.factors.items()}
 
     def _times(self, name: str, w: Tensor) -> Tensor:
@@ -162,18 +101,18 @@ class Kronecker(_Blocks):
         return b @ w @ a
 
     def _solved(self, name: str, w: Tensor) -> Tensor:
-        a, b = self._cholesky[name]
+        a, b = self.cholesky[name]
         return torch.cholesky_solve(torch.cholesky_solve(w, b).mT, a).mT
 
     def _rooted(self, name: str, w: Tensor) -> Tensor:
         """``L_B⁻ᵀ W L_A⁻¹``."""
-        a, b = self._cholesky[name]
+        a, b = self.cholesky[name]
         left = torch.linalg.solve_triangular(b.mT, w, upper=True)
         found: Tensor = torch.linalg.solve_triangular(a, left, upper=False, left=False)
         return found
 
     def _unrooted(self, name: str, w: Tensor) -> Tensor:
-        a, b = self._cholesky[name]
+        a, b = self.cholesky[name]
         left = torch.linalg.solve_triangular(b, w, upper=False)
         found: Tensor = torch.linalg.solve_triangular(a.mT, left, upper=True, left=False)
         return found
@@ -181,93 +120,71 @@ class Kronecker(_Blocks):
     def logdet(self) -> Tensor:
         """``Σ_g d_B log det A + d_A log det B``."""
         parts = []
-        for a, b in self._cholesky.values():
+        for a, b in self.cholesky.values():
             of_a, of_b = (2 * f.diagonal(dim1=1, dim2=2).log().sum() for f in (a, b))
             parts.append(b.shape[-1] * of_a + a.shape[-1] * of_b)
         return torch.stack(parts).sum()
 
+    def __add__(self, other: Metric) -> Metric:
+        """``B ⊗ A + D``: exactly and in factors, where D is such a metric or a constant times one.
 
-class KroneckerEigen(_Blocks):
-    """``(R ⊗ Q) diag(S) (R ⊗ Q)ᵀ`` with eigenvectors Q of A and R of B: EKFAC.
+        ``metric + 1e-3 * Euclidean(theta)``; `damped` adds to the factors instead.
+        """
+        found = other if isinstance(other, Kronecker) else self._like(other)
+        return super().__add__(other) if found is None else KroneckerDamped(self, found)
 
-    Args:
-        bases: Q and R of each parameter.
-        scales: S ``(g, d, a)``, positive.
-        space: the parameters.
-        model: whose layers say how a weight is a matrix.
-
-    Raises:
-        ValueError: scales that are not positive.
-    """
-
-    def __init__(
-        self,
-        bases: Mapping[str, tuple[Tensor, Tensor]],
-        scales: Mapping[str, Tensor],
-        space: Point,
-        model: nn.Module | None = None,
-    ) -> None:
-        for name, s in scales.items():
-            if not bool((s > 0).all()):
-                raise ValueError(f"the scales of {name!r} are not all positive; expected a damping")
-        self.bases, self.scales, self.space = bases, scales, space
-        self.rows = Rows(space, model, {name: len(s) for name, s in scales.items()})
-
-    def _times(self, name: str, w: Tensor) -> Tensor:
-        return self._out(name, self.scales[name] * self._in(name, w))
-
-    def _solved(self, name: str, w: Tensor) -> Tensor:
-        return self._out(name, self._in(name, w) / self.scales[name])
-
-    def _rooted(self, name: str, w: Tensor) -> Tensor:
-        return self._out(name, w / self.scales[name].sqrt())
-
-    def _unrooted(self, name: str, w: Tensor) -> Tensor:
-        return self._in(name, w) / self.scales[name].sqrt()
-
-    def logdet(self) -> Tensor:
-        return torch.stack([s.log().sum() for s in self.scales.values()]).sum()
-
-    def _in(self, name: str, w: Tensor) -> Tensor:
-        q, r = self.bases[name]
-        return r.mT @ w @ q
-
-    def _out(self, name: str, w: Tensor) -> Tensor:
-        q, r = self.bases[name]
-        return r @ w @ q.mT
+    def _like(self, other: Metric) -> "Kronecker | None":
+        """A diagonal metric with one entry for every parameter, in factors."""
+        constants = constant_entries(other)
+        if constants is None or constants.keys() != self.factors.keys():
+            return None
+        factors = {
+            name: KroneckerFactors(_eye(a), constants[name].to(b) * _eye(b))
+            for name, (a, b) in self.factors.items()
+        }
+        return self._with(factors, other.intrinsic)
 
 
-def shampoo_metric(
-    statistics: Mapping[str, tuple[Tensor, Tensor]],
-    space: Point,
-    model: nn.Module | None = None,
-    exponent: float = 0.25,
-) -> Kronecker:
-    """``L^p ⊗ R^p`` with Shampoo's sums ``L = Σ G Gᵀ`` and ``R = Σ Gᵀ G`` of gradients, p = 1/4.
+class KroneckerDamped(Damped):
+    """``B ⊗ A + B' ⊗ A'``, by the eigenvalues of one in the metric of the other.
 
-    Extrinsic. Source: Gupta, Koren & Singer 2018.
+    With ``A' = L Lᵀ``, ``L⁻¹ A L⁻ᵀ = Q diag(α) Qᵀ`` and likewise R and β of B, 1 + M has the
+    eigenvalues ``1 + β αᵀ``. Source: Golub & Van Loan 2013, section 8.7.2.
 
     Args:
-        statistics: L ``(d, d)`` and R ``(a, a)`` of each parameter as a matrix, positive definite.
-        space: the parameters.
-        model: whose layers say how a weight is a matrix.
-        exponent: p.
+        metric: B and A.
+        damping: B' and A', positive definite.
     """
-    factors = {
-        name: KroneckerFactors(
-            _power(name, right, exponent)[None], _power(name, left, exponent)[None]
-        )
-        for name, (left, right) in statistics.items()
-    }
-    return Kronecker(factors, space, model, intrinsic=False)
+
+    def __init__(self, metric: Kronecker, damping: Kronecker) -> None:
+        if metric.factors.keys() != damping.factors.keys():
+            raise ValueError("the metrics are over different parameters; expected equal ones")
+        super().__init__(metric.form(), damping, metric.intrinsic)
+        self.metric, self.rows = metric, metric.rows
+        self.spectra: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        for name, (a, b) in metric.factors.items():
+            lower_a, lower_b = damping.cholesky[name]
+            (of_a, q), (of_b, r) = _relative(a, lower_a), _relative(b, lower_b)
+            self.spectra[name] = of_b.unsqueeze(2) * of_a.unsqueeze(1), q, r
+
+    def relative_logdet(self) -> Tensor:
+        return torch.stack([s.log1p().sum() for s, _, _ in self.spectra.values()]).sum()
+
+    def _applied(self, function: Function, flat: Tensor) -> Tensor:
+        parts = []
+        for name, part in split(flat, self.space).items():
+            s, q, r = self.spectra[name]
+            w = function(1 + s) * (r.mT @ self.rows.of(name, part) @ q)
+            parts.append(self.rows.back(name, r @ w @ q.mT).reshape(-1))
+        return torch.cat(parts)
 
 
-def _power(name: str, matrix: Tensor, exponent: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    if not bool((values > 0).all()):
-        raise ValueError(f"a factor of {name!r} is not positive definite; expected a damping")
-    found: Tensor = (vectors * values**exponent) @ vectors.mT
-    return found
+def _relative(factor: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, not below zero, and eigenvectors of ``L⁻¹ A L⁻ᵀ``."""
+    left = torch.linalg.solve_triangular(lower, factor, upper=False)
+    both = torch.linalg.solve_triangular(lower, left.mT, upper=False)
+    values, vectors = torch.linalg.eigh((both + both.mT) / 2)
+    return values.clamp(min=0), vectors
 
 
 def _lower(name: str, factor: Tensor) -> Tensor:

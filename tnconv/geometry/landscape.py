@@ -2,18 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from tnconv.geometry.curvature_metrics import Batches, points_of
 from tnconv.geometry.fields import MetricField, christoffel_term, euclidean, is_constant, pushed
 from tnconv.geometry.metric import Metric
+from tnconv.geometry.network_forms import (
+    Batches,
+    form_of,
+    network_gradient,
+    network_loss,
+    points_of,
+)
 from tnconv.geometry.points import Bilinear, Covector, Point, Vector
 from tnconv.geometry.reparametrization import Reparametrization
-from tnconv.models.computing import arguments
 from tnconv.models.propagation import LossFunction
 from tnconv.operators.curvature_operators import HessianOperator
 
@@ -68,13 +72,13 @@ class Landscape:
         Raises:
             ValueError: an unknown kind.
         """
-        if kind not in get_args(Kind):
-            raise ValueError(f"kind is {kind!r}; expected 'calculus' or 'covariant'")
+        _expect_kind(kind)
         slope, pull, *_ = torch.func.vjp(torch.func.grad(self.loss), dict(self.theta))
         if kind == "calculus" or is_constant(self.field):
-            return Bilinear(lambda v: Covector(pull(dict(v.parts))[0]), self.theta)
+            return Bilinear(lambda v: Covector(pull(dict(v.parts))[0]), self.theta, batched=True)
         term = christoffel_term(self.field, self.theta, Covector(slope))
-        return Bilinear(lambda v: Covector(pull(dict(v.parts))[0]) - term(v), self.theta)
+        batched = self.metric.batched
+        return Bilinear(lambda v: Covector(pull(dict(v.parts))[0]) - term(v), self.theta, batched)
 
 
 def model_landscape(
@@ -82,28 +86,53 @@ def model_landscape(
 ) -> Landscape:
     """The landscape of a model's loss over all batches, at its parameters that learn.
 
+    Args:
+        model: the network.
+        loss_fn: the loss.
+        batches: pairs of inputs and targets, taken as one batch.
+        field: the metrics.
+
     >>> batch = torch.rand(8, 3), torch.randint(2, (8,))
     >>> found = model_landscape(nn.Linear(3, 2), nn.CrossEntropyLoss(), [batch])
     >>> found.gradient.parts["weight"].shape
     torch.Size([2, 3])
     """
-    operator = HessianOperator(model, loss_fn, batches)
-    pairs: list[Any] = list(zip(operator.batches, operator.shares, strict=True))
-
-    def loss(theta: Point) -> Tensor:
-        total: Any = 0
-        for (inputs, targets), share in pairs:
-            args, kwargs = arguments(inputs)
-            total = total + share * loss_fn(
-                functional_call(model, dict(theta), args, kwargs), targets
-            )
-        return total  # type: ignore[no-any-return]
-
-    return Landscape(loss, points_of(model), field)
+    return Landscape(network_loss(model, loss_fn, batches), points_of(model), field)
 
 
-def model_hessian(model: nn.Module, loss_fn: LossFunction, batches: Batches) -> Bilinear:
-    """The calculus Hessian of a network, by `tnconv.HessianOperator`."""
-    operator = HessianOperator(model, loss_fn, batches)
-    space = points_of(model)
-    return Bilinear(lambda v: Covector(operator @ {n: v.parts[n] for n in operator.names}), space)
+def hessian(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Batches,
+    kind: Kind = "calculus",
+    field: MetricField = euclidean,
+) -> Bilinear:
+    """The Hessian of a network's loss over all batches, by products: `tnconv.HessianOperator`.
+
+    Args:
+        model: the network.
+        loss_fn: the loss.
+        batches: pairs of inputs and targets, taken as one batch.
+        kind: "calculus", or "covariant": less the Christoffel term of the field along the gradient,
+            which vanishes where the metric is constant. See `Landscape.hessian`.
+        field: the metrics, for "covariant".
+
+    >>> batch = torch.rand(8, 3), torch.randint(2, (8,))
+    >>> hessian(nn.Linear(3, 2), nn.CrossEntropyLoss(), [batch]).dense().shape
+    torch.Size([8, 8])
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    _expect_kind(kind)
+    found = form_of(HessianOperator(model, loss_fn, batches))
+    if kind == "calculus" or is_constant(field):
+        return found
+    slope = network_gradient(model, loss_fn, batches)
+    term = christoffel_term(field, points_of(model), slope)
+    return Bilinear(lambda v: found(v) - term(v), found.space)
+
+
+def _expect_kind(kind: str) -> None:
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind is {kind!r}; expected 'calculus' or 'covariant'")

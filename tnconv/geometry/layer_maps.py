@@ -1,17 +1,17 @@
 """Maps of neighbouring layers' channels, and of whole networks' parametrisations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tnconv.geometry.channels import Channels
 from tnconv.geometry.elementwise_maps import DiagonalScale, expect_names
 from tnconv.geometry.points import Covector, Point, Vector
 from tnconv.geometry.reparametrization import Reparametrization
 from tnconv.models.computing import Inputs, arguments
-from tnconv.models.layers import layout
 from tnconv.ntk.parametrizations import Parametrization, parametrization_scales
 
 
@@ -43,9 +43,9 @@ def relu_rescale(
     Raises:
         ValueError: layers that do not fit, a factor that is not positive, or outputs that change.
     """
-    count = _channels(model, previous, "outgoing")
-    a = torch.as_tensor(factor, dtype=_weight(model, previous).dtype)
-    a = a.to(_weight(model, previous).device).expand(count)
+    channels = Channels(model, previous, "outgoing")
+    weight = channels.weight
+    a = torch.as_tensor(factor, dtype=weight.dtype, device=weight.device).expand(channels.count)
     if not bool((a > 0).all()):
         raise ValueError("factor has entries that are not positive; expected a > 0")
     found = DiagonalScale(_factors(model, previous, following, a))
@@ -70,21 +70,20 @@ def permuted_channels(
         inputs: of the model, on which its outputs must stay the same.
 
     Raises:
-        ValueError: no permutation, layers with groups, or outputs that change.
+        ValueError: no permutation, one that takes a channel out of its group, or outputs that
+            change.
     """
-    count = _channels(model, previous, "outgoing")
-    if sorted(order) != list(range(count)):
-        raise ValueError(f"order is no permutation of {count} channels")
-    for name in (previous, following):
-        if _layout(model, name)[0] > 1:
-            raise ValueError(f"layer {name!r} has groups; expected none")
+    channels = Channels(model, previous, "outgoing")
+    if sorted(order) != list(range(channels.count)):
+        raise ValueError(f"order is no permutation of {channels.count} channels")
     at = torch.tensor(order)
-    dims = {f"{previous}.weight": (_dim(model, previous, "outgoing"), at)}
-    if getattr(model.get_submodule(previous), "bias", None) is not None:
+    dims = {f"{previous}.weight": channels.ordered(at)}
+    if channels.bias is not None:
         dims[f"{previous}.bias"] = 0, at
-    repeats = _channels(model, following, "incoming") // count
+    readers = Channels(model, following, "incoming")
+    repeats = _repeats(channels, readers)
     every = (at[:, None] * repeats + torch.arange(repeats)).flatten()
-    dims[f"{following}.weight"] = _dim(model, following, "incoming"), every
+    dims[f"{following}.weight"] = readers.ordered(every)
     found = Permutation(dims)
     _expect_symmetry(model, found, inputs, f"{previous!r} and {following!r}")
     return found
@@ -103,6 +102,8 @@ def parametrization_map(model: nn.Module, parametrization: Parametrization) -> D
 class Permutation(Reparametrization):
     """Entries of parameters in another order along one dimension each: ``{name: (dim, order)}``.
 
+    An order is one list of positions, or one for every place along the other dimensions.
+
     >>> flip = Permutation({"w": (0, torch.tensor([1, 0]))})
     >>> flip({"w": torch.tensor([1.0, 2.0])})["w"]
     tensor([2., 1.])
@@ -112,7 +113,10 @@ class Permutation(Reparametrization):
 
     def __init__(self, orders: dict[str, tuple[int, Tensor]]) -> None:
         self.orders = orders
-        self.back = {name: (dim, order.argsort()) for name, (dim, order) in orders.items()}
+        self.back = {
+            name: (dim, order.argsort(dim if order.dim() > 1 else 0))
+            for name, (dim, order) in orders.items()
+        }
 
     def forward(self, theta: Point) -> Point:
         return _reordered(theta, self.orders)
@@ -133,110 +137,41 @@ class Permutation(Reparametrization):
 def _reordered(point: Point, orders: dict[str, tuple[int, Tensor]]) -> dict[str, Tensor]:
     expect_names(point, orders)
     return {
-        name: part.index_select(orders[name][0], orders[name][1].to(part.device))
-        if name in orders
-        else part
+        name: _along(part, *orders[name]) if name in orders else part
         for name, part in point.items()
     }
 
 
-class KroneckerAffine(Reparametrization):
-    """``ψ = Q W Pᵀ + B`` for one parameter as a matrix W ``(d, a)``: rows are its first dimension.
-
-    >>> map = KroneckerAffine("weight", 2 * torch.eye(3), torch.eye(4))
-    >>> map.log_abs_det({"weight": torch.rand(3, 4)})
-    tensor(8.3178)
-
-    Raises:
-        ValueError: matrices that are not square.
-    """
-
-    linear = True
-
-    def __init__(self, name: str, left: Tensor, right: Tensor, shift: Tensor | None = None) -> None:
-        for word, matrix in (("left", left), ("right", right)):
-            if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
-                raise ValueError(f"{word} has shape {tuple(matrix.shape)}; expected a square")
-        self.name, self.left, self.right, self.shift = name, left, right, shift
-
-    def forward(self, theta: Point) -> Point:
-        def apply(w: Tensor) -> Tensor:
-            y = (self.left @ w.flatten(1) @ self.right.mT).reshape(w.shape)
-            return y if self.shift is None else y + self.shift
-
-        return self._changed(theta, apply)
-
-    def inverse(self, psi: Point) -> Point:
-        def apply(w: Tensor) -> Tensor:
-            w = w if self.shift is None else w - self.shift
-            once = torch.linalg.solve(self.left, w.flatten(1))
-            found: Tensor = torch.linalg.solve(self.right, once.mT).mT.reshape(w.shape)
-            return found
-
-        return self._changed(psi, apply)
-
-    def log_abs_det(self, theta: Point) -> Tensor:
-        left, right = (torch.linalg.slogdet(m).logabsdet for m in (self.left, self.right))
-        found: Tensor = len(self.right) * left + len(self.left) * right
-        return found
-
-    def _changed(self, point: Point, how: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        expect_names(point, [self.name])
-        return {name: how(part) if name == self.name else part for name, part in point.items()}
+def _along(part: Tensor, dim: int, order: Tensor) -> Tensor:
+    order = order.to(part.device)
+    if order.dim() == 1:
+        return part.index_select(dim, order)
+    found: Tensor = torch.take_along_dim(part, order, dim)
+    return found
 
 
 def _factors(model: nn.Module, previous: str, following: str, a: Tensor) -> dict[str, Tensor]:
     """Of the weights and the bias between which the channels are."""
-    weight, after = _weight(model, previous), _weight(model, following)
-    count = _channels(model, following, "incoming")
-    if count % len(a):
-        raise ValueError(
-            f"layer {following!r} reads {count} channels, {previous!r} writes {len(a)}; expected "
-            "a multiple"
-        )
-    found = {f"{previous}.weight": _along(a, weight, *_layout(model, previous), outgoing=True)}
-    if getattr(model.get_submodule(previous), "bias", None) is not None:
+    writers, readers = Channels(model, previous, "outgoing"), Channels(model, following, "incoming")
+    found = {f"{previous}.weight": writers.along(a)}
+    if writers.bias is not None:
         found[f"{previous}.bias"] = a
-    every = a.repeat_interleave(count // len(a))
-    scale = _along(every, after, *_layout(model, following), outgoing=False)
-    return found | {f"{following}.weight": 1 / scale}
+    every = a.repeat_interleave(_repeats(writers, readers))
+    return found | {f"{following}.weight": 1 / readers.along(every)}
 
 
-def _along(a: Tensor, weight: Tensor, groups: int, inputs_first: bool, *, outgoing: bool) -> Tensor:
-    """One factor per channel, in the shape of a weight but for its kernel's positions.
+def _repeats(writers: Channels, readers: Channels) -> int:
+    """How many incoming channels stand for an outgoing one: more than one after a flattening.
 
-    The weight is ``(g·d, c, *k)``, or transposed ``(g·c, d, *k)``: its first dimension has the
-    channels of all groups, its second those of one.
+    Raises:
+        ValueError: no whole number.
     """
-    first, second, *kernel = weight.shape
-    if outgoing != inputs_first:
-        each = a.reshape(first, 1).expand(first, second)
-    else:
-        by_group = a.reshape(groups, 1, second)
-        each = by_group.expand(groups, first // groups, second).reshape(first, second)
-    return each.reshape(first, second, *[1] * len(kernel)).expand(weight.shape)
-
-
-def _layout(model: nn.Module, name: str) -> tuple[int, bool]:
-    found = layout(model.get_submodule(name), "weight")
-    if found is None:
-        kind = type(model.get_submodule(name)).__name__
-        raise ValueError(f"layer {name!r} is a {kind}; expected a linear layer or a convolution")
-    return found
-
-
-def _weight(model: nn.Module, name: str) -> Tensor:
-    return model.get_parameter(f"{name}.weight")
-
-
-def _dim(model: nn.Module, name: str, side: str) -> int:
-    return int((side == "outgoing") == _layout(model, name)[1])
-
-
-def _channels(model: nn.Module, name: str, side: str) -> int:
-    groups = _layout(model, name)[0]
-    weight, dim = _weight(model, name), _dim(model, name, side)
-    return weight.shape[dim] * (groups if dim == 1 else 1)
+    if readers.count % writers.count:
+        raise ValueError(
+            f"layer {readers.layer!r} reads {readers.count} channels, {writers.layer!r} writes "
+            f"{writers.count}; expected a multiple"
+        )
+    return readers.count // writers.count
 
 
 @torch.no_grad()

@@ -8,15 +8,15 @@ to be carried along (`Metric.pushforward`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
 from math import log
 
 import torch
 from torch import Tensor
 
-from tnconv.geometry.points import Bilinear, Covector, Point, Vector, sampled, size_of, split
+from tnconv.geometry.points import Bilinear, Covector, Endomorphism, Point, Vector, sampled, size_of
 from tnconv.geometry.reparametrization import Reparametrization
+
+LARGEST_DENSE = 4096  # rows of matrices that are formed where nothing else is asked for
 
 
 class Metric(ABC):
@@ -28,6 +28,7 @@ class Metric(ABC):
 
     intrinsic: bool = False
     degenerate: bool = False  # whether there are vectors of length zero
+    batched: bool = False  # whether `torch.func.vmap` may run products
     space: Point
 
     @abstractmethod
@@ -65,7 +66,11 @@ class Metric(ABC):
 
     def form(self) -> Bilinear:
         """The metric as a bilinear form, to be added to others."""
-        return Bilinear(self.product, self.space)
+        return Bilinear(self.product, self.space, self.batched)
+
+    def raised(self, form: Bilinear) -> Endomorphism:
+        """``G⁻¹ H`` of a bilinear form H."""
+        return Endomorphism(lambda v: self.inverse_product(form(v)), self.space)
 
     def dense(self) -> Tensor:
         """The matrix, column by column."""
@@ -80,6 +85,9 @@ class Metric(ABC):
         return Pushed(self, map.inverted(), map.forward(theta))
 
     def __add__(self, other: "Metric") -> "Metric":
+        """``G + G'``: see `Summed`; metrics that know better have sums of their own."""
+        from tnconv.geometry.damped_metrics import Summed
+
         return Summed([self, other])
 
     def __mul__(self, factor: float) -> "Metric":
@@ -94,7 +102,7 @@ class Pushed(Metric):
     def __init__(self, base: Metric, map: Reparametrization, theta: Point) -> None:
         self.base, self.map, self.theta = base, map, theta
         self.space = map.forward(theta)
-        self.intrinsic = base.intrinsic
+        self.intrinsic, self.batched = base.intrinsic, base.batched
         self.degenerate = base.degenerate or not map.bijective
 
     def product(self, v: Vector) -> Covector:
@@ -134,7 +142,7 @@ class Scaled(Metric):
         if not factor > 0:
             raise ValueError(f"the factor of a metric is {factor!r}; expected a positive number")
         self.base, self.factor = base, factor
-        self.space, self.intrinsic = base.space, base.intrinsic
+        self.space, self.intrinsic, self.batched = base.space, base.intrinsic, base.batched
 
     def product(self, v: Vector) -> Covector:
         return self.factor * self.base.product(v)
@@ -150,133 +158,3 @@ class Scaled(Metric):
 
     def logdet(self) -> Tensor:
         return self.base.logdet() + self.size * log(self.factor)
-
-
-class Dense(Metric):
-    """A matrix, decomposed once: sums, and small networks.
-
-    Raises:
-        ValueError: a matrix that is not positive definite.
-    """
-
-    def __init__(self, matrix: Tensor, space: Point, intrinsic: bool = False) -> None:
-        self.matrix, self.space, self.intrinsic = matrix, space, intrinsic
-
-    @cached_property
-    def _factor(self) -> Tensor:
-        found: Tensor
-        found, info = torch.linalg.cholesky_ex((self.matrix + self.matrix.mT) / 2)
-        if int(info):
-            raise ValueError("the metric is not positive definite; expected one, or a damping")
-        return found
-
-    def product(self, v: Vector) -> Covector:
-        return Covector(split(self.matrix @ v.flat(), self.space))
-
-    def inverse_product(self, u: Covector) -> Vector:
-        solved = torch.cholesky_solve(u.flat()[:, None], self._factor)[:, 0]
-        return Vector(split(solved, self.space))
-
-    def root(self, coordinates: Tensor) -> Vector:
-        solved = torch.linalg.solve_triangular(self._factor.mT, coordinates[:, None], upper=True)
-        return Vector(split(solved[:, 0], self.space))
-
-    def root_transposed(self, u: Covector) -> Tensor:
-        given = u.flat()[:, None]
-        found: Tensor = torch.linalg.solve_triangular(self._factor, given, upper=False)[:, 0]
-        return found
-
-    def logdet(self) -> Tensor:
-        return 2 * self._factor.diagonal().log().sum()
-
-    def dense(self) -> Tensor:
-        return self.matrix
-
-
-LARGEST_DENSE = 4096
-
-
-class Summed(Metric):
-    """``Σ_i G_i``: products are sums; what needs an inverse is done densely, in small networks.
-
-    Its root is a Cholesky factor, which depends on the coordinates. Where estimates shall not, the
-    sum is to be carried along (`Metric.pushforward`), not its parts added up anew.
-    """
-
-    def __init__(self, parts: Sequence[Metric]) -> None:
-        self.parts, self.space = parts, parts[0].space
-        self.intrinsic = all(part.intrinsic for part in parts)
-        shapes = [{name: tuple(p.shape) for name, p in part.space.items()} for part in parts]
-        if any(each != shapes[0] for each in shapes):
-            raise ValueError("the metrics are over different parameters; expected equal ones")
-
-    def product(self, v: Vector) -> Covector:
-        first, *others = (part.product(v) for part in self.parts)
-        for each in others:
-            first = first + each
-        return first
-
-    def inverse_product(self, u: Covector) -> Vector:
-        return self._dense.inverse_product(u)
-
-    def root(self, coordinates: Tensor) -> Vector:
-        return self._dense.root(coordinates)
-
-    def root_transposed(self, u: Covector) -> Tensor:
-        return self._dense.root_transposed(u)
-
-    def logdet(self) -> Tensor:
-        return self._dense.logdet()
-
-    @cached_property
-    def _dense(self) -> Dense:
-        if self.size > LARGEST_DENSE:
-            raise NotImplementedError(
-                f"the sum of metrics over {self.size} entries has no inverse that is not dense; "
-                f"expected at most {LARGEST_DENSE}, or a metric with a damping of its own"
-            )
-        return Dense(torch.stack([part.dense() for part in self.parts]).sum(0), self.space)
-
-
-class BlockDiagonal(Metric):
-    """Metrics of disjoint parameters, together one of all.
-
-    Raises:
-        ValueError: parameters that are in several.
-    """
-
-    def __init__(self, blocks: Sequence[Metric]) -> None:
-        self.blocks, self.intrinsic = blocks, all(block.intrinsic for block in blocks)
-        names = [name for block in blocks for name in block.space]
-        if len(set(names)) < len(names):
-            raise ValueError("a parameter is in several blocks; expected disjoint ones")
-        self.space = {name: part for block in blocks for name, part in block.space.items()}
-
-    def product(self, v: Vector) -> Covector:
-        parts = [block.product(Vector(self._own(block, v.parts))).parts for block in self.blocks]
-        return Covector(self._joined(parts, v.parts))
-
-    def inverse_product(self, u: Covector) -> Vector:
-        parts = [b.inverse_product(Covector(self._own(b, u.parts))).parts for b in self.blocks]
-        return Vector(self._joined(parts, u.parts))
-
-    def root(self, coordinates: Tensor) -> Vector:
-        given = torch.split(coordinates, [block.size for block in self.blocks])
-        pairs = zip(self.blocks, given, strict=True)
-        return Vector(self._joined([block.root(each).parts for block, each in pairs], self.space))
-
-    def root_transposed(self, u: Covector) -> Tensor:
-        parts = [b.root_transposed(Covector(self._own(b, u.parts))) for b in self.blocks]
-        return torch.cat(parts)
-
-    def logdet(self) -> Tensor:
-        return torch.stack([block.logdet() for block in self.blocks]).sum()
-
-    @staticmethod
-    def _own(block: Metric, parts: Point) -> Point:
-        return {name: parts[name] for name in block.space}
-
-    @staticmethod
-    def _joined(parts: Sequence[Point], like: Point) -> dict[str, Tensor]:
-        every = {name: part for each in parts for name, part in each.items()}
-        return {name: every[name] for name in like}

@@ -97,11 +97,13 @@ def paired(covector: Covector, vector: Vector) -> Tensor:
 class Bilinear:
     """A symmetric form ``H(v, w)``, such as a Hessian, by its products ``v -> H v``.
 
-    ``space`` are the parameters that it is over.
+    ``space`` are the parameters that it is over; where ``batched``, `torch.func.vmap` may run its
+    products.
     """
 
     product: Callable[[Vector], Covector]
     space: Point
+    batched: bool = False
 
     def __call__(self, vector: Vector) -> Covector:
         """``H v``.
@@ -109,21 +111,94 @@ class Bilinear:
         Raises:
             TypeError: no vector.
         """
-        if not isinstance(vector, Vector):
-            kind = type(vector).__name__
-            raise TypeError(f"the argument is a {kind}; expected a Vector")
-        return self.product(vector)
+        return self.product(_expected_vector(vector))
 
     def __add__(self, other: "Bilinear") -> "Bilinear":
         if not isinstance(other, Bilinear):
             kind = type(other).__name__
             raise TypeError(f"a bilinear form and a {kind} have no sum; expected two forms")
-        return Bilinear(lambda v: self(v) + other(v), self.space)
+        both = self.batched and other.batched
+        return Bilinear(lambda v: self(v) + other(v), self.space, both)
 
     def dense(self) -> Tensor:
         """The matrix, column by column."""
-        columns = basis(self.space)
-        return torch.stack([self(Vector(v)).flat() for v in columns], 1)
+        return _columns(self.product, self.space, self.batched)
+
+
+@dataclass(frozen=True)
+class Endomorphism:
+    """A linear map ``v -> E v`` of vectors to vectors, such as ``G⁻¹ H``: ``J E J⁻¹`` elsewhere.
+
+    >>> double = Endomorphism(lambda v: 2.0 * v, {"w": torch.ones(2)})
+    >>> (double @ double + double).dense()
+    tensor([[6., 0.],
+            [0., 6.]])
+    """
+
+    product: Callable[[Vector], Vector]
+    space: Point
+
+    def __call__(self, vector: Vector) -> Vector:
+        """``E v``.
+
+        Raises:
+            TypeError: no vector.
+        """
+        return self.product(_expected_vector(vector))
+
+    def __add__(self, other: "Endomorphism") -> "Endomorphism":
+        self._expect(other, "sum")
+        return Endomorphism(lambda v: self(v) + other(v), self.space)
+
+    def __matmul__(self, other: "Endomorphism") -> "Endomorphism":
+        """``v -> E F v``."""
+        self._expect(other, "composition")
+        return Endomorphism(lambda v: self(other(v)), self.space)
+
+    def dense(self) -> Tensor:
+        """The matrix, column by column."""
+        return _columns(self.product, self.space)
+
+    @staticmethod
+    def _expect(other: object, what: str) -> None:
+        if not isinstance(other, Endomorphism):
+            kind = type(other).__name__
+            raise TypeError(
+                f"an endomorphism and a {kind} have no {what}; expected two endomorphisms: a "
+                "metric makes them of bilinear forms (ShapeOperator)"
+            )
+
+
+def _expected_vector(given: object) -> Vector:
+    if not isinstance(given, Vector):
+        raise TypeError(f"the argument is a {type(given).__name__}; expected a Vector")
+    return given
+
+
+AT_A_TIME = 64  # columns that vmap runs together
+
+
+def _columns(
+    product: Callable[[Vector], Vector] | Callable[[Vector], Covector],
+    space: Point,
+    batched: bool = False,
+) -> Tensor:
+    """The matrix of a linear map, by its columns."""
+
+    def column(row: Tensor) -> Tensor:
+        return product(Vector(split(row, space))).flat()
+
+    eye = identity(space)
+    if batched:
+        found: Tensor = torch.func.vmap(column, out_dims=1, chunk_size=AT_A_TIME)(eye)
+        return found
+    return torch.stack([column(row) for row in eye], 1)
+
+
+def identity(space: Point) -> Tensor:
+    """The identity matrix over all entries of some parameters."""
+    first = next(iter(space.values()))
+    return torch.eye(size_of(space), dtype=first.dtype, device=first.device)
 
 
 def split(flat: Tensor, like: Point) -> dict[str, Tensor]:
@@ -139,9 +214,7 @@ def size_of(space: Point) -> int:
 
 def basis(space: Point) -> Sequence[dict[str, Tensor]]:
     """The unit vectors, for matrices that are small."""
-    first = next(iter(space.values()))
-    eye = torch.eye(size_of(space), dtype=first.dtype, device=first.device)
-    return [split(row, space) for row in eye]
+    return [split(row, space) for row in identity(space)]
 
 
 def sampled(space: Point, generator: torch.Generator | None) -> Tensor:

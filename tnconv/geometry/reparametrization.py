@@ -6,9 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from tnconv.geometry.points import Bilinear, Covector, Point, Vector, basis, size_of
+from tnconv.geometry.points import Bilinear, Covector, Endomorphism, Point, Vector, basis, size_of
 
-T = TypeVar("T", Vector, Covector, Bilinear)
+T = TypeVar("T", Vector, Covector, Bilinear, Endomorphism)
 LARGEST_DETERMINANT = 4096  # entries, of a map without a formula for it
 
 
@@ -73,21 +73,25 @@ class Reparametrization(ABC):
         return found
 
     def transport(self, theta: Point, what: T) -> T:
-        """A vector, covector or bilinear form at θ as the same object at ``φ(θ)``.
+        """A vector, covector, bilinear form or endomorphism at θ as the same object at ``φ(θ)``.
 
         Raises:
-            ValueError: a vector, for a map that is no bijection.
+            ValueError: a vector or endomorphism, for a map that is no bijection.
         """
         if isinstance(what, Vector):
             return self.jvp(theta, what)
         psi = self.forward(theta)
         if isinstance(what, Covector):
             return self.inverse_vjp(psi, what)
+        if isinstance(what, Endomorphism):
+            self.expect_bijective("J, which endomorphisms need")
+            inner = what
+            return Endomorphism(lambda v: self.jvp(theta, inner(self.inverse_jvp(psi, v))), psi)
 
         def product(v: Vector) -> Covector:
             return self.inverse_vjp(psi, what(self.inverse_jvp(psi, v)))
 
-        return Bilinear(product, psi)
+        return Bilinear(product, psi, what.batched)
 
     def __matmul__(self, first: "Reparametrization") -> "Reparametrization":
         """``self ∘ first``."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tnconv.geometry.channels import Channels
 from tnconv.geometry.elementwise_maps import expect_names
 from tnconv.geometry.points import Point
 from tnconv.geometry.reparametrization import Reparametrization
@@ -81,10 +82,8 @@ class BatchNormFold(Reparametrization):
                 f"{norm!r} is a {kind}; expected a BatchNorm with factors and running statistics"
             )
         self.layer, self.norm = layer, norm
-        self.has_bias = getattr(model.get_submodule(layer), "bias", None) is not None
-        self.transposed = "Transpose" in type(model.get_submodule(layer)).__name__
-        if self.transposed:
-            raise ValueError(f"{layer!r} is a transposed convolution; expected channels first")
+        self.channels = Channels(model, layer, "outgoing")
+        self.has_bias = self.channels.bias is not None
         self.mean = found.running_mean.detach().clone()
         self.spread = (found.running_var.detach() + found.eps).sqrt()
 
@@ -104,10 +103,9 @@ class BatchNormFold(Reparametrization):
         own = [f"{self.norm}.{key}" for key in ("weight", "bias")]
         expect_names(psi, [weight, *own])
         factor = psi[own[0]] / self.spread
-        w = psi[weight]
         before = psi[bias] - self.mean if self.has_bias else -self.mean
         new = {name: part for name, part in psi.items() if name not in (*own, bias)}
-        new[weight] = factor.reshape(-1, *[1] * (w.dim() - 1)) * w
+        new[weight] = self.channels.along(factor) * psi[weight]
         new[bias] = psi[own[1]] + factor * before
         return new
 

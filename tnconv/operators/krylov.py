@@ -4,8 +4,9 @@ Sources: Golub & Van Loan 2013, chapter 10 (Lanczos), 11.3 (conjugate gradients)
 2017 (stochastic Lanczos quadrature).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
 """A matrix times a flat vector."""
+Function = Callable[[Tensor], Tensor]
+"""A function of eigenvalues, entry by entry."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,20 @@ def lanczos(
 
     The basis is orthogonalised against all of itself, twice, so that no eigenvalue comes back.
     """
+    for space in krylov_spaces(product, start, steps):
+        found = _ritz(*space[1:])
+        if enough(found):
+            break
+    return found
+
+
+def krylov_spaces(
+    product: Product, start: Tensor, steps: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Bases ``(k, size)`` of growing Krylov spaces, and the matrix there: diagonal and the next.
+
+    The last has ``steps`` vectors, or as many as the start vector lies in an invariant space of.
+    """
     basis = [start / start.norm()]
     diagonal: list[Tensor] = []
     beside: list[Tensor] = []
@@ -50,17 +67,55 @@ def lanczos(
             new = new - every.T @ (every @ new)
         beside.append(new.norm())
         scale = torch.maximum(scale, diagonal[-1].abs() + beside[-1])
-        found = _ritz(torch.stack(diagonal), torch.stack(beside))
+        yield every, torch.stack(diagonal), torch.stack(beside)
         exhausted = bool(beside[-1] <= 8 * torch.finfo(start.dtype).eps * scale)
-        if len(diagonal) >= min(steps, len(start)) or exhausted or enough(found):
-            return found
+        if len(diagonal) >= min(steps, len(start)) or exhausted:
+            return
         basis.append(new / beside[-1])
 
 
-def _ritz(diagonal: Tensor, beside: Tensor) -> Ritz:
+def matrix_function(
+    product: Product, start: Tensor, function: Function, tolerance: float, steps: int
+) -> tuple[Tensor, float]:
+    """``f(A) b`` in the Krylov space of b, and the relative residual of ``A x = b`` there.
+
+    For a matrix with no eigenvalue below one and ``f(x) = ∫ (x + t)⁻¹ dμ(t)`` with ``f(1) <= 1``,
+    such as 1/x and 1/√x, that residual bounds the error relative to b: the residuals of all
+    ``A + t`` are smaller. Source: Frommer & Simoncini 2008, "Matrix functions", section 4.
+    """
+    size = start.norm()
+    if not float(size):
+        return torch.zeros_like(start), 0.0
+    left = inf
+    for space in krylov_spaces(product, start, steps):
+        basis, diagonal, beside = space
+        values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, beside).double())
+        solved = vectors[-1] @ (vectors[0] / values)
+        left = float(beside[-1].double() * solved.abs())
+        if left <= tolerance:
+            break
+    found = vectors @ (function(values) * vectors[0])
+    return size * (found.to(start) @ basis), left
+
+
+def _tridiagonal(diagonal: Tensor, beside: Tensor) -> Tensor:
     off = beside[:-1]
-    matrix = torch.diag(diagonal) + torch.diag(off, 1) + torch.diag(off, -1)
-    values, vectors = torch.linalg.eigh(matrix.double())
+    return torch.diag(diagonal) + torch.diag(off, 1) + torch.diag(off, -1)
+
+
+def quadrature(
+    product: Product, starts: Iterable[Tensor], function: Function, steps: int
+) -> Tensor:
+    """Estimates of ``tr f(A)``, one for each start vector z with covariance one: ``zᵀ f(A) z``."""
+    found = []
+    for z in starts:
+        ritz = lanczos(product, z, steps)
+        found.append((z @ z).double() * (ritz.weights @ function(ritz.values)))
+    return torch.stack(found)
+
+
+def _ritz(diagonal: Tensor, beside: Tensor) -> Ritz:
+    values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, beside).double())
     errors = beside[-1].double() * vectors[-1].abs()
     return Ritz(values, errors, vectors[0].square())
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tnconv.geometry.damped_metrics import Estimate, expect_metric, expect_positive
 from tnconv.geometry.metric import LARGEST_DENSE, Metric
-from tnconv.geometry.points import Bilinear, Vector, sampled
+from tnconv.geometry.points import Bilinear, Covector, Endomorphism, Vector, sampled, split
 from tnconv.operators.krylov import extreme_eigenvalue, lanczos
 
 
@@ -37,15 +38,22 @@ class ShapeOperator:
     >>> shape.eigenvalues()
     tensor([0.2500, 1.0000])
 
+    Args:
+        form: H, such as a Hessian.
+        metric: G, with a root.
+
     Raises:
         TypeError: a number in the place of a metric.
     """
 
     def __init__(self, form: Bilinear, metric: Metric) -> None:
-        if not isinstance(metric, Metric):
-            kind = type(metric).__name__
-            raise TypeError(f"metric is a {kind}; expected a Metric, such as Euclidean(theta)")
+        expect_metric("metric", metric)
         self.form, self.metric = form, metric
+
+    @property
+    def endomorphism(self) -> Endomorphism:
+        """``v -> G⁻¹ H v``, which `Reparametrization.transport` carries along."""
+        return self.metric.raised(self.form)
 
     def __call__(self, v: Vector) -> Vector:
         """``G⁻¹ H v``."""
@@ -87,28 +95,31 @@ class ShapeOperator:
         found = extreme_eigenvalue(self.coordinates, start, "largest", tolerance)
         return found.values.to(start)
 
-    def logdet(self, damping: Metric | None = None) -> Tensor:
-        """``log det(G⁻¹ (H + D))`` for a damping metric D, densely.
+    def logdet(self, damping: Metric | None = None, estimate: Estimate | None = None) -> Tensor:
+        """``log det(G⁻¹ (H + D))`` for a damping metric D.
+
+        Args:
+            damping: D.
+            estimate: how it is estimated; by default exactly, for few parameters.
 
         Raises:
             TypeError: a number for D: it would mean the identity of these parameters.
-            ValueError: a form that is not positive definite, or too many parameters.
+            ValueError: a form that is not positive definite, a degenerate metric, or too many
+                parameters.
         """
         form = self.form
         if damping is not None:
-            if not isinstance(damping, Metric):
-                raise TypeError(
-                    f"damping is a {type(damping).__name__}; expected a Metric, such as "
-                    "1e-3 * Euclidean(theta), which is carried along with the parameters"
-                )
+            expect_metric("damping", damping)
             form = form + damping.form()
-        values = _eigenvalues(ShapeOperator(form, self.metric)._dense())
-        if not bool((values > 0).all()):
+        if self.metric.degenerate:
             raise ValueError(
-                f"the smallest eigenvalue is {float(values[0]):.2e}; expected a positive definite "
-                "form: a minimum, a Gauss-Newton matrix, or a larger damping"
+                "the metric is carried along a map that is no bijection: the whole form has no "
+                "determinant; expected eigenvalues(), those of the metric's range"
             )
-        return values.log().sum()
+        shape = ShapeOperator(form, self.metric)
+        if estimate is not None:
+            return estimate.log_determinant(self.metric, shape.coordinates)
+        return expect_positive(_eigenvalues(shape._dense())).log().sum()
 
     def spectral_density(
         self, steps: int = 50, probes: int = 5, generator: torch.Generator | None = None
@@ -141,15 +152,21 @@ class ShapeOperator:
         return _eigenvalues((found + found.mT) / 2)
 
     def _dense(self) -> Tensor:
+        """``Rᵀ H R``: the root's transpose on the columns of H, and on the rows of that."""
         if self.metric.size > LARGEST_DENSE:
             raise ValueError(
                 f"the matrix has {self.metric.size} rows; expected at most {LARGEST_DENSE}, or k "
-                "eigenvalues, or spectral_density"
+                "eigenvalues, spectral_density, or a logdet with estimate=Estimate()"
             )
-        first = next(iter(self.metric.space.values()))
-        eye = torch.eye(self.metric.size, dtype=first.dtype, device=first.device)
-        found = torch.stack([self.coordinates(row) for row in eye], 1)
+        half = self._turned(self.form.dense())
+        found = self._turned(half.mT)
         return (found + found.mT) / 2
+
+    def _turned(self, columns: Tensor) -> Tensor:
+        """``Rᵀ U`` for covectors as columns."""
+        space = self.form.space
+        turned = (self.metric.root_transposed(Covector(split(u, space))) for u in columns.unbind(1))
+        return torch.stack(list(turned), 1)
 
 
 def _eigenvalues(matrix: Tensor) -> Tensor:

@@ -1,0 +1,274 @@
+"""Families: networks that differ in the size of one leg, and programs that serve several sizes.
+
+A plan is written by choices, and written again by the same choices for other sizes, without a
+search. Where the steps for three sizes have one structure and numbers that are affine in the size,
+a program is printed that reads the size from its operands and serves all sizes between.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import count
+from threading import RLock
+from typing import Any
+
+import torch
+
+from tnconv.codegen.compiler import again
+from tnconv.codegen.lowering.plans import Plan
+from tnconv.codegen.prices import cost
+from tnconv.codegen.prices.calibration import coefficients
+from tnconv.codegen.programs.batches import Batches, Price, at_size
+from tnconv.codegen.programs.joint import weight
+from tnconv.codegen.programs.names import FIXED, argument_names
+from tnconv.codegen.programs.program import Program
+from tnconv.codegen.programs.sizes import Affine, Different, generalized
+from tnconv.diagrams.affine import Leg
+from tnconv.diagrams.expression import Expression
+from tnconv.diagrams.resizing import resized
+
+BATCH: Leg = "n"  # the leg of diagrams that is the batch
+WORSE = 1.25  # a size is planned again where another plan is predicted to win by more (0022)
+UP_TO = 4  # times its own size that a program is generalized to (0022)
+RIVALS = 2  # other plans of a term whose prices are followed (0022) ...
+SLOWEST = 4.0  # ... if they take at most this many times the chosen plan's seconds (0022) ...
+LEAST = 0.05  # ... and their term at least this share of the whole program (0022)
+POWERS = (0, 1, 2, -1)  # of the size that scales of networks divide by
+MOST_FAMILIES = 4096
+MOST_MEMBERS = 8  # sizes of a family that were searched for
+MOST_VAIN = 2  # of them whose programs serve no other size
+
+
+@dataclass(frozen=True)
+class Kin:
+    """Some networks as members of a family: what they have in common with it, and what not."""
+
+    family: Hashable
+    networks: tuple[Expression, ...]
+    size: int
+    device: str
+    dtype: torch.dtype
+
+    @property
+    def scales(self) -> list[Fraction]:
+        return [term.scale for network in self.networks for term in network.terms]
+
+    def powers(self, other: "Kin") -> tuple[int, ...] | None:
+        """The powers of sizes by which each scale of the other networks differs from these."""
+        by = Fraction(self.size, other.size)
+        ratios = [theirs / own for own, theirs in zip(self.scales, other.scales, strict=True)]
+        found = [next((p for p in POWERS if by**p == ratio), None) for ratio in ratios]
+        return tuple(p for p in found if p is not None) if None not in found else None
+
+
+def kin(
+    networks: Sequence[Expression], one: bool, device: torch.device | str, dtype: torch.dtype
+) -> Kin | None:
+    """The networks as members of their family; None if their batch has to stay.
+
+    Args:
+        networks: What is compiled together.
+        one: Whether it is one network, and no sequence of one.
+        device: Where programs run.
+        dtype: The dtype that they are chosen for.
+    """
+    terms = [term for network in networks for term in network.terms]
+    sizes = {term.sizes[BATCH] for term in terms if BATCH in term.sizes}
+    if len(sizes) != 1 or (alike := resized(networks, BATCH, 2)) is None:
+        return None
+    structure = tuple(
+        tuple((term.nodes, term.result, tuple(term.sizes.items())) for term in network.terms)
+        for network in alike
+    )
+    return Kin((one, str(device), dtype, structure), (*networks,), sizes.pop(), str(device), dtype)
+
+
+@dataclass
+class _Member:
+    """A program that was searched for one size, and what it is for others."""
+
+    kin: Kin
+    program: Program[Any]
+    general: dict[tuple[int, ...], Program[Any] | None] = field(default_factory=dict)
+
+    def serving(self, other: Kin, tried: bool = False) -> Program[Any] | None:
+        """The program that serves the size of other networks, if it is among the best for it.
+
+        If that was ``tried`` in vain for the family, it is not tried for this program.
+        """
+        if (powers := self.kin.powers(other)) is None:
+            return None
+        if other.size == self.kin.size:
+            return self.program
+        if powers not in self.general and not tried:
+            self.general[powers] = for_sizes(self.program, self.kin, powers)
+        found = self.general.get(powers)
+        if found is None or found.batches is None or other.size not in found.batches.sizes:
+            return None
+        price = found.batches.price(other.size)
+        return found if price.seconds <= WORSE * price.least else None
+
+
+class Families:
+    """The programs of each family, and which families have run."""
+
+    def __init__(self) -> None:
+        self._members: OrderedDict[Hashable, list[_Member]] = OrderedDict()
+        self._met: OrderedDict[Hashable, None] = OrderedDict()
+        self._lock = RLock()
+
+    def serving(self, kin: Kin) -> Program[Any] | None:
+        """The cheapest program that serves networks, if there is one; others are planned again."""
+        with self._lock:
+            members = self._members.get(kin.family, ())
+            vain = sum(None in each.general.values() for each in members)
+            served = [each.serving(kin, vain >= MOST_VAIN) for each in members]
+        found = [program for program in served if program is not None]
+        return min(found, key=lambda program: _seconds(program, kin.size)) if found else None
+
+    def met(self, networks: Sequence[Expression]) -> bool:
+        """Whether networks may be of a family that has run before; from now on it has.
+
+        That is told by their other sizes, which takes no time; sizes that are new in more than the
+        batch are the most frequent case.
+        """
+        terms = [term for network in networks for term in network.terms]
+        if all(BATCH not in term.sizes for term in terms):
+            return False
+        own = [(leg, n) for term in terms for leg, n in term.sizes.items() if leg[:1] != BATCH]
+        with self._lock:
+            known = tuple(own) in self._met
+            self._met[tuple(own)] = None
+            while len(self._met) > MOST_FAMILIES:
+                self._met.popitem(last=False)
+        return known
+
+    def searched(self, kin: Kin) -> bool:
+        """Whether there was a search for the family, in any size."""
+        with self._lock:
+            return bool(self._members.get(kin.family))
+
+    def add(self, kin: Kin, program: Program[Any]) -> None:
+        """A program was searched for."""
+        if program.chunks:
+            return
+        with self._lock:
+            members = self._members.setdefault(kin.family, [])
+            members.append(_Member(kin, program))
+            del members[:-MOST_MEMBERS]
+            while len(self._members) > MOST_FAMILIES:
+                self._members.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all programs and families."""
+        with self._lock:
+            self._members.clear()
+            self._met.clear()
+
+
+def _seconds(program: Program[Any], size: int) -> float:
+    if program.batches is None:
+        return 0.0  # searched for this very size
+    return program.batches.price(size).seconds
+
+
+def for_sizes(program: Program[Any], kin: Kin, powers: tuple[int, ...]) -> Program[Any] | None:
+    """The program for all sizes of the batch between two, or None if there is no such program.
+
+    If there is none by its own plan, but by one that takes no more than a quarter longer, it is
+    that one.
+    """
+    with cost.using(coefficients(torch.device(kin.device), kin.dtype), kin.dtype.itemsize):
+        for candidate in _candidates(program):
+            for sizes in _spreads(kin.size):
+                try:
+                    return _general(candidate, kin, powers, sizes)
+                except Different:
+                    continue
+    return None
+
+
+def _spreads(own: int) -> Iterator[list[int]]:
+    """Sizes to write the steps for: the own one, one below and one above, far apart first."""
+    yield sorted({2, own, UP_TO * own} | ({2 * own} if own == 2 else set()))
+    if own >= 6:
+        yield [own // 2, own, 2 * own]
+
+
+def _candidates(program: Program[Any]) -> Iterator[Program[Any]]:
+    """The program, and if it has one term that by other plans which take little longer."""
+    yield program
+    if len(program.terms) == 1:
+        ((first, *others),) = program.terms
+        for plan in others[:RIVALS]:
+            if weight(plan, first) * plan.seconds <= WORSE * first.seconds:
+                rest = (each for each in (first, *others) if each is not plan)
+                yield replace(program, terms=((plan, *rest),))
+
+
+def _general(
+    program: Program[Any], kin: Kin, powers: tuple[int, ...], sizes: Sequence[int]
+) -> Program[Any]:
+    """The program for sizes between the first and the last of these.
+
+    Raises:
+        Different: it has another structure for one of them.
+    """
+    rivals = [_rivals(plans, program) for plans in program.terms]
+    written: dict[int, Program[Any]] = {kin.size: program}
+    for size in sizes:
+        if size != kin.size:
+            networks = at_size(kin.networks, BATCH, kin.size, size, powers)
+            found = None if networks is None else again(program, networks, rivals)
+            if found is None:
+                raise Different
+            written[size] = found
+    taken = {*argument_names(program.operands).values(), *FIXED}
+    name = next(name for at in count() if (name := BATCH + at * "_") not in taken)
+    order = [kin.size, *(size for size in sizes if size != kin.size)]
+    schedule = generalized([(size, written[size].schedule) for size in order], name)
+    shapes = {
+        operand: tuple(
+            _dimension([(size, written[size].operands[operand][dim]) for size in order], name)
+            for dim in range(len(shape))
+        )
+        for operand, shape in program.operands.items()
+    }
+    if not any(isinstance(number, Affine) for shape in shapes.values() for number in shape):
+        raise Different  # no operand tells the size
+    prices = tuple(_price(size, written[size], rivals) for size in sizes)
+    batches = Batches(BATCH, kin.size, powers, schedule, shapes, prices)
+    return replace(program, batches=batches).prepared()
+
+
+def _rivals(plans: Sequence[Plan], program: Program[Any]) -> int:
+    """How many plans after the first may become better than it for other sizes."""
+    first, *others = plans
+    if first.seconds < LEAST * sum(chosen.seconds for chosen, *_ in program.terms):
+        return 0
+    return sum(plan.seconds <= SLOWEST * first.seconds for plan in others[:RIVALS])
+
+
+def _dimension(found: Sequence[tuple[int, int]], name: str) -> int | Affine:
+    """A dimension of an operand: a number, or a multiple of the size.
+
+    Raises:
+        Different: it is neither.
+    """
+    (own, first), *_ = found
+    if all(number == first for _, number in found):
+        return first
+    if any(number != first // own * size for size, number in found):
+        raise Different
+    return Affine(first // own, 0, name)
+
+
+def _price(size: int, program: Program[Any], rivals: Sequence[int]) -> Price:
+    """The plans' seconds, and those of the best plans that there are."""
+    seconds = least = 0.0
+    for (first, *others), most in zip(program.terms, rivals, strict=True):
+        known = [weight(plan, first) * plan.seconds for plan in others[:most]]
+        seconds += first.seconds
+        least += min([first.seconds, *known])
+    return Price(size, seconds, least)

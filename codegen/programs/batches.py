@@ -1,0 +1,144 @@
+"""Batches: the sizes of one leg that one program serves, and what it is predicted to take."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+
+from tnconv.codegen.lowering.schedule import Schedule
+from tnconv.codegen.programs.sizes import Affine, depends
+from tnconv.diagrams.affine import Leg
+from tnconv.diagrams.expression import Expression
+from tnconv.diagrams.resizing import resized
+
+Shape = tuple[int | Affine, ...]
+
+
+@dataclass(frozen=True)
+class Price:
+    """Predicted seconds for one size: of a program, and of the best plans that are known."""
+
+    size: int
+    seconds: float
+    least: float
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What a program does for the sizes of a leg between the first and the last of its prices.
+
+    Args:
+        leg: The leg.
+        own: Its size in the program's network.
+        powers: For each term of each network, the power of the size that its scale divides by.
+        schedule: The steps, whose numbers are expressions of the size.
+        shapes: Those of the operands.
+        prices: What the program takes, for a few sizes in ascending order.
+    """
+
+    leg: Leg
+    own: int
+    powers: tuple[int, ...]
+    schedule: Schedule
+    shapes: Mapping[str, Shape]
+    prices: tuple[Price, ...]
+
+    @property
+    def name(self) -> str:
+        """The variable that is the size in the program's source."""
+        return next(each.name for shape in self.shapes.values() for each in _affine(shape))
+
+    @property
+    def sizes(self) -> range:
+        """Those that the program serves."""
+        return range(self.prices[0].size, self.prices[-1].size + 1)
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """An operand and its dimension that tell the size."""
+        return next(
+            (operand, dim)
+            for operand, shape in self.shapes.items()
+            for dim, number in enumerate(shape)
+            if isinstance(number, Affine)
+        )
+
+    def line(self, arguments: Mapping[str, str]) -> str:
+        """The line of the source that reads the size, if a step needs it."""
+        if not depends(self.schedule):
+            return ""
+        operand, dim = self.place
+        unit = self._unit
+        divided = f" // {unit}" if unit > 1 else ""
+        return f"{self.name} = {arguments[operand]}.shape[{dim}]{divided}"
+
+    @property
+    def _unit(self) -> int:
+        operand, dim = self.place
+        number = self.shapes[operand][dim]
+        assert isinstance(number, Affine)
+        return number.each
+
+    def shapes_at(self, size: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of operands for a size."""
+        return {
+            operand: tuple(n.at(size) if isinstance(n, Affine) else n for n in shape)
+            for operand, shape in self.shapes.items()
+        }
+
+    def size_of(self, shapes: Sequence[Sequence[int]]) -> int:
+        """The size that operands of these shapes have."""
+        operand, dim = self.place
+        return shapes[list(self.shapes).index(operand)][dim] // self._unit
+
+    def shapes_for(self, given: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
+        """The shapes that operands should have, by the one that tells the size if it can."""
+        operand, dim = self.place
+        shape = tuple(getattr(given.get(operand), "shape", ()))
+        size, rest = divmod(shape[dim], self._unit) if len(shape) > dim else (0, 0)
+        return self.shapes_at(size if size in self.sizes and not rest else self.own)
+
+    def networks(self, networks: Sequence[Expression], size: int) -> tuple[Expression, ...]:
+        """The program's networks for a size."""
+        found = at_size(networks, self.leg, self.own, size, self.powers)
+        assert found is not None
+        return found
+
+    def price(self, size: int) -> Price:
+        """What is predicted for a size, by a straight line between the two that are known."""
+        for low, high in pairwise(self.prices):
+            if low.size <= size <= high.size:
+                share = (size - low.size) / (high.size - low.size)
+                seconds = low.seconds + share * (high.seconds - low.seconds)
+                return Price(size, seconds, low.least + share * (high.least - low.least))
+        raise ValueError(f"size is {size}; expected one of {self.sizes}")
+
+
+def _affine(shape: Iterable[int | Affine]) -> list[Affine]:
+    return [number for number in shape if isinstance(number, Affine)]
+
+
+def at_size(
+    networks: Sequence[Expression], leg: Leg, own: int, size: int, powers: Sequence[int]
+) -> tuple[Expression, ...] | None:
+    """The networks for another size of a leg, with scales that divide by powers of it.
+
+    Args:
+        networks: The networks.
+        leg: The leg that gets another size.
+        own: The size that it has.
+        size: The size that it gets.
+        powers: One power for each term of each network.
+    """
+    if (found := resized(networks, leg, size)) is None:
+        return None
+    left = iter(powers)
+    scaled: list[Expression] = []
+    for network in found:
+        factors = [Fraction(own, size) ** next(left) for _ in network.terms]
+        if len(factors) == 1:
+            scaled.append(network.scaled(factors[0]))
+        else:
+            terms = zip(network.terms, factors, strict=True)
+            scaled.append(type(network)(tuple(term.scaled(f) for term, f in terms)))  # type: ignore[call-arg]
+    return tuple(scaled)
