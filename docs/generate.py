@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import result_pages
 import torch
 from torch import Tensor, nn
 
@@ -99,6 +100,7 @@ def write(folder: Path) -> None:
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     (folder / "gallery.md").write_text(gallery(folder / "pictures"))
     (folder / "coverage.md").write_text(coverage())
+    (folder / "results.md").write_text(result_pages.results())
 
 
 def gallery(pictures: Path) -> str:

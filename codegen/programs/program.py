@@ -162,8 +162,10 @@ class Program(Generic[Result]):
         path.write_text(source.documented(about, self.source), encoding="utf-8")
         return path
 
-    def __call__(self, /, **operands: Tensor) -> Result:
+    def __call__(self, /, *given: Tensor, **operands: Tensor) -> Result:
         """Run on tensors of the operands' shapes, one dtype (but `indices`) and one device.
+
+        Operands go by name, or by position in the order of `operands`.
 
         Under autocast operands are cast to its dtype as by torch's own convolutions, which leave
         float64 and complex tensors alone.
@@ -172,7 +174,19 @@ class Program(Generic[Result]):
             ValueError: an operand is missing, unknown, or of another shape, dtype or device.
             TypeError: an operand is not a tensor.
         """
-        return self._by_name(self, operands)
+        return self._by_name(self, self._named(given, operands) if given else operands)
+
+    def _named(self, given: tuple[Tensor, ...], operands: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = list(self.operands)
+        if len(given) > len(names):
+            raise ValueError(
+                f"got {len(given)} operands by position; expected at most {len(names)}: "
+                f"{', '.join(names) or 'none'}"
+            )
+        found = dict(zip(names, given, strict=False))
+        if twice := found.keys() & operands.keys():
+            raise ValueError(f"operand {min(twice)!r} is given twice, by position and by name")
+        return found | operands
 
     def run(self, *given: Tensor) -> Result:
         """As calling, with the operands by position, in the order of `operands`."""
@@ -234,14 +248,20 @@ class Program(Generic[Result]):
         return program
 
     def _for_complex(self, given: Sequence[Tensor]) -> Result:
-        """What the program without native convolutions gives, made for the size of these."""
+        """What the program without native convolutions gives, made once for the size of these."""
         if self.batches is None:
             return self.for_complex.function(*given)
         size = self.batches.size_of([array.shape for array in given])
-        networks = self.batches.networks(self.networks, size)
-        network = networks if isinstance(self.network, tuple) else networks[0]
-        own: Program[Result] = self._compiler.compile(network, dtype=torch.complex64)
+        if (own := self._complex_sizes.get(size)) is None:
+            networks = self.batches.networks(self.networks, size)
+            network = networks if isinstance(self.network, tuple) else networks[0]
+            own = self._compiler.compile(network, dtype=torch.complex64)
+            self._complex_sizes[size] = own
         return own.function(*given)
+
+    @cached_property
+    def _complex_sizes(self) -> "dict[int, Program[Result]]":
+        return {}
 
     @property
     def path(self) -> "tuple[list[tuple[int, ...]], opt_einsum.PathInfo]":

@@ -56,3 +56,14 @@ def test_equations_compile_to_their_values():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_operands_go_by_position_too():
+    program = compile("ab,bc->ac", (3, 4), (4, 5))
+    a, b = torch.rand(3, 4), torch.rand(4, 5)
+    for value in (program(a, b), program(a, b=b), program(b=b, a=a)):
+        torch.testing.assert_close(value, a @ b)
+    with pytest.raises(ValueError, match="got 3 operands by position; expected at most 2: a, b"):
+        program(a, b, b)
+    with pytest.raises(ValueError, match="operand 'a' is given twice"):
+        program(a, a=a)

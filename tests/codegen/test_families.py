@@ -217,6 +217,16 @@ def test_other_precisions(dtype: torch.dtype) -> None:
         torch.testing.assert_close(found, torch.full_like(found, 18))
 
 
+def test_native_kernels_of_complex_numbers_are_replaced_once_for_each_batch() -> None:
+    weight = torch.randn(8, 8, 3, 3, dtype=torch.complex128)
+    for batch in (6, 6, 5, 5, 4):
+        x = torch.randn(batch, 8, 12, 12, dtype=torch.complex128)
+        torch.testing.assert_close(functional.conv(x, weight), torch.conv2d(x, weight))
+    (members,) = tiers._families._members.values()
+    (program,) = members[0].general.values()
+    assert program is not None and {*program._complex_sizes} == {5, 4}
+
+
 def test_derivatives_and_transforms() -> None:
     weight = torch.randn(4, 2, 3)
     for batch in (6, 6, 4, 3):
