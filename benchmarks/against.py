@@ -39,8 +39,8 @@ Options = argparse.Namespace
 class Checkout:
     """A process in which one checkout's programs run."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        command = [sys.executable, __file__, "--worker", "--threads", str(threads)]
+    def __init__(self, folder: Path, threads: int, worker: str = __file__) -> None:
+        command = [sys.executable, worker, "--worker", "--threads", str(threads)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(command, cwd=folder, text=True, **pipes)
 

@@ -14,12 +14,20 @@ RESULTS = Path(__file__).parent / "results"
 LAYERS, OVERHEAD = "benchmarks.layers", "benchmarks.overhead"
 BATCH, ONE, TWO = ("--batch", "8"), ("--cpu-time",), ("--threads", "2")
 ALL, OWN = (LAYERS, "--cases", "cnn", *BATCH), (LAYERS, "--cases", "own", *BATCH)
+KERNELS = ("forward", "weight_vjp", "input_vjp", "kfac_reduce", "kfac_expand")
+AS_RUN = (
+    *(LAYERS, "--quick", *BATCH, "--threads", "1", "--seconds", "0.1", "--peer", "torch"),
+    *(word for name in KERNELS for word in ("--operation", name)),
+)
 FURTHER = ("--quick", "--further", "--seconds", "0.1")
 RUNS = {
     "overhead-cpu": (OVERHEAD,),
     "layers-cpu-one-thread": (*ALL, *ONE, "--memory", "--seconds", "0.35"),
     "layers-cpu-two-threads": (*ALL, *TWO, "--seconds", "0.1"),
     "quick-cpu-two-threads": (LAYERS, "--quick", *BATCH, *TWO, "--seconds", "0.2"),
+    "quick-cpu-bfloat16": (*AS_RUN, "--dtype", "bfloat16"),
+    "quick-cpu-channels-last": (*AS_RUN, "--channels-last"),
+    "quick-cpu-bfloat16-channels-last": (*AS_RUN, "--dtype", "bfloat16", "--channels-last"),
     "own-cpu-one-thread": (*OWN, *ONE, "--memory", "--seconds", "0.35"),
     "own-cpu-two-threads": (*OWN, *TWO, "--seconds", "0.15"),
     "further-cpu-one-thread": (LAYERS, *FURTHER, *BATCH, *ONE),

@@ -20,7 +20,8 @@ from tnconv import diagrams, functional
 from tnconv.diagrams import Expression, Hyperparameters
 from tnconv.diagrams.layer_networks import layer
 
-TOLERANCE = 1e-4  # largest difference to torch's result, relative to its largest entry, in float32
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
+"""The largest difference to torch's result, relative to its largest entry, by dtype."""
 MOST_WORK = 2 * 10**11  # flops of an einconv expression's path; above, it is not run at all
 MOST_ENTRIES = 2**26  # of one of its index patterns
 MOST_MEMORY = 2**29  # entries of an einconv expression's largest intermediate tensor
@@ -29,7 +30,7 @@ Call = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A layer's random operands, float32, without gradients."""
+    """A layer's random operands, without gradients."""
 
     layer: Layer
     x: Tensor  # (n, g·c, *i)
@@ -72,13 +73,19 @@ class Case:
         return grad_input
 
 
-def case(layer: Layer, batch: int | None = None, device: str = "cpu") -> Case:
-    """Random operands; equal for equal arguments."""
+def case(
+    layer: Layer,
+    batch: int | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Case:
+    """Random operands; equal for equal arguments, but rounded to the dtype."""
     n = batch or layer.batch
     generator = torch.Generator(device).manual_seed(0)
     shapes = ((n, *layer.input_shape), layer.weight_shape, (n, *layer.output_shape))
     arrays = [torch.randn(shape, generator=generator, device=device) for shape in shapes]
-    return Case(layer, *arrays)
+    return Case(layer, *(each.to(dtype=dtype, memory_format=memory_format) for each in arrays))
 
 
 def network(operation: str, case: Case) -> Expression:

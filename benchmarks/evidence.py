@@ -1,17 +1,25 @@
-"""What it costs to know where samples are: ``python -m benchmarks.evidence``.
+"""What it costs to know where samples are: ``python -m benchmarks.evidence [JSON]``.
 
-Process time over that of a gradient step, medians of rounds in turns: squared norms once maps are
-known, what the first batch takes beside that, what a check of every hundredth batch takes, and
-per-sample gradients by ``vmap(grad)``, which is what a whole-model fallback takes.
+Process time over that of a training step (SGD with momentum), medians of rounds in turns: squared
+norms once maps are known; what the first batch takes beside that; what a check takes, in per cent
+of the steps between two; the same norms from ``vmap(grad)``, which is what a whole-model fallback
+takes; and one backward pass by torch alone from the outputs to all layers, which is the least that
+evidence takes.
 """
 
+import json
+import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 
 import tnconv
@@ -57,11 +65,17 @@ def medians(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def row(model: nn.Module, x: Tensor, y: Tensor, rounds: int = 15) -> tuple[float, ...]:
-    """Known, evidence, check and fallback, over a step."""
+    """Known, evidence, checks (per cent), fallback, and a pass by torch alone, over a step."""
     values = {name: p.detach() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9)
 
     def one(p: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return LOSS(functional_call(model, p, (x[None],)), y[None])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        LOSS(model(x), y).backward()
+        optimizer.step()
 
     def known() -> object:
         return tnconv.compute(model, LOSS, x, y, [SquaredNorms()])
@@ -75,24 +89,43 @@ def row(model: nn.Module, x: Tensor, y: Tensor, rounds: int = 15) -> tuple[float
             each.batches = samples.EVERY
         return known()
 
-    found = medians(
-        {
-            "step": lambda: LOSS(model(x), y).backward(),
-            "first": first,
-            "known": known,
-            "check": check,
-            "fallback": lambda: vmap(grad(one), (None, 0, 0))(values, x, y),
-        },
-        rounds,
-    )
-    more = [found[name] - found["known"] for name in ("first", "check")]
-    return tuple(each / found["step"] for each in (found["known"], *more, found["fallback"]))
+    def fallback() -> object:
+        found = vmap(grad(one), (None, 0, 0))(values, x, y)
+        return {name: (g * g).flatten(1).sum(1) for name, g in found.items()}
+
+    works = {"step": step, "first": first, "known": known, "check": check, "fallback": fallback}
+    with every_layer(deepcopy(model), x) as (output, ends):
+        v, how = torch.randn_like(output), {"retain_graph": True, "allow_unused": True}
+        works["pass"] = lambda: torch.autograd.grad(output, ends, v, **how)
+        found = medians(works, rounds)
+    each, checks = found["known"], 100 * (found["check"] - found["known"]) / samples.EVERY
+    parts = each, found["first"] - each, checks, found["fallback"], found["pass"]
+    return tuple(part / found["step"] for part in parts)
+
+
+@contextmanager
+def every_layer(model: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, list[GradientEdge]]]:
+    """A model's output, and where the gradients after its layers arrive."""
+    ends: list[GradientEdge] = []
+
+    def note(module: nn.Module, args: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:
+            ends.append(get_gradient_edge(output))
+
+    layers = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    output = model(x)
+    for handle in handles:
+        handle.remove()
+    yield output, ends
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "There is a performance drop")
-    print(f"{'':14s} {'known':>8s} {'evidence':>9s} {'check':>8s} {'fallback':>9s}")
+    columns = ("known", "evidence", "checks %", "fallback", "pass")
+    print(" " * 14, *(f"{each:>8s}" for each in columns))
+    found = {}
     for name, model, shape in (
         ("convolutions", network(), (32, 3, 32, 32)),
         ("ResNet-20", cifar_resnet20(10).eval(), (16, 3, 32, 32)),
@@ -100,4 +133,7 @@ if __name__ == "__main__":
         ("encoder 32", Encoder(32, 2), (16, 16, 32)),
     ):
         figures = row(model, torch.randn(shape), torch.randint(3, (shape[0],)))
-        print(f"{name:14s} " + " ".join(f"{each:8.2f}x" for each in figures), flush=True)
+        print(f"{name:14s} ", *(f"{each:8.2f}" for each in figures), flush=True)
+        found[name] = dict(zip(columns, figures, strict=True))
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(json.dumps(found, indent=1) + "\n")

@@ -40,9 +40,11 @@ def photographs() -> list[Tensor]:
     return [torch.tensor(image) for image in load_sample_images().images]
 
 
-def rotated(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def rotated(
+    count: int, size: int, generator: torch.Generator, zoom: int = 4
+) -> tuple[Tensor, Tensor]:
     """Patches, each turned by a random multiple of 90 degrees, and which: labels without people."""
-    images = patches(count, size, generator, zoom=4)
+    images = patches(count, size, generator, zoom)
     turns = torch.randint(4, (count,), generator=generator)
     pairs = zip(images, turns.tolist(), strict=True)
     return torch.stack([torch.rot90(image, turn, (1, 2)) for image, turn in pairs]), turns

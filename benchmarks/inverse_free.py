@@ -3,105 +3,115 @@
 Run as ``python -m benchmarks.inverse_free --json results.json``; ``--help`` lists the options. On
 ResNet-20 each optimizer takes steps that precondition alone, and steps that also update factors, in
 turns with SGD's, each on a model of its own; a run that updates every 10 steps costs the weighted
-mean. `RFAdamW` is timed beside ``torch.optim.AdamW(foreach=True)`` on ResNet-18's parameters alone.
-Times are of this process, which is what a loaded machine leaves comparable.
+mean. `RFAdamW` is timed beside ``torch.optim.AdamW(foreach=True)`` on ResNet-18's parameters alone
+(``--only RFAdamW``). Times are of this process, which is what a loaded machine leaves comparable.
+Rows of a results file that ``--only`` leaves out are kept.
 """
 
 import argparse
+import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import measure
 from benchmarks.models import cifar_resnet18, cifar_resnet20
 from tnconv.optim import SINGD, RFAdamW, RFShampoo
+from tnconv.optim.structures import STRUCTURES
 
 EVERY, WARM = 10, 2
-STRUCTURES = (
-    *("dense", "diagonal", "block_diagonal", "hierarchical", "lower_triangular"),
-    *("triangular_top_left", "triangular_toeplitz"),
-)
-Made = Callable[[nn.Module, list[bool]], torch.optim.Optimizer]
+ADAMW = "RFAdamW / AdamW"
+Made = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def contestants(flavour: Any) -> dict[str, Made]:
-    """Each optimizer of a model, by whose second argument says whether factors are updated."""
+    """Each optimizer of a model; every second step updates factors."""
 
     def singd(structures: str) -> Made:
-        return lambda model, due: SINGD(
+        return lambda model: SINGD(
             model, 1e-3, damping=0.1, structures=structures, flavour=flavour,
-            update_factors_every=lambda step: due[0],
+            update_factors_every=2,
         )  # fmt: skip
 
     found: dict[str, Made] = {f"SINGD {name}": singd(name) for name in STRUCTURES}
     for name in ("dense", "diagonal"):
-        found[f"RF-Shampoo {name}"] = lambda model, due, name=name: RFShampoo(
-            model, 1e-3, damping=0.1, structures=name, update_factors_every=lambda step: due[0]
+        found[f"RF-Shampoo {name}"] = lambda model, name=name: RFShampoo(
+            model, 1e-3, damping=0.1, structures=name, update_factors_every=2
         )
+    found["AdamW"] = lambda model: torch.optim.AdamW(model.parameters(), 1e-3)
+    return found | peers(flavour)
+
+
+def peers(flavour: Any) -> dict[str, Made]:
+    """The published packages `singd`, which trains linear and convolutional layers alone, and
+    `sirfshampoo`, where they are installed (extra ``peers``).
+    """
+    try:
+        from singd.optim.optimizer import SINGD as Published
+        from sirfshampoo.optimizer import SIRFShampoo
+    except ImportError:
+        return {}
+    found: dict[str, Made] = {}
+    for name in ("dense", "diagonal", "hierarchical15_15"):
+        found[f"published SINGD {name}"] = lambda model, name=name: Published(
+            model, lr=1e-3, momentum=0.9, damping=0.1, T=2, structures=(name, name),
+            kfac_approx=flavour, warn_unsupported=False,
+        )  # fmt: skip
+    found["published RF-Shampoo dense"] = lambda model: SIRFShampoo(model, lr=1e-3, lam=0.1, T=2)
     return found
 
 
-def network_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Ratios to SGD's step, of medians of interleaved rounds."""
-    x, y = torch.rand(options.batch, 3, 32, 32), torch.randint(10, (options.batch,))
-    calls: dict[tuple[str, str], Callable[[], None]] = {}
-
-    def step_of(
-        optimizer: torch.optim.Optimizer, model: nn.Module, due: list[bool], kind: str
-    ) -> Any:
-        def step() -> None:
-            due[0] = kind == "factors"
-            if hasattr(optimizer, "_prepare"):
-                optimizer._prepare()  # looks again whether the next step is one that collects
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-
-        return step
-
-    chosen = {
-        k: v
-        for k, v in contestants(options.flavour).items()
-        if any(part in k for part in options.only.split(","))
-    }
+def step_of(made: Made, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """A training step of a network of its own."""
     torch.manual_seed(0)
     model = cifar_resnet20(10)
-    sgd = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-    calls["SGD", "plain"] = step_of(sgd, model, [False], "plain")
-    for name, made in chosen.items():
-        torch.manual_seed(0)
-        model, due = cifar_resnet20(10), [True]
-        optimizer = made(model, due)
-        for kind in ("plain", "factors"):
-            calls[name, kind] = step_of(optimizer, model, due, kind)
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    optimizer = made(model)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def network_rows(names: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Ratios to SGD's step, of medians of interleaved rounds."""
+    x, y = torch.rand(options.batch, 3, 32, 32), torch.randint(10, (options.batch,))
+    every = contestants(options.flavour)
+    steps = {name: step_of(every[name], x, y) for name in names}
+    steps["SGD"] = step_of(lambda m: torch.optim.SGD(m.parameters(), 1e-3, momentum=0.9), x, y)
+    times: dict[tuple[str, str], list[float]] = {}
     for at in range(options.rounds + WARM):
-        for key in Random(at).sample(sorted(calls), len(calls)):
-            start = time.process_time()
-            calls[key]()
-            if at >= WARM:
-                times[key].append(time.process_time() - start)
-    base = median(times["SGD", "plain"])
-    return [
-        {
-            "optimizer": name,
-            "sgd_ms": 1e3 * base,
-            "plain": median(times[name, "plain"]) / base,
-            "factors": median(times[name, "factors"]) / base,
-            f"every {EVERY}": (
-                (EVERY - 1) * median(times[name, "plain"]) + median(times[name, "factors"])
-            )
-            / (EVERY * base),
+        for kind in ("factors", "plain"):
+            for name in Random(at).sample(sorted(steps), len(steps)):
+                start = time.process_time()
+                steps[name]()
+                if at >= WARM:
+                    taken = times.setdefault((name, kind), [])
+                    taken.append(time.process_time() - start)
+    base = median(times["SGD", "factors"] + times["SGD", "plain"])
+    rows: list[dict[str, Any]] = []
+    if options.memory:
+        peaks = {
+            name: max(measure.peak_memory(step) for _ in range(2)) / 2**20
+            for name, step in steps.items()
         }
-        for name in chosen
-    ]
+        rows.append({"optimizer": "SGD", "peak_mib": peaks["SGD"]})
+    for name in names:
+        plain, factors = (median(times[name, kind]) / base for kind in ("plain", "factors"))
+        mixed = ((EVERY - 1) * plain + factors) / EVERY
+        row = {"optimizer": name, "rounds": options.rounds, "sgd_ms": 1e3 * base}
+        row |= {"plain": plain, "factors": factors, f"every {EVERY}": mixed}
+        rows.append(row | ({"peak_mib": peaks[name]} if options.memory else {}))
+    return rows
 
 
 def adamw_row(rounds: int) -> dict[str, Any]:
@@ -124,7 +134,7 @@ def adamw_row(rounds: int) -> dict[str, Any]:
             if at > 1:
                 times[name].append(time.process_time() - start)
     found = {name: median(each) for name, each in times.items()}
-    return {"optimizer": "RFAdamW / AdamW", "ratio": found["RFAdamW"] / found["AdamW"]}
+    return {"optimizer": ADAMW, "rounds": rounds, "ratio": found["RFAdamW"] / found["AdamW"]}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -137,14 +147,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--only", default="", help="parts of optimizers' names, with commas between"
     )
+    parser.add_argument("--memory", action="store_true", help="peak memory of a step, too")
     parser.add_argument("--json", help="where results are written")
     options = parser.parse_args(arguments)
+    measure.with_allocator(
+        "benchmarks.inverse_free", sys.argv[1:] if arguments is None else arguments
+    )
     torch.set_num_threads(1)
-    rows = [adamw_row(3 * options.rounds), *network_rows(options)]
+    measure.touch_pages()
+    parts = options.only.split(",")
+    names = [n for n in contestants(options.flavour) if any(part in n for part in parts)]
+    rows = [adamw_row(3 * options.rounds)] if any(part in ADAMW for part in parts) else []
+    rows += network_rows(names, options) if names else []
     for row in rows:
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
     if options.json:
-        measure.write_results(Path(options.json), "cpu", rows, options=vars(options))
+        path = Path(options.json)
+        before = json.loads(path.read_text())["rows"] if path.exists() else []
+        known = {row["optimizer"]: row for row in [*before, *rows]}
+        settings = {"batch": options.batch, "flavour": options.flavour}
+        measure.write_results(path, "cpu", [*known.values()], options=settings)
 
 
 if __name__ == "__main__":

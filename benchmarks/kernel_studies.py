@@ -1,7 +1,8 @@
 """Whether theory of the kernel regime describes small networks: three studies on data at hand.
 
 Run as ``python -m benchmarks.kernel_studies --json results.json --plot folder``; ``--help`` lists
-the options. Extras ``demo`` (scikit-learn's digits) and ``plots``. All in double precision.
+the options. Extras ``demo`` (scikit-learn's digits and photographs) and ``plots``. All in double
+precision; the notebooks in ``benchmarks/studies`` run it and say what it found.
 
 * ``conditions``: the conditions for natural gradient descent (`tnconv.ntk.stable_jacobian`), the
   drift of the kernel and the gap to the linearised model after training, against width.
@@ -22,17 +23,26 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure
-from benchmarks.images import digits
+from benchmarks.images import digits, rotated
 from tnconv import ntk
 from tnconv.ntk.incremental import Exploration, IncrementalNTK, Theory
 
 Rows = list[dict[str, object]]
 
 
-def network(width: int) -> nn.Sequential:
-    """Two convolutions and a linear layer for digits of 8 pixels."""
-    convs = (nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, 2))
-    return nn.Sequential(*convs, nn.ReLU(), nn.Flatten(), nn.Linear(9 * width, 10))
+def network(width: int, channels: int = 1, classes: int = 10) -> nn.Sequential:
+    """Two convolutions and a linear layer for images of 8 pixels."""
+    convs = (nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, 2))
+    return nn.Sequential(*convs, nn.ReLU(), nn.Flatten(), nn.Linear(9 * width, classes))
+
+
+def images_of(data: str, count: int) -> tuple[Tensor, Tensor]:
+    """Digits and their labels, or patches of photographs and by how many right angles they turn."""
+    if data == "digits":
+        images, labels = digits()
+    else:
+        images, labels = rotated(count, 8, torch.Generator().manual_seed(0))
+    return images[:count].double(), labels[:count]
 
 
 def trained(
@@ -48,8 +58,9 @@ def trained(
 
 def conditions(options: argparse.Namespace, plot: Path | None) -> Rows:
     """The stable-Jacobian condition, kernel drift and linearisation gap against width."""
-    images, labels = digits()
-    x, targets = images[:12].double(), nn.functional.one_hot(labels[:12], 10).double()
+    x, labels = images_of(options.data, 12)
+    classes = 10 if options.data == "digits" else 4
+    targets = nn.functional.one_hot(labels, classes).double()
     found: dict[int, dict[str, float]] = {}
 
     def measured(name: str, model: nn.Module) -> float:
@@ -73,18 +84,19 @@ def conditions(options: argparse.Namespace, plot: Path | None) -> Rows:
     kept: list[nn.Module] = []  # ids stay unique
 
     def factory(width: int) -> nn.Module:
-        kept.append(network(width).double())
+        kept.append(network(width, x.shape[1], classes).double())
         return kept[-1]
 
     table = ntk.WidthSweep(factory, options.widths, range(options.seeds), probes).run()
     if plot is not None:
-        table.plot(plot / "kernel-conditions.png")
+        table.plot(plot / f"kernel-conditions-{options.data}.png")
     slopes: Rows = []
     for name in probes:
         slope = table.slope(name)
         values = {w: mean(r.value for r in table if (r.probe, r.width) == (name, w))
                   for w in options.widths}  # fmt: skip
-        row: dict[str, object] = {"study": "conditions", "probe": name, "means": values}
+        row: dict[str, object] = {"study": "conditions", "data": options.data, "probe": name}
+        row["means"] = values
         slopes.append(row | {"slope": slope.exponent, "interval": [slope.lower, slope.upper]})
     return slopes
 
@@ -200,6 +212,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m benchmarks.kernel_studies")
     result.description = __doc__
     result.add_argument("--study", action="append", choices=STUDIES, help="repeatable")
+    words = ("digits", "photographs")
+    result.add_argument("--data", choices=words, default="digits", help="(conditions)")
     result.add_argument("--widths", type=int, nargs="+", default=[4, 8, 16, 32, 64])
     result.add_argument("--seeds", type=int, default=3)
     result.add_argument("--steps", type=int, default=100, help="of gradient descent (conditions)")

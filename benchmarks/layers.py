@@ -30,6 +30,7 @@ CASES: dict[str, Callable[[], tuple[cases.Layer, ...]]] = {
     "cnn": lambda: cases.layers(),
     "own": lambda: cases.own(),
 }
+OLDER = {"dtype": "float32", "channels_last": False}  # settings that earlier files do not name
 SLOWER = 0.95  # where both ratios are below, tnconv is reported as slower than torch
 
 
@@ -84,7 +85,7 @@ def _described(operation: str, case: Case) -> Row:
     )
     if operation in OPERATIONS:
         started = time.process_time()
-        program = tnconv.compile(contestants.network(operation, case))
+        program = tnconv.compile(contestants.network(operation, case), dtype=case.x.dtype)
         result.compiling = time.process_time() - started
         names = Names.of(list(program.operands), program.steps)
         code = "; ".join(names.call(step.value) for step in program.steps)
@@ -112,6 +113,7 @@ def row(operation: str, case: Case, options: argparse.Namespace) -> Row:
     makers: Makers = {
         name: partial(make, operation, case)
         for name, make in contestants.contestants(operation).items()
+        if not options.peer or name in (OURS, "torch", *options.peer)
     }
     if operation in TUNED or (options.tune and operation in OPERATIONS):
         makers[OURS_TUNED] = partial(contestants.tuned, operation, case)
@@ -151,7 +153,7 @@ def _agreeing(makers: Makers, not_timed: dict[str, str]) -> dict[str, Callable[[
         except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as reason:
             not_timed[name] = f"failed: {type(reason).__name__}: {str(reason)[:200]}"
         else:
-            if error <= TOLERANCE:
+            if error <= TOLERANCE[expected.dtype]:
                 calls[name] = call
             else:
                 not_timed[name] = f"wrong: relative error {error:.1e}"
@@ -165,10 +167,17 @@ def rows(options: argparse.Namespace, done: Collection[tuple[str, str]] = ()) ->
         if options.network in (None, layer.network):
             wanted = options.operation or (further.WAYS if options.further else OPERATIONS)
             left = [operation for operation in wanted if (operation, layer.name) not in done]
-            case = contestants.case(layer, options.batch, options.device) if left else None
+            case = _case(layer, options) if left else None
             for operation in left:
                 assert case is not None
                 yield row(operation, case, options)
+
+
+def _case(layer: cases.Layer, options: argparse.Namespace) -> Case:
+    dtype = getattr(torch, options.dtype)
+    last = options.channels_last and layer.dims == 2
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    return contestants.case(layer, options.batch, options.device, dtype, memory_format)
 
 
 def others(found: Sequence[Row], operation: str) -> list[str]:
@@ -268,6 +277,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--network", choices=networks)
     result.add_argument("--device", default="cpu")
     result.add_argument("--batch", type=int, help="one batch size for all layers")
+    result.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    result.add_argument("--channels-last", action="store_true", help="operands with channels last")
+    result.add_argument("--peer", action="append", help="only torch and these; repeatable")
     result.add_argument("--seconds", type=float, help="time per case (quick: 0.2, else 0.5)")
     result.add_argument("--threads", type=int, help="torch's threads")
     result.add_argument(
@@ -332,7 +344,7 @@ def resumed(options: argparse.Namespace) -> list[Row]:
         return []
     saved = json.loads(options.json.read_text())
     for name, value in _settings(options).items():
-        if saved.get(name) != value:
+        if saved.get(name, OLDER.get(name)) != value:
             sys.exit(
                 f"{options.json} has {name} = {saved.get(name)!r}, this run {value!r}; "
                 "expected equal settings to go on with it, or another file"
@@ -349,6 +361,8 @@ def _settings(options: argparse.Namespace) -> dict[str, object]:
         "clock": "one thread's CPU time" if options.cpu_time else "wall time",
         "seconds_per_case": options.seconds,
         "batch": options.batch,
+        "dtype": options.dtype,
+        "channels_last": options.channels_last,
     }
 
 

@@ -132,15 +132,42 @@ def ratios(name: str, options: argparse.Namespace) -> dict[str, object]:
     return found | {"bar": row.bar, "alone_ms": 1e3 * alone}
 
 
+def kept(options: argparse.Namespace) -> dict[str, object]:
+    """What a run with a budget takes longer than the run alone: both step by step, in turns."""
+    make: Callable[[], nn.Module] = lambda: PROBLEMS["3c3d"].model().train()  # noqa: E731
+    if options.network == "resnet20":
+        make = lambda: cifar_resnet20(10).train()  # noqa: E731
+    row = Row(configuration("business"), 1, 0.0, options=(("budget", options.budget),))
+    runs = [run(None, options.batch, False, make), run(row, options.batch, False, make)]
+    times = [0.0, 0.0]
+    for _ in range(options.steps):
+        for at in random.sample((0, 1), 2):
+            begin = time.process_time()
+            runs[at].step()
+            times[at] += time.process_time() - begin
+    assert runs[1].monitor is not None and runs[1].monitor.budget is not None
+    found = {"network": options.network, "overhead": times[1] / times[0] - 1}
+    found |= {"steps": options.steps, "report": runs[1].monitor.budget.report()}
+    print(found, flush=True)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--network", choices=("3c3d", "resnet20"), default="3c3d")
     parser.add_argument("--only", help="rows whose name contains this")
+    parser.add_argument("--budget", type=float, help="keep this overhead over some steps instead")
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if options.budget is not None:
+        found = kept(options)
+        if options.json is not None:
+            measure.write_results(options.json, "cpu", [found])
+        return
     print(f"{'':32} median minima")
     rows = [ratios(name, options) for name in ROWS if (options.only or "") in name]
     if options.json is not None:

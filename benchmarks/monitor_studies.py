@@ -83,14 +83,14 @@ def network(study: Study) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Tanh(), nn.Linear(32, 10))
 
 
-def run(name: str, folder: Path) -> Monitor:
-    """A watched run, recorded into a folder."""
+def run(name: str, folder: Path | None, seed: int = 0) -> Monitor:
+    """A watched run, recorded into a folder; thresholds of alerts were chosen on seed 0."""
     study = STUDIES[name]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model, loss_fn = network(study), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=study.rate)
     monitor = Monitor(model, loss_fn, KINDS, folder=folder)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed + 1)
     for _ in range(study.steps):
         x, y = data(study, generator)
         with monitor.step():
@@ -104,18 +104,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("docs/monitor"))
     parser.add_argument("--only", help="studies whose name contains this")
+    parser.add_argument("--seeds", type=int, nargs="*", help="print alerts of these, no pictures")
     options = parser.parse_args(arguments)
-    options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    for name in (n for n in STUDIES if (options.only or "") in n):  # a few seconds each
+    names = [name for name in STUDIES if (options.only or "") in name]  # a few seconds each
+    if options.seeds is not None:
+        for name in names:
+            seen = [{a.title for _, a in run(name, None, seed).alerts} for seed in options.seeds]
+            print_recognised(name, seen)
+        return
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
         with TemporaryDirectory() as place:
             monitor = run(name, Path(place) / name)
-            static_report(
-                read_run(Path(place) / name), options.folder / f"{name.replace(' ', '-')}.png"
-            )
-        print(
-            f"{name}: " + "; ".join(f"{step} {a.title}" for step, a in monitor.alerts), flush=True
-        )
+            picture = options.folder / f"{name.replace(' ', '-')}.png"
+            static_report(read_run(Path(place) / name), picture)
+        told = "; ".join(f"{step} {a.title}" for step, a in monitor.alerts)
+        print(f"{name}: {told}", flush=True)
+
+
+def print_recognised(name: str, seen: Sequence[set[str]]) -> None:
+    """On how many seeds the alert that has to come came, and what else did."""
+    alert = STUDIES[name].alert
+    right = sum(not titles if alert is None else alert in titles for titles in seen)
+    others = sorted(set().union(*seen) - {alert})
+    print(f"{name}: {right} of {len(seen)}; others: {', '.join(others) or 'none'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ MADE_BY = {
     "low-rank": "low_rank_studies",
     "monitor": "monitor",
     "networks": "networks",
+    "new-sizes": "new_sizes",
     "operators": "operators",
     "rl": "rl.study",
     "sharpness": "sharpness",

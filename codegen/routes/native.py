@@ -1,6 +1,6 @@
 """Torch's native convolution kernels, recognised as two tensors that index patterns join."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from math import inf, prod
 from typing import Any
@@ -33,35 +33,49 @@ def _convolution(image: str, kernel: str, *rest: Any) -> str:
     return f"F.conv{len(stride)}d({', '.join([image, kernel, *texts])})"
 
 
-def _backward(output: int) -> Callable[..., str]:
-    """Torch's gradient kernel; what its output mask leaves out is only looked at for its shape."""
+def _settings(
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, output: int
+) -> str:
+    """The last arguments of torch's gradient kernel; its mask asks for one output alone."""
+    mask = [output == 0, output == 1, False]
+    zeros = [0 for _ in stride]
+    return f"{[*stride]}, {[*padding]}, {[*dilation]}, False, {zeros}, {groups}, {mask}"
 
-    def called(
-        given: str,
-        other: str,
-        shape: tuple[int, ...],
-        stride: tuple[int, ...],
-        padding: tuple[int, ...],
-        dilation: tuple[int, ...],
-        groups: int,
-    ) -> str:
-        like = f"{given}.new_empty({', '.join(map(str, shape))})"
-        image, kernel = (like, other) if output == 0 else (other, like)
-        numbers = f"{[*stride]}, {[*padding]}, {[*dilation]}, False, {[0 for _ in stride]}"
-        mask = [output == 0, output == 1, False]
-        return (
-            f"torch.ops.aten.convolution_backward({given}, {image}, {kernel}, None, {numbers}, "
-            f"{groups}, {mask})[{output}]"
-        )
 
-    return called
+def _weight_gradient_call(given: str, image: str, shape: tuple[int, ...], *numbers: Any) -> str:
+    """Of the kernel only the shape is read."""
+    like = f"{given}.new_empty({', '.join(map(str, shape))})"
+    settings = _settings(*numbers, 1)
+    return f"torch.ops.aten.convolution_backward({given}, {image}, {like}, None, {settings})[1]"
+
+
+def _input_gradient_call(given: str, kernel: str, shape: tuple[int, ...], *numbers: Any) -> str:
+    return f"input_gradient({given}, {kernel}, {shape}, {_settings(*numbers, 0)})"
+
+
+INPUT_GRADIENT_SOURCE = '''def input_gradient(grad_output, weight, shape, *settings):
+    """Torch's kernel. Of the image it reads the shape and the layout, which is grad_output's."""
+    image = grad_output.new_empty(shape)
+    channels_last = grad_output.stride(1) == 1 and grad_output.stride(-1) == grad_output.shape[1]
+    if channels_last and len(shape) > 3:
+        image = grad_output.new_empty(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+    return torch.ops.aten.convolution_backward(grad_output, image, weight, None, *settings)[0]
+'''
 
 
 CONVOLUTION = Operation("convolution", _convolution, native=True, imports=("F",))
 """Of an image, a kernel and perhaps a bias: stride, padding, dilation, groups."""
-INPUT_GRADIENT = Operation("input gradient", _backward(0), native=True, imports=("torch",))
+INPUT_GRADIENT = Operation(
+    "input_gradient",
+    _input_gradient_call,
+    native=True,
+    imports=("torch",),
+    helper=INPUT_GRADIENT_SOURCE,
+)
 """Of an output's gradient and a kernel: the shape of the image, and as above."""
-WEIGHT_GRADIENT = Operation("weight gradient", _backward(1), native=True, imports=("torch",))
+WEIGHT_GRADIENT = Operation(
+    "weight gradient", _weight_gradient_call, native=True, imports=("torch",)
+)
 """Of an output's gradient and an image: the shape of the kernel, and as above."""
 
 

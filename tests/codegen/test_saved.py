@@ -26,7 +26,7 @@ from tnconv.diagrams import (
 
 CASE = Case((3, 4, 7, 6), (6, 2, 3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2), 2)
 LAYER = conv((4, 6, 12, 12), (8, 6, 3, 3), padding=1)
-WIDE = conv((16, 64, 16, 16), (64, 64, 3, 3))
+WIDE = conv((32, 96, 6, 6), (128, 96, 3, 3), padding=1)
 FACTOR = kfac_expand((4, 6, 12, 12), 3, padding=1)
 
 

@@ -124,8 +124,8 @@ def test_covariant_eigenvalues_stay() -> None:
     )
 
 
-@FEW
-@given(pair=pairs())
+@settings(max_examples=max(settings.default.max_examples // 20, 1))
+@given(pair=pairs(most=50))
 def test_evidence_of_networks(pair: Pair) -> None:
     """Four ways to one determinant, and one number however the network is written."""
     model, x, y = pair.build()

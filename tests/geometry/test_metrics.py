@@ -138,7 +138,12 @@ def test_products_roots_and_determinants(name: str) -> None:
     assert_close(root @ root.T, torch.linalg.inv(dense), 1e-13 * scale)
     assert_close(metric.root_transposed(u), root.T @ draw, 1e-11)
     assert_close(metric.logdet(), torch.linalg.slogdet(dense).logabsdet, 1e-9)
+    turned = Covector(dict(reversed(u.parts.items())))  # the order of names says nothing
+    assert_close(metric.root_transposed(turned), root.T @ draw, 1e-11)
+    assert_close(metric.inverse_product(turned).flat(u.parts), metric.inverse_product(u).flat())
     v = Vector(split(draw, metric.space))
+    product = metric.product(Vector(dict(reversed(v.parts.items()))))
+    assert_close(product.flat(v.parts), dense @ draw, 1e-11)
     assert_close(metric.norm(v), (draw @ dense @ draw).sqrt(), 1e-11)
 
 

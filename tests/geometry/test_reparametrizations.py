@@ -76,6 +76,9 @@ def test_derivatives(name: str) -> None:
     assert_close(map.inverse_jvp(psi, at_psi[0]).flat(), torch.linalg.solve(dense, given), 1e-10)
     expected = torch.linalg.solve(dense.T, given)
     assert_close(map.inverse_vjp(psi, u).flat(), expected, 1e-10)
+    v, u = (type(each)(dict(reversed(each.parts.items()))) for each in (v, at_psi[1]))
+    assert_close(map.jvp(theta, v).flat(psi), dense @ given, 1e-11)  # the order says nothing
+    assert_close(map.vjp(theta, u).flat(theta), dense.T @ given, 1e-11)
     assert_close(map.log_abs_det(theta), torch.linalg.slogdet(dense).logabsdet, 1e-10)
     other = jacobian(map, {key: part * 1.1 for key, part in theta.items()})
     assert map.linear == torch.allclose(dense, other, rtol=1e-12)

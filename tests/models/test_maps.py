@@ -13,8 +13,9 @@ import tnconv
 from tests.loops import per_sample_gradients
 from tests.models.test_capture import QUANTITIES, assert_first_order, hooks
 from tests.strategies import assert_close
-from tnconv.models import samples
-from tnconv.models.coded import Codes, Sketch, Whole, judged
+from tnconv.models import coded_passes, samples
+from tnconv.models.coded import Codes, Prediction, Sketch, Whole, judged
+from tnconv.models.coded_passes import CodedPasses
 from tnconv.models.sample_maps import Batch, Fold, Shared, Silent, Unknown
 from tnconv.quantities import KFAC, GGNDiagonal, Gradient, PerSampleGradients, SquaredNorms
 
@@ -340,25 +341,25 @@ def test_running_again_leaves_a_model_as_it_was() -> None:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Notes every coded pass."""
     seen: list[bool] = []
-    send = samples.Samples._sent
+    send = CodedPasses._arrived
 
     def noted(self: Any, *args: Any) -> Any:
         seen.append(True)
         return send(self, *args)
 
-    monkeypatch.setattr(samples.Samples, "_sent", noted)
+    monkeypatch.setattr(CodedPasses, "_arrived", noted)
     return seen
 
 
 def test_evidence_is_kept_for_each_signature(passes: list[bool]) -> None:
-    """Two passes at the first batch, for all sizes; two more for every hundredth batch."""
+    """Two passes at the first batch, for all sizes; two more when a check is due."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
     with tnconv.observe(model, [SquaredNorms()]) as observation:
-        for step in range(101):
+        for step in range(samples.EVERY + 1):
             n = 2 + step % 3
             F.cross_entropy(model(torch.randn(n, 3)), labels(n)).backward()
             observation.result()
-            assert len(passes) == (2 if step < 100 else 4)
+            assert len(passes) == (2 if step < samples.EVERY else 4)
         model.eval()
         F.cross_entropy(model(torch.randn(2, 3)), labels(2)).backward()
         assert len(passes) == 6
@@ -372,7 +373,7 @@ def test_meeting_points_are_kept_for_each_graph(passes: list[bool]) -> None:
     for step in range(4):
         n, t = 2 + step % 3, 3 + step % 2
         tnconv.compute(model, F.cross_entropy, words(n, t), labels(n), [SquaredNorms()])
-        assert len(passes) == 2
+        assert len(passes) == 1
 
 
 def test_nothing_is_asked_where_samples_stay_together(passes: list[bool]) -> None:
@@ -417,7 +418,7 @@ def test_half_precision() -> None:
 
 def looks(g: Tensor, coded: Tensor, codes: Codes) -> list[Any]:
     """What is told by whole gradients, and by sums of them."""
-    pairs = [(Whole(g), Whole(coded))]
+    pairs = [(Whole.of(g), Whole.of(coded))]
     pairs += [tuple(Sketch.of(x, 4, True, None) for x in (g, coded))]
     return [judged(*pair, codes) for pair in pairs]
 
@@ -457,3 +458,47 @@ def test_codes_tell_what_is_shared_or_not_said() -> None:
     assert judged(None, None, codes) == (Silent(), False)
     one = torch.randn(4, 4) * torch.tensor([0.0, 1, 0, 0])[:, None]
     assert looks(one, codes.applied(one, Batch(0)), codes) == [(Batch(0), False)] * 2
+
+
+def test_what_one_pass_shows_is_confirmed(
+    passes: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guess that is wrong costs two more passes, and no result."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    x, guess, wrong = torch.randn(4, 3), coded_passes.predicted, list[Any]()
+
+    def guessed(coded: Any, codes: Codes) -> Any:
+        if coded.shape == (4, 4) and not wrong:
+            wrong.append(True)
+            return Prediction(Batch(1), 1)
+        return guess(coded, codes)
+
+    monkeypatch.setattr(coded_passes, "predicted", guessed)
+    check(model, x, labels(4))
+    assert wrong and len(passes) == 3
+    check(model, x, labels(4))
+    assert len(passes) == 3
+
+
+@pytest.mark.parametrize("hidden", [0, 1])
+def test_samples_that_see_another_are_refused_whichever_is_hidden(
+    hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass with a code of zero cannot tell that a sample alone sees the other one."""
+    monkeypatch.setattr(coded_passes, "_seeds", iter(range(100)))
+    drawn = Codes.drawn
+
+    def fixed(samples: int, seed: int, *args: Any, hiding: bool = False) -> Codes:
+        codes = drawn(samples, seed, *args)
+        if hiding:
+            codes.values[:] = torch.tensor([2.0, 2.0])
+            codes.values[hidden] = 0
+        return codes
+
+    monkeypatch.setattr(Codes, "drawn", fixed)
+    model = Made(
+        lambda m, x: m.head(m.first(x) + torch.stack([m.first(x)[1] ** 2, 0 * m.first(x)[0]])),
+        first=nn.Linear(3, 4), head=nn.Linear(4, 3),
+    )  # fmt: skip
+    with pytest.raises(NotImplementedError, match="samples see each other"):
+        tnconv.compute(model, F.cross_entropy, torch.randn(2, 3), labels(2), [SquaredNorms()])

@@ -14,12 +14,13 @@ def jacobian(
     state: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """``J[n, c, θ]`` by parameter name, of ``Σ_o s[c, o] y[n, o]``, or of all outputs."""
-    values = dict(model.state_dict()) | dict(state or {})
+    values = dict(model.named_parameters()) | dict(model.named_buffers()) | dict(state or {})
+    values = {name: value.detach() for name, value in values.items()}
     learned = {n: values[n] for n, p in model.named_parameters() if p.requires_grad}
 
     def function(own: dict[str, Tensor], sample: Tensor, s: Tensor | None) -> Tensor:
         y = functional_call(model, values | own, (sample.unsqueeze(0),)).flatten()
-        return y if s is None else s.flatten(1) @ y
+        return y if s is None else s.reshape(len(s), -1) @ y
 
     rows = []
     for n in range(len(x)):

@@ -5,16 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings
 from torch import Tensor, nn
 
-from tests.models.test_geometries import layers
+from tests.ntk.drawn import Case, cases
 from tests.ntk.oracle import REDUCED, jacobian, kernel, kernels, reduced
 from tests.operators.test_low_rank import NETWORKS
 from tnconv.ntk import empirical_ntk, parametrization_scales
 from tnconv.ntk.sides import Side
-from tnconv.operators.low_rank.orders import ORDERS
 from tnconv.operators.low_rank.rows import JacobianRows
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -31,31 +29,15 @@ def network(name: str = "strided") -> tuple[nn.Module, Tensor]:
     return NETWORKS[name]()
 
 
-def moved(model: nn.Module) -> dict[str, Tensor]:
-    """Another checkpoint."""
-    return {name: p.detach() + 0.3 * torch.randn_like(p) for name, p in model.named_parameters()}
-
-
-@settings(max_examples=20)
-@given(layers(), st.sampled_from([*REDUCED]), st.booleans(), st.booleans(), st.data())
-def test_geometries(
-    case: tuple[nn.Module, Tensor], reduce: str, two: bool, checkpoint: bool, data: st.DataObject
-) -> None:
-    layer, x = case
-    try:
-        entries = layer(x).flatten(1).shape[1]
-    except RuntimeError:  # torch refuses the geometry
-        assume(False)
-    model = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(entries, 2))
-    count = len(x) if reduce == "sample_diagonal" else data.draw(st.integers(1, 3))
-    x2 = torch.randn(count, *x.shape[1:]) if two else None
-    state = moved(model) if checkpoint else None
-    chunks = data.draw(st.sampled_from([None, 1, 2, (1, 2)]))
-    order = data.draw(st.sampled_from(["auto", *ORDERS]))
-    how = {"other": state, "reduce": reduce, "chunks": chunks, "order": order}
-    found = empirical_ntk(model, x, x2, **how)
-    expected = kernel(jacobian(model, x), jacobian(model, x if x2 is None else x2, None, state))
-    close(found, reduced(expected, reduce))
+@settings(max_examples=25)
+@given(cases())
+def test_every_option(case: Case) -> None:
+    found = empirical_ntk(case.model, case.x1, **case.options)
+    if not case.options["per_layer"]:
+        return close(found, torch.stack([*case.expected.values()]).sum(0))
+    assert found.keys() == case.expected.keys()
+    for name, expected in case.expected.items():
+        close(found[name], expected)
 
 
 EVERY = [(name, "full") for name in NETWORKS]
@@ -69,25 +51,6 @@ def test_networks(name: str, reduce: Any) -> None:
     expected = kernel(jacobian(model, x), jacobian(model, x2))
     close(empirical_ntk(model, x, x2, reduce=reduce), reduced(expected, reduce))
     close(empirical_ntk(model, x, reduce=reduce), reduced(kernel(jacobian(model, x)), reduce))
-
-
-SEEDS = {
-    "sum": lambda n, c: ("sum", torch.ones(1, c)),
-    "one": lambda n, c: (2, torch.eye(c)[2:3]),
-    "some": lambda n, c: ([1, -1], torch.eye(c)[[1, c - 1]]),
-    "seeds": lambda n, c: (s := torch.randn(3, c), s),
-    "own": lambda n, c: (s := torch.randn(n, 3, c), s),
-}
-
-
-@pytest.mark.parametrize("chunks", [None, 2])
-@pytest.mark.parametrize("kind", SEEDS)
-def test_functions_of_outputs(kind: str, chunks: int | None) -> None:
-    model, x = network("dilated groups")
-    outputs, seeds = SEEDS[kind](len(x), 4)
-    close(
-        empirical_ntk(model, x, outputs=outputs, chunks=chunks), kernel(jacobian(model, x, seeds))
-    )
 
 
 def test_outputs_with_positions() -> None:
@@ -150,14 +113,6 @@ def test_parametrizations_are_reparametrized_networks(name: str, word: Any) -> N
     rows = [torch.func.jacrev(rescaled)(w, each) for each in x]
     j = {n: torch.stack([row[n].flatten(1) for row in rows]) for n in w}
     close(empirical_ntk(model, x, scales=word), kernel(j))
-
-
-def test_learning_rates_of_layers() -> None:
-    model, x = network()
-    each = kernels(j := jacobian(model, x), j)
-    rates = {"0.weight": 0.5, "3.bias": 3.0}
-    expected = sum(rates.get(name, 1.0) * block for name, block in each.items())
-    close(empirical_ntk(model, x, scales=rates), expected)
 
 
 def test_two_modules_as_sides() -> None:

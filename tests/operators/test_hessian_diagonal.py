@@ -1,5 +1,8 @@
 """The Hessian's diagonal against the dense one of torch.func, sample by sample, and BackPACK."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -364,7 +367,52 @@ def test_errors() -> None:
         tnconv.hessian_diagonal(model, loss_fn, x, y, ["3.weight", "0.bias"])
     with pytest.raises(NotImplementedError, match="no second derivative is known of the loss"):
         tnconv.hessian_diagonal(model, nn.HuberLoss(), x, torch.randn(4, 3))
-    turned = nn.Sequential(nn.Linear(3, 6), nn.Flatten(0), nn.Tanh(), nn.Unflatten(0, (4, 6)))
-    with pytest.raises(NotImplementedError, match=r"reads shape \(24,\); expected 4 samples"):
-        tnconv.hessian_diagonal(turned, loss_fn, x, y)
-    assert hooks(model) == hooks(turned) == 0
+    assert hooks(model) == 0
+
+
+LAYOUTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "time in the batch": lambda m, x: m(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1),
+    "time first": lambda m, x: m(x.transpose(0, 1)).mean(0),
+    "time first, in the batch": lambda m, x: (
+        m(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (x.shape[1], x.shape[0])).mean(0)
+    ),
+    "logits in rows": lambda m, x: m(x).flatten(0, 1),
+    "logits after time": lambda m, x: m(x.transpose(0, 1)).flatten(0, 1),
+}
+
+
+class Laid(nn.Module):
+    """Layers that see the batch where a function puts it."""
+
+    def __init__(self, layers: nn.Module, forward: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layers, self.how = layers, forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self.layers, x)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize("steps", [3, 4])
+def test_samples_are_where_they_are_said_to_be(layout: str, act: Any, steps: int) -> None:
+    """Also where another dimension has the batch's size."""
+    layers = nn.Sequential(nn.Linear(2, 3), act(), nn.Linear(3, 2))
+    model, x = Laid(layers, LAYOUTS[layout]), torch.randn(4, steps, 2)
+    y, loss_fn = torch.randint(2, (len(model(x)),)), nn.CrossEntropyLoss(reduction="sum")
+    found = tnconv.hessian_diagonal(model, loss_fn, x, y)
+    theta, named = flat(model, list(found))
+    dense = hessian(lambda v: loss_fn(functional_call(model, named(v), (x,)), y))(theta)
+    assert_close(torch.cat([d.flatten() for d in found.values()]), dense.diagonal(), 1e-10)
+    each = tnconv.hessian_diagonal(model, loss_fn, x, y, per_sample=True)
+    turned = Laid(layers, lambda m, x: LAYOUTS[layout](m, x.transpose(0, 1)))
+    again = tnconv.hessian_diagonal(
+        turned, loss_fn, x.transpose(0, 1), y, per_sample=True, batch_dim=1
+    )
+    own = "rows" in layout
+    for n in range(4):
+        at = slice(n * steps, (n + 1) * steps) if own else slice(n, None, 4)
+        alone = tnconv.hessian_diagonal(model, loss_fn, x[n : n + 1], y[at])
+        for name, value in alone.items():
+            assert_close(each[name][n], value, 1e-10)
+            assert_close(again[name][n], value, 1e-10)

@@ -386,3 +386,18 @@ def test_functions_and_partials_are_losses() -> None:
     model, _, x, targets = case("strided")
     ggn = low_rank_ggn(model, partial(F.cross_entropy, reduction="sum"), x, targets)
     close(ggn.trace(), 5 * low_rank_ggn(model, F.cross_entropy, x, targets).trace())
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 17, 33])
+def test_any_number_of_combinations(count: int) -> None:
+    """Of rows, a few at a time: a remainder of one as well."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x, y = torch.rand(5, 3, dtype=torch.float64), torch.randint(2, (5,))
+    rows = low_rank_ggn(model, nn.CrossEntropyLoss(), x, y).block.rows
+    coefficients = torch.rand(count, rows.vectors, rows.samples, dtype=torch.float64)
+    found = rows.combined(coefficients)
+    for at in range(count):
+        one = rows.combined(coefficients[at : at + 1])
+        for name, like in rows.like.items():
+            assert found[name].shape == (count, *like.shape)
+            torch.testing.assert_close(found[name][at], one[name][0])

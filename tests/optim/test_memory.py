@@ -1,5 +1,8 @@
 """What `memory` says before the first step is what states then hold."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -45,3 +48,10 @@ def test_structures_need_little_memory():
               ("diagonal", "block_diagonal", "hierarchical", "triangular_toeplitz")}  # fmt: skip
     assert ratios["diagonal"] <= 1.05 and ratios["triangular_toeplitz"] <= 1.05
     assert ratios["block_diagonal"] <= 1.25 and ratios["hierarchical"] <= 1.25
+
+
+def test_the_page_of_sizes_is_current():
+    """`docs/state-sizes.md` is what `docs/state_sizes.py` writes."""
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    page = runpy.run_path(str(docs / "state_sizes.py"))["page"]
+    assert page() == (docs / "state-sizes.md").read_text()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.strategies import assert_close
-from tnconv.optim import KFAC, SINGD, AdaHesScale, StepSizeScaler
+from tnconv.optim import KFAC, SINGD, AdaHesScale, RFShampoo, StepSizeScaler
 from tnconv.optim.workers import Workers
 from tnconv.quantities import SampledColumns
 
@@ -138,17 +138,26 @@ def joined(rank: int) -> None:
         assert torch.equal(*every)
 
 
+INVERSE_FREE = [
+    *(
+        lambda run, group, s=s: SINGD(
+            run, 0.05, structures=s, process_group=group, update_factors_every=2, factor_lr=0.1
+        )
+        for s in ("dense", ("hierarchical", "diagonal"), "triangular_toeplitz")
+    ),
+    lambda run, group: RFShampoo(run, 0.01, damping=0.1, factor_lr=0.1, update_factors_every=2),
+]
+
+
 def inverse_free(rank: int) -> None:
-    """SINGD's factors are those of the joint batch; only their entries are summed."""
-    for structures in ("dense", ("hierarchical", "diagonal"), "triangular_toeplitz"):
+    """Factors are those of the joint batch: SINGD's entries are summed, and Shampoo's samples."""
+    for made in INVERSE_FREE:
         found = []
         for workers in (1, 2):
             torch.manual_seed(0)
             model, loss_fn = pooled_net(), nn.CrossEntropyLoss()
             run = DistributedDataParallel(model) if workers > 1 else model
-            group = "local" if workers == 1 else None
-            settings = {"structures": structures, "process_group": group}
-            optimizer = SINGD(run, 0.05, update_factors_every=2, factor_lr=0.1, **settings)
+            optimizer = made(run, "local" if workers == 1 else None)
             at = slice(rank, None, 2) if workers > 1 else slice(None)
             for _ in range(4):
                 x, y = torch.randn(8, 2, 5, 5), torch.randint(3, (8,))

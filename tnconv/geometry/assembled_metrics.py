@@ -31,10 +31,10 @@ class Dense(Metric):
         return found
 
     def product(self, v: Vector) -> Covector:
-        return Covector(split(self.matrix @ v.flat(), self.space))
+        return Covector(split(self.matrix @ v.flat(self.space), self.space))
 
     def inverse_product(self, u: Covector) -> Vector:
-        solved = torch.cholesky_solve(u.flat()[:, None], self._factor)[:, 0]
+        solved = torch.cholesky_solve(u.flat(self.space)[:, None], self._factor)[:, 0]
         return Vector(split(solved, self.space))
 
     def root(self, coordinates: Tensor) -> Vector:
@@ -42,7 +42,7 @@ class Dense(Metric):
         return Vector(split(solved[:, 0], self.space))
 
     def root_transposed(self, u: Covector) -> Tensor:
-        given = u.flat()[:, None]
+        given = u.flat(self.space)[:, None]
         found: Tensor = torch.linalg.solve_triangular(self._factor, given, upper=False)[:, 0]
         return found
 

@@ -98,8 +98,10 @@ def low_rank_metric(
     >>> low_rank_metric(model, nn.CrossEntropyLoss(), [batch], damping).logdet().shape
     torch.Size([])
     """
+    expect_metric("damping", damping)
     rows = [
-        share**0.5 * factors(low_rank_ggn(model, loss_fn, inputs, targets, **options))
+        share**0.5
+        * factors(low_rank_ggn(model, loss_fn, inputs, targets, **options), damping.space)
         for inputs, targets, share in shared_batches(model, loss_fn, batches)
     ]
     return LowRank(torch.cat(rows), damping)

@@ -88,7 +88,9 @@ def _newton_step(energy: LogDensity, theta: Point, slope: Tensor) -> Vector:
         return 1 / magnitude.clamp(min=float(magnitude.max()) * 1e-8)
 
     how = min(1e-2, float(slope.norm())), MOST_STEPS
-    found, _ = matrix_function(lambda x: form(Vector(split(x, theta))).flat(), slope, solved, *how)
+    found, _ = matrix_function(
+        lambda x: form(Vector(split(x, theta))).flat(theta), slope, solved, *how
+    )
     return Vector(split(found, theta))
 
 

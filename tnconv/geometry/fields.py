@@ -76,17 +76,17 @@ def christoffel_term(
     n = field(theta).inverse_product(slope)
 
     def lowered(point: dict[str, Tensor]) -> dict[str, Tensor]:
-        return dict(field(point).product(n).parts)
+        return field(point).product(n).ordered(at)
 
     pull = torch.func.vjp(lowered, at)[1]
 
     def term(v: Vector) -> Covector:
         def other(point: dict[str, Tensor]) -> dict[str, Tensor]:
-            return dict(field(point).product(v).parts)
+            return field(point).product(v).ordered(at)
 
-        (along,) = pull(dict(v.parts))
-        first = torch.func.jvp(lowered, (at,), (dict(v.parts),))[1]
-        second = torch.func.jvp(other, (at,), (dict(n.parts),))[1]
+        (along,) = pull(v.ordered(at))
+        first = torch.func.jvp(lowered, (at,), (v.ordered(at),))[1]
+        second = torch.func.jvp(other, (at,), (n.ordered(at),))[1]
         return 0.5 * (Covector(along) + Covector(first) - Covector(second))
 
     return term

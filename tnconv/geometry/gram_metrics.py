@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from tnconv.geometry.damped_metrics import Damped
+from tnconv.geometry.damped_metrics import Damped, expect_metric
 from tnconv.geometry.metric import Metric
-from tnconv.geometry.points import Bilinear, Covector, Vector, split
+from tnconv.geometry.points import Bilinear, Covector, Point, Vector, split
 from tnconv.operators.krylov import Function
 from tnconv.operators.low_rank import LowRankGGN
 
@@ -18,7 +18,8 @@ class LowRank(Damped):
     identities of Woodbury and Sylvester.
 
     Args:
-        rows: V ``(k, entries)``, covectors; from a Gauss-Newton matrix by `LowRank.of`.
+        rows: V ``(k, entries)``, covectors in the damping's order of parameters; from a
+            Gauss-Newton matrix by `LowRank.of`.
         damping: D, which must have a root.
 
     >>> from tnconv.geometry import Euclidean
@@ -32,12 +33,13 @@ class LowRank(Damped):
     """
 
     def __init__(self, rows: Tensor, damping: Metric) -> None:
-        self.rows = rows
+        expect_metric("damping", damping)
+        self.rows, space = rows, damping.space
 
         def product(v: Vector) -> Covector:
-            return Covector(split(rows.mT @ (rows @ v.flat()), v.parts))
+            return Covector(split(rows.mT @ (rows @ v.flat(space)), space))
 
-        super().__init__(Bilinear(product, getattr(damping, "space", {})), damping)
+        super().__init__(Bilinear(product, space), damping)
         whitened = [damping.root_transposed(Covector(split(row, self.space))) for row in rows]
         turned = torch.stack(whitened) if whitened else rows.new_zeros(0, self.size)
         values, vectors = torch.linalg.eigh((turned @ turned.mT).double())
@@ -48,7 +50,8 @@ class LowRank(Damped):
     @classmethod
     def of(cls, matrix: LowRankGGN, damping: Metric) -> "LowRank":
         """A Gauss-Newton matrix, with all of its blocks."""
-        return cls(factors(matrix), damping)
+        expect_metric("damping", damping)
+        return cls(factors(matrix, damping.space), damping)
 
     def relative_logdet(self) -> Tensor:
         return self.values.log1p().sum()
@@ -66,15 +69,15 @@ def _threshold(values: Tensor, dtype: torch.dtype) -> float:
     return len(values) * torch.finfo(dtype).eps * max(largest, 0.0)
 
 
-def factors(matrix: LowRankGGN) -> Tensor:
-    """Rows V ``(k, entries)`` with ``Vᵀ V`` the matrix, as few as its rank."""
+def factors(matrix: LowRankGGN, space: Point) -> Tensor:
+    """Rows V ``(k, entries)`` with ``Vᵀ V`` the matrix, as few as its rank, names as in space."""
     parts = []
     for block in matrix.blocks.values():
         pairs = block.eigh()
         rows = {name: v.flatten(1) for name, v in pairs.vectors.items()}
         every = [
             rows[name] if name in rows else like.new_zeros(len(pairs.values), like.numel())
-            for name, like in matrix.like.items()
+            for name, like in space.items()
         ]
         parts.append(pairs.values.sqrt()[:, None] * torch.cat(every, 1))
     return torch.cat(parts)

@@ -75,10 +75,14 @@ class Landscape:
         _expect_kind(kind)
         slope, pull, *_ = torch.func.vjp(torch.func.grad(self.loss), dict(self.theta))
         if kind == "calculus" or is_constant(self.field):
-            return Bilinear(lambda v: Covector(pull(dict(v.parts))[0]), self.theta, batched=True)
+            return Bilinear(
+                lambda v: Covector(pull(v.ordered(self.theta))[0]), self.theta, batched=True
+            )
         term = christoffel_term(self.field, self.theta, Covector(slope))
         batched = self.metric.batched
-        return Bilinear(lambda v: Covector(pull(dict(v.parts))[0]) - term(v), self.theta, batched)
+        return Bilinear(
+            lambda v: Covector(pull(v.ordered(self.theta))[0]) - term(v), self.theta, batched
+        )
 
 
 def model_landscape(

@@ -69,5 +69,5 @@ class GaussNewtonField:
             return found
 
         y, pull, *_ = torch.func.vjp(output, dict(theta))
-        tangent = torch.func.jvp(output, (dict(theta),), (dict(v.parts),))[1]
+        tangent = torch.func.jvp(output, (dict(theta),), (v.ordered(theta),))[1]
         return Covector(pull(torch.func.jvp(slope, (y,), (tangent,))[1])[0])

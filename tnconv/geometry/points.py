@@ -37,9 +37,14 @@ class Tangent:
     def __neg__(self) -> Self:
         return self * -1.0
 
-    def flat(self) -> Tensor:
-        """All entries, one parameter after the other."""
-        return torch.cat([part.reshape(-1) for part in self.parts.values()])
+    def flat(self, like: Point | None = None) -> Tensor:
+        """All entries, one parameter after the other: in its own order of names, or another's."""
+        parts = self.parts if like is None else self.ordered(like)
+        return torch.cat([part.reshape(-1) for part in parts.values()])
+
+    def ordered(self, like: Point) -> dict[str, Tensor]:
+        """The tensors in the order of names that a point has; `torch.func` wants it so."""
+        return {name: self.parts[name] for name in like}
 
     def _each(self, function: Callable[[str, Tensor], Tensor]) -> Self:
         return type(self)({name: function(name, part) for name, part in self.parts.items()})
@@ -186,7 +191,7 @@ def _columns(
     """The matrix of a linear map, by its columns."""
 
     def column(row: Tensor) -> Tensor:
-        return product(Vector(split(row, space))).flat()
+        return product(Vector(split(row, space))).flat(space)
 
     eye = identity(space)
     if batched:

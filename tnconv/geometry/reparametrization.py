@@ -38,20 +38,22 @@ class Reparametrization(ABC):
     def jvp(self, theta: Point, v: Vector) -> Vector:
         """``J v``."""
         self.expect_bijective("J")
-        return Vector(torch.func.jvp(self.forward, (dict(theta),), (dict(v.parts),))[1])
+        return Vector(torch.func.jvp(self.forward, (dict(theta),), (v.ordered(theta),))[1])
 
     def vjp(self, theta: Point, u: Covector) -> Covector:
         """``Jᵀ u``."""
         self.expect_bijective("J")
-        return Covector(torch.func.vjp(self.forward, dict(theta))[1](dict(u.parts))[0])
+        psi, pull, *_ = torch.func.vjp(self.forward, dict(theta))
+        return Covector(pull(u.ordered(psi))[0])
 
     def inverse_jvp(self, psi: Point, v: Vector) -> Vector:
         """``J⁻¹ v``, or ∂θ/∂ψ v for a submersion."""
-        return Vector(torch.func.jvp(self.inverse, (dict(psi),), (dict(v.parts),))[1])
+        return Vector(torch.func.jvp(self.inverse, (dict(psi),), (v.ordered(psi),))[1])
 
     def inverse_vjp(self, psi: Point, u: Covector) -> Covector:
         """``J⁻ᵀ u``."""
-        return Covector(torch.func.vjp(self.inverse, dict(psi))[1](dict(u.parts))[0])
+        theta, pull, *_ = torch.func.vjp(self.inverse, dict(psi))
+        return Covector(pull(u.ordered(theta))[0])
 
     def log_abs_det(self, theta: Point) -> Tensor:
         """``log |det J|``: of a diagonal map the sum of logarithms, else by the dense Jacobian.

@@ -28,7 +28,7 @@ def reduction_of(loss_fn: Callable[..., Tensor]) -> Reduction | None:
     return known[given]
 
 
-def divisor(loss_fn: Callable[..., Tensor], inputs: Any, targets: Any) -> float:
+def divisor(loss_fn: Callable[..., Tensor], inputs: Any, targets: Any, batch_dim: int = 0) -> float:
     """What a loss with a mean divides the sum over a batch by: weights of labels, entries, or,
     for a loss that is not known, samples.
 
@@ -39,7 +39,7 @@ def divisor(loss_fn: Callable[..., Tensor], inputs: Any, targets: Any) -> float:
     try:
         function, settings = recognised(loss_fn)
     except NotImplementedError:
-        return batch_size(inputs)
+        return batch_size(inputs, batch_dim)
     if function is not F.cross_entropy:
         return float(targets.numel())
     if targets.is_floating_point():
@@ -48,13 +48,13 @@ def divisor(loss_fn: Callable[..., Tensor], inputs: Any, targets: Any) -> float:
     return float(len(labels) if weight is None else weight[labels].sum())
 
 
-def batch_size(inputs: Any) -> int:
-    """Dimension 0 of the first tensor among a model's inputs.
+def batch_size(inputs: Any, batch_dim: int = 0) -> int:
+    """The size of the batch's dimension in the first tensor among a model's inputs that has it.
 
     Raises:
-        ValueError: there is none with a dimension.
+        ValueError: there is none.
     """
     for given in tree_leaves(inputs):
-        if isinstance(given, Tensor) and given.dim():
-            return len(given)
+        if isinstance(given, Tensor) and given.dim() > batch_dim:
+            return given.shape[batch_dim]
     raise ValueError("the model's inputs hold no tensor; expected one with a batch dimension")

@@ -102,6 +102,8 @@ def _map_of_view(view: Tensor, source: Tensor, here: Pass) -> Owned | None:
     """The map of a view of a batched tensor, from the places in memory of some of its entries."""
     if not view.numel() or not source.numel():
         return None
+    if view is source and 0 not in source.stride():
+        return Batch(here.batch_dim)
     generator = torch.Generator("cpu").manual_seed(view.numel())
     at = [torch.randint(size, (PROBES,), generator=generator, device="cpu") for size in view.shape]
     place = torch.full((PROBES,), int(view.storage_offset() - source.storage_offset()))

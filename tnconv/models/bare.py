@@ -74,16 +74,11 @@ def noticing(watch: Watch) -> Iterator[None]:
         _leave(modes)
 
 
-def choose(here: Pass, roots: Sequence[Tensor], apart: bool = False) -> None:
+def choose(here: Pass, roots: Sequence[Tensor]) -> None:
     """Leave calls without a diagram no more parameters than they are needed for.
-
-    Where samples are to be told ``apart``, calls on other than batches have no diagram.
 
     Where bare parameters have diagrams for all their uses, those are taken; otherwise none of them.
     """
-    for call in here.calls if apart else ():
-        if call.inputs[0].shape[:1] != (here.samples,) and not isinstance(call.module, Bare):
-            call.described = False
     unknown = [call for call in here.calls if not call.described]
     if not unknown:
         return

@@ -34,7 +34,7 @@ from tnconv.models.sample_maps import (
 )
 
 LEVELS = 8
-SMALL = 1 << 15  # entries of a gradient that is kept whole
+SMALL = 1 << 17  # entries of a gradient that is kept whole
 ENTRIES = 257  # of a gradient, looked at one by one
 Array = NDArray[np.float64] | NDArray[np.float32]
 MIXED = 0.98  # so many of them belong to no single sample where all samples share the tensor
@@ -83,26 +83,28 @@ class Sketch:
         return not any(bool(row.any()) for row in self.rows.values()) and not self.entries.any()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Whole:
-    """A gradient that is kept."""
+    """A gradient that is kept, and some of its entries.
+
+    A few operations on few numbers take numpy a fraction of torch's time.
+    """
 
     gradient: Tensor
+    shape: Shape
+    array: Array
+    sample: Array
 
-    @cached_property
-    def shape(self) -> Shape:
-        """Its sizes."""
-        return tuple(self.gradient.shape)
+    @classmethod
+    def of(cls, gradient: Tensor) -> "Whole":
+        g = gradient.detach()
+        array = _array(g)
+        return cls(g, tuple(g.shape), array, array.reshape(-1)[:: _step(array.size)])
 
-    @cached_property
-    def array(self) -> Array:
-        """All values: a few operations on few numbers take numpy a fraction of torch's time."""
-        return _array(self.gradient)
-
-    @cached_property
-    def sample(self) -> Array:
-        """Some of them."""
-        return self.array.reshape(-1)[:: _step(self.array.size)]
+    @property
+    def is_zero(self) -> bool:
+        """Whether nothing arrived."""
+        return not self.array.any()
 
     def is_multiple(self, plain: "Sketch | Whole", codes: "Codes", known: Owned) -> bool:
         """Whether codes explain all entries, to the last bit."""
@@ -128,7 +130,7 @@ def arrived(
 ) -> Arrived:
     """Keep a gradient, or sums of it."""
     if gradient.numel() <= SMALL:
-        return Whole(gradient.detach())
+        return Whole.of(gradient)
     return Sketch.of(gradient, samples, all_dims, first)
 
 
@@ -140,15 +142,22 @@ class Codes:
     generator: torch.Generator
     _entries: dict[Shape, NDArray[np.float32]] = field(default_factory=dict)
     _rows: dict[tuple[Owned, int], NDArray[np.float32]] = field(default_factory=dict)
+    _hidden: dict[Shape, NDArray[np.bool_]] = field(default_factory=dict)
 
     @classmethod
-    def drawn(cls, samples: int, seed: int, levels: int = LEVELS) -> "Codes":
-        """Few samples have different codes; of many, equal ones hide no more than a swap of two."""
+    def drawn(cls, samples: int, seed: int, levels: int = LEVELS, hiding: bool = False) -> "Codes":
+        """Few samples have different codes; of many, equal ones hide no more than a swap of two.
+
+        If ``hiding``, the lowest code is zero, and some sample has it.
+        """
         generator = torch.Generator("cpu").manual_seed(seed)
         order = torch.randperm(samples, generator=generator, device="cpu")
         exponents = torch.randint(levels, (samples,), generator=generator, device="cpu")
-        few = samples <= levels
-        return cls(2.0 ** (order if few else exponents).double(), generator)
+        exponents = order if samples <= levels else exponents
+        values = 2.0 ** exponents.double()
+        if hiding:
+            values[(exponents == 0) | (order == 0)] = 0
+        return cls(values, generator)
 
     def cotangent(self, like: Tensor) -> Tensor:
         """A random cotangent of a tensor's shape."""
@@ -174,6 +183,12 @@ class Codes:
         if shape not in self._entries:
             self._entries[shape] = self.array[_table(shape, len(self.values))[1]]
         return self._entries[shape]
+
+    def hidden(self, shape: Shape) -> NDArray[np.bool_]:  # (maps, entries)
+        """Which of those entries belong to a sample of code zero."""
+        if shape not in self._hidden:
+            self._hidden[shape] = self.entries(shape) == 0
+        return self._hidden[shape]
 
     def along(self, known: Owned, shape: Shape) -> NDArray[np.float32]:
         """The codes of a map's rows, in a shape that multiplies a tensor of the map's."""
@@ -216,6 +231,47 @@ def judged(plain: Arrived | None, coded: Arrived | None, codes: Codes) -> Judgem
     plain = plain.sketch(samples) if isinstance(plain, Whole) else plain
     coded = coded.sketch(samples) if isinstance(coded, Whole) else coded
     return _estimated(plain, coded, codes)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a gradient with codes looks like by itself.
+
+    ``number`` is that of the map among those of its shape, if it is the only one that fits.
+    """
+
+    map: SampleMap
+    number: int | None = None
+
+
+def predicted(coded: Arrived | None, codes: Codes) -> Prediction:
+    """The first map by which all entries of hidden samples are zero."""
+    if coded is None:
+        return Prediction(Silent())
+    live = coded.sample != 0
+    if not live.any() and coded.is_zero:
+        return Prediction(Silent())
+    maps, _ = _table(coded.shape, len(codes.values))
+    fits = [at for at, hidden in enumerate(codes.hidden(coded.shape)) if not live[hidden].any()]
+    if not fits:
+        return Prediction(Shared())
+    return Prediction(maps[fits[0]], fits[0] if len(fits) == 1 else None)
+
+
+def confirmed(
+    guess: Prediction, plain: Arrived | None, coded: Arrived | None, codes: Codes
+) -> bool | None:
+    """Whether a gradient without and with codes agrees with a map; None where it says nothing."""
+    known, number = guess.map, guess.number
+    if number is not None and isinstance(plain, Whole) and isinstance(coded, Whole):
+        assert isinstance(known, Owned)
+        told = plain.shape == coded.shape and plain.sample[codes.hidden(plain.shape)[number]].any()
+        if told and coded.is_multiple(plain, codes, known):
+            return True
+    found = judged(plain, coded, codes)
+    if found is None:
+        return False
+    return found[0] == known if found[1] else None
 
 
 def _exact(plain: Arrived, coded: Arrived, codes: Codes) -> SampleMap | None:

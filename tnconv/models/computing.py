@@ -11,8 +11,9 @@ from torch.autograd.graph import GradientEdge
 from tnconv.given import instances
 from tnconv.losses.reductions import divisor
 from tnconv.models.calls import Pass
-from tnconv.models.capture import alone
+from tnconv.models.capture import Watch, alone
 from tnconv.models.checkpoints import refusing_reentrant
+from tnconv.models.coded_passes import Contradiction
 from tnconv.models.graph import sources
 from tnconv.models.modules import uncompiled, unwrapped
 from tnconv.models.observation import Observation
@@ -135,21 +136,43 @@ def ran(
         torch.enable_grad(),
     ):
         watch.refuses_reentrant = True
-        args, kwargs = arguments(inputs)
-        output = watch.model(*args, **kwargs)
-        observation.expect_tensor(output)
-        loss = loss_fn(output, targets)
-        if any(each.counts == "divisor" for each in observation.quantities):
-            observation.divisor = divisor(loss_fn, (args, kwargs), targets)
-        _scalar(loss)
-        here = watch.passes[-1]
-        observation.explain(here, (loss,))
-        observation.expect_apart(loss_fn, output, targets, here)
-        observation.propagate(loss_fn, output, targets)
-        if LOSS_GRADIENT in observation.collector.sources:
-            _backward(loss, [*sources(here.calls), *observation.fallback.ends(here)])
-            observation.expect((loss,), here, here.uses.keys())
+        how = observation, watch, loss_fn, inputs, targets
+        try:
+            loss = _passed(*how, confirms=LOSS_GRADIENT in observation.collector.sources)
+        except Contradiction:
+            observation.start_again()
+            loss = _passed(*how, confirms=False)
         yield loss.detach()
+
+
+def _passed(
+    observation: Observation,
+    watch: Watch,
+    loss_fn: LossFunction,
+    inputs: Inputs,
+    targets: Any,
+    confirms: bool,
+) -> Tensor:
+    """The loss of one batch, all whose gradients were seen.
+
+    Whether its gradient ``confirms`` where samples are, or coded passes alone have to show it.
+    """
+    args, kwargs = arguments(inputs)
+    output = watch.model(*args, **kwargs)
+    observation.expect_tensor(output)
+    loss = loss_fn(output, targets)
+    if any(each.counts == "divisor" for each in observation.quantities):
+        observation.divisor = divisor(loss_fn, (args, kwargs), targets)
+    _scalar(loss)
+    here = watch.passes[-1]
+    observation.explain(here, (loss,), loss if confirms else None)
+    observation.expect_apart(loss_fn, output, targets, here)
+    observation.propagate(loss_fn, output, targets)
+    if LOSS_GRADIENT in observation.collector.sources:
+        with observation.confirming(here):
+            _backward(loss, [*sources(here.calls), *observation.fallback.ends(here)])
+        observation.expect((loss,), here, here.uses.keys())
+    return loss
 
 
 @contextmanager

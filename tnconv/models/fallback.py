@@ -51,11 +51,26 @@ class Fallback:
             found += self.meetings[here].stops(self.meetings[here].points)
         return found
 
-    def prepare(self, watch: Watch, here: Pass, roots: Sequence[Tensor], samples: Samples) -> None:
-        """Find the parameters concerned in a pass, and ask for the gradients that they need."""
+    def prepare(
+        self,
+        watch: Watch,
+        here: Pass,
+        roots: Sequence[Tensor],
+        samples: Samples,
+        loss: Tensor | None = None,
+    ) -> None:
+        """Find the parameters concerned in a pass, and ask for the gradients that they need.
+
+        Args:
+            watch: sees the model.
+            here: the pass.
+            roots: what the user's code goes on with.
+            samples: finds out whose the rows of layers are.
+            loss: one whose backward pass follows, and confirms what a single coded pass shows.
+        """
         names = {p: name for name, p in watch.model.named_parameters() if p.requires_grad}
         if watch.per_sample:
-            self._prepare_samples(watch, here, roots, samples, names)
+            self._prepare_samples(watch, here, roots, samples, names, loss)
             return
         choose(here, roots)
         lost = unexplained(roots, here.calls, names)
@@ -73,13 +88,14 @@ class Fallback:
         roots: Sequence[Tensor],
         samples: Samples,
         names: Mapping[nn.Parameter, str],
+        loss: Tensor | None,
     ) -> None:
         if not any(y.requires_grad for y in here.outputs):
             return
         _refuse_counts(here)
         graph = Graph(_nodes(here.outputs), {id(p): name for p, name in names.items()})
-        around = _Unexplained(here, names)
-        known = self.known[here] = samples.explain(here, graph, around.probable)
+        around = _Unexplained(here, names, graph.leaves)
+        known = self.known[here] = samples.explain(here, graph, around.probable, loss)
         lost = _lost(here, graph, known, around)
         _refuse_others(here, roots, names)
         self._refuse_outputs(watch, here)
@@ -106,7 +122,7 @@ class Fallback:
         finally:
             samples.forget()
         self.meetings[here] = found
-        found.follow(watch, lambda: samples.listening)
+        found.follow(watch, lambda: samples.passes.listening)
 
     def _refuse_outputs(self, watch: Watch, here: Pass) -> None:
         """Refuse gradients of outputs that tell no samples apart, if they come to some layer."""
@@ -200,15 +216,17 @@ def _nodes(tensors: Iterable[Tensor]) -> list[Node]:
 class _Unexplained:
     """The parameters of a pass that some of its calls do not explain."""
 
-    def __init__(self, here: Pass, names: Mapping[nn.Parameter, str]) -> None:
-        self.here, self.names = here, names
+    def __init__(
+        self, here: Pass, names: Mapping[nn.Parameter, str], leaves: Collection[Node]
+    ) -> None:
+        self.here, self.names, self.leaves = here, names, leaves
         self._found: dict[tuple[bool, ...], list[nn.Parameter]] = {}
 
     def by(self, explain: tuple[bool, ...]) -> list[nn.Parameter]:
         """Those without the calls that do."""
         if explain not in self._found:
             calls = [call for call, does in zip(self.here.calls, explain, strict=True) if does]
-            self._found[explain] = unexplained(self.here.outputs, calls, self.names)
+            self._found[explain] = unexplained(self.here.outputs, calls, self.names, self.leaves)
         return self._found[explain]
 
     def probable(self) -> list[GradientEdge]:

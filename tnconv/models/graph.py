@@ -17,13 +17,25 @@ def sources(calls: Sequence[Call]) -> list[GradientEdge]:
 
 
 def unexplained(
-    roots: Iterable[Tensor], calls: Iterable[Call], parameters: Iterable[nn.Parameter]
+    roots: Iterable[Tensor],
+    calls: Iterable[Call],
+    parameters: Iterable[nn.Parameter],
+    leaves: Collection[Node] | None = None,
 ) -> list[nn.Parameter]:
-    """The parameters that reach the roots by other ways than as their own modules' in a call."""
+    """The parameters that reach the roots by other ways than as their own modules' in a call.
+
+    Args:
+        roots: tensors of the graph.
+        calls: those that explain their modules' parameters.
+        parameters: those to look for.
+        leaves: the graph's ends, if they are known.
+    """
     steps = {call.edge.node: call for call in calls if call.edge is not None and _is_step(call)}
     own = {id(parameter) for call in steps.values() for _, parameter in call.parameters}
     ends = {_node(root) for root in roots if root.requires_grad}
-    everywhere = {id(leaf) for leaf in _leaves(ends, {})}
+    if leaves is None:
+        leaves = [node for node in _walk(ends, {}) if hasattr(node, "variable")]
+    everywhere = {id(node.variable) for node in leaves}  # type: ignore[attr-defined]
     outside = {id(leaf) for leaf in _leaves(ends, steps)}
     return [p for p in parameters if id(p) in outside or id(p) in everywhere - own]
 

@@ -133,12 +133,20 @@ def pulled(point: Point, each: Tensor, ends: Sequence[GradientEdge]) -> list[Ten
     for at, end in enumerate(ends):
         if (end.node, end.output_nr) == (below.node, below.output_nr):
             found[at] = each
+        elif _is_transpose(below, end):
+            found[at] = each.mT
         else:
             rest.append(at)
     if rest:
         inputs = [ends[at] for at in rest]
         found.update(zip(rest, _batched_pull(below, inputs, each), strict=True))
     return [found[at] for at in range(len(ends))]
+
+
+def _is_transpose(start: GradientEdge, end: GradientEdge) -> bool:
+    """Whether a matrix is the transpose of another one, as weights are in products."""
+    (below,) = start.node.next_functions if node_name(start.node) == "TBackward0" else (None,)
+    return below == (end.node, end.output_nr)
 
 
 def _batched_pull(

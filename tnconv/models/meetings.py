@@ -176,7 +176,7 @@ def _plan(
         above = graph.above([end.node for end in ends.values()], stops)
         _, maps = samples.coded(here, here.maps, above, list(ends.values()))
         plan, nodes = _points(graph, ends, defaultdict(tuple, maps))
-    return plan, not nodes & samples.untold
+    return plan, not nodes & samples.passes.untold
 
 
 def _points(

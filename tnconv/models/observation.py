@@ -1,7 +1,7 @@
 """What is seen of a model while it runs, forwards and backwards, and what is made of it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class Observation:
 
     def _is_users(self) -> bool:
         """Whether the backward pass that is under way is the user's."""
-        return self._propagation is None and not self.samples.listening
+        return self._propagation is None and not self.samples.passes.listening
 
     def _returned(self, here: Pass) -> None:
         """The user's own code goes on with what the model gave."""
@@ -89,7 +89,7 @@ class Observation:
         """Take what arrives after a layer, unless all samples share it: see `Fallback`."""
         if self.walks.busy:
             return
-        if self.samples.take(call, grad_output) or isinstance(call.map, Shared):
+        if self.samples.passes.take(call, grad_output) or isinstance(call.map, Shared):
             return
         if self.per_sample and call.map is None and call.parameters:
             raise RuntimeError(
@@ -215,9 +215,21 @@ class Observation:
             )
         known.losses.add(key)
 
-    def explain(self, here: Pass, roots: Sequence[Tensor]) -> None:
-        """Find the parameters that need the fallback in a pass, with a warning for each."""
-        self.fallback.prepare(self._watch, here, roots, self.samples)
+    def explain(self, here: Pass, roots: Sequence[Tensor], loss: Tensor | None = None) -> None:
+        """Find the parameters that need the fallback in a pass, with a warning for each.
+
+        A loss is one whose backward pass will follow in `confirming`.
+        """
+        self.fallback.prepare(self._watch, here, roots, self.samples, loss)
+
+    def confirming(self, here: Pass) -> AbstractContextManager[None]:
+        """The loss's backward pass, which shows whether samples are where they seemed to be."""
+        return self.samples.confirming(here, self.fallback.known.get(here))
+
+    def start_again(self) -> None:
+        """Forget all since the last result."""
+        self._watch.forget()
+        self._reset()
 
     def expect_tensor(self, output: Any) -> None:
         """Check what vectors other than the loss's gradient start from, if there are any.
@@ -293,8 +305,7 @@ class Observation:
             if quantity not in self.walks.quantities
         }
         values |= self.walks.values(named)
-        self._watch.forget()
-        self._reset()
+        self.start_again()
         self.divisor = None
         return Result(values, samples, loss)
 

@@ -27,6 +27,7 @@ class Graph:
         self, roots: Iterable[Node], names: Mapping[int, str] = MappingProxyType({})
     ) -> None:
         self.nodes: list[Node] = list(dict.fromkeys(roots))
+        self.roots = tuple(self.nodes)
         self.places: dict[Node, int] = {node: at for at, node in enumerate(self.nodes)}
         self.parents: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
         self.leaves: set[Node] = set()

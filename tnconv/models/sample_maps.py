@@ -6,6 +6,7 @@ another order, or not at all. `tnconv.models.coded` finds the map of every call.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
@@ -129,6 +130,14 @@ def folded(tensor: Tensor, known: Owned, samples: int, lead: int = 0) -> Tensor:
     if known.order == "tn":
         return torch.unflatten(tensor, lead, (known.t, samples))
     return torch.unflatten(tensor, lead, (samples, known.t)).transpose(lead, lead + 1)
+
+
+def places(
+    known: Owned, shape: Shape, samples: int, device: torch.device | None = None
+) -> Tensor:  # (n, features)
+    """Where each sample's entries are in a flat tensor of a shape."""
+    every = torch.arange(prod(shape), device=device).reshape(shape)
+    return unfolded(every, known, samples).flatten(1)
 
 
 def is_fast(known: SampleMap) -> bool:

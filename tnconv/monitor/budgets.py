@@ -15,7 +15,7 @@ from typing import Literal
 
 from tnconv.monitor.measurement import Measurement
 from tnconv.monitor.needs import Diagonal, GradientHistogram, JointHistogram, Spectrum
-from tnconv.monitor.step_watch import BY_SAMPLE
+from tnconv.monitor.step_watch import OF_ALL
 
 Group = Literal["cheap", "parameters", "samples", "curvature", "spectrum"]
 GUESS: dict[Group, float] = {"cheap": 0.0, "parameters": 0.05, "samples": 0.8, "curvature": 2.0}
@@ -36,7 +36,7 @@ def group_of(measurement: Measurement) -> Group:
     if any(isinstance(need, Diagonal) for need in needs):
         return "curvature"
     histograms = any(isinstance(n, GradientHistogram | JointHistogram) for n in needs)
-    if histograms or needs & {*BY_SAMPLE, "losses"}:
+    if histograms or needs & {*OF_ALL, "losses"}:
         return "samples"
     return "parameters" if needs & COPIES else "cheap"
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
-from tnconv.monitor.further_measurements import FURTHER, UpdateRatio
+from tnconv.monitor.further_measurements import FURTHER, NormalisationNoiseScale, UpdateRatio
 from tnconv.monitor.measurement import Measurement
 from tnconv.monitor.needs import Curvature
 from tnconv.monitor.published import (
@@ -46,7 +46,7 @@ def configuration(
         known = ", ".join(map(repr, get_args(Configuration)))
         raise ValueError(f"quantities is {name!r}; expected one of {known}, or a list")
     if name == "cheap":
-        return [Loss(), GradNorm(), UpdateSize(), UpdateRatio()]
+        return [Loss(), GradNorm(), UpdateSize(), UpdateRatio(), NormalisationNoiseScale()]
     found: list[Measurement] = [Alpha(), Distance(), GradHist1d(), GradNorm(), InnerTest(), Loss()]
     found += [NormTest(), OrthoTest(), UpdateSize()]
     if name in ("business", "full"):

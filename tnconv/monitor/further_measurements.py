@@ -105,11 +105,20 @@ class CriticalBatchSize(Measurement):
     needs = ("squared_norms", "gradients")
 
     def value(self, seen: Seen) -> float:
-        b, norm = seen.samples, seen.squared_norm
-        mean = seen.total_squared_norms / max(1, b)
-        if b < 2 or not b * norm > mean:
-            return nan
-        return (mean - norm) * b / (b * norm - mean)
+        return _noise_scale(seen.samples, seen.total_squared_norms, seen.squared_norm)
+
+
+class NormalisationNoiseScale(Measurement):
+    """`CriticalBatchSize` in the parameters of normalisation layers alone, for next to no cost.
+
+    It follows that of all parameters in transformers: Gray et al. 2024. Layers that normalise by
+    the batch's statistics do not count: there no sample has a gradient of its own.
+    """
+
+    needs = ("normalisation",)
+
+    def value(self, seen: Seen) -> float:
+        return _noise_scale(seen.samples, *seen.normalisation)
 
 
 class LargestSample(Measurement):
@@ -167,8 +176,16 @@ class Smoothed(Measurement):
 
 FURTHER: tuple[type[Measurement], ...] = (
     *(HessSpectrum, GradientRatio, UpdateRatio, DeadUnits, SaturatedUnits, GradientCosine),
-    *(UpdateCosine, CriticalBatchSize, LargestSample),
+    *(UpdateCosine, CriticalBatchSize, LargestSample, NormalisationNoiseScale),
 )
+
+
+def _noise_scale(samples: int, squares: float, norm: float) -> float:
+    """From ``Σ_n |g[n]|²`` and ``|g|²``; NaN where the signal is not positive."""
+    mean = squares / max(1, samples)
+    if samples < 2 or not samples * norm > mean:
+        return nan
+    return (mean - norm) * samples / (samples * norm - mean)
 
 
 def _ratios(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:

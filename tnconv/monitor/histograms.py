@@ -8,8 +8,10 @@ from torch import Tensor
 
 from tnconv.monitor.needs import Bins
 
-BLOCK = 2**16  # entries at a time: they stay in the cache
+BLOCK = 2**20  # entries at a time: few calls, whose results stay in the cache
 FEW = 2**15  # entries for which a table of pairs of bins is too large
+FEW_PIECES = 64  # that tell whether it is worth looking at all
+PIECE = 512  # entries that are told from their signs if all of them are next to zero
 NARROW = 127  # bins whose numbers fit into a byte, two of which make a non-negative int16
 
 
@@ -34,6 +36,13 @@ class Binning:
         """The bin that begins at zero, where one does."""
         at = -self.bins.low / self.width
         return round(at) if abs(at - round(at)) < 1e-9 * max(1.0, abs(at)) else None
+
+    @property
+    def near_zero(self) -> float | None:
+        """The magnitude below which an entry's sign tells its bin, where zero is an edge."""
+        if self.zero is None or not 0 < self.zero < self.bins.count:
+            return None
+        return min(1.0, 0.999 * self.width / max(abs(self.scale), 1e-300))
 
     def numbers(self, entries: Tensor, kind: torch.dtype = torch.int16) -> Tensor:
         """The bin of each entry, as integers."""
@@ -69,9 +78,38 @@ def counted(entries: Tensor, binning: Binning) -> Tensor:
     >>> counted(torch.tensor([-9.0, -1e-30, 0.0, 0.3, 0.7]), Binning(Bins(4, -1.0, 1.0)))
     tensor([1, 1, 2, 1])
     """
-    n, flat = binning.bins.count, entries.reshape(-1)
-    if n > NARROW or flat.device.type != "cpu" or len(flat) < FEW:
-        return torch.bincount(binning.numbers(flat), minlength=n)
+    flat = entries.reshape(-1)
+    flat = flat if flat.dtype.itemsize > 2 else flat.float()
+    if flat.device.type != "cpu" or len(flat) < FEW:
+        return _by_number(flat, binning)
+    zero, bound = binning.zero, binning.near_zero
+    if zero is None or bound is None:
+        return _by_pairs(flat, binning)
+    whole = len(flat) - len(flat) % PIECE
+    pieces = flat[:whole].reshape(-1, PIECE)
+    some = _near(pieces[:: 1 + len(pieces) // FEW_PIECES], bound)
+    if 2 * int(some.sum()) < len(some):
+        return _by_pairs(flat, binning)
+    near = _near(pieces, bound)
+    close = int(near.sum())
+    found = _by_number(flat[whole:], binning)
+    if close < len(pieces):
+        found += _by_pairs(pieces[~near].reshape(-1), binning)
+    below = int(_negative(pieces)[near].sum())
+    found[zero - 1] += below
+    found[zero] += close * PIECE - below
+    return found
+
+
+def _by_number(flat: Tensor, binning: Binning) -> Tensor:
+    return torch.bincount(binning.numbers(flat), minlength=binning.bins.count)
+
+
+def _by_pairs(flat: Tensor, binning: Binning) -> Tensor:
+    """Two bytes make one number, which halves what is counted."""
+    n = binning.bins.count
+    if n > NARROW or len(flat) < FEW:
+        return _by_number(flat, binning)
     codes = torch.zeros(len(flat) + len(flat) % 2, dtype=torch.int8)
     scratch = flat.new_empty(min(BLOCK, len(flat)))
     for at in range(0, len(flat), BLOCK):
@@ -80,6 +118,22 @@ def counted(entries: Tensor, binning: Binning) -> Tensor:
     found = pairs.sum(0) + pairs.sum(1)
     found[0] -= len(codes) - len(flat)
     return found
+
+
+def _near(pieces: Tensor, bound: float) -> Tensor:
+    """Which pieces have no entry of at least that magnitude."""
+    return (pieces.amax(1) < bound) & (pieces.amin(1) > -bound)
+
+
+def _negative(pieces: Tensor) -> Tensor:
+    """How many entries of each piece are negative, if all are of a magnitude below 1.
+
+    Their floors are -1, those of others 0.
+    """
+    rows = max(1, BLOCK // PIECE)
+    scratch = pieces.new_empty(min(rows, len(pieces)), PIECE)
+    blocks = torch.split(pieces, rows)
+    return -torch.cat([torch.floor(b, out=scratch[: len(b)]).sum(1) for b in blocks])
 
 
 def counted_pairs(first: Tensor, numbers: Tensor, one: Binning, other: int) -> Tensor:

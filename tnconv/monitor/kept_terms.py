@@ -4,8 +4,9 @@ Norms, projections, second moments and histograms of the samples' gradients are 
 the directions of the step are known: see `tnconv.monitor.sample_sums`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from tnconv.models.sample_maps import Batch
 from tnconv.models.terms import Term
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 
-PART = 2**24  # entries of samples' gradients at a time
+PART = 2**20  # entries of samples' gradients at a time: they stay in the cache
+SMALL = 2**12  # entries of parameters that are worth no parts, and are worked on together
 Chosen = Callable[[int], Tensor | None]
 """From a number of samples, those that are measured; None for all."""
 
@@ -42,7 +44,7 @@ class TermCollector(Collector):
 
     terms: list[tuple[nn.Parameter, Term, Pass, int]] = field(default_factory=list)
     chosen: Chosen = lambda samples: None
-    wanted: Callable[[nn.Parameter], bool] = lambda parameter: True
+    wanted: Set[nn.Parameter] | None = None  # None for all
     indices: dict[Pass, Tensor | None] = field(default_factory=dict)
 
     def receive(
@@ -54,18 +56,27 @@ class TermCollector(Collector):
         vectors: int | None = None,
         part: int = 0,
     ) -> None:
-        if source == LOSS_GRADIENT:
-            index, plain = self._index(here), _is_plain(call, here.samples)
-            if index is not None and plain:
-                call, grad_output = _narrowed(call, index), grad_output[index]
-            size = _part(call)
-            if plain and size < call.output_shape[0]:
-                for at in range(0, call.output_shape[0], size):
-                    some = slice(at, at + size)
-                    few = _narrowed(call, some)
-                    super().receive(here, few, grad_output[some], source, vectors, at)
-                return
-        super().receive(here, call, grad_output, source, vectors, part)
+        if source != LOSS_GRADIENT:
+            super().receive(here, call, grad_output, source, vectors, part)
+            return
+        if not any(self._wants(p) for _, p in call.parameters) and self.sources == (source,):
+            self.passes.add(here)
+            call.release()
+            return
+        index, plain = self._index(here), _is_plain(call, here.samples)
+        if index is not None and plain:
+            call, grad_output = _narrowed(call, index), grad_output[index]
+        sizes = [_part(call, p, here.uses[p] == 1) if plain else 0 for _, p in call.parameters]
+        named = list(zip(call.parameters, sizes, strict=True))
+        whole = [each for each, size in named if not size]
+        if whole == [*call.parameters]:
+            super().receive(here, call, grad_output)
+        elif whole:
+            super().receive(here, _narrowed(call, slice(None), whole), grad_output)
+        for each, size in named:
+            for at in range(0, len(grad_output), size) if size else ():
+                some = slice(at, at + size)
+                super().receive(here, _narrowed(call, some, [each]), grad_output[some], part=at)
 
     def add(
         self,
@@ -77,12 +88,15 @@ class TermCollector(Collector):
     ) -> None:
         if source != LOSS_GRADIENT:
             super().add(parameter, term, here, source, part)
-        elif self.wanted(parameter):
+        elif self._wants(parameter):
             assert here is not None
             index = self._index(here)
             if index is not None and samples_of(term) == here.samples != len(index):
                 term = Term.known(term.gradients[index])
             self.terms.append((parameter, term, here, part))
+
+    def _wants(self, parameter: nn.Parameter) -> bool:
+        return self.wanted is None or parameter in self.wanted
 
     def _index(self, here: Pass) -> Tensor | None:
         if here not in self.indices:
@@ -100,15 +114,20 @@ class KeepingObservation(Observation):
     failure: str | None = None
 
     def __init__(
-        self, model: nn.Module, more: Sequence[Quantity[Any]], chosen: Chosen, batch_dim: int = 0
+        self,
+        model: nn.Module,
+        more: Sequence[Quantity[Any]],
+        chosen: Chosen,
+        wanted: Set[nn.Parameter] | None = None,
+        batch_dim: int = 0,
     ) -> None:
-        self._chosen = chosen
+        self._chosen, self._wanted = chosen, wanted
         super().__init__(model, [Kept(), *more], batch_dim=batch_dim)
 
     def _reset(self) -> None:
         super()._reset()
         assert isinstance(self.collector, TermCollector)
-        self.collector.chosen = self._chosen
+        self.collector.chosen, self.collector.wanted = self._chosen, self._wanted
 
     @property
     def kept(self) -> TermCollector:
@@ -149,23 +168,29 @@ def _is_plain(call: Call, samples: int) -> bool:
     return call.described and rows and fast and call.output_shape[:1] == (samples,)
 
 
-def _part(call: Call) -> int:
-    """How many samples' gradients are worked on at a time: as many as stay in the cache.
+def _part(call: Call, parameter: nn.Parameter, once: bool) -> int:
+    """How many samples' gradients of a parameter are worked on at a time; 0 for all of them.
 
-    Calls with one position have gradients that are not written out.
+    A call with one position has gradients that are not written out. What is used several times has
+    the same parts in all calls, whatever they are.
     """
-    if len(call.output_shape) < 3:
-        return call.output_shape[0]
-    entries = max(p.numel() for _, p in call.parameters)
-    return max(1, PART // max(1, entries))
+    samples = call.output_shape[0]
+    if parameter.numel() <= SMALL or (once and len(call.output_shape) < 3):
+        return 0
+    parts = ceil(samples * parameter.numel() / PART)
+    return ceil(samples / parts) if parts > 1 else 0
 
 
-def _narrowed(call: Call, index: Tensor | slice) -> Call:
-    """The call on some of its samples."""
+def _narrowed(
+    call: Call,
+    index: Tensor | slice,
+    parameters: Sequence[tuple[str, nn.Parameter]] | None = None,
+) -> Call:
+    """The call on some of its samples, for some of its parameters."""
     given = tuple(x[index] for x in call.given)
     shape = (len(given[0]), *call.output_shape[1:])
-    name, module, own = call.name, call.module, call.parameters
-    return Call(name, module, given, {}, shape, None, True, own)
+    own = call.parameters if parameters is None else tuple(parameters)
+    return Call(call.name, call.module, given, {}, shape, None, True, own)
 
 
 @torch.no_grad()

@@ -32,48 +32,52 @@ def lightning_callback(
     """
     base: Any = import_module("lightning.pytorch").Callback
 
-    class MonitorCallback(base):  # type: ignore[misc]
-        """Attaches the monitor when training starts."""
+    class MonitorCallback(_Hooks, base):  # type: ignore[misc]
+        """The hooks as a callback of Lightning."""
 
-        def __init__(self) -> None:
-            self.monitor: Monitor | None = None
-            self._state: dict[str, Any] | None = None
+    return MonitorCallback(model, loss_fn, prefix, options)
 
-        @property
-        def state_key(self) -> str:
-            return "tnconv.Monitor"
 
-        def on_train_start(self, trainer: Any, module: Any) -> None:
-            watched = _of(module, model) if model is not None else module
-            loss = _of(module, loss_fn) if isinstance(loss_fn, str) else loss_fn
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
+class _Hooks:
+    """Attaches the monitor when training starts."""
 
-            def log(scalars: dict[str, float], step: int) -> None:
-                named = {prefix + name: value for name, value in scalars.items()}
-                for logger in trainer.loggers:
-                    logger.log_metrics(named, step)
+    state_key = "tnconv.Monitor"
 
-            sinks = [*options.get("sinks", ()), log]
-            more = {name: value for name, value in options.items() if name != "sinks"}
-            self.monitor = Monitor(watched, loss, scaler=scaler, sinks=sinks, **more)
-            if self._state is not None:
-                self.monitor.load_state_dict(self._state)
-            self.monitor.attach(trainer.optimizers[0])
+    def __init__(self, model: Any, loss_fn: Any, prefix: str, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.monitor: Monitor | None = None
+        self._state: dict[str, Any] | None = None
+        self._model, self._loss_fn, self._prefix, self._options = model, loss_fn, prefix, options
 
-        def on_train_end(self, trainer: Any, module: Any) -> None:
-            if self.monitor is not None:
-                self.monitor.detach()
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        loss = self._loss_fn
+        watched = module if self._model is None else _of(module, self._model)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
 
-        def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-            self.on_train_end(trainer, module)
+        def log(scalars: dict[str, float], step: int) -> None:
+            named = {self._prefix + name: value for name, value in scalars.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(named, step)
 
-        def state_dict(self) -> dict[str, Any]:
-            return {} if self.monitor is None else self.monitor.state_dict()
+        more = {**self._options, "sinks": [*self._options.get("sinks", ()), log]}
+        loss = _of(module, loss) if isinstance(loss, str) else loss
+        self.monitor = Monitor(watched, loss, scaler=scaler, **more)
+        if self._state is not None:
+            self.monitor.load_state_dict(self._state)
+        self.monitor.attach(trainer.optimizers[0])
 
-        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            self._state = state_dict or None
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        if self.monitor is not None:
+            self.monitor.detach()
 
-    return MonitorCallback()
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        self.on_train_end(trainer, module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.monitor is None else self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = state_dict or None
 
 
 def _of(module: Any, which: str | Callable[[Any], Any]) -> Any:

@@ -8,11 +8,13 @@ everything, and freed. Nothing here knows a layer's type.
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
 
 from tnconv import diagrams
+from tnconv.codegen import Program, compile
 from tnconv.diagrams.affine import Tensor as Operand
 from tnconv.models.layers import Operation, explicit
 from tnconv.models.terms import Term
@@ -21,6 +23,7 @@ from tnconv.monitor.kept_terms import samples_of
 from tnconv.monitor.needs import GradientHistogram, JointHistogram
 from tnconv.quantities.first_order import NORMS, SQUARES
 
+MEASURED = 2**18  # entries of gradients from which on it pays to measure programs for them
 ROWS = 2**20  # entries of outer products that are written out at a time
 
 
@@ -29,6 +32,7 @@ class Wanted:
     """What is to be made of the samples' gradients; times ``unit`` they are g[n]."""
 
     norms: bool = False
+    each_norm: bool = False  # of every sample over all parameters, too
     squares: bool = False
     histograms: Mapping[Hashable, tuple[GradientHistogram | JointHistogram, Binning]] = field(
         default_factory=dict
@@ -40,90 +44,160 @@ class Wanted:
 
 @dataclass
 class Found:
-    """Of one parameter in one pass: in the units of the terms, but for histograms and largest."""
+    """Of some parameters in one pass: in the units of the terms, but for histograms and largest.
 
-    norms: Tensor | None = None  # (n)
+    ``counts`` are of all of them together, or of each where the histogram is layerwise.
+    """
+
+    norms: Sequence[Tensor] = ()  # (n), of each parameter
     projections: Tensor | None = None  # (k, n)
-    squares: Tensor | None = None
-    counts: dict[Hashable, Tensor] = field(default_factory=dict)
+    squares: Sequence[Tensor] = ()  # of each parameter
+    counts: dict[Hashable, list[Tensor]] = field(default_factory=dict)
     largest: float = 0.0
+
+    def count(self, key: Hashable, counts: Tensor) -> None:
+        """Add to the counts of one parameter."""
+        held = self.counts.setdefault(key, [])
+        held[:] = [held[0] + counts] if held else [counts]
+
+
+class Directions:
+    """Directions ``(k, *θ)`` to project on, by number of the parameter; rows are stacked once."""
+
+    def __init__(self, sources: Sequence[Sequence[Tensor]]) -> None:
+        self._sources = sources
+        self._stacked: dict[tuple[int, ...], Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._sources)
+
+    def of(self, at: int) -> list[Tensor]:
+        """Each direction's part of one parameter."""
+        return [each[at] for each in self._sources]
+
+    def rows(self, numbers: tuple[int, ...], like: Tensor) -> Tensor:
+        """``(k, j)``, of the entries of some parameters one after the other."""
+        if numbers not in self._stacked:
+            rows = [torch.cat([each[at].reshape(-1) for at in numbers]) for each in self._sources]
+            self._stacked[numbers] = torch.stack(rows).to(like.dtype)
+        return self._stacked[numbers]
 
 
 @torch.no_grad()
-def contracted(term: Term, wanted: Wanted, directions: Sequence[Tensor], at: int) -> Found:
+def contracted(term: Term, wanted: Wanted, directions: Directions, at: int) -> Found:
     """What is wanted of one parameter's samples.
 
     Args:
         term: of the parameter, in one pass.
         wanted: says what.
-        directions: to project on, each in the parameter's shape.
+        directions: to project on.
         at: the number of the parameter.
     """
-    found = Found()
-    if (factors := _factors(term)) is not None:
-        _of_products(*factors, wanted, directions, at, found)
-    elif wanted.histograms or directions or term.v is None:
-        _of_gradients(term, wanted, directions, at, found)
-    else:
-        _by_program(term, wanted, found)
+    if (factors := outer_factors(term)) is not None:
+        return _of_products(*factors, wanted, directions.of(at), at)
+    if wanted.histograms or directions or term.v is None:
+        return together({at: _written_out(term).flatten(1)}, wanted, directions)
+    return _by_program(term, wanted)
+
+
+@torch.no_grad()
+def together(given: Mapping[int, Tensor], wanted: Wanted, directions: Directions) -> Found:
+    """What is wanted of some parameters' gradients ``(n, j)``, by number, of the same samples."""
+    found, parts = Found(), list(given.values())
+    each = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    if wanted.norms:
+        found.norms = [torch.linalg.vector_norm(g, dim=1).square_() for g in parts]
+    if wanted.squares:
+        squares = torch.linalg.vector_norm(each, dim=0).square_()
+        found.squares = torch.split(squares, [g.shape[1] for g in parts])
+    if directions:
+        found.projections = directions.rows(tuple(given), each) @ each.T
+    for key, (need, binning) in wanted.histograms.items():
+        numbers = [wanted.parameter_bins[key][at] for at in given] if _joint(need) else ()
+        if need.layerwise:
+            each_numbers: Sequence[Tensor | None] = numbers or [None] * len(parts)
+            pairs = zip(parts, each_numbers, strict=True)
+            found.counts[key] = [_counted(g, need, binning, own) for g, own in pairs]
+        else:
+            own = None if not numbers else numbers[0] if len(numbers) == 1 else torch.cat(numbers)
+            found.counts[key] = [_counted(each, need, binning, own)]
+    if wanted.largest and each.numel():
+        found.largest = abs(wanted.unit) * float(torch.maximum(each.max(), -each.min()))
     return found
 
 
-def _of_gradients(
-    term: Term, wanted: Wanted, directions: Sequence[Tensor], at: int, found: Found
-) -> None:
-    """Everything from one contraction."""
-    each = term.gradients.flatten(1)
-    if wanted.norms:
-        found.norms = torch.linalg.vector_norm(each, dim=1).square_()
-    if wanted.squares:
-        found.squares = torch.linalg.vector_norm(each, dim=0).square_()
-    if directions:
-        stacked = torch.stack([u.reshape(-1).to(each.dtype) for u in directions])
-        found.projections = stacked @ each.T
-    _count(each, wanted, at, found)
+def _written_out(term: Term) -> Tensor:
+    """The gradients ``(n, *θ)``: of many entries by the program that is the fastest here."""
+    operands = term.operands
+    like = next(iter(operands.values()))
+    known = term.v is None or term.vectors is not None or term.operation.recipe is explicit
+    if known or not like.is_cpu:
+        return term.gradients
+    program = _fastest(term.operation, term.operand, like.dtype)
+    if program is None:
+        return term.gradients
+    return program.run(*[operands[name] for name in program.operands])
 
 
-def _by_program(term: Term, wanted: Wanted, found: Found) -> None:
+@lru_cache(maxsize=1024)
+def _fastest(operation: Operation, operand: str, dtype: torch.dtype) -> Program | None:
+    """Measured once: it runs at every step that is watched. None where that is not worth it.
+
+    What is measured draws no random numbers of the run's.
+    """
+    network = diagrams.per_sample_gradients(operation.networks[operand], operand)
+    if prod(network.shape) < MEASURED:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        return compile(network, tune=True, dtype=dtype)
+
+
+def _joint(need: GradientHistogram | JointHistogram) -> bool:
+    return isinstance(need, JointHistogram)
+
+
+def _counted(
+    each: Tensor,
+    need: GradientHistogram | JointHistogram,
+    binning: Binning,
+    numbers: Tensor | None,
+) -> Tensor:
+    """A histogram of gradients ``(n, j)``, or of pairs with parameters in known bins ``(j)``."""
+    if isinstance(need, GradientHistogram):
+        return counted(each, binning)
+    assert numbers is not None
+    return counted_pairs(each, numbers, binning, need.parameter.count)
+
+
+def _by_program(term: Term, wanted: Wanted) -> Found:
     """What needs no gradients written out, in one program."""
     statistics = [NORMS] * wanted.norms + [SQUARES] * wanted.squares
     values = iter(term.values(statistics))
-    found.norms = next(values) if wanted.norms else None
-    found.squares = next(values).flatten() if wanted.squares else None
-
-
-def _count(each: Tensor, wanted: Wanted, at: int, found: Found) -> None:
-    """Histograms of gradients ``(n, j)``; counts add to those that are there."""
-    for key, (need, binning) in wanted.histograms.items():
-        if isinstance(need, GradientHistogram):
-            counts = counted(each, binning)
-        else:
-            numbers = wanted.parameter_bins[key][at]
-            counts = counted_pairs(each, numbers, binning, need.parameter.count)
-        found.counts[key] = found.counts[key] + counts if key in found.counts else counts
-    if wanted.largest and each.numel():
-        found.largest = max(found.largest, wanted.unit * float(each.abs().max()))
+    norms = [next(values)] if wanted.norms else []
+    return Found(norms, squares=[next(values).flatten()] if wanted.squares else [])
 
 
 def _of_products(
-    v: Tensor, x: Tensor, wanted: Wanted, directions: Sequence[Tensor], at: int, found: Found
-) -> None:
+    v: Tensor, x: Tensor, wanted: Wanted, directions: Sequence[Tensor], at: int
+) -> Found:
     """Everything of ``v[n, d] x[n, c]``, which is not written out but for some histograms."""
+    found = Found()
     if wanted.norms:
-        found.norms = v.square().sum(1) * x.square().sum(1)
+        found.norms = [v.square().sum(1) * x.square().sum(1)]
     if wanted.squares:
-        found.squares = (v.square().T @ x.square()).flatten()
+        found.squares = [(v.square().T @ x.square()).flatten()]
     if directions:
         each = [(v * (x @ u.reshape(v.shape[1], -1).to(x.dtype).T)).sum(1) for u in directions]
         found.projections = torch.stack(each)
     if wanted.largest:
-        found.largest = wanted.unit * float((v.abs().amax(1) * x.abs().amax(1)).max())
+        found.largest = abs(wanted.unit) * float((v.abs().amax(1) * x.abs().amax(1)).max())
     joint = {k: h for k, h in wanted.histograms.items() if isinstance(h[0], JointHistogram)}
     for key, (_, binning) in wanted.histograms.items():
         if key not in joint:
-            found.counts[key] = _counts_of_products(v, x, binning)
+            found.count(key, _counts_of_products(v, x, binning))
     if joint:
         _joint_of_products(v, x, wanted, joint, at, found)
+    return found
 
 
 def _counts_of_products(v: Tensor, x: Tensor, binning: Binning) -> Tensor:
@@ -162,11 +236,10 @@ def _joint_of_products(
         for key, (need, binning) in joint.items():
             assert isinstance(need, JointHistogram)
             numbers = wanted.parameter_bins[key][at]
-            counts = counted_pairs(each, numbers, binning, need.parameter.count)
-            found.counts[key] = found.counts[key] + counts if n else counts
+            found.count(key, counted_pairs(each, numbers, binning, need.parameter.count))
 
 
-def _factors(term: Term) -> tuple[Tensor, Tensor] | None:
+def outer_factors(term: Term) -> tuple[Tensor, Tensor] | None:
     """``v (n, d)`` and ``x (n, c)`` whose outer products are the gradients ``(n, d, c)``."""
     if term.v is None or term.vectors is not None or term.operation.recipe is explicit:
         return None

@@ -35,6 +35,7 @@ class Seen:
     last_gradients: Sequence[Tensor] = ()  # g of the step before
     last_updates: Sequence[Tensor] = ()
     squared_norms: Sequence[float] = ()  # Σ_n |g[n]|², by parameter
+    normalisation: tuple[float, float] = (nan, nan)  # Σ_n |g[n]|², |g|² in normalisation layers
     inner: tuple[float, float] = (nan, nan)  # Σ_n and Σ_n ()² of g[n]·g
     along: tuple[float, float] = (nan, nan)  # mean and unbiased variance of g[n]·update
     ahead: tuple[float, float] = (nan, nan)  # the same for the update of the step before

@@ -1,6 +1,7 @@
 """From what a step's hooks collected to what measurements read."""
 
 import time
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tnconv.models.calls import Pass
 from tnconv.monitor.histograms import Binning
+from tnconv.monitor.kept_terms import SMALL, samples_of
 from tnconv.monitor.needs import (
     Activity,
     Bins,
@@ -19,7 +21,7 @@ from tnconv.monitor.needs import (
     JointHistogram,
     Spectrum,
 )
-from tnconv.monitor.sample_sums import Found, Wanted, contracted
+from tnconv.monitor.sample_sums import Directions, Found, Wanted, contracted, together
 from tnconv.monitor.seen import Seen
 from tnconv.monitor.step_watch import Portion, StepWatch
 
@@ -44,9 +46,9 @@ class Ranges:
 
 @dataclass
 class Totals:
-    """Sums over the samples of this worker."""
+    """Sums over the samples of this worker; counts are by parameter where they are layerwise."""
 
-    norms: list[float]
+    norms: list[Tensor]
     squares: list[Tensor | None]
     projections: dict[Pass, Tensor] = field(default_factory=dict)  # (k, n)
     samples: dict[Pass, Tensor] = field(default_factory=dict)  # squared norms (n)
@@ -144,8 +146,8 @@ def _shared(watch: StepWatch, values: Sequence[float]) -> list[float]:
     if workers.count == 1:
         return list(values)
     device = watch.named[0][1].device
-    kind = torch.float32 if device.type == "mps" else torch.float64
-    found: list[float] = workers.sums([torch.tensor(values, dtype=kind, device=device)])[0].tolist()
+    given = torch.tensor(values, dtype=widest(device), device=device)
+    found: list[float] = workers.sums([given])[0].tolist()
     return found
 
 
@@ -179,7 +181,8 @@ def _by_sample(
     seen.has |= {"histograms", *bins}
     if wanted.largest:
         ranges.gradient = totals.largest
-        ranges.parameter = max(float(p.abs().max()) for p in _parameters(watch) if p.numel())
+        if any(isinstance(need, JointHistogram) for need in bins):
+            ranges.parameter = max(float(p.abs().max()) for p in _parameters(watch) if p.numel())
 
 
 def _parameters(watch: StepWatch) -> list[Tensor]:
@@ -211,47 +214,75 @@ def _wanted(
             continue
         histograms[need] = need, Binning(bins[need][0], factor)
     adapts = any(need.adapts for need in bins)  # type: ignore[attr-defined]
-    norms, squares = "squared_norms" in watch.needs, "squares" in watch.needs
-    return Wanted(norms, squares, histograms, numbers, adapts, factor), bins
+    each, squares = "largest_sample" in watch.needs, "squares" in watch.needs
+    norms = each or bool(watch.needs & {"squared_norms", "normalisation"})
+    return Wanted(norms, each, squares, histograms, numbers, adapts, factor), bins
 
 
 def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]]) -> Totals:
+    """Everything of all terms; small parameters of the same samples are worked on together."""
     numbers = {p: at for at, (_, p) in enumerate(watch.named)}
-    totals = Totals([0.0] * len(numbers), [None] * len(numbers))
-    totals.counts = {key: [None] * len(numbers) for key in wanted.histograms}
+    device = watch.named[0][1].device
+    zero = torch.zeros((), dtype=widest(device), device=device)
+    totals = Totals([zero] * len(numbers), [None] * len(numbers))
+    for key, (need, _) in wanted.histograms.items():
+        totals.counts[key] = [None] * (len(numbers) if need.layerwise else 1)
+    directions, apart = Directions(sources), wanted.each_norm
+    small: dict[Hashable, dict[int, Tensor]] = defaultdict(dict)
+    places: dict[Hashable, tuple[Pass, int]] = {}
     while watch.terms:  # each is freed once it was used
         parameter, term, here, first = watch.terms.pop(0)
-        at = numbers[parameter]
-        directions = [each[at] for each in sources]
-        _add(
-            totals,
-            contracted(term, wanted, directions, at),
-            at,
-            here,
-            first,
-            _measured(watch, here),
-        )
+        at, samples = numbers[parameter], samples_of(term)
+        if parameter.numel() > SMALL:
+            found = contracted(term, wanted, directions, at)
+            _add(totals, found, [at], here, first, _measured(watch, here), apart)
+        else:
+            each = term.gradients.flatten(1)
+            again = sum(at in given and here is places[key][0] for key, given in small.items())
+            place = here, first, samples, each.dtype, each.device, again
+            small[place][at], places[place] = each, (here, first)
+    for key, given in small.items():
+        here, first = places[key]
+        found = together(given, wanted, directions)
+        _add(totals, found, list(given), here, first, _measured(watch, here), apart)
     return totals
 
 
-def _add(totals: Totals, found: Found, at: int, here: Pass, first: int, samples: int) -> None:
-    """Add what was found of the samples from the first on."""
-    if found.norms is not None:
-        each = found.norms.double()
-        totals.norms[at] += float(each.sum())
-        held = totals.samples.setdefault(here, each.new_zeros(samples))
-        held[first : first + len(each)] += each
-    if found.squares is not None:
+def _add(
+    totals: Totals,
+    found: Found,
+    parameters: Sequence[int],
+    here: Pass,
+    first: int,
+    samples: int,
+    apart: bool,
+) -> None:
+    """Add what was found of some parameters and of the samples from the first on."""
+    wide, device = totals.norms[0].dtype, totals.norms[0].device
+    for at, norms in zip(parameters, found.norms, strict=False):
+        each = norms.to(device)
+        totals.norms[at] = totals.norms[at] + each.sum(dtype=wide)
+        if apart:
+            held = totals.samples.setdefault(here, each.new_zeros(samples, dtype=wide))
+            held[first : first + len(each)] += each
+    for at, squares in zip(parameters, found.squares, strict=False):
         before = totals.squares[at]
-        totals.squares[at] = found.squares if before is None else before + found.squares
+        totals.squares[at] = squares if before is None else before + squares
     if found.projections is not None:
-        own = found.projections.double()
+        own = found.projections.to(device, wide)
         held = totals.projections.setdefault(here, own.new_zeros(len(own), samples))
         held[:, first : first + own.shape[1]] += own
     for key, counts in found.counts.items():
-        known = totals.counts[key][at]
-        totals.counts[key][at] = counts if known is None else known + counts
+        whole = totals.counts[key]
+        for place, each in zip(parameters if len(whole) > 1 else [0], counts, strict=True):
+            known = whole[place]
+            whole[place] = each if known is None else known + each
     totals.largest = max(totals.largest, found.largest)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating-point dtype of a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _moments(
@@ -265,13 +296,17 @@ def _moments(
     """Sums over all workers' samples of norms and projections."""
     each = [totals.projections[here] for here in watch.passes if here in totals.projections]
     given = torch.cat(each, 1) if each else torch.zeros(len(directions), 0, dtype=torch.float64)
-    sums = [float(given.shape[1]), *totals.norms]
+    sums = [float(given.shape[1]), *torch.stack(totals.norms).tolist()]
     sums += given.sum(1).tolist() + given.square().sum(1).tolist()
     n, *rest = _shared(watch, sums)
     p, k = len(totals.norms), len(directions)
     if "squared_norms" in watch.needs:
         seen.squared_norms = [weight * factor**2 * norm for norm in rest[:p]]
         seen.has.add("squared_norms")
+    if "normalisation" in watch.needs:
+        unit = seen.samples / watch.subject.workers.count / factor
+        seen.normalisation = _normalisation(watch, rest[:p], weight * factor**2, unit)
+        seen.has.add("normalisation")
     if "largest_sample" in watch.needs:
         own = max((float(norms.max()) for norms in totals.samples.values()), default=0.0)
         workers = watch.subject.workers
@@ -289,6 +324,16 @@ def _moments(
         seen.has.add(name)
 
 
+def _normalisation(
+    watch: StepWatch, norms: Sequence[float], weight: float, unit: float
+) -> tuple[float, float]:
+    """``Σ_n |g[n]|²`` and ``|g|²`` in the parameters of normalisation layers alone."""
+    chosen = {*watch.subject.normalising}
+    at = [number for number, (_, p) in enumerate(watch.named) if p in chosen]
+    mean = sum((float(watch.norms[number]) / unit) ** 2 for number in at)
+    return weight * sum(norms[number] for number in at), mean
+
+
 def _histogram(
     watch: StepWatch, key: Hashable, counts: Sequence[Tensor | None], bins: Sequence[Bins]
 ) -> Mapping[str, Any]:
@@ -296,7 +341,10 @@ def _histogram(
     assert isinstance(key, GradientHistogram | JointHistogram)
     shape = [each.count for each in bins]
     device = watch.named[0][1].device
-    own = [torch.zeros(shape, dtype=torch.int64, device=device) if c is None else c for c in counts]
+    own = [
+        torch.zeros(shape, dtype=torch.int64, device=device) if c is None else c.to(device)
+        for c in counts
+    ]
     shared = [c.cpu().numpy() for c in watch.subject.workers.sums(own)]
     edges = [Binning(each).edges.numpy() for each in bins]
     shown: Any = edges[0] if len(edges) == 1 else tuple(edges)

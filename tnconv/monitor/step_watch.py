@@ -19,9 +19,11 @@ from tnconv.monitor.sample_losses import sample_losses
 from tnconv.monitor.step_curvature import HessianProducts, by_layers, by_walk, exactly
 from tnconv.monitor.subject import Subject, whole
 
-BY_SAMPLE = frozenset(
+OF_ALL = frozenset(
     ("squared_norms", "largest_sample", "inner", "along", "ahead", "squares", "histograms")
 )
+"""Needs that take gradients of single samples in all parameters."""
+BY_SAMPLE = OF_ALL | {"normalisation"}
 """Needs that take gradients of single samples."""
 
 
@@ -75,8 +77,9 @@ class StepWatch:
         layered = [d for need in self._of(Diagonal) if (d := by_layers(need, subject.generator))]
         if self.needs.intersection(BY_SAMPLE) or layered:
             chosen = partial(index_of, measured=subject.samples, generator=subject.generator)
+            some = None if self.needs & OF_ALL else frozenset(subject.normalising)
             self._observation = KeepingObservation(
-                subject.model, layered, chosen, subject.batch_dim
+                subject.model, layered, chosen, some, subject.batch_dim
             )
             self._stack.enter_context(self._observation.watched())
         if Diagonal("diag_h") in self.needs:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from tnconv.diagrams.notices import warn
 from tnconv.losses.reductions import Reduction, reduction_of
@@ -14,6 +15,7 @@ from tnconv.monitor.step_curvature import Spectra
 from tnconv.optim.workers import Workers
 
 Loss = Callable[..., Tensor]
+NORMALISING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
 
 
 @dataclass(eq=False)
@@ -48,6 +50,13 @@ class Subject:
     def mixing(self) -> str | None:
         """A layer that normalises by the batch's statistics now, so that samples see each other."""
         return next((n for n, m in self.core.named_modules() if mixes_samples(m)), None)
+
+    @property
+    def normalising(self) -> list[nn.Parameter]:
+        """Parameters that learn of layers that normalise every sample by itself."""
+        modules = [m for m in self.core.modules() if isinstance(m, NORMALISING)]
+        own = [p for m in modules if not mixes_samples(m) for p in m.parameters(recurse=False)]
+        return [p for p in own if p.requires_grad]
 
     def leave_out(self, need: Hashable, reason: str) -> None:
         """Do not try for something again; the first time, say why."""

@@ -26,7 +26,7 @@ from tnconv.monitor.schedules import Linear, Schedule
 from tnconv.monitor.seen import Seen
 from tnconv.monitor.sinks import Sink, deliver
 from tnconv.monitor.step_results import Ranges, seen_of
-from tnconv.monitor.step_watch import BY_SAMPLE, StepWatch
+from tnconv.monitor.step_watch import BY_SAMPLE, OF_ALL, StepWatch
 from tnconv.monitor.subject import Loss, Subject, copies, reduction_in
 from tnconv.optim.workers import Workers
 
@@ -108,26 +108,29 @@ class Monitor:
         process_group: "dist.ProcessGroup | Literal['local'] | None" = None,
     ) -> None:
         instances(model=model, **optional(loss_fn=loss_fn))
+        if samples is not None and samples < 1:
+            raise ValueError(f"samples is {samples}; expected at least 1")
         self.budget = None if budget is None else Budget(budget, samples)
         self.measurements = measurements(quantities, curvature, products)
         if budget is not None:
             self.measurements = [sampled(each) for each in self.measurements]
         self.schedule = Linear(every) if isinstance(every, int) else every
-        if samples is not None and samples < 1:
-            raise ValueError(f"samples is {samples}; expected at least 1")
-        generator = torch.Generator().manual_seed(seed)
-        workers = Workers(process_group, model)
-        reduction = reduction_in(loss_fn, reduction)
-        self.subject = Subject(
-            *(model, loss_fn, reduction, workers, generator, samples, scaler, batch_dim)
-        )
         self.optimizer = optimizer
         self._expect_plain_sgd()
+        generator, reduction = torch.Generator().manual_seed(seed), reduction_in(loss_fn, reduction)
+        workers = Workers(process_group, model)
+        settings = workers, generator, samples, scaler, batch_dim
+        self.subject = Subject(model, loss_fn, reduction, *settings)
         self.sinks, self._rules = tuple(sinks), Alerts(tuple(alerts))
+        self._prepare(folder)
+
+    def _prepare(self, folder: str | Path | None) -> None:
+        """Everything before the first step."""
+        named = self.subject.named
         self.records: list[dict[str, Any]] = []
         self.alerts: list[tuple[int, Alert]] = []
         self.steps = 0
-        self._start = copies([p for _, p in self.subject.named]) if self._ever("start") else []
+        self._start = copies([p for _, p in named]) if self._ever("start") else []
         self._ranges, self._warned = Ranges(), False
         self._last: Seen | None = None
         self._followed: tuple[Measurement, ...] = ()
@@ -136,10 +139,10 @@ class Monitor:
         self._due: list[Measurement] = []
         self._handles: list[Any] = []
         self._writer: RunWriter | None = None
-        if folder is not None and workers.rank == 0:
-            names = [name for name, _ in self.subject.named]
+        if folder is not None and not self.subject.workers.rank:
             kinds = [each.name for each in self.measurements]
-            self._writer = RunWriter(folder, {"parameters": names, "quantities": kinds})
+            header = {"parameters": [name for name, _ in named], "quantities": kinds}
+            self._writer = RunWriter(folder, header)
 
     @contextmanager
     def step(self) -> Iterator[Self]:
@@ -218,17 +221,28 @@ class Monitor:
         needs = {need for m in self._due for need in m.needed()}
         needs |= {need for m in self._followed for need in m.next_needs}
         needs |= self._implied(needs)
-        mixing = self.subject.mixing
-        if mixing is not None and needs.intersection(BY_SAMPLE):
-            reason = f"layer {mixing!r} normalises by the batch's statistics, so no sample has a "
-            self.subject.leave_out("gradients of single samples", f"{reason}gradient of its own")
-            needs = {need for need in needs if not of_samples(need)}
+        needs = self._possible(needs)
         if "before" in needs:
             self._before = copies([p for _, p in named])
         self._watch = StepWatch(self.subject, frozenset(needs), named)
         if self._due or self._followed:
             self._watch.open()
         self._began, self._own = begin, self._now() - begin
+
+    def _possible(self, needs: set[Hashable]) -> set[Hashable]:
+        """Without what the model's layers do not allow, with one warning if that is missed."""
+        subject = self.subject
+        if "normalisation" in needs and not subject.normalising:
+            needs = needs - {"normalisation"}
+        if not needs.intersection(BY_SAMPLE) and not any(map(of_samples, needs)):
+            return needs
+        mixing = subject.mixing
+        if mixing is None:
+            return needs
+        if needs.intersection(OF_ALL):
+            reason = f"layer {mixing!r} normalises by the batch's statistics, so no sample has a "
+            subject.leave_out("gradients of single samples", f"{reason}gradient of its own")
+        return {need for need in needs if not of_samples(need)}
 
     def _now(self) -> float:
         if self.budget is None:

@@ -8,12 +8,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from tnconv import diagrams
 from tnconv.codegen import Program
 from tnconv.codegen.tiers import Build, device_of, looked_up
-from tnconv.diagrams import Expression, Leg
-from tnconv.models.layers import Operation, explicit, known
-from tnconv.models.terms import Term
+from tnconv.diagrams import Leg
+from tnconv.models.layers import Operation
+from tnconv.operators.low_rank.grams import comparable, pair_network
 from tnconv.operators.low_rank.rows import JacobianRows
 
 Tied = Literal["trace", "class_diagonal", "sample_diagonal"]
@@ -31,8 +30,7 @@ def tied_gram(rows: JacobianRows, other: JacobianRows | None, name: str, reduce:
     if name not in rows.terms or name not in second.terms:
         return _zeros(rows, second, reduce)
     term, right = rows.terms[name], second.terms[name]
-    if (term.v is None) != (right.v is None) or term.operand != right.operand:
-        term, right = (Term.known(each.gradients, each.vectors) for each in (term, right))
+    term, right = comparable(term, right)
     given = term.operands | {f"other_{key}": each for key, each in right.operands.items()}
     like = next(iter(given.values()))
     limit = None if rows.memory_limit is None else (rows.memory_limit, like.dtype)
@@ -53,13 +51,7 @@ def _program(
     other_vectors: int | None,
     limit: tuple[int, object] | None,
 ) -> Program:
-    layers = operation.networks[operand], other.networks[operand]
-    kept, summed = LEGS[reduce]
-    network: Expression = diagrams.ntk_block(
-        *layers, operand, vectors, other_vectors, tied=kept, summed=summed
-    )
-    for cotangent, each in (("grad_output", operation), ("other_grad_output", other)):
-        network = known(network, cotangent) if each.recipe is explicit else network
+    network = pair_network(operation, other, operand, vectors, other_vectors, *LEGS[reduce])
     if limit is None:
         return compiled(network, device=device)
     return compiled(network, device=device, memory_limit=limit[0], dtype=limit[1])

@@ -35,7 +35,8 @@ class CurvatureOperator(SymmetricOperator):
     It belongs to ``loss_fn(model(inputs), targets)`` of all pairs in ``batches`` taken as one
     batch: with a mean, every batch has the share of what it divides by, exactly for the losses that
     `tnconv` knows, by the number of samples for others. Where several batches' loss says nothing of
-    its ``reduction``, that is an argument.
+    its ``reduction``, that is an argument. Samples are counted along dimension ``batch_dim`` of the
+    inputs.
 
     ``parameters`` names those that count, by default all that learn. A vector is a flat tensor or
     array of all of them, a tuple of tensors in their shapes, or a mapping by name; a product has
@@ -59,6 +60,7 @@ class CurvatureOperator(SymmetricOperator):
         *,
         reduction: Reduction | None = None,
         retain_graph: bool | None = None,
+        batch_dim: int = 0,
     ) -> None:
         instances(model=model, loss_fn=loss_fn)
         self.model, self.loss_fn = unwrapped(model), loss_fn
@@ -66,7 +68,8 @@ class CurvatureOperator(SymmetricOperator):
         self.space = _space(self.model, parameters)
         refuse_dropout(self.model)
         self.reduction = reduction or reduction_of(loss_fn)
-        self.shares = _shares(loss_fn, self.batches, self.reduction)
+        self.batch_dim = batch_dim
+        self.shares = _shares(loss_fn, self.batches, self.reduction, batch_dim)
         few = isinstance(self.batches, Sized) and len(self.batches) == 1
         self.retain_graph = few if retain_graph is None else retain_graph
         self._held: tuple[object, list[Product]] | None = None
@@ -121,8 +124,8 @@ class CurvatureOperator(SymmetricOperator):
             )
 
     @abstractmethod
-    def _product(self, graph: Graph, share: float, batch: int) -> Product:
-        """The product that one batch adds; ``share`` is the factor of its loss."""
+    def _product(self, graph: Graph, share: float, batch: int, inputs: Inputs) -> Product:
+        """The product that one batch, by its number, adds; ``share`` is its loss's factor."""
 
     def _times(self, columns: Tensor) -> Tensor:
         found = self._all([self.space.split(column) for column in columns.unbind(1)])
@@ -160,7 +163,7 @@ class CurvatureOperator(SymmetricOperator):
         given = zip(self.batches, self.shares, strict=True)
         for at, ((inputs, targets), share) in enumerate(given):
             if share:
-                yield self._product(self._graph(inputs, targets), share, at)
+                yield self._product(self._graph(inputs, targets), share, at, inputs)
 
     def _graph(self, inputs: Inputs, targets: Any) -> Graph:
         return Graph.of(self.model, self.names, self.loss_fn, arguments(inputs), targets)
@@ -179,7 +182,7 @@ class HessianOperator(CurvatureOperator):
     ((16, 16), torch.Size([16]))
     """
 
-    def _product(self, graph: Graph, share: float, batch: int) -> Product:
+    def _product(self, graph: Graph, share: float, batch: int, inputs: Inputs) -> Product:
         return lambda vector: _scaled(graph.hessian(vector), share)
 
 
@@ -192,7 +195,7 @@ class GGNOperator(CurvatureOperator):
     torch.Size([4, 3])
     """
 
-    def _product(self, graph: Graph, share: float, batch: int) -> Product:
+    def _product(self, graph: Graph, share: float, batch: int, inputs: Inputs) -> Product:
         def product(vector: Vector) -> Vector:
             middle = graph.loss_hessian(graph.push(vector))
             return graph.pull(_scaled(middle, share))
@@ -250,13 +253,17 @@ def refuse_dropout(model: nn.Module) -> None:
 
 
 def _shares(
-    loss_fn: LossFunction, batches: Iterable[tuple[Inputs, Any]], kind: Reduction | None
+    loss_fn: LossFunction,
+    batches: Iterable[tuple[Inputs, Any]],
+    kind: Reduction | None,
+    batch_dim: int,
 ) -> list[float]:
     """The factor of each batch's loss in that of all: its part of what a mean divides by."""
     if isinstance(batches, Sized) and len(batches) == 1:
         return [1.0]
     parts = [
-        divisor(loss_fn, inputs, targets) if kind == "mean" else 1.0 for inputs, targets in batches
+        divisor(loss_fn, inputs, targets, batch_dim) if kind == "mean" else 1.0
+        for inputs, targets in batches
     ]
     if not parts:
         raise ValueError("there are no batches; expected pairs of inputs and targets")

@@ -13,6 +13,7 @@ from tnconv.losses.reductions import Reduction, divisor
 from tnconv.losses.roots import curvature, recognised
 from tnconv.models.computing import Inputs
 from tnconv.models.modules import mixes_samples
+from tnconv.models.output_places import output_places
 from tnconv.models.propagation import LossFunction
 from tnconv.operators.curvature_operators import GGNOperator, Product
 from tnconv.operators.linearization import Graph
@@ -23,6 +24,9 @@ Fisher = Literal["type-2", "mc", "empirical"]
 
 class FisherOperator(GGNOperator):
     """``F = 1/D Σ_n E[∂l_n/∂θ ∂l_n/∂θᵀ]`` with ``L = 1/D Σ_n l_n``, for a sum both without 1/D.
+
+    All rows of the outputs that depend on one sample, such as logits of its positions, are its own,
+    wherever they are; the batch is dimension ``batch_dim`` of the inputs.
 
     D is what the loss's mean divides by: entries for squared errors, weights of labels for
     cross-entropy, samples for losses that are not known. So l is the negative logarithm of the
@@ -60,6 +64,7 @@ class FisherOperator(GGNOperator):
         generator: torch.Generator | None = None,
         reduction: Reduction | None = None,
         retain_graph: bool | None = None,
+        batch_dim: int = 0,
     ) -> None:
         if fisher not in get_args(Fisher):
             raise ValueError(f"fisher is {fisher!r}; expected one of {get_args(Fisher)}")
@@ -67,9 +72,8 @@ class FisherOperator(GGNOperator):
             raise ValueError(f"samples is {samples}; expected at least 1")
         instances(model=model)
         _refuse_batch_statistics(model)
-        super().__init__(
-            model, loss_fn, batches, parameters, reduction=reduction, retain_graph=retain_graph
-        )
+        how: dict[str, Any] = {"reduction": reduction, "retain_graph": retain_graph}
+        super().__init__(model, loss_fn, batches, parameters, batch_dim=batch_dim, **how)
         if fisher != "empirical":
             recognised(loss_fn)
         elif self.reduction is None:
@@ -78,22 +82,23 @@ class FisherOperator(GGNOperator):
         seed = seed_from(generator)
         self.seed = seed if fisher == "mc" else 0
         mean = fisher == "empirical" and self.reduction == "mean"
-        parts = (divisor(loss_fn, *batch) for batch in self.batches)
+        parts = (divisor(loss_fn, *batch, batch_dim) for batch in self.batches)
         self._factor = sum(parts) if mean else 1.0
 
-    def _product(self, graph: Graph, share: float, batch: int) -> Product:
+    def _product(self, graph: Graph, share: float, batch: int, inputs: Inputs) -> Product:
         if self.fisher == "type-2":
-            return super()._product(graph, share, batch)
+            return super()._product(graph, share, batch, inputs)
         vectors = self._vectors(graph, share, batch)
+        own = output_places(self.model, inputs, self.batch_dim)
 
         def product(vector: Vector) -> Vector:
             (tangent,) = graph.push(vector)
-            return graph.pull((_outer(vectors, tangent),))
+            return graph.pull((_outer(vectors, tangent, own),))
 
         return product
 
     def _vectors(self, graph: Graph, share: float, batch: int) -> Tensor:
-        """``s[m, n, *y]``: the middle of the matrix is ``Σ_m s[m, n] s[m, n]ᵀ`` for a sample."""
+        """``s[m, *y]``: the matrix's middle is ``Σ_m s[m] s[m]ᵀ`` over the entries of a sample."""
         output = graph.output
         if not isinstance(output, Tensor):
             raise TypeError(f"the model gives a {type(output).__name__}; expected a tensor")
@@ -104,11 +109,16 @@ class FisherOperator(GGNOperator):
         return found.samples(self.samples, generator) * sqrt(share)
 
 
-def _outer(vectors: Tensor, tangent: Tensor) -> Tensor:
-    """``Σ_m s[m, n, y] Σ_y' s[m, n, y'] u[n, y']``."""
-    s, u = vectors.flatten(2), tangent.reshape(1, len(tangent), -1)
-    dots = (s * u).sum(2, keepdim=True)
-    return (s * dots).sum(0).reshape(tangent.shape)
+def _outer(vectors: Tensor, tangent: Tensor, own: Tensor) -> Tensor:
+    """``Σ_m s[m, n, y] Σ_y' s[m, n, y'] u[n, y']``, with a sample's entries at its ``own`` places.
+
+    Entries are read in the order of the output's dimensions where these have the samples in front.
+    """
+    s, u = vectors.flatten(1)[:, own], tangent.flatten()[own]
+    found = (s * (s * u).sum(2, keepdim=True)).sum(0)
+    placed = torch.empty_like(tangent).flatten()
+    placed[own.flatten()] = found.flatten()
+    return placed.reshape(tangent.shape)
 
 
 def _refuse_batch_statistics(model: nn.Module) -> None:

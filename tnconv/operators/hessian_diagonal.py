@@ -8,7 +8,6 @@ input: as many as there are features there, unless f is piecewise linear, where 
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from tnconv import diagrams
 from tnconv.given import instances
 from tnconv.losses.roots import Curvature, curvature
-from tnconv.models.bare import choose, noticing
+from tnconv.models.arrangement import is_arranged
+from tnconv.models.bare import Bare, choose, noticing
 from tnconv.models.calls import Call, Pass
 from tnconv.models.capture import alone, watching
 from tnconv.models.checkpoints import refusing_reentrant
@@ -26,7 +26,21 @@ from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, arguments
 from tnconv.models.graph import sources, unexplained
 from tnconv.models.modules import refuse_complex, unwrapped
+from tnconv.models.operation_graph import Graph
 from tnconv.models.propagation import LossFunction
+from tnconv.models.sample_maps import (
+    Batch,
+    Owned,
+    Shared,
+    Silent,
+    along,
+    is_fast,
+    owners,
+    places,
+    resized,
+    whole,
+)
+from tnconv.models.samples import Samples
 from tnconv.operators.residuals import Residual, operation, residuals
 from tnconv.quantities.base import Statistic, Vectors
 
@@ -34,6 +48,8 @@ AT_A_TIME = 32  # columns that are held
 SOURCE = Vectors()
 Columns = tuple[GradientEdge, int, Tensor]
 """Where columns ``(m, n, ...)`` start, and the sign of their squares."""
+Bend = tuple[Residual, Tensor]
+"""A curved node, and the places ``(n, features)`` of samples' entries in its flat input."""
 
 
 def hessian_diagonal(
@@ -45,13 +61,24 @@ def hessian_diagonal(
     *,
     per_sample: bool = False,
     most_features: int = 4096,
+    batch_dim: int = 0,
 ) -> dict[str, Tensor]:
     """``∂²L / ∂θ_i²`` of the loss that was given, in each parameter's shape, by name.
 
-    ``parameters`` names those that count, by default all that learn; those that no gradient reaches
-    are left out. With ``per_sample`` it is each sample's part, of shape ``(n, *parameter)``. A
-    curved activation costs as many backward passes as it has features, unless no parameter that
-    counts is before it; more than ``most_features`` are refused.
+    A curved activation costs as many backward passes as a sample has features there, unless no
+    parameter that counts is before it. As in `tnconv.compute`, samples may be anywhere inside the
+    model.
+
+    Args:
+        model: one whose layers have diagrams and keep samples apart.
+        loss_fn: a loss whose Hessian's root is known.
+        inputs: a tensor, or a sequence or mapping of the model's arguments.
+        targets: the loss's.
+        parameters: names of those that count, by default all that learn; those that no gradient
+            reaches are left out.
+        per_sample: whether to give each sample's part, of shape ``(n, *parameter)``.
+        most_features: activations of more features are refused.
+        batch_dim: the dimension of the inputs that is the batch.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(64, 5))
     >>> x, labels = torch.rand(8, 3, 6, 6), torch.randint(5, (8,))
@@ -69,9 +96,10 @@ def hessian_diagonal(
     arrived: dict[Call, list[Tensor]] = defaultdict(list)
 
     def receive(here: Pass, call: Call, grad_output: Tensor) -> None:
-        arrived[call].append(grad_output)
+        if not samples.passes.take(call, grad_output):
+            arrived[call].append(grad_output)
 
-    watched = watching(model, lambda here: None, receive, True)
+    watched = watching(model, lambda here: None, receive, True, batch_dim)
     with (
         watched as watch,
         noticing(watch),
@@ -79,14 +107,16 @@ def hessian_diagonal(
         refusing_reentrant(watch.model),
         torch.enable_grad(),
     ):
+        samples = Samples(watch)
         watch.wanted = lambda module, parameter: parameter in wanted
         args, kwargs = arguments(inputs)
         output = watch.model(*args, **kwargs)
         here = watch.passes[-1]
-        choose(here, (output,), apart=True)
+        own = _owners(samples, here, output)
+        choose(here, (output,))
         _refuse_functional(here, output, chosen)
-        loss = curvature(loss_fn, output, targets)
-        bends = _residuals(here, loss_fn, output, targets, chosen.values(), most_features)
+        loss = curvature(loss_fn, output, targets, own)
+        bends = _residuals(here, samples, loss_fn, output, targets, chosen.values(), most_features)
         totals = dict[nn.Parameter, Tensor]()
         diagonal = Statistic(
             diagrams.ggn_diagonal, (per_sample,), 0 if per_sample else None, vectors=SOURCE
@@ -99,6 +129,35 @@ def hessian_diagonal(
                 before = totals.get(parameter)
                 totals[parameter] = sign * value if before is None else before + sign * value
     return {name: totals[p] for name, p in chosen.items() if p in totals}
+
+
+def _owners(samples: Samples, here: Pass, output: Tensor) -> Tensor | None:
+    """Find whose the rows of all layers are: of the output, where its number is not its row's.
+
+    Calls that have no diagram by that are left undescribed.
+
+    Raises:
+        NotImplementedError: samples that see each other, or an output that tells none apart.
+    """
+    if not output.requires_grad:
+        return None
+    samples.explain(here, Graph([get_gradient_edge(y).node for y in here.outputs]), lambda: [])
+    for call in here.calls:
+        if isinstance(call.module, Bare):
+            call.described = call.map is not None and is_fast(call.map)
+        elif not isinstance(call.map, Silent):
+            shared = isinstance(call.map, Shared)
+            call.described = call.described and not shared and is_arranged(call, here.samples)
+    (known,) = here.maps
+    if not isinstance(known, Owned):
+        raise NotImplementedError(
+            f"samples of an output of shape {tuple(output.shape)} cannot be told apart, which the "
+            "loss's curvature needs"
+        )
+    if is_fast(known):
+        return None
+    own = owners(known, tuple(output.shape), here.samples, output.device)
+    return along(own, known, tuple(output.shape)).expand(output.shape)
 
 
 def chosen_parameters(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
@@ -119,34 +178,43 @@ def chosen_parameters(model: nn.Module, names: Iterable[str] | None) -> dict[str
 
 def _residuals(
     here: Pass,
+    samples: Samples,
     loss_fn: LossFunction,
     output: Tensor,
     targets: Any,
     parameters: Collection[nn.Parameter],
     most_features: int,
-) -> list[Residual]:
-    """The curved nodes before the output.
+) -> list[Bend]:
+    """The curved nodes before the output, with the places of their samples' entries.
 
     Raises:
-        NotImplementedError: more features than are wanted, or another dimension 0 than the batch.
+        NotImplementedError: more features than are wanted, or entries that belong to no sample.
     """
     calls = {call.edge.node: call.name for call in here.calls if call.edge is not None}
     end = output.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(loss_fn(end, targets), end)
     found = residuals(output, gradient, parameters, lambda node: _name(node, calls))
+    nodes = list(dict.fromkeys(each.node for each in found))
+    maps = samples.coded(here, here.maps, nodes)[1] if nodes and here.samples > 1 else {}
+    bends = []
     for each in found:
-        name, (samples, *shape) = _name(each.node, calls), each.values.shape
-        if samples != here.samples:
+        name, shape = _name(each.node, calls), tuple(each.values.shape)
+        known = maps[each.node][0] if each.node in maps else whole(shape, here.samples)
+        known = Batch(0) if isinstance(known, Silent) else known
+        sized = resized(known, shape, here.samples)
+        if not isinstance(sized, Owned):
             raise NotImplementedError(
-                f"{name} reads shape {tuple(each.values.shape)}; expected {here.samples} samples "
-                "in dimension 0"
+                f"{name} reads shape {shape}, none of whose dimensions belongs to the "
+                f"{here.samples} samples"
             )
-        if prod(shape) > most_features:
+        own = places(sized, shape, here.samples, each.values.device)
+        if own.shape[1] > most_features:
             raise NotImplementedError(
-                f"{name} has {prod(shape)} features, each of which takes a backward pass; expected "
-                f"at most most_features={most_features}, or parameters behind it"
+                f"{name} has {own.shape[1]} features, each of which takes a backward pass; "
+                f"expected at most most_features={most_features}, or parameters behind it"
             )
-    return found
+        bends.append((each, own))
+    return bends
 
 
 def _name(node: Node, calls: Mapping[Node, str]) -> str:
@@ -162,16 +230,18 @@ def _name(node: Node, calls: Mapping[Node, str]) -> str:
     return operation(node)
 
 
-def _columns(output: GradientEdge, loss: Curvature, bends: Iterable[Residual]) -> Iterator[Columns]:
+def _columns(output: GradientEdge, loss: Curvature, bends: Iterable[Bend]) -> Iterator[Columns]:
     """All columns, a few at a time; at least one, to see what it reaches."""
     if not loss.columns:
         yield output, 1, loss.y.new_zeros(1, *loss.shape)
     for at in range(0, loss.columns, AT_A_TIME):
         yield output, 1, loss.vectors(at, min(at + AT_A_TIME, loss.columns))
-    for each in bends:
+    for each, own in bends:
         for sign in (1, -1):
-            for columns in roots(sign * each.values):
-                yield each.edge, sign, columns
+            for columns in roots(sign * each.values.flatten()[own]):
+                placed = columns.new_empty(len(columns), each.values.numel())
+                placed[:, own.flatten()] = columns.flatten(1)
+                yield each.edge, sign, placed.reshape(-1, *each.values.shape)
 
 
 def roots(values: Tensor) -> Iterator[Tensor]:

@@ -1,5 +1,8 @@
 """Running averages that one bad batch does not spoil."""
 
+from collections.abc import Sequence
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -38,3 +41,16 @@ def judged(
     count = torch.where(large | small, outliers + 1, 0) * finite
     again = count >= PATIENCE
     return finite & (~large | again), again, torch.where(again, 0, count)
+
+
+def all_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Whether each has finite entries alone, with one question to an accelerator.
+
+    >>> all_finite([torch.zeros(2), torch.tensor([1.0, inf])])
+    [True, False]
+    """
+    if not tensors:
+        return []
+    norms = torch._foreach_norm(list(tensors), inf)
+    found: list[bool] = torch.stack([n.to(norms[0].device) for n in norms]).isfinite().tolist()
+    return found

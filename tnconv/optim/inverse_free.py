@@ -133,9 +133,8 @@ def whitened(
     """``C Cᵀ G K Kᵀ``."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
     k, c = (member.to(dtype) for member in members)
-    turned = rows.to(dtype).mT
-    found = families[0].matmat(k, families[0].rmatmat(k, turned)).mT
-    return families[1].matmat(c, families[1].rmatmat(c, found)).to(rows.dtype)
+    found = families[0].outer(k, rows.to(dtype).mT).mT
+    return families[1].outer(c, found).to(rows.dtype)
 
 
 def identity_entries(family: Structure, member: Tensor) -> Tensor:

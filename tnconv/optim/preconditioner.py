@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tnconv.optim.averages import judged, share
+from tnconv.optim.averages import all_finite, judged, share
 from tnconv.optim.blocked import cut, from_left, from_right
 from tnconv.optim.blocks import Block
 from tnconv.optim.collection import FactorWatch
@@ -176,21 +176,11 @@ def update_moments(
     """The running averages of second moments in the eigenbasis, likewise."""
     given = [each for each in blocks if each[0] in new]
     for (block, state, decay), finite in zip(
-        given, _all_finite([new[block] for block, _, _ in given]), strict=True
+        given, all_finite([new[block] for block, _, _ in given]), strict=True
     ):
         if finite:
             values = {"moments": new[block]}
             _average(state, values, ("moments",), "moment_updates", decay, dtype)
-
-
-def _all_finite(tensors: Sequence[Tensor]) -> list[bool]:
-    """Whether each has finite entries alone, with one question to an accelerator."""
-    if not tensors:
-        return []
-    device = tensors[0].device
-    sums = [tensor.sum().isfinite().to(device) for tensor in tensors]
-    found: list[bool] = torch.stack(sums).tolist()
-    return found
 
 
 def _average(

@@ -1,6 +1,7 @@
 """Shampoo without inverses and roots: one structured factor for each axis of a parameter."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any, overload
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from tnconv.given import instances
 from tnconv.models.modules import refuse_complex
+from tnconv.optim.averages import all_finite
 from tnconv.optim.axes import Axes, Kernels, axes
 from tnconv.optim.batch_sizes import BatchSize, Samples
 from tnconv.optim.factored import Parameters
@@ -16,12 +18,28 @@ from tnconv.optim.inverse_free import state_of
 from tnconv.optim.memory import Memory, size, size_of
 from tnconv.optim.saving import Resumable
 from tnconv.optim.settings import Schedule, check, due, refuse_sharded
+from tnconv.optim.stacks import alike, joined
 from tnconv.optim.steps import descend
 from tnconv.optim.structures import Choice, Structure, structure
 
 AxisChoice = Choice | Mapping[Any, Choice | Sequence[Choice]]
 Block = tuple[tuple[slice, ...], tuple[Structure, ...]]
 """Where a block of a parameter is, and the families of its axes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A block of a parameter: the at-th, and where it is."""
+
+    weight: nn.Parameter
+    at: int
+    place: tuple[slice, ...]
+    families: tuple[Structure, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The factors' in the parameter's state."""
+        return [f"K{n}.{self.at}" if self.at else f"K{n}" for n in range(len(self.families))]
 
 
 class RFShampoo(Resumable):
@@ -175,10 +193,7 @@ class RFShampoo(Resumable):
         else:
             self._samples.forget()
         for group in self.param_groups:
-            grads = {p: p.grad for p in group["params"] if p.grad is not None}
-            for parameter in group["params"]:
-                if parameter in self._read:
-                    self._update(parameter, grads, group, samples, finite)
+            self._update(group, samples, finite)
             group["steps"] += 1
         return loss
 
@@ -190,11 +205,7 @@ class RFShampoo(Resumable):
         grads = {
             p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
         }
-        norms = torch._foreach_norm(list(grads.values()))
-        known = (
-            torch.stack([norm.isfinite().to(norms[0].device) for norm in norms]) if grads else None
-        )
-        return {} if known is None else dict(zip(grads, known.tolist(), strict=True))
+        return dict(zip(grads, all_finite([*grads.values()]), strict=True))
 
     def _arrange(self) -> None:
         """Find how parameters are read; they may have been frozen or replaced since the last look.
@@ -245,86 +256,96 @@ class RFShampoo(Resumable):
 
     def _update(
         self,
-        parameter: Tensor,
-        grads: Mapping[Tensor, Tensor],
         group: Mapping[str, Any],
         samples: float | None,  # None where factors stay
         finite: Mapping[Tensor, bool],
     ) -> None:
-        """One parameter's factors and step, with its bias's."""
-        read, blocks = self._read[parameter]
-        present = [p for p in read.parameters if p in grads]
-        if not present:
-            return
-        tensor = read.tensor(grads)
-        direction = torch.empty_like(tensor)
-        for at, (place, families) in enumerate(blocks):
-            part = tensor[place].to(torch.promote_types(tensor.dtype, torch.float32))
-            names = [f"K{n}" if not at else f"K{n}.{at}" for n in range(len(families))]
-            members = self._members(parameter, names, families, part.dtype)
-            if samples is not None and all(finite[p] for p in present):
-                members = self._follow(parameter, names, families, members, part, samples, group)
-            for n, (family, k) in enumerate(zip(families, members, strict=True)):
-                part = turned(turned(part, n, family.rmatmat, k), n, family.matmat, k)
-            direction[place] = part.to(tensor.dtype)
-        parts = {p: value for p, value in read.parts(direction).items() if p in grads}
-        descend([*parts], [*parts.values()], self.state, group)
+        """The factors and the step of a group."""
+        grads: dict[Tensor, Tensor] = {p: p.grad for p in group["params"] if p.grad is not None}
+        every = {p: self._read[p][0] for p in group["params"] if p in self._read}
+        read = {w: axes for w, axes in every.items() if any(p in grads for p in axes.parameters)}
+        tensors = {weight: each.tensor(grads) for weight, each in read.items()}
+        learn = {
+            weight: samples is not None and all(finite.get(p, True) for p in each.parameters)
+            for weight, each in read.items()
+        }
+        directions = {weight: torch.empty_like(each) for weight, each in tensors.items()}
+        pieces = [Piece(w, at, *block) for w in read for at, block in enumerate(self._read[w][1])]
 
-    def _members(
-        self,
-        parameter: Tensor,
-        names: Sequence[str],
-        families: Sequence[Structure],
-        dtype: torch.dtype,
-    ) -> list[Tensor]:
-        state = self.state[parameter]
-        for name, family in zip(names, families, strict=True):
-            if name not in state or state[name].shape[-1] != family.count:
-                state[name] = state_of(family, 1, parameter, self.settings["factor_dtype"])
-                if self.settings["riemannian_momentum"]:
-                    state[f"m_{name}"] = torch.zeros_like(state[name])
-            if state[name].device != parameter.device:
-                for each in {name, f"m_{name}"} & state.keys():
-                    state[each] = state[each].to(parameter.device)
-        return [state[name].to(dtype) for name in names]
+        def kind(piece: Piece) -> tuple[Hashable, int]:
+            own, families = piece.weight, piece.families
+            largest = max(prod(f.size for f in families), *(f.count for f in families))
+            return (own.dtype, own.device, families, learn[own]), largest
+
+        for some in alike(pieces, kind):
+            given = joined([tensors[each.weight][each.place].unsqueeze(0) for each in some])
+            part = given.to(torch.promote_types(given.dtype, torch.float32))
+            members = self._members(some, part.dtype)
+            if samples is not None and learn[some[0].weight]:
+                members = self._follow(some, members, part, samples, group)
+            for n, (family, k) in enumerate(zip(some[0].families, members, strict=True)):
+                part = turned(part, n, family.outer, k)
+            for each, own in zip(some, part, strict=True):
+                directions[each.weight][each.place] = own
+        steps = [each.parts(directions[weight]) for weight, each in read.items()]
+        found = {p: value for own in steps for p, value in own.items() if p in grads}
+        descend([*found], [*found.values()], self.state, group)
+
+    def _members(self, pieces: Sequence[Piece], dtype: torch.dtype) -> list[Tensor]:
+        """The factors of all axes, of pieces that are alike: (pieces, count)."""
+        for piece in pieces:
+            state, own = self.state[piece.weight], piece.weight
+            for name, family in zip(piece.names, piece.families, strict=True):
+                if name not in state or state[name].shape[-1] != family.count:
+                    state[name] = state_of(family, 1, own, self.settings["factor_dtype"])
+                    if self.settings["riemannian_momentum"]:
+                        state[f"m_{name}"] = torch.zeros_like(state[name])
+                if state[name].device != own.device:
+                    for each in {name, f"m_{name}"} & state.keys():
+                        state[each] = state[each].to(own.device)
+        return [self._joined(pieces, n, "", dtype) for n in range(len(pieces[0].families))]
+
+    def _joined(self, pieces: Sequence[Piece], axis: int, kind: str, dtype: torch.dtype) -> Tensor:
+        states = [self.state[piece.weight][kind + piece.names[axis]] for piece in pieces]
+        return joined(states).to(dtype)
 
     def _follow(
         self,
-        parameter: Tensor,
-        names: Sequence[str],
-        families: Sequence[Structure],
+        pieces: Sequence[Piece],
         members: Sequence[Tensor],
-        grad: Tensor,
+        grads: Tensor,  # (pieces, *sizes)
         samples: float,
         group: Mapping[str, Any],
     ) -> list[Tensor]:
-        """One update of all factors of a block, from those before it."""
-        state, alpha = self.state[parameter], self.settings["riemannian_momentum"]
+        """One update of all factors of pieces that are alike, from those before it."""
+        families, alpha = pieces[0].families, self.settings["riemannian_momentum"]
         rate = group["factor_lr"]
         rate = self.settings["factor_lr"](self.steps) if rate is None else rate
-        slopes = self._slopes(families, members, grad, samples, group["damping"])
+        slopes = self._slopes(families, members, grads, samples, group["damping"])
         found = []
-        for name, family, k, slope in zip(names, families, members, slopes, strict=True):
+        for n, (family, k, slope) in enumerate(zip(families, members, slopes, strict=True)):
             m = (1 - alpha) * slope
             if alpha:
-                m = m + alpha * state[f"m_{name}"].to(k.dtype)
-                state[f"m_{name}"] = m.to(state[name].dtype)
+                m = m + alpha * self._joined(pieces, n, "m_", k.dtype)
             norm = family.squared_norm(m).sqrt().clamp(min=1).unsqueeze(-1)
             found.append(k - rate / norm * family.product(k, m))
-            state[name] = found[-1].to(state[name].dtype)
+            for at, piece in enumerate(pieces):
+                state, name = self.state[piece.weight], piece.names[n]
+                for kept, value in ((name, found[-1]), *([(f"m_{name}", m)] if alpha else [])):
+                    state[kept] = value[at : at + 1].to(state[kept].dtype, copy=len(pieces) > 1)
         return found
 
     def _slopes(
         self,
         families: Sequence[Structure],
         members: Sequence[Tensor],
-        grad: Tensor,
+        grads: Tensor,
         samples: float,
         damping: float,
     ) -> list[Tensor]:
         """``s`` of every axis."""
         whitened = self.settings["whitened"]
-        given = grad
+        given = grads
         if whitened:
             for n, (family, k) in enumerate(zip(families, members, strict=True)):
                 given = turned(given, n, family.rmatmat, k)
@@ -335,26 +356,29 @@ class RFShampoo(Resumable):
         found = []
         for n, (family, k) in enumerate(zip(families, members, strict=True)):
             others = [at for at in range(len(families)) if at != n]
-            columns = given.movedim(n, 0).reshape(1, family.size, -1)
+            columns = given.movedim(n + 1, 1).reshape(len(given), family.size, -1)
             if whitened:
                 curved = family.inner_products(columns) / family.weights(k)
                 spread = prod((means[at] for at in others), start=torch.ones_like(means[0]))
             else:
                 curved, spread = family.inner(k, columns), torch.ones_like(means[0])
-            scale = samples / prod(grad.shape[at] for at in others)
+            scale = samples / prod(families[at].size for at in others)
             damped = damping * spread.unsqueeze(-1) * inner[n]
             found.append((scale * curved + damped - family.identity(k)) / 2)
         return found
 
 
 def turned(
-    x: Tensor, axis: int, product: Callable[[Tensor, Tensor], Tensor], member: Tensor
+    x: Tensor,  # (k, *sizes)
+    axis: int,
+    product: Callable[[Tensor, Tensor], Tensor],
+    member: Tensor,  # (k, count)
 ) -> Tensor:
-    """A product with one matrix on an axis.
+    """A product with a matrix on an axis, of k tensors.
 
-    >>> turned(torch.ones(2, 3), 1, structure("diagonal", 3).matmat, torch.ones(1, 3)).shape
-    torch.Size([2, 3])
+    >>> turned(torch.ones(1, 2, 3), 1, structure("diagonal", 3).matmat, torch.ones(1, 3)).shape
+    torch.Size([1, 2, 3])
     """
-    moved = x.movedim(axis, 0)
-    found = product(member, moved.reshape(1, len(moved), -1))
-    return found.reshape(moved.shape).movedim(0, axis)
+    moved = x.movedim(axis + 1, 1)
+    found = product(member, moved.reshape(*moved.shape[:2], -1))
+    return found.reshape(moved.shape).movedim(1, axis + 1)

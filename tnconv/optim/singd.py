@@ -1,6 +1,6 @@
 """SINGD: natural gradient descent with structured factors that need no inverse."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tnconv.diagrams.kronecker import Flavour
+from tnconv.optim.averages import all_finite
 from tnconv.optim.blocks import Block
 from tnconv.optim.collection import LossFunction, LossScale
 from tnconv.optim.factored import Factored, Fallback, Parameters
@@ -26,12 +27,16 @@ from tnconv.optim.memory import size_of
 from tnconv.optim.preconditioner import State, divided_by, gathered
 from tnconv.optim.running_squares import damped, update_squares
 from tnconv.optim.settings import Schedule
+from tnconv.optim.stacks import alike, joined
 from tnconv.optim.steps import descend
 from tnconv.optim.structures import structure
 from tnconv.optim.structures.choices import LayerChoice, chosen
 from tnconv.quantities.kronecker_factors import Fisher, Reduction
 
 MOMENTA = ("m_K", "m_C")
+SUMS = ("input", "grad_output")
+Entries = tuple[Tensor, Tensor]
+"""What was collected of both factors of a block, as means."""
 
 
 class SINGD(Factored):
@@ -216,42 +221,53 @@ class SINGD(Factored):
         new = gathered(self._blocks, watch, workers, self._zeros)
         total = divided_by(new.total, watch, workers)
         self._note_divisor(new.total)
-        finite = [
-            (each["input"].sum() + each["grad_output"].sum()).isfinite()
-            for each in new.sums.values()
-        ]
-        left_out = []
-        counts = torch.stack(finite).tolist() if finite else []
-        for (block, sums), counted in zip(new.sums.items(), counts, strict=True):
-            if counted:
-                entries = sums["input"] / sums["count"], sums["grad_output"] / total
-                self._follow(block, entries)
+        finite = all_finite([sums[name] for sums in new.sums.values() for name in SUMS])
+        left_out, entries = list[Block](), dict[Block, Entries]()
+        for at, (block, sums) in enumerate(new.sums.items()):
+            if all(finite[2 * at : 2 * at + 2]):
+                entries[block] = sums["input"] / sums["count"], sums["grad_output"] / total
             else:
                 left_out.append(block)
+        for some in self._alike(entries):
+            self._follow(some, [entries[block] for block in some])
         self._say(left_out)
 
-    def _follow(self, block: Block, entries: tuple[Tensor, Tensor]) -> None:
-        """One update of the factors of a block."""
-        state, families = self.state[block.key], self._families[block.key]
-        descent = self._descent(self.param_groups[self._group_of[block.key]])
-        for name, family in zip(NAMES, families, strict=True):
-            if name not in state:
-                dtype = self.settings["factor_dtype"]
-                state[name] = state_of(family, block.shape[0], block.key, dtype)
-                if descent.momentum:
-                    state[f"m_{name}"] = torch.zeros_like(state[name])
-        dtype = entries[0].dtype
-        members = [state[name].to(entries[0]) for name in NAMES]
-        momenta = [state[m].to(dtype) if m in state else torch.zeros(()) for m in MOMENTA]
-        given = list(entries)
+    def _alike(self, blocks: Iterable[Block]) -> list[list[Block]]:
+        """Blocks that take the same steps with matrices of the same families."""
+
+        def kind(block: Block) -> tuple[Hashable, int]:
+            own, families = block.key, self._families[block.key]
+            largest = max(families[0].size * families[1].size, *(f.count for f in families))
+            found = self._group_of[own], own.dtype, own.device, families
+            return found, block.shape[0] * largest
+
+        return alike(blocks, kind)
+
+    def _follow(self, blocks: Sequence[Block], entries: Sequence[Entries]) -> None:
+        """One update of the factors of blocks that are `_alike`."""
+        families = self._families[blocks[0].key]
+        descent = self._descent(self.param_groups[self._group_of[blocks[0].key]])
+        states, groups = [self.state[b.key] for b in blocks], [b.shape[0] for b in blocks]
+        dtype = self.settings["factor_dtype"]
+        for block, state in zip(blocks, states, strict=True):
+            for name, family in zip(NAMES, families, strict=True):
+                if name not in state:
+                    state[name] = state_of(family, block.shape[0], block.key, dtype)
+                    if descent.momentum:
+                        state[f"m_{name}"] = torch.zeros_like(state[name])
+        given = [joined(each) for each in zip(*entries, strict=True)]
+        members = [joined([s[name] for s in states]).to(given[0]) for name in NAMES]
+        momenta = [torch.zeros(())] * len(NAMES)
+        if descent.momentum:
+            momenta = [joined([s[m] for s in states]).to(given[0]) for m in MOMENTA]
         if self.settings["fisher"] == "forward-only":
             given[1] = identity_entries(families[1], members[1])
         found = list(map(projection, families, members, given))
         stepped, momenta = descent.step(families, members, momenta, found)
-        for name, member, m in zip(NAMES, stepped, momenta, strict=True):
-            state[name] = member.to(state[name].dtype)
-            if descent.momentum:
-                state[f"m_{name}"] = m.to(state[name].dtype)
+        new = dict(zip((*NAMES, *MOMENTA), (*stepped, *momenta), strict=True))
+        for name in (*NAMES, *(MOMENTA if descent.momentum else ())):
+            for state, own in zip(states, torch.split(new[name], groups), strict=True):
+                state[name] = own.to(state[name].dtype, copy=len(blocks) > 1)
 
     def _descent(self, group: Mapping[str, Any]) -> Descent:
         rate, settings = group["factor_lr"], self.settings
@@ -269,12 +285,16 @@ class SINGD(Factored):
             p: p.grad for p in group["params"] if p.grad is not None and p not in elsewhere
         }
         natural = dict[Tensor, Tensor]()
-        for block in own:
-            state = self.state[block.key]
-            if any_state(state) and any(p in grads for p in block.parameters):
-                members = state["K"], state["C"]
-                rows = whitened(block.rows(grads), self._families[block.key], members)
-                natural |= {p: v for p, v in block.tensors(rows).items() if p in grads}
+        ready = [b for b in own if any(p in grads for p in b.parameters)]
+        for some in self._alike(b for b in ready if any_state(self.state[b.key])):
+            states = [self.state[block.key] for block in some]
+            members = [joined([state[name] for state in states]) for name in NAMES]
+            rows = joined([block.rows(grads) for block in some])
+            found = whitened(rows, self._families[some[0].key], members)
+            for block, part in zip(
+                some, torch.split(found, [b.shape[0] for b in some]), strict=True
+            ):
+                natural |= {p: v for p, v in block.tensors(part).items() if p in grads}
         others = {p: g for p, g in grads.items() if p not in natural}
         if group["divisor"] is not None:
             update_squares(others, self.state, group["decay"], group["divisor"])

@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from benchmarks.measure import peak_memory
 from tests.optim.structures.test_structures import FAMILIES, members, relative
 from tnconv import tiered_compilation
 from tnconv.models.layers import describe
 from tnconv.models.terms import Term
-from tnconv.optim.structures import structure
+from tnconv.optim.inverse_free import Descent, projection
+from tnconv.optim.structures import STRUCTURES, structure
 from tnconv.optim.structures.entries import collected
 from tnconv.optim.structures.factor_parts import Side
 from tnconv.quantities.kronecker_factors import factor_statistic
@@ -63,3 +65,32 @@ def test_entries_are_those_of_the_dense_factor(name, made, flavour, output, vect
             found = collected(term, side, family, own)
             assert found.shape == expected.shape
             assert relative(found, expected) < 1e-12
+
+
+SMALL = [name for name in STRUCTURES if structure(name, 4608).count < 4608**2 // 8]
+
+
+@pytest.mark.parametrize("flavour", ["expand", "reduce"])
+@pytest.mark.parametrize("name", SMALL)
+def test_memory_of_an_update(name, flavour):
+    """Of both factors of a layer with 4608 inputs: 64 times the structures, twice the input."""
+    torch.set_default_dtype(torch.float32)
+    layer, shape = nn.Conv2d(512, 512, 3, padding=1, bias=False), (8, 512, 4, 4)
+    term = term_of(layer, shape, None)
+    families = structure(name, 4608), structure(name, 512)
+    given = [0.01 * torch.randn(1, f.count) for f in families]
+    given = [each + f.identity(each) for each, f in zip(given, families, strict=True)]
+
+    def update():
+        sides = (Side(output, flavour) for output in (False, True))
+        each = zip(sides, families, given, strict=True)
+        entries = [collected(term, side, family, own) for side, family, own in each]
+        found = list(map(projection, families, given, entries))
+        return Descent(0.1, 0.01, 0.5).step(
+            families, given, list(map(torch.zeros_like, given)), found
+        )
+
+    with tiered_compilation(True):
+        update()
+        own = sum(each.nbytes for each in given)
+        assert peak_memory(update) <= 64 * own + 2 * term.operands["x"].nbytes

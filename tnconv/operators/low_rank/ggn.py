@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tnconv.given import instances
 from tnconv.losses.reductions import batch_size, divisor, reduction_of
@@ -50,6 +50,7 @@ def low_rank_ggn(
     groups: Groups = "network",
     memory_limit: int | None = None,
     order: Orders = "auto",
+    batch_dim: int = 0,
 ) -> "LowRankGGN":
     """The Gauss-Newton matrix of ``loss_fn(model(inputs), targets)``, in factors.
 
@@ -71,6 +72,7 @@ def low_rank_ggn(
         order: How Gram matrices are contracted: ``"auto"``, one of ``"parameter_space"``,
             ``"data_space"``, ``"mixed"``, ``"one_sided"`` and ``"pixel_gram"``, or a mapping from
             names of parameters to these; see `JacobianRows`.
+        batch_dim: The dimension of the inputs that is the batch; targets have it in front.
 
     >>> model, loss_fn = nn.Linear(3, 4), nn.CrossEntropyLoss()
     >>> ggn = low_rank_ggn(model, loss_fn, torch.rand(8, 3), torch.randint(4, (8,)))
@@ -84,11 +86,16 @@ def low_rank_ggn(
             groups, a memory limit below what is needed, an unknown order.
     """
     instances(model=model, loss_fn=loss_fn)
-    batch = _Batch(inputs, targets, batch_size(inputs), loss_fn)
+    batch = _Batch(inputs, targets, batch_size(inputs, batch_dim), loss_fn, batch_dim)
     curved = batch.positions("curvature_samples", curvature_samples)
     used = batch.positions("gradient_samples", gradient_samples)
     source, names = columns(fisher, samples, generator), partition(model, groups)
-    how: dict[str, Any] = {"memory_limit": memory_limit, "order": order, "keep": True}
+    how: dict[str, Any] = {
+        "memory_limit": memory_limit,
+        "order": order,
+        "keep": True,
+        "batch_dim": batch_dim,
+    }
     check_orders(order, dict(model.named_parameters()))
     if used == curved:
         joined = WithGradient(source, fisher == "type-2")
@@ -292,22 +299,34 @@ class _Batch:
     targets: Any
     size: int
     loss_fn: LossFunction
+    batch_dim: int = 0
 
     def positions(self, name: str, given: Sequence[int] | Tensor | None) -> tuple[int, ...] | None:
         """Positions in the batch, as `positions` checks them."""
         return positions(name, given, self.size)
 
     def part(self, positions: tuple[int, ...] | None) -> tuple[Inputs, Any]:
-        """The inputs and targets at some positions."""
+        """The inputs and targets at some positions.
+
+        Raises:
+            ValueError: targets of another size than the batch.
+        """
         if positions is None:
             return self.inputs, self.targets
+        for each in tree_leaves(self.targets):
+            if isinstance(each, Tensor) and each.dim() and len(each) != self.size:
+                raise ValueError(
+                    f"targets have shape {tuple(each.shape)}; expected a row for each of "
+                    f"{self.size} samples, of which some are chosen"
+                )
 
-        def chosen(each: Any) -> Any:
-            if isinstance(each, Tensor) and each.shape[:1] == (self.size,):
-                return each[list(positions)]
+        def chosen(each: Any, dim: int) -> Any:
+            if isinstance(each, Tensor) and each.shape[dim : dim + 1] == (self.size,):
+                return each.index_select(dim, torch.tensor(positions, device=each.device))
             return each
 
-        return tree_map(chosen, self.inputs), tree_map(chosen, self.targets)
+        found = tree_map(partial(chosen, dim=self.batch_dim), self.inputs)
+        return found, tree_map(partial(chosen, dim=0), self.targets)
 
     def scale(self, positions: tuple[int, ...] | None) -> float:
         """``N/K · r/r_K`` with the factors of the loss's reduction on all and on K samples."""
@@ -315,8 +334,8 @@ class _Batch:
             return 1.0
         ratio = self.size / len(positions)
         if reduction_of(self.loss_fn) == "mean":
-            part = divisor(self.loss_fn, *self.part(positions))
-            ratio *= part / divisor(self.loss_fn, self.inputs, self.targets)
+            part = divisor(self.loss_fn, *self.part(positions), self.batch_dim)
+            ratio *= part / divisor(self.loss_fn, self.inputs, self.targets, self.batch_dim)
         return ratio
 
 

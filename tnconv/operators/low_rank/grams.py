@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tnconv import diagrams
 from tnconv.codegen.tiers import Build, device_of, looked_up
-from tnconv.diagrams import Expression
+from tnconv.diagrams import Expression, Leg, TensorNetwork
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.models.terms import Term
 from tnconv.operators.low_rank.gram_plans import GramPlan, Limit, Settings, planned
@@ -84,12 +84,35 @@ def cross_gram(
     Raises:
         ValueError: a memory limit below what is needed, naming the operand and its layer's shapes.
     """
-    if (term.v is None) != (other.v is None) or term.operand != other.operand:
-        term, other = (Term.known(each.gradients, each.vectors) for each in (term, other))
+    term, other = comparable(term, other)
     what = term.operation, other.operation, term.operand, term.vectors, other.vectors
     given = term.operands | {f"other_{name}": each for name, each in other.operands.items()}
     plan = _found(_cross_plan, given, what, term.operand, order, memory_limit)
     return plan.run(*[given[name] for name in plan.operands])
+
+
+def comparable(term: Term, other: Term) -> tuple[Term, Term]:
+    """The terms as they are, or both as explicit rows where only those have a network together."""
+    if (term.v is None) == (other.v is None) and term.operand == other.operand:
+        return term, other
+    return Term.known(term.gradients, term.vectors), Term.known(other.gradients, other.vectors)
+
+
+def pair_network(
+    operation: Operation,
+    other: Operation,
+    operand: str,
+    vectors: int | None,
+    other_vectors: int | None,
+    tied: tuple[Leg, ...] = (),
+    summed: tuple[Leg, ...] = (),
+) -> Expression:
+    """`tnconv.diagrams.ntk_block` of two operations; rows that are explicit have no cotangent."""
+    layers = operation.networks[operand], other.networks[operand]
+    network: Expression = diagrams.ntk_block(*layers, operand, vectors, other_vectors, tied, summed)
+    for cotangent, each in (("grad_output", operation), ("other_grad_output", other)):
+        network = known(network, cotangent) if each.recipe is explicit else network
+    return network
 
 
 def _found(
@@ -142,10 +165,6 @@ def _cross_plan(
     vectors: int | None,
     other_vectors: int | None,
 ) -> GramPlan:
-    layers = operation.networks[operand], other.networks[operand]
     settings = Settings(compiled, device, order, limit)
-    pair = diagrams.ntk_block(*layers, operand, vectors, other_vectors)
-    network: Expression = pair
-    for cotangent, given in (("grad_output", operation), ("other_grad_output", other)):
-        network = known(network, cotangent) if given.recipe is explicit else network
-    return planned(settings, network, pair if network is pair else None)
+    network = pair_network(operation, other, operand, vectors, other_vectors)
+    return planned(settings, network, network if isinstance(network, TensorNetwork) else None)

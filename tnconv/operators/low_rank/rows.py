@@ -347,9 +347,8 @@ class JacobianRows:
             count = self._at_a_time(self.terms[name])
             few = [given[at : at + count] for at in range(0, len(given), count)]
             parts = [self._combined(self.terms[name], some) for some in few]
-            found[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(
-                -1, *like.shape
-            )
+            parts = [part.reshape(-1, *like.shape) for part in parts]  # one has no dimension f
+            found[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
         return found
 
     def _combined(self, term: Term, coefficients: Tensor) -> Tensor:

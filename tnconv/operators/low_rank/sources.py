@@ -1,5 +1,6 @@
 """The vectors whose rows a low-rank matrix is made of: columns of a root, and the gradient."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,23 @@ class WithGradient(LossGradients):
     source: Vectors
     exact: bool
     roots: "list[LabelRoot | None]" = field(default_factory=list, hash=False, compare=False)
+    by_sample = True
+
+    def parts(
+        self,
+        loss_fn: LossFunction,
+        output: Tensor,
+        targets: Any,
+        size: int,
+        owners: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        if owners is None:
+            yield from super().parts(loss_fn, output, targets, size)
+            return
+        self.roots.append(None)
+        given: Any = {"owners": owners} if self.source.by_sample else {}
+        found = [*self.source.parts(loss_fn, output, targets, size, **given)]
+        yield torch.cat([*found, super().columns(loss_fn, output, targets)])
 
     def columns(self, loss_fn: LossFunction, output: Tensor, targets: Any) -> Tensor:
         if self.exact and has_label_root(loss_fn, targets):

@@ -89,6 +89,10 @@ class Structure(ABC):
         """``Sᵀ X`` for x of shape (..., size, columns)."""
         return self._multiplied(member, x, True)
 
+    def outer(self, member: Tensor, x: Tensor) -> Tensor:
+        """``S Sᵀ X`` for x of shape (..., size, columns)."""
+        return self.matmat(member, self.rmatmat(member, x))
+
     def inner_products(self, y: Tensor, z: Tensor | None = None) -> Tensor:
         """``⟨Y Zᵀ, E[e]⟩`` for Y and Z of shape (..., size, columns), Z = Y by default."""
         return self._paired(y, y if z is None else z)

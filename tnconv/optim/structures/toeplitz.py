@@ -61,6 +61,21 @@ class TriangularToeplitz(Structure):
         found: Tensor = torch.fft.irfft(together, self._length, -1)
         return found[..., : self.size].to(y.dtype)
 
+    def inner(self, member: Tensor, x: Tensor | None = None) -> Tensor:
+        """``Π(Sᵀ X Xᵀ S)`` for x of shape (..., size, columns), or ``Π(Sᵀ S)``.
+
+        Without x by ``⟨Sᵀ S, E[k]⟩ = Σ_m (d - k - m) θ[m] θ[m + k]``: the pairs of entries k apart
+        in a column that starts m + k before the end; likewise for rows of upper matrices.
+        """
+        if x is not None:
+            return super().inner(member, x)
+        own = member.to(wide(member)).unsqueeze(-1)
+        later = own * self.multiplicities(own).unsqueeze(-1)
+        first, second = self._spectrum(later), self._spectrum(own)
+        pairs: Tensor = torch.fft.irfft((first * second.conj()).squeeze(-1), self._length, -1)
+        found = pairs[..., : self.size] / self.weights(pairs)
+        return found.to(member.dtype)
+
     def product(self, first: Tensor, second: Tensor) -> Tensor:
         """The member ``S T``."""
         return self._filtered(first, second.unsqueeze(-1), False).squeeze(-1)
@@ -75,13 +90,19 @@ class TriangularToeplitz(Structure):
         """``Σ_k θ[k] x[i - k]``, or ``x[i + k]``."""
         own = self._spectrum(member.unsqueeze(-1))
         own = own.conj().resolve_conj() if correlated else own
-        found = [
-            torch.fft.irfft(self._spectrum(part).mul_(own), self._length, -2)[
-                ..., : self.size, :
-            ].to(member.dtype)
-            for part in self._pieces(x)
-        ]
-        return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+        def filtered(part: Tensor) -> Tensor:
+            found: Tensor = torch.fft.irfft(self._spectrum(part).mul_(own), self._length, -2)
+            return found[..., : self.size, :].to(member.dtype)
+
+        pieces = self._pieces(x)
+        if len(pieces) == 1:
+            return filtered(x)
+        lead = torch.broadcast_shapes(member.shape[:-1], x.shape[:-2])  # type: ignore[no-untyped-call]
+        found: Tensor = member.new_empty(*lead, *x.shape[-2:])
+        for part, place in zip(pieces, self._pieces(found), strict=True):
+            place.copy_(filtered(part))
+        return found
 
     def _correlation(self, y: Tensor, z: Tensor) -> Tensor:
         """The spectrum of what Y and Z have in common, over all columns."""
