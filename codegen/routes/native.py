@@ -34,7 +34,7 @@ def _convolution(image: str, kernel: str, *rest: Any) -> str:
 
 
 def _settings(
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, output: int
+    output: int, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> str:
     """The last arguments of torch's gradient kernel; its mask asks for one output alone."""
     mask = [output == 0, output == 1, False]
@@ -45,12 +45,12 @@ def _settings(
 def _weight_gradient_call(given: str, image: str, shape: tuple[int, ...], *numbers: Any) -> str:
     """Of the kernel only the shape is read."""
     like = f"{given}.new_empty({', '.join(map(str, shape))})"
-    settings = _settings(*numbers, 1)
+    settings = _settings(1, *numbers)
     return f"torch.ops.aten.convolution_backward({given}, {image}, {like}, None, {settings})[1]"
 
 
 def _input_gradient_call(given: str, kernel: str, shape: tuple[int, ...], *numbers: Any) -> str:
-    return f"input_gradient({given}, {kernel}, {shape}, {_settings(*numbers, 0)})"
+    return f"input_gradient({given}, {kernel}, {shape}, {_settings(0, *numbers)})"
 
 
 INPUT_GRADIENT_SOURCE = '''def input_gradient(grad_output, weight, shape, *settings):
