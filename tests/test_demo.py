@@ -1,10 +1,12 @@
 """The command line: what it prints and writes, and how it refuses."""
 
 import json
+import os
 import re
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -327,6 +329,36 @@ def test_an_interrupted_command_is_one_line():
     big = "conv --input 64 64 56 56 --weight 64 64 3 3 --padding 1 --operation kfac_expand --tune"
     command = [sys.executable, "-c", code, "bench", *big.split()]
     done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr == "python -m tnconv: interrupted\n", done
+
+
+INTERRUPTED_AT = """
+import os, signal, sys
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == os.environ["INTERRUPTED_AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+"""
+AS_INSTALLED = "import sys; from tnconv.__main__ import run; sys.exit(run())"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("module", "installed"),
+    [("torch", False), ("torch", True), ("torch.nn", False), ("tnconv.cli", True)],
+)
+def test_an_interrupted_import_is_one_line(module, installed, tmp_path):
+    """The signal comes while a module is looked for, so at one place, not after some time."""
+    site, script = tmp_path / "site", tmp_path / "bin" / "tnconv"
+    for folder in (site, script.parent):
+        folder.mkdir()
+    (site / "sitecustomize.py").write_text(INTERRUPTED_AT)
+    script.write_text(AS_INSTALLED)
+    paths = os.pathsep.join(map(str, (site, Path(__file__).resolve().parents[1])))
+    environment = {**os.environ, "PYTHONPATH": paths, "INTERRUPTED_AT": module}
+    command = [sys.executable, *([str(script)] if installed else ["-m", "tnconv"]), "cache"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 130 and done.stderr == "python -m tnconv: interrupted\n", done
 
 

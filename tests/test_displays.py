@@ -1,5 +1,6 @@
 """What results say of themselves: names, quantities, shapes, and never what tensors hold."""
 
+import copy
 import re
 
 import torch
@@ -10,6 +11,9 @@ import tnconv.ntk
 from tnconv import diagrams, quantities
 from tnconv.displays import MANY, html_table, text_table
 from tnconv.models import Result
+from tnconv.ntk.drift import Moved
+from tnconv.ntk.seeds import Seeds
+from tnconv.ntk.sides import Side
 from tnconv.simplify import simplify
 
 X, Y = torch.linspace(0, 1, 15).reshape(5, 3).sin(), torch.tensor([0, 1, 0, 1, 1])
@@ -36,7 +40,10 @@ def shown():
     predicted = tnconv.ntk.ntk_predict(
         kernel, kernel, torch.rand(5, 2), torch.rand(5, 2), ridge=1.0
     )
+    side = Side(MODEL, X, Seeds("all"), ("0.weight",))
     return [
+        side,
+        Moved(side, side),
         tnconv.compute(MODEL, LOSS, X, Y, [quantities.Variance()]),
         tnconv.GGNOperator(MODEL, LOSS, [(X, Y)]),
         tnconv.ntk.NTKOperator(MODEL, [X]),
@@ -57,6 +64,19 @@ def test_what_is_shown_is_short_and_has_no_contents():
         if hasattr(value, "shape"):
             assert str(tuple(value.shape)) in text
         assert "tensor(" not in getattr(value, "_repr_html_", lambda: "")()
+
+
+def test_numbers_are_shown_in_short():
+    model, x = copy.deepcopy(MODEL).double(), X.double()
+    before = {"0.weight": torch.zeros(4, 3, dtype=x.dtype)}
+    drift = tnconv.ntk.jacobian_drift(model, x, before)
+    title, head, *rows = repr(drift).splitlines()
+    assert title == "Drift of a Jacobian" and head.split() == ["parameter", *vars(drift)][:3]
+    assert [row.split()[0] for row in rows] == ["all", *drift.layers]
+    assert rows[0].split()[1:] == [f"{drift.spectral:.4g}", f"{drift.frobenius:.4g}"]
+    assert drift._repr_html_().count("<tr>") == len(rows) + 1
+    stable = tnconv.ntk.stable_jacobian(model, x, torch.rand(5, 2).double(), before)
+    assert f"constant {stable.constant:.4g}; verdict {stable.verdict}>" in repr(stable)
 
 
 def test_operators_say_of_what_they_are():

@@ -1,7 +1,13 @@
 """A tensor-network compiler for convolutions and everything computed around them."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from tnconv import interruption
+
+if interruption.is_command():  # before torch is imported, which takes long enough to be interrupted
+    sys.excepthook = interruption.hook
 
 from torch import Tensor
 

@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from tnconv import interruption
+
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The exit code; an interruption is one line, also while the command line is imported."""
@@ -16,8 +18,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except KeyboardInterrupt:
-        print("python -m tnconv: interrupted", file=sys.stderr)
-        code = 130
+        interruption.say_so()
+        code = interruption.CODE
     return code
 
 

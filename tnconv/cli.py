@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tnconv import interruption
 from tnconv.codegen import calibrate, compile
 from tnconv.codegen.prices import store
 from tnconv.commands.accounts import Account, fitted_to_terminal
@@ -50,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             parser.exit(1, f"{parser.prog}: no module {error.name}; pip install 'tnconv[demo]'\n")
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+        interruption.say_so()
+        return interruption.CODE
     return 0
 
 

@@ -1,5 +1,5 @@
 """The Gauss-Newton matrix of a batch by its low rank
-=================================================
+==================================================
 
 With n samples and c classes, the Gauss-Newton matrix of a batch has rank n·c at most, however many
 parameters there are. Its spectrum is that of a Gram matrix of this size.

@@ -33,6 +33,15 @@ def test_examples_run(example, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_headings_of_examples_are_underlined_to_their_end(example):
+    """A shorter line is a warning of the strict build, which does not run here."""
+    lines = [line.removeprefix("# ") for line in example.read_text().splitlines()]
+    lines[0] = lines[0].removeprefix('"""')
+    found = [pair for pair in zip(lines, lines[1:], strict=False) if re.fullmatch("==+|--+", pair[1])]
+    assert found and all(len(title) <= len(line) for title, line in found), found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
 def test_links_lead_somewhere(page):
     text = re.sub(r"```(?!{toctree})\w*\n.*?```", "", page.read_text(), flags=re.DOTALL)

@@ -336,6 +336,21 @@ def test_a_criterion_chooses() -> None:
         ggn.eigh(1, lambda values: values > 0)
 
 
+def test_wrong_directions_are_refused_in_words() -> None:
+    """A number in the place of directions is taken for k, which comes second."""
+    ggn = low_rank_ggn(*case("strided"))
+    for given in (1, 1.0, True, "all", [1], (1, 2), torch.rand(3), torch.nn.Linear(2, 2)):
+        kind = type(given).__name__
+        with pytest.raises(TypeError, match=rf"directions are of type {kind}; .*k=1\)"):
+            ggn.directional_derivatives(given)  # type: ignore[arg-type]
+    for wrong in (1.0, "all", torch.rand(3)):
+        for call in (ggn.eigh, lambda k: ggn.directional_derivatives(k=k)):
+            with pytest.raises(TypeError, match=f"k is of type {type(wrong).__name__}"):
+                call(wrong)  # type: ignore[operator]
+    with pytest.raises(ValueError, match="both directions and k"):
+        ggn.directional_derivatives(ggn.eigh(2), k=1)
+
+
 WRONG = {
     "unknown": ({"curvature_samples": [5]}, r"curvature_samples are \(5,\); expected positions"),
     "empty": ({"gradient_samples": []}, r"gradient_samples are \(\); expected positions"),

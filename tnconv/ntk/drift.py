@@ -9,12 +9,13 @@ kernels loses everything that is below 1e-7 of them, the square of the drift; th
 below 1e-7 of the operands, the drift itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from tnconv.displays import Shown, described, html_table, text_table
 from tnconv.models.computing import Inputs
 from tnconv.models.terms import Term
 from tnconv.ntk.kernel_blocks import matrix_of
@@ -24,13 +25,34 @@ from tnconv.ntk.sides import Side, State, at_state, learning
 from tnconv.operators.low_rank.rows import JacobianRows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Drift:
-    """``‖J_t - J_0‖₂`` and ``‖J_t - J_0‖_F``, and both for each parameter by name."""
+    """``‖J_t - J_0‖₂`` and ``‖J_t - J_0‖_F``, and both for each parameter by name.
+
+    >>> Drift(5.0, 7.0, {"weight": Drift(4.0, 6.0, {}), "bias": Drift(3.0, 3.5, {})})
+    Drift of a Jacobian
+    parameter  spectral  frobenius
+    all        5         7
+    weight     4         6
+    bias       3         3.5
+    """
 
     spectral: float
     frobenius: float
     layers: Mapping[str, "Drift"]
+
+    def __repr__(self) -> str:
+        return f"{self._title}\n{text_table(self._rows())}"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._title, self._rows())
+
+    _title = "Drift of a Jacobian"
+
+    def _rows(self) -> Iterator[tuple[str, str, str]]:
+        yield "parameter", "spectral", "frobenius"
+        for name, each in {"all": self, **self.layers}.items():
+            yield name, described(each.spectral), described(each.frobenius)
 
 
 def jacobian_drift(
@@ -105,8 +127,8 @@ def drift_kernels(
     return kernel(moved, moved, whole, True, "full", dtype, {}, True, chunks)
 
 
-@dataclass(frozen=True, eq=False)
-class Moved:
+@dataclass(frozen=True, eq=False, repr=False)
+class Moved(Shown):
     """A side of a kernel whose Jacobian is the difference of two."""
 
     now: Side

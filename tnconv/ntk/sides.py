@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tnconv.displays import Shown
 from tnconv.given import instances
 from tnconv.models.computing import Inputs
 from tnconv.models.modules import unwrapped
@@ -35,8 +36,8 @@ class Rows(Protocol):
     def rows(self, start: int = 0, stop: int | None = None) -> JacobianRows: ...
 
 
-@dataclass(frozen=True, eq=False)
-class Side:
+@dataclass(frozen=True, eq=False, repr=False)
+class Side(Shown):
     """The Jacobian of functions of a model's outputs on a batch, made in parts when wanted.
 
     ``names`` are the parameters that count; ``batch_dim`` is the dimension of inputs that samples

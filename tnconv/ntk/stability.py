@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tnconv.displays import Shown
 from tnconv.models.capture import alone
 from tnconv.models.computing import Inputs, arguments
 from tnconv.ntk.drift import jacobian_drift
@@ -26,8 +27,8 @@ from tnconv.ntk.spectrum import spectrum, warn_of_precision
 Verdict = Literal["refuted", "not refuted", "outside the ball"]
 
 
-@dataclass(frozen=True)
-class StableJacobian:
+@dataclass(frozen=True, repr=False)
+class StableJacobian(Shown):
     """What one checkpoint θ says about the conditions at θ_0.
 
     Attributes:

@@ -202,8 +202,11 @@ class LowRankBlock:
         the leading k eigenvectors, all above zero where k is None.
 
         Raises:
-            ValueError: more eigenvectors than there are eigenvalues above zero, or other names.
+            ValueError: more eigenvectors than there are eigenvalues above zero, or other names; a
+                k beside directions, whose number it would be.
+            TypeError: directions of another kind; how many of the leading ones is ``k=2``.
         """
+        _check_directions(directions, k)
         if isinstance(directions, Mapping):
             slopes, products = self._along(directions)
         else:
@@ -303,6 +306,8 @@ class LowRankBlock:
         if k is not None and criterion is not None:
             raise ValueError("both k and a criterion are given; expected one of them")
         rank = self.rank
+        if k is not None and not isinstance(k, int):
+            raise TypeError(f"k is of type {type(k).__name__}; expected an int")
         if k is not None and not 0 < k <= rank:
             raise ValueError(
                 f"k is {k}; expected 1 to {rank}, the number of eigenvalues above {self.threshold}"
@@ -353,6 +358,16 @@ class LowRankBlock:
         if given.keys() != self.rows.like.keys():
             other = ", ".join(sorted(given.keys() ^ self.rows.like.keys()))
             raise ValueError(f"tensors missing or unknown: {other}; expected the parameters'")
+
+
+def _check_directions(directions: Eigenpairs | Named | None, k: int | None) -> None:
+    if directions is not None and not isinstance(directions, Eigenpairs | Mapping):
+        raise TypeError(
+            f"directions are of type {type(directions).__name__}; expected Eigenpairs or tensors "
+            "by name (the leading k eigenvectors: k=1)"
+        )
+    if directions is not None and k is not None:
+        raise ValueError("both directions and k are given; expected one of them")
 
 
 def _check(damping: float) -> None:
