@@ -6,6 +6,7 @@ import inspect
 import re
 import runpy
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_headings_of_examples_are_underlined_to_their_end(example):
     """A shorter line is a warning of the strict build, which does not run here."""
     lines = [line.removeprefix("# ") for line in example.read_text().splitlines()]
     lines[0] = lines[0].removeprefix('"""')
-    found = [pair for pair in zip(lines, lines[1:], strict=False) if re.fullmatch("==+|--+", pair[1])]
+    found = [pair for pair in pairwise(lines) if re.fullmatch("==+|--+", pair[1])]
     assert found and all(len(title) <= len(line) for title, line in found), found
 
 
