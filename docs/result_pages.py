@@ -24,6 +24,7 @@ MADE_BY = {
     "device": "device --seconds 420 --out DIR",
     "geometry": "geometry_studies",
     "gram-orders": "gram_orders",
+    "half-precision": "half_precision",
     "hesscale-cost": "hesscale",
     "hesscale-quality": "hesscale_quality",
     "inverse-free": "inverse_free",
