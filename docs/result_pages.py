@@ -38,6 +38,7 @@ MADE_BY = {
     "new-sizes": "new_sizes",
     "operators": "operators",
     "rl": "rl.study",
+    "root-free": "root_free",
     "sharpness": "sharpness",
     "sharpness-cost": "sharpness --part cost",
     "simplification": "simplification",
