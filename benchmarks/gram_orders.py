@@ -8,7 +8,6 @@ channels, pixels, samples and classes.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -133,9 +132,10 @@ def parser() -> argparse.ArgumentParser:
 
 def _with_before(path: Path, found: list[dict[str, object]]) -> list[dict[str, object]]:
     """Rows with those that a file has of other layers: long problems are measured in parts."""
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
     measured = [(row["problem"], row["layer"]) for row in found]
-    return [row for row in before if (row["problem"], row["layer"]) not in measured] + found
+    return [
+        row for row in measure.read_rows(path) if (row["problem"], row["layer"]) not in measured
+    ] + found
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ error, which the row names.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import inf
@@ -199,8 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def read_rows(path: Path | None) -> dict[str, dict[str, Any]]:
     """The rows of a results file, by optimizer."""
-    rows = json.loads(path.read_text())["rows"] if path is not None and path.exists() else []
-    return {each["optimizer"]: each for each in rows}
+    return {each["optimizer"]: each for each in measure.read_rows(path)}
 
 
 if __name__ == "__main__":

@@ -4,15 +4,16 @@ Run as ``python -m benchmarks.inverse_free --json results.json``; ``--help`` lis
 ResNet-20 each optimizer takes steps that precondition alone, and steps that also update factors, in
 turns with SGD's, each on a model of its own; a run that updates every 10 steps costs the weighted
 mean. `RFAdamW` is timed beside ``torch.optim.AdamW(foreach=True)`` on ResNet-18's parameters alone
-(``--only RFAdamW``). Times are of this process, which is what a loaded machine leaves comparable.
-Rows of a results file that ``--only`` leaves out are kept.
+(``--only RFAdamW``). Times are of this process, which is what a loaded machine leaves comparable;
+both kinds of AdamW's steps are the same step, so what these differ by is the noise.
+Rows of a results file that ``--only`` leaves out are kept; ``--rounds 0 --plot plot.png`` draws
+them, and measures nothing.
 """
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -137,6 +138,36 @@ def adamw_row(rounds: int) -> dict[str, Any]:
     return {"optimizer": ADAMW, "rounds": rounds, "ratio": found["RFAdamW"] / found["AdamW"]}
 
 
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Time per step and, where it was measured, peak memory of each optimizer over SGD's."""
+    from matplotlib.figure import Figure
+
+    mixed = f"every {EVERY}"
+    timed = [row for row in rows if mixed in row]
+    sgd = next((row["peak_mib"] for row in rows if row["optimizer"] == "SGD"), None)
+    figure = Figure((9, 1.3 + 0.27 * len(timed)), layout="constrained")
+    left, *right = figure.subplots(1, 1 if sgd is None else 2, sharey=True, squeeze=False)[0]
+    places = range(len(timed))
+    times = {
+        "preconditions alone": ("plain", "|"),
+        f"updates factors in 1 of {EVERY} steps": (mixed, "o"),
+        "updates factors": ("factors", "x"),
+    }
+    for words, (kind, marker) in times.items():
+        left.plot([row[kind] for row in timed], places, f"C0{marker}", label=words)
+    for ax in right:
+        ax.plot([row["peak_mib"] / sgd for row in timed], places, "C1o")
+        ax.set_xlabel("peak memory over SGD's")
+    left.set_xlabel("process time of a step over SGD's")
+    left.set_yticks(places, [row["optimizer"] for row in timed])
+    left.invert_yaxis()
+    for ax in (left, *right):
+        ax.axvline(1, color="black", linewidth=0.8)
+        ax.grid(alpha=0.3)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    figure.savefig(path, dpi=110)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -148,25 +179,30 @@ def main(arguments: list[str] | None = None) -> None:
         "--only", default="", help="parts of optimizers' names, with commas between"
     )
     parser.add_argument("--memory", action="store_true", help="peak memory of a step, too")
-    parser.add_argument("--json", help="where results are written")
+    parser.add_argument("--json", type=Path, help="write results to this file, and go on from it")
+    parser.add_argument("--plot", type=Path, help="draw the file's rows and these to this file")
     options = parser.parse_args(arguments)
     measure.with_allocator(
         "benchmarks.inverse_free", sys.argv[1:] if arguments is None else arguments
     )
     torch.set_num_threads(1)
-    measure.touch_pages()
+    if options.rounds:
+        measure.touch_pages()
     parts = options.only.split(",")
     names = [n for n in contestants(options.flavour) if any(part in n for part in parts)]
-    rows = [adamw_row(3 * options.rounds)] if any(part in ADAMW for part in parts) else []
-    rows += network_rows(names, options) if names else []
+    rows: list[dict[str, Any]] = []
+    if options.rounds and any(part in ADAMW for part in parts):
+        rows.append(adamw_row(3 * options.rounds))
+    if options.rounds and names:
+        rows += network_rows(names, options)
     for row in rows:
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
-    if options.json:
-        path = Path(options.json)
-        before = json.loads(path.read_text())["rows"] if path.exists() else []
-        known = {row["optimizer"]: row for row in [*before, *rows]}
+    known = {row["optimizer"]: row for row in [*measure.read_rows(options.json), *rows]}
+    if options.json and rows:
         settings = {"batch": options.batch, "flavour": options.flavour}
-        measure.write_results(path, "cpu", [*known.values()], options=settings)
+        measure.write_results(options.json, "cpu", [*known.values()], options=settings)
+    if options.plot:
+        plot([*known.values()], options.plot)
 
 
 if __name__ == "__main__":

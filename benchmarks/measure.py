@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -198,6 +199,14 @@ def write_results(path: Path, device: str, rows: Sequence[object], **more: objec
     path.parent.mkdir(parents=True, exist_ok=True)
     results = {"environment": environment(device), **more, "rows": rows}
     path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def read_rows(path: Path | None) -> list[dict[str, Any]]:
+    """The rows of a results file, none where it does not exist."""
+    if path is None or not path.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    return rows
 
 
 def with_allocator(module: str, arguments: Sequence[str]) -> None:

@@ -75,13 +75,20 @@ def kin(
     """
     terms = [term for network in networks for term in network.terms]
     sizes = {term.sizes[BATCH] for term in terms if BATCH in term.sizes}
-    if len(sizes) != 1 or (alike := resized(networks, BATCH, 2)) is None:
+    alike = [resized(networks, BATCH, size) for size in (2, 3)] if len(sizes) == 1 else [None]
+    # at two sizes: a leg of another batch may have one of them, and stays
+    structure = tuple(_structure(each) for each in alike if each is not None)
+    if None in alike:
         return None
-    structure = tuple(
-        tuple((term.nodes, term.result, tuple(term.sizes.items())) for term in network.terms)
-        for network in alike
-    )
     return Kin((one, str(device), dtype, structure), (*networks,), sizes.pop(), str(device), dtype)
+
+
+def _structure(networks: Sequence[Expression]) -> Hashable:
+    """All that there is to networks but the scales of their terms."""
+    return tuple(
+        tuple((term.nodes, term.result, tuple(term.sizes.items())) for term in network.terms)
+        for network in networks
+    )
 
 
 @dataclass

@@ -64,7 +64,7 @@ class _Compiler:
     """Programs of the tier that is due: those of a family, or of the baseline, or searched for.
 
     A family that returns is searched for, also in another size. What is ``provisional`` is to be
-    compiled again if it returns.
+    compiled again if it returns: it may use other than the ``routes`` that are asked for.
     """
 
     def __init__(self, first: bool) -> None:
@@ -77,10 +77,12 @@ class _Compiler:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         order: Nest | None = None,
+        routes: Sequence[str] | None = None,
     ) -> Program[Any]:
         options: Any = {"memory_limit": memory_limit, "dtype": dtype, "device": device}
         options |= {"order": order}
-        networks, alone = networks_of(network), memory_limit is None and order is None
+        networks = networks_of(network)
+        alone = memory_limit is None and order is None and routes is None
         if self.first and not (alone and _families.met(networks)):
             self.provisional = True
             return baseline(network, **options)
@@ -90,10 +92,16 @@ class _Compiler:
         if self.first and (found is None or _families.searched(found)):
             self.provisional = True
             return baseline(network, **options)
+        options |= {} if routes is None else {"routes": routes}
         program = compile(network, **options)
         if found is not None:
             _families.add(found, program)
         return program
+
+
+def is_first(compiler: Callable[..., Program[Any]]) -> bool:
+    """Whether what a compiler is asked for is looked up for the first time: then no search pays."""
+    return isinstance(compiler, _Compiler) and compiler.first
 
 
 def looked_up(build: Callable[..., Found], *arguments: Hashable) -> Found:

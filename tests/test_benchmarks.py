@@ -1,8 +1,12 @@
 """The benchmarks' cases and contestants, never their times."""
 
+import importlib
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import pairwise
+from math import isnan
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE
 from tnconv import functional
 from tnconv.codegen.tiers import cache_info
 
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 TINY = {
     "general": Layer("tiny", ("a",), 3, 4, (3, 2), (1, 1), (1, 0), (1, 1), 1, (3, 6, 5), (4, 6, 4)),
     "strided": Layer("tiny", ("b",), 2, 3, (3, 3), (2, 2), (1, 1), (1, 1), 1, (2, 8, 7), (3, 4, 4)),
@@ -99,7 +104,7 @@ def test_contestants_agree(name, kind, operation):
     except NotImplementedError:
         assert case.layer.transposed and name in ("einconv", "opacus")
     else:
-        assert contestants.error(result, expected) <= TOLERANCE
+        assert contestants.error(result, expected) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -110,7 +115,7 @@ def test_torch_agrees_with_the_definition(kind, operation):
     expected = network.reference(**{name: getattr(case, name) for name in network.operands})
     with peers():
         result = contestants.contestants(operation)["torch"](operation, case)()
-    assert contestants.error(result, expected) <= TOLERANCE
+    assert contestants.error(result, expected) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("operation", further.WAYS)
@@ -122,7 +127,7 @@ def test_further_operations_agree_with_torch(kind, operation):
     with peers():
         pair = further.WAYS[operation](case)
         expected = pair.torch()
-    assert contestants.error(pair.ours(), expected) <= TOLERANCE
+    assert contestants.error(pair.ours(), expected) <= TOLERANCE[torch.float32]
 
 
 def test_further_operations_are_all_others():
@@ -140,7 +145,10 @@ def test_tuned_programs_agree(tmp_path, monkeypatch):
     monkeypatch.setenv("TNCONV_CACHE_DIR", str(tmp_path))
     case = contestants.case(TINY["general"], batch=2)
     expected = contestants.contestants("kfac_expand")["torch"]("kfac_expand", case)()
-    assert contestants.error(contestants.tuned("kfac_expand", case)(), expected) <= TOLERANCE
+    assert (
+        contestants.error(contestants.tuned("kfac_expand", case)(), expected)
+        <= TOLERANCE[torch.float32]
+    )
 
 
 def test_what_cannot_take_part_is_reported():
@@ -267,6 +275,68 @@ def test_an_interrupted_run_goes_on_with_its_file(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="batch = 2, this run 4"):
         layers.resumed(options)
     assert len(json.loads(file.read_text())["rows"]) == 1
+
+
+def test_the_root_free_study_tunes_all_optimizers_alike():
+    from benchmarks import root_free
+
+    assert root_free.GRIDS.keys() == root_free.OPTIMIZERS.keys()
+    for grid in root_free.GRIDS.values():
+        ratios = [b / a for a, b in pairwise(grid)]
+        assert len(grid) == 6 and all(2.9 < ratio < 3.5 for ratio in ratios)
+    tuning = [(0.1, 90.0, 0.4), (0.3, 95.0, 0.3), (1.0, 95.0, 0.2), (3.0, 0.0, float("nan"))]
+    assert root_free.best(tuning) == 1.0
+
+
+def test_the_root_free_study_keeps_its_parts_apart():
+    pytest.importorskip("sklearn")
+    from benchmarks import root_free
+
+    found = root_free.data()
+    assert {name: len(labels) for name, (_, labels) in found.items()} == root_free.PARTS
+    images = {part: {x.numpy().tobytes() for x in found[part][0]} for part in found}
+    assert not images["train"] & images["test"] and not images["validation"] & images["test"]
+    drawn = root_free.batches(3)
+    epoch = [x for _, (x, _) in zip(range(9), drawn, strict=False)]
+    seen = {image.numpy().tobytes() for x in epoch for image in x}
+    assert {len(x) for x in epoch} == {root_free.BATCH}
+    assert seen <= images["train"] and len(seen) == 9 * root_free.BATCH
+
+
+def test_the_root_free_study_runs_in_small(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    from benchmarks import root_free
+
+    for name, rate in (("SGD", 0.1), ("RMSprop", 1e30), ("RF-RMSProp", 1e-3), ("AdamW", 1e-2)):
+        monkeypatch.setitem(root_free.GRIDS, name, (rate,))
+    file = tmp_path / "found.json"
+    command = ["--epochs", "1", "--json", str(file), "--only"]
+    root_free.main([*command, "attention SGD,attention AdamW", "--seeds", "2"])
+    root_free.main([*command, "convolutions SGD,convolutions RMS,ons RF-RMS", "--seeds", "2"])
+    rows = {(row["network"], row["optimizer"]): row for row in json.loads(file.read_text())["rows"]}
+    assert len(rows) == 5
+    broken, twin = rows["convolutions", "RMSprop"], rows["convolutions", "RF-RMSProp"]
+    assert broken["test accuracy"]["seeds"] == [0.0, 0.0]
+    assert isnan(broken["train loss"]["deviation"])
+    assert twin["over its twin"]["seeds"] == twin["test accuracy"]["seeds"]
+    adamw, sgd = rows["attention", "AdamW"], rows["attention", "SGD"]
+    pairs = zip(*(row["test accuracy"]["seeds"] for row in (adamw, sgd)), strict=True)
+    assert adamw["over SGD"]["seeds"] == pytest.approx([a - b for a, b in pairs], abs=1e-3)
+    assert "over SGD" not in sgd and sgd["lr"] == 0.1
+
+
+@pytest.mark.parametrize("name", ["root_free", "inverse_free"])
+def test_committed_studies_of_optimizers_are_drawn(name, tmp_path):
+    pytest.importorskip("matplotlib")
+    module = importlib.import_module(f"benchmarks.{name}")
+    files = sorted(RESULTS.glob(f"{name.replace('_', '-')}*.json"))
+    assert files
+    for file in files:
+        picture = tmp_path / "picture.png"
+        module.plot(measure.read_rows(file), picture)
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert file.with_suffix(".png").exists()
+        picture.unlink()
 
 
 def test_everything_of_a_device_runs_in_small(tmp_path):

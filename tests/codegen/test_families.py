@@ -255,3 +255,14 @@ def test_choices_write_a_plan_again() -> None:
         (same,) = at_size([network], "n", 6, 6, (0,)) or ()
         again = families.again(program, [same], [2])
         assert again is not None and again.terms[0] == program.terms[0][:3]
+
+
+@given(sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=2, max_size=6))
+def test_two_batches_are_told_apart(sizes: list[tuple[int, int]]) -> None:
+    """Kernels between two batches: their sizes may agree by chance, in any order of calls."""
+    model = torch.nn.Linear(3, 2).double()
+    tnconv.cache_clear()
+    for n, m in [pair for pair in sizes for _ in range(2)]:
+        x, y = torch.rand(n, 3).double(), torch.rand(m, 3).double()
+        expected = torch.einsum("nm,cd->ncmd", x @ y.T + 1, torch.eye(2).double())
+        assert_close(tnconv.ntk.empirical_ntk(model, x, y), expected, 1e-10)

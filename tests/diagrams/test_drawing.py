@@ -41,7 +41,13 @@ from tnconv.simplify import simplify
 CASE = Case((2, 4, 6, 5), (6, 2, 3, 2), stride=2, padding=1, groups=2)
 ONES = Style(ones=True)
 NET = conv((2, 4, 9), (6, 2, 3), stride=2, padding=1, groups=2)
-MAGIC = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG", "dot": b"graph", "tex": b"\\docu"}
+MAGIC = {
+    "svg": b"<?xml",
+    "pdf": b"%PDF",
+    "png": b"\x89PNG",
+    "dot": b"graph",
+    "tex": b"\\IfFileExists",
+}
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="no dot program")
 

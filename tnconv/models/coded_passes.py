@@ -224,7 +224,12 @@ class CodedPasses:
         try:
             with self._listening(here), alone(self.watch.model, self.watch):
                 how = {"retain_graph": True, "allow_unused": True}
-                given = iter(torch.autograd.grad(roots, inputs, cotangents, **how))
+                try:
+                    given = iter(torch.autograd.grad(roots, inputs, cotangents, **how))
+                except RuntimeError:
+                    for call in here.calls:  # an input that was changed in place names its layer
+                        _ = call.given
+                    raise
             found = self._sketches
             for place, edges in asked.items():
                 each = [next(given) for _ in edges]

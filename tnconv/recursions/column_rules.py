@@ -128,8 +128,9 @@ def bmm(at: At, v: Tensor) -> Found:
 def convolution(at: At, v: Tensor) -> Found:
     """The input gradient: as a transposed convolution, where it needs no input, not even a copy."""
     node, flat, shape = at.node, v.flatten(0, 1), at.shape()
-    w, stride, padding = node._saved_weight, node._saved_stride, node._saved_padding
-    dilation, groups = node._saved_dilation, node._saved_groups
+    w, groups, dims = node._saved_weight, node._saved_groups, len(shape) - 2
+    given = node._saved_stride, node._saved_padding, node._saved_dilation
+    stride, padding, dilation = (_by_side(numbers, dims) for numbers in given)
     sizes = zip(shape[2:], v.shape[3:], w.shape[2:], stride, padding, dilation, strict=True)
     missing = [i - ((o - 1) * s - 2 * p + d * (k - 1) + 1) for i, o, k, s, p, d in sizes]
     if not node._saved_transposed and all(
@@ -143,6 +144,11 @@ def convolution(at: At, v: Tensor) -> Found:
         only = [True, False, False]
         found = aten.convolution_backward(flat, like, w, None, *how, only)[0]
     return (found.reshape(len(v), *shape), None, None)
+
+
+def _by_side(numbers: Sequence[int], dims: int) -> list[int]:
+    """A number for each side, where one was given for all."""
+    return [*numbers] * dims if len(numbers) == 1 else [*numbers]
 
 
 @register_columns("MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveMaxPool2D",

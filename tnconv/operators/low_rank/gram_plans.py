@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tnconv.codegen import Program
-from tnconv.codegen.baseline import baseline
+from tnconv.codegen.tiers import is_first
 from tnconv.diagrams import Expression, TensorNetwork, View, gradient_dots
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.operators.low_rank.orders import Order, nest, worth_trying
@@ -109,7 +109,7 @@ def planned(
         ValueError: a memory limit below what is needed.
     """
     settings.check(prod(network.shape))
-    if settings.compiled is baseline and (first_call := _unsearched(settings, network, pair, rows)):
+    if is_first(settings.compiled) and (first_call := _unsearched(settings, network, pair, rows)):
         return GramPlan(first_call)
     given = _forced(settings)
     first = settings.compile(network, given)
