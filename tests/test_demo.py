@@ -384,3 +384,19 @@ def test_wide_text_is_wrapped_on_terminals(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     lines = fitted_to_terminal(text).splitlines()
     assert max(map(len, lines)) <= 60 and lines[1].startswith("      word")
+
+
+def test_other_packages_keep_their_interruptions(tmp_path: Path) -> None:
+    package = tmp_path / "other"
+    package.mkdir()
+    text = "import sys, tnconv\nprint(sys.excepthook is sys.__excepthook__)\n"
+    (package / "__init__.py").write_text(text)
+    (package / "__main__.py").touch()
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "other"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.stdout == "True\n", done.stderr

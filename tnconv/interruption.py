@@ -19,7 +19,10 @@ def is_command() -> bool:
     ``-m``; later it is the module's file.
     """
     program = sys.argv[0] if sys.argv else ""
-    return program == "-m" or Path(program).stem == "tnconv"
+    if program == "-m":  # of another package, perhaps, which imports this one
+        given = sys.orig_argv
+        return "tnconv" in given[given.index("-m") + 1 :][:1] if "-m" in given else False
+    return Path(program).stem == "tnconv"
 
 
 def say_so() -> None:
