@@ -6,9 +6,8 @@ planner chooses for every layer between forming J (parameter space), contracting
 samples first (data space), the orders between, and products of pixels before the patterns.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any, cast
@@ -20,59 +19,17 @@ from tnconv import diagrams
 from tnconv.diagrams import Expression
 from tnconv.models import computing
 from tnconv.models.calls import Call, Pass
-from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs
 from tnconv.models.modules import unwrapped
 from tnconv.models.observation import Observation
 from tnconv.models.propagation import LossFunction
 from tnconv.models.terms import Term
+from tnconv.operators.low_rank.collected_terms import Kept, TermCollector, samples_first
 from tnconv.operators.low_rank.grams import cross_gram, formed, gram_plan, ran, shortened
 from tnconv.operators.low_rank.orders import Order, Orders, check_orders, order_of
-from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
+from tnconv.quantities.base import Statistic, Vectors
 
 AT_A_TIME = 16  # combinations of rows
-
-
-@dataclass(frozen=True)
-class _Kept(Quantity[Tensor]):
-    """What makes an observation send vectors backwards; `_TermCollector` keeps them."""
-
-    source: Vectors
-
-    def statistics(self) -> Mapping[str, Statistic]:
-        how: dict[str, Any] = {"factored": True, "parts": "rows", "vectors": self.source}
-        return {"rows": Statistic(diagrams.per_sample_gradients, samples=1, **how)}
-
-    def result(self, found: Mapping[str, Tensor], samples: int) -> Tensor:
-        return found["rows"]
-
-
-@dataclass(eq=False)
-class _TermCollector(Collector):
-    """A collector that keeps the operation of every parameter with its operands, and no more.
-
-    ``shortened`` makes a term smaller as soon as it is there: what others read of it is freed.
-    """
-
-    shortened: Callable[[nn.Parameter, Term], Term] = lambda parameter, term: term
-    terms: dict[Vectors, dict[nn.Parameter, dict[Pass | None, list[Term]]]] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    )
-
-    def add(
-        self,
-        parameter: nn.Parameter,
-        term: Term,
-        here: Pass | None = None,
-        source: Vectors = LOSS_GRADIENT,
-        part: int = 0,
-    ) -> None:
-        self.terms[source][parameter][here].append(self.shortened(parameter, term))
-
-    def taken(self, source: Vectors, parameter: nn.Parameter) -> Term | None:
-        """The term of a parameter, which is kept no more."""
-        parts = self.terms[source].pop(parameter, {})
-        return Term.joined([_lined_up(each) for each in parts.values()]) if parts else None
 
 
 class RowsObservation(Observation):
@@ -81,7 +38,7 @@ class RowsObservation(Observation):
     ``order`` and ``keep`` are those of `JacobianRows`.
     """
 
-    collector_type = _TermCollector
+    collector_type = TermCollector
 
     def __init__(
         self,
@@ -93,13 +50,13 @@ class RowsObservation(Observation):
         keep: bool = False,
     ) -> None:
         self.order, self.keep = order, keep and memory_limit is None
-        super().__init__(model, [_Kept(source) for source in sources], memory_limit, batch_dim)
+        super().__init__(model, [Kept(source) for source in sources], memory_limit, batch_dim)
 
     def _reset(self) -> None:
         super()._reset()
         if self.keep:
             names = {p: name for name, p in unwrapped(self.model).named_parameters()}
-            cast(_TermCollector, self.collector).shortened = partial(self._shortened, names)
+            cast(TermCollector, self.collector).shortened = partial(self._shortened, names)
 
     def _shortened(
         self, names: Mapping[nn.Parameter, str], parameter: nn.Parameter, term: Term
@@ -130,14 +87,13 @@ class RowsObservation(Observation):
         """
         self.finish()
         collector, model = self.collector, unwrapped(self.model)
-        assert isinstance(collector, _TermCollector)
+        assert isinstance(collector, TermCollector)
         named = dict(model.named_parameters())
         like = {name: p.detach() for name, p in named.items() if p.requires_grad}
         found = []
         for source, chosen in wanted.items():
             samples = sum(here.samples for here in collector.passes)
-            every = ((name, collector.taken(source, p)) for name, p in named.items())
-            terms = {name: term for name, term in every if term is not None}
+            terms = collector.taken(source, named)
             if chosen is not None:
                 samples = len(chosen)
                 if source not in self.narrowed:
@@ -148,23 +104,6 @@ class RowsObservation(Observation):
         self._watch.forget()
         self._reset()
         return found
-
-
-def _lined_up(parts: Sequence[Term]) -> Term:
-    """Terms of some vectors each as that of all."""
-    if len(parts) == 1:
-        return parts[0]
-    first, counts = parts[0], [term.vectors or 0 for term in parts]
-    given = [term.v for term in parts if term.v is not None]
-    if len(given) == len(parts):
-        return replace(first, v=torch.cat(given), vectors=sum(counts))
-    samples_first = all(t.v is None and _samples_first(t) for t in parts)
-    each = [term.read["x"] if samples_first else term.gradients for term in parts]
-    return Term.known(torch.cat(each, int(samples_first)), sum(counts), samples_first)
-
-
-def _samples_first(term: Term) -> bool:
-    return len(term.operation.arguments) > 3
 
 
 def _at(term: Term, chosen: Sequence[int]) -> Term:
@@ -418,9 +357,9 @@ class JacobianRows:
 
 def _between(term: Term, start: int, stop: int) -> Term:
     if term.v is None:
-        samples_first = _samples_first(term)
-        each = term.read["x"].narrow(int(samples_first), start, stop - start)
-        return Term.known(each, stop - start, samples_first)
+        first_samples = samples_first(term)
+        each = term.read["x"].narrow(int(first_samples), start, stop - start)
+        return Term.known(each, stop - start, first_samples)
     return replace(term, v=term.v[start:stop], vectors=stop - start)
 
 
