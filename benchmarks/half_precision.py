@@ -135,7 +135,7 @@ def row(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def smoothed(losses: Sequence[float], over: int = 20) -> list[float]:
-    """Means of so many steps at a time."""
+    """The mean loss of every ``over`` successive steps."""
     return [round(mean(losses[at : at + over]), 5) for at in range(0, len(losses), over)]
 
 

@@ -2,7 +2,7 @@
 
 Run as ``python -m benchmarks.root_free --json found.json --plot found.png`` (extras ``demo`` and
 ``plots``); rows of the file that ``--only`` leaves out are kept. A convolutional and an attention
-network classify handwritten digits, of which few are trained on and most are tested on. All
+network classify handwritten digits: 600 train, 300 validate, and the other 897 test. All
 optimizers are tuned alike: each has a grid of six learning rates, about a factor of 3 apart, and
 the one with the best accuracy on a validation part (then the least loss on it) after a whole
 training with a seed of its own is taken; nothing else is tuned. Then every seed trains anew, with

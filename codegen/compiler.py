@@ -242,8 +242,9 @@ def again(
 ) -> Program[Any] | None:
     """A program's plans for networks of other sizes, by the same choices and without a search.
 
-    Of each term the chosen plan and as many ``rivals`` are written, as far as they can be. None if
-    a chosen one cannot. Prices are those of the table in use.
+    For each term the chosen plan is written, and up to ``rivals`` of the plans ranked behind it.
+    The result is None if the choices of a chosen plan do not fit the new sizes. Prices are those of
+    the table in use.
     """
     empty = without_plans(networks[0] if isinstance(program.network, Expression) else (*networks,))
     known, terms = iter(zip(program.terms, rivals, strict=True)), []

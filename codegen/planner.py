@@ -13,6 +13,7 @@ from tnconv.codegen.lowering.forms import POLYPHASE
 from tnconv.codegen.lowering.nested import Nest, nested, same_tensors
 from tnconv.codegen.lowering.pairs import sum_out
 from tnconv.codegen.lowering.plans import Plan
+from tnconv.codegen.lowering.ranking import ranked
 from tnconv.codegen.lowering.schedule import need
 from tnconv.codegen.lowering.selections import opened, scatter, selected
 from tnconv.codegen.lowering.strided import ONE
@@ -78,10 +79,6 @@ ROUTES: Mapping[str, Route] = {
     "dense": dense,
 }
 HOPELESS = 2.0  # a cover that costs this multiple of a complete plan is not continued (0001)
-AS_FAST = 1.1  # inputs are not unfolded if another plan is within this factor (0007),
-UNFOLDED = 0.5  # unless the plan holds less than this share of what each of those holds (0015)
-NEARLY = 1.05  # if the fastest holds more than the operands, of those within this factor (0007) ...
-LEANER = 0.9  # ... the leanest is taken, if it holds at most this share (0008)
 NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of the operands
 
 
@@ -154,36 +151,7 @@ def plans(
             for cover in some:
                 _search(cover, form, tried, (optimize, contiguous_result), known, room, several)
             found += known if several else ()
-    if script:
-        return found
-    simplest = list(forms)[::-1]
-    found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
-    fastest = found[0]
-    near = _within(AS_FAST, found)
-    near = _within(NEARLY, _sparing(near))
-    lean = min(near, key=lambda plan: plan.peak)
-    operands = next(iter(forms.values())).operands.values()
-    large = near[0].peak > cost.ITEM * sum(map(prod, operands))
-    _prefer(lean if large and lean.peak < LEANER * near[0].peak else near[0], found)
-    whole = [plan for plan in found if plan.is_torchs and plan.form == "as given"]
-    if whole and whole[0].seconds <= whole[0].margin * fastest.seconds:
-        _prefer(whole[0], found)
-    return sorted(found, key=lambda plan: not room.fits(plan))
-
-
-def _sparing(near: Sequence[Plan]) -> Sequence[Plan]:
-    """Without plans that unfold inputs, unless they hold far less than all others that are near."""
-    others = [plan for plan in near if not plan.unfolds]
-    if not others or len(others) == len(near):
-        return near
-    least = UNFOLDED * min(plan.peak for plan in others)
-    return [plan for plan in near if not plan.unfolds or plan.peak < least]
-
-
-def _within(factor: float, found: Sequence[Plan]) -> list[Plan]:
-    """Those that are predicted to take no more than this many times the first one's time."""
-    most = factor * found[0].risk * found[0].seconds
-    return [plan for plan in found if plan.risk * plan.seconds <= most]
+    return found if script else ranked(found, forms, room.fits)
 
 
 def _scaled_square(cover: Cover) -> Cover:
@@ -210,11 +178,6 @@ def _half(network: TensorNetwork) -> int:
     shared = [leg for leg, held in kinds.items() if len(held) > len({*held})]
     own = prod(network.sizes[leg] for leg in network.open_legs if leg not in shared)
     return prod(network.sizes[leg] for leg in shared) * isqrt(own)
-
-
-def _prefer(plan: Plan, found: list[Plan]) -> None:
-    found.remove(plan)
-    found.insert(0, plan)
 
 
 def _search(

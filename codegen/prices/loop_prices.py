@@ -72,7 +72,7 @@ class Loop(Kind):
         return count * (self.turn + steps)
 
     def adding(self, entries: int) -> Kernel:
-        """Adding so many entries of a turn to the total of those before."""
+        """Adding the ``entries`` that one turn of the loop gives to the running total."""
         kernel = self.elementwise.price(entries, 2 * entries)
         if kernel.bytes > self.machine.cached:
             return kernel

@@ -40,8 +40,8 @@ class Machine:
     onednn: bool = True  # whether oneDNN computes convolutions, and its rules apply
     passes: int = 2  # over operands and results of convolutions, to arrange them ...
     grouped_passes: int = 2  # ... and of grouped ones
-    units: int = 0  # multiprocessors of an accelerator, 0 for processors; each computes a block ...
-    block: int = 64  # ... of so many rows and columns of a product
+    units: int = 0  # multiprocessors of an accelerator; 0 for processors
+    block: int = 64  # rows and columns of the block of a product that a multiprocessor computes
     overlaps: bool = False  # whether kernels run while the host prepares the next call
     workspace: int | None = None  # bytes that any convolution may hold; None: as oneDNN does
 
