@@ -228,7 +228,7 @@ Contestants = Mapping[str, Callable[[str, Case], Call]]
 
 
 def contestants(operation: str) -> Contestants:
-    """Who takes part in an operation, torch's way among them."""
+    """Who takes part in an operation, torch's way among them, whether it is installed or not."""
     if operation in further.WAYS:
         return {
             "tnconv": lambda operation, case: further.WAYS[operation](case).ours,
@@ -237,12 +237,17 @@ def contestants(operation: str) -> Contestants:
     found: dict[str, Callable[[str, Case], Call]] = {"tnconv": _tnconv, "torch": _torch}
     if operation in PER_SAMPLE_OPERATIONS:
         return found | {name: partial(_per_sample, name) for name in PER_SAMPLE if name != "loop"}
-    return found | ({"einconv": _einconv} if find_spec("einconv") else {})
+    return found | {"einconv": _einconv}
 
 
 PEERS = tuple(
     dict.fromkeys(n for operation in OPERATIONS for n in contestants(operation) if n != "tnconv")
 )
+
+
+def missing() -> frozenset[str]:
+    """The contestants that are packages of their own and not installed here."""
+    return frozenset(name for name in ("einconv", "opacus") if find_spec(name) is None)
 
 
 def error(result: Tensor, expected: Tensor) -> float:

@@ -114,6 +114,7 @@ def row(operation: str, case: Case, options: argparse.Namespace) -> Row:
         name: partial(make, operation, case)
         for name, make in contestants.contestants(operation).items()
         if not options.peer or name in (OURS, "torch", *options.peer)
+        if name not in contestants.missing()
     }
     if operation in TUNED or (options.tune and operation in OPERATIONS):
         makers[OURS_TUNED] = partial(contestants.tuned, operation, case)
@@ -321,8 +322,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.cpu_time or options.threads:
         torch.set_num_threads(1 if options.cpu_time else options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    if "einconv" not in PEERS:
-        print("einconv is not installed (pip install 'tnconv[peers]'): left out", file=sys.stderr)
+    for name in sorted(contestants.missing()):
+        print(f"{name} is not installed (pip install 'tnconv[peers]'): left out", file=sys.stderr)
     started, found = time.perf_counter(), resumed(options)
     done = {(row.operation, row.layer) for row in found}
     with measure.own_cache():

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -126,5 +125,5 @@ PER_SAMPLE: Mapping[str, Gradients] = {
     "grouped": grouped,
     "unfold": unfold,
     "vmap": vmap,
-    **({"opacus": opacus} if find_spec("opacus") else {}),
+    "opacus": opacus,
 }
