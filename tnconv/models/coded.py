@@ -11,7 +11,7 @@ all their dimensions but one (a check in the manner of Freivalds), so that no pa
 rows of those.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import ItemsView, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from math import prod
@@ -28,7 +28,6 @@ from tnconv.models.sample_maps import (
     Shared,
     Silent,
     Unknown,
-    along,
     candidates,
     owners,
 )
@@ -97,9 +96,8 @@ class Whole:
 
     @classmethod
     def of(cls, gradient: Tensor) -> "Whole":
-        g = gradient.detach()
-        array = _array(g)
-        return cls(g, tuple(g.shape), array, array.reshape(-1)[:: _step(array.size)])
+        array = _array(gradient)
+        return cls(gradient, array.shape, array, array.reshape(-1)[:: _step(array.size)])
 
     @property
     def is_zero(self) -> bool:
@@ -136,10 +134,10 @@ def arrived(
 
 @dataclass(frozen=True)
 class Codes:
-    """A power of two for each sample, drawn anew for every check."""
+    """A power of two for each sample, drawn anew for every check; they are exact in any dtype."""
 
-    values: Tensor  # (n,)
-    generator: torch.Generator
+    array: NDArray[np.float32]  # (n,)
+    seed: int
     _entries: dict[Shape, NDArray[np.float32]] = field(default_factory=dict)
     _rows: dict[tuple[Owned, int], NDArray[np.float32]] = field(default_factory=dict)
     _hidden: dict[Shape, NDArray[np.bool_]] = field(default_factory=dict)
@@ -150,14 +148,23 @@ class Codes:
 
         If ``hiding``, the lowest code is zero, and some sample has it.
         """
-        generator = torch.Generator("cpu").manual_seed(seed)
-        order = torch.randperm(samples, generator=generator, device="cpu")
-        exponents = torch.randint(levels, (samples,), generator=generator, device="cpu")
-        exponents = order if samples <= levels else exponents
-        values = 2.0 ** exponents.double()
+        drawn = np.random.default_rng(seed)
+        order = drawn.permutation(samples)
+        exponents = order if samples <= levels else drawn.integers(levels, size=samples)
+        values = np.exp2(exponents).astype(np.float32)
         if hiding:
             values[(exponents == 0) | (order == 0)] = 0
-        return cls(values, generator)
+        return cls(values, seed)
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return len(self.array)
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """Where cotangents are drawn."""
+        return torch.Generator("cpu").manual_seed(self.seed)
 
     def cotangent(self, like: Tensor) -> Tensor:
         """A random cotangent of a tensor's shape."""
@@ -166,22 +173,16 @@ class Codes:
 
     def rows(self, known: Owned, shape: Shape) -> Tensor:
         """The code of every row of a map's dimension."""
-        return self.values[owners(known, shape, len(self.values))]
+        return torch.from_numpy(self.along(known, shape)).reshape(-1)
 
     def applied(self, cotangent: Tensor, known: Owned) -> Tensor:
         """A cotangent, each sample's part of it times its code."""
-        shape = tuple(cotangent.shape)
-        return cotangent * along(self.rows(known, shape).to(cotangent), known, shape)
-
-    @cached_property
-    def array(self) -> NDArray[np.float32]:
-        """The values; powers of two are exact in any dtype."""
-        return self.values.numpy().astype(np.float32)
+        return cotangent * torch.from_numpy(self.along(known, tuple(cotangent.shape))).to(cotangent)
 
     def entries(self, shape: Shape) -> NDArray[np.float32]:  # (maps, entries)
         """The codes of some of a tensor's entries, for each map that its shape allows."""
         if shape not in self._entries:
-            self._entries[shape] = self.array[_table(shape, len(self.values))[1]]
+            self._entries[shape] = self.array[_table(shape, self.samples)[1]]
         return self._entries[shape]
 
     def hidden(self, shape: Shape) -> NDArray[np.bool_]:  # (maps, entries)
@@ -194,7 +195,7 @@ class Codes:
         """The codes of a map's rows, in a shape that multiplies a tensor of the map's."""
         key = known, shape[known.dim]
         if key not in self._rows:
-            self._rows[key] = self.array[owners(known, shape, len(self.values)).numpy()]
+            self._rows[key] = self.array[owners(known, shape, self.samples).numpy()]
         return self._rows[key].reshape((-1, *(1,) * (len(shape) - 1 - known.dim)))
 
 
@@ -227,7 +228,7 @@ def judged(plain: Arrived | None, coded: Arrived | None, codes: Codes) -> Judgem
         return exact, True
     if isinstance(plain, Sketch) and plain.rows and not plain.norms:
         return (Silent(), False) if plain.is_zero else None
-    samples = len(codes.values)
+    samples = codes.samples
     plain = plain.sketch(samples) if isinstance(plain, Whole) else plain
     coded = coded.sketch(samples) if isinstance(coded, Whole) else coded
     return _estimated(plain, coded, codes)
@@ -244,34 +245,64 @@ class Prediction:
     number: int | None = None
 
 
-def predicted(coded: Arrived | None, codes: Codes) -> Prediction:
-    """The first map by which all entries of hidden samples are zero."""
-    if coded is None:
-        return Prediction(Silent())
-    live = coded.sample != 0
-    if not live.any() and coded.is_zero:
-        return Prediction(Silent())
-    maps, _ = _table(coded.shape, len(codes.values))
-    fits = [at for at, hidden in enumerate(codes.hidden(coded.shape)) if not live[hidden].any()]
-    if not fits:
-        return Prediction(Shared())
-    return Prediction(maps[fits[0]], fits[0] if len(fits) == 1 else None)
+def predicted(coded: Sequence[Arrived | None], codes: Codes) -> list[Prediction]:
+    """For each gradient the first map by which all entries of hidden samples are zero."""
+    found = [Prediction(Silent())] * len(coded)
+    for shape, group in _by_shape(coded):
+        live = np.stack([each.sample for _, each in group]) != 0
+        maps, _ = _table(shape, codes.samples)
+        fits = ~(live[:, None] & codes.hidden(shape)).any(2)
+        for (at, each), lives, fit in zip(group, live.any(1), fits.tolist(), strict=True):
+            if lives or not each.is_zero:
+                numbers = [number for number, does in enumerate(fit) if does]
+                alone = numbers[0] if len(numbers) == 1 else None
+                known = maps[numbers[0]] if numbers else Shared()
+                found[at] = Prediction(known, alone)
+    return found
 
 
 def confirmed(
-    guess: Prediction, plain: Arrived | None, coded: Arrived | None, codes: Codes
+    guesses: Sequence[Prediction],
+    plain: Sequence[Arrived | None],
+    coded: Sequence[Arrived | None],
+    codes: Codes,
+) -> list[bool | None]:
+    """Whether gradients without and with codes agree with maps; None where they say nothing."""
+    told = [False] * len(guesses)
+    for shape, group in _by_shape(plain):
+        live = np.stack([each.sample for _, each in group]) != 0
+        shown = (live[:, None] & codes.hidden(shape)).any(2).tolist()
+        for (at, _), by_map in zip(group, shown, strict=True):
+            number = guesses[at].number
+            told[at] = number is not None and number < len(by_map) and by_map[number]
+    every = zip(guesses, plain, coded, told, strict=True)
+    return [_confirmed(*each, codes) for each in every]
+
+
+def _confirmed(
+    guess: Prediction, plain: Arrived | None, coded: Arrived | None, told: bool, codes: Codes
 ) -> bool | None:
-    """Whether a gradient without and with codes agrees with a map; None where it says nothing."""
-    known, number = guess.map, guess.number
-    if number is not None and isinstance(plain, Whole) and isinstance(coded, Whole):
-        assert isinstance(known, Owned)
-        told = plain.shape == coded.shape and plain.sample[codes.hidden(plain.shape)[number]].any()
-        if told and coded.is_multiple(plain, codes, known):
+    """See `confirmed`; ``told`` is whether hidden samples have a gradient without codes."""
+    whole = isinstance(plain, Whole) and isinstance(coded, Whole) and plain.shape == coded.shape
+    if told and whole and plain is not None and coded is not None:
+        assert isinstance(guess.map, Owned)
+        if coded.is_multiple(plain, codes, guess.map):
             return True
     found = judged(plain, coded, codes)
     if found is None:
         return False
-    return found[0] == known if found[1] else None
+    return found[0] == guess.map if found[1] else None
+
+
+def _by_shape(
+    gradients: Sequence[Arrived | None],
+) -> ItemsView[Shape, list[tuple[int, Arrived]]]:
+    """Those that came, with their numbers: one look at some entries of all that are alike."""
+    found: dict[Shape, list[tuple[int, Arrived]]] = {}
+    for at, each in enumerate(gradients):
+        if each is not None:
+            found.setdefault(each.shape, []).append((at, each))
+    return found.items()
 
 
 def _exact(plain: Arrived, coded: Arrived, codes: Codes) -> SampleMap | None:
@@ -279,7 +310,7 @@ def _exact(plain: Arrived, coded: Arrived, codes: Codes) -> SampleMap | None:
     if plain.shape != coded.shape:
         return None
     before, after = plain.sample, coded.sample
-    maps, own = _table(plain.shape, len(codes.values))
+    maps, own = _table(plain.shape, codes.samples)
     (fits,) = (before * codes.entries(plain.shape) == after).all(1).nonzero()
     if not len(fits):
         return Shared() if _is_mixed(before, after) else None
@@ -308,7 +339,7 @@ def _estimated(plain: Sketch, coded: Sketch, codes: Codes) -> Judgement:
         return Silent(), False
     if plain.shape != coded.shape:
         return Unknown("its shape changes from pass to pass"), True
-    possible = list(candidates(plain.shape, len(codes.values)))
+    possible = list(candidates(plain.shape, codes.samples))
     fits = [known for known in possible if _agrees(plain, coded, known, codes)]
     if fits:
         return fits[0], len(fits) == 1 and _has_several(plain, fits[0], codes)
@@ -324,7 +355,7 @@ def _estimated(plain: Sketch, coded: Sketch, codes: Codes) -> Judgement:
 def _has_several(plain: Sketch, known: Owned, codes: Codes) -> bool:
     """Whether rows of several samples have a gradient."""
     live = plain.norms[known.dim] > 0
-    own = owners(known, plain.shape, len(codes.values)).to(live.device)[live]
+    own = owners(known, plain.shape, codes.samples).to(live.device)[live]
     return bool((own != own[0]).any())
 
 
@@ -356,8 +387,10 @@ def _sums(parts: Tensor) -> Tensor:
 
 
 def _array(tensor: Tensor) -> Array:
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     plain = tensor.dtype == torch.float32 and tensor.device.type == "cpu"
-    found: Array = (tensor.detach() if plain else _wide(tensor).cpu()).numpy()
+    found: Array = (tensor if plain else _wide(tensor).cpu()).numpy()
     return found
 
 

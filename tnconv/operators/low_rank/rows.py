@@ -383,8 +383,9 @@ def _mixed(term: Term, coefficients: Tensor) -> Term:  # (f, m, n)
 
 
 def _converted(term: Term, dtype: torch.dtype) -> Term:
+    term.expect_unchanged()
     v = None if term.v is None else term.v.to(dtype)
-    return replace(term, read={name: x.to(dtype) for name, x in term.read.items()}, v=v)
+    return term.reading({name: x.to(dtype) for name, x in term.read.items()}, v)
 
 
 def _scaled(term: Term, factors: Tensor) -> Term:
