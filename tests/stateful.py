@@ -74,7 +74,7 @@ class Part:
     """``covers`` are the public names; a ``snapshot`` stays what it was when it was made.
 
     ``resumes`` says that a new one has to take over the old one's ``state_dict``: all else that was
-    kept must not matter.
+    kept must not matter. It is ``unconcerned`` by changes of what it was given once.
     """
 
     covers: tuple[str, ...]
@@ -82,9 +82,12 @@ class Part:
     use: Callable[[Any, Setting], Found]
     resumes: bool = False
     snapshot: bool = False
+    unconcerned: tuple[str, ...] = ()
 
 
 PARTS: dict[str, Part] = {}
+ONCE = "another batch size", "a frozen layer"
+"""Operators are of the batches and the parameters that they were made for."""
 
 
 def part(
@@ -207,7 +210,7 @@ for _kind, _how in (
         torch.manual_seed(3)
         return kind(s.model, s.loss_fn, [(s.x, s.y), (s.x, s.y)], retain_graph=True, **how)
 
-    PARTS[_name] = Part((_kind.__name__, "CurvatureOperator"), _made, multiplied)
+    PARTS[_name] = Part((_kind.__name__, "CurvatureOperator"), _made, multiplied, unconcerned=ONCE)
 
 
 @part("hesscale", "hesscale", make=lambda s: None)
@@ -226,8 +229,9 @@ def _(_: None, s: Setting) -> Found:
 
 
 PARTS["NTKOperator"] = Part(
-    ("NTKOperator",), lambda s: ntk.NTKOperator(s.model, [s.x[:3], s.x[3:]]), multiplied
-)
+    ("NTKOperator",), lambda s: ntk.NTKOperator(s.model, [s.x[:3], s.x[3:]]), multiplied,
+    unconcerned=ONCE,
+)  # fmt: skip
 
 
 @part("linearize", "linearize", "LinearizedModel", snapshot=True,
@@ -265,6 +269,9 @@ def _(found: Any, s: Setting) -> Found:
 
 METRICS: dict[str, Callable[..., Any]] = {
     "ggn_metric": geometry.ggn_metric,
+    "fisher_metric": geometry.fisher_metric,
+    "kfac_metric": geometry.kfac_metric,
+    "ekfac_metric": geometry.ekfac_metric,
     "low_rank_metric": geometry.low_rank_metric,
     "ggn_diagonal_metric": geometry.ggn_diagonal_metric,
 }
@@ -282,10 +289,14 @@ def measured(found: Any, s: Setting) -> Found:
 
 
 for _name in METRICS:
-    PARTS[_name] = Part((_name, "Metric"), partial(metric, _name), measured, snapshot=True)
+    _covers = _name, "Metric", "Implicit"
+    PARTS[_name] = Part(_covers, partial(metric, _name), measured, snapshot=True)
 
 
-OF_STEPS_BEFORE = ("Time", "Distance", "UpdateCosine", "GradientCosine", "Alpha", "CABS")
+OF_STEPS_BEFORE = (
+    *("Time", "Distance", "UpdateCosine", "GradientCosine", "Alpha", "CABS"),
+    "HessMaxEV",  # starts from the vector of the step before
+)
 
 
 @part("Monitor", "Monitor", make=lambda s: Monitor(s.model, s.loss_fn, "full", products=3))
@@ -310,14 +321,16 @@ def swapped(name: str, s: Setting) -> Any:
 
 
 for _name in SWAPS:
-    PARTS[_name] = Part((_name,), partial(swapped, _name), trained)
+    _covers = (_name, *(f"TensorDropout{k}" for k in ("Linear", "Conv1d", "Conv2d", "Conv3d")))
+    PARTS[_name] = Part(_covers, partial(swapped, _name), trained)
 
 
 TOGETHER = {"mean": [*OPTIMIZERS, "Monitor"], "sum": ["KFAC", "RFShampoo", "RFRMSProp", "RFAdamW"]}
-TOGETHER["sum"] += ["AdaHesScale", "StepSizeScaler", "LowRankNewton", "Monitor"]
+TOGETHER["sum"] += ["AdaHesScale", "StepSizeScaler", "LowRankNewton"]
 """What several workers use, by the loss's reduction.
 
-Not those that draw: workers draw differently. The empirical Fisher of half a loss is no half of the
+Not those that draw: workers draw differently; nor the monitor of a sum, which says what the mean
+over samples is of the loss as it was given. The empirical Fisher of half a loss is no half of the
 Fisher (`tests.optim.test_workers.summed`), and corrections in a basis that is not unique differ.
 """
 for _name in ("KFAC, sampled", "KFAC, corrected"):
@@ -342,4 +355,8 @@ def shared(name: str, reduction: str, rank: int = 0, workers: int = 1) -> Found 
         found = PARTS[name].use(made, setting)
     except NotImplementedError as error:
         return str(error)
-    return {key.removeprefix("module."): value for key, value in found.items()}
+    return {
+        key.removeprefix("module."): value
+        for key, value in found.items()
+        if not key.endswith("_vectors")  # with either sign
+    }

@@ -117,6 +117,7 @@ class Monitor:
         self.schedule = Linear(every) if isinstance(every, int) else every
         self.optimizer = optimizer
         self._expect_plain_sgd()
+        self._reduction = reduction
         generator, reduction = torch.Generator().manual_seed(seed), reduction_in(loss_fn, reduction)
         workers = Workers(process_group, model)
         settings = workers, generator, samples, scaler, batch_dim
@@ -127,6 +128,7 @@ class Monitor:
     def _prepare(self, folder: str | Path | None) -> None:
         """Everything before the first step."""
         named = self.subject.named
+        self._names = [name for name, _ in named]
         self.records: list[dict[str, Any]] = []
         self.alerts: list[tuple[int, Alert]] = []
         self.steps = 0
@@ -215,6 +217,7 @@ class Monitor:
         if self._watch is not None:
             raise RuntimeError("a step is going on already; expected the one before to end")
         begin, named = self._now(), self.subject.named
+        self._look_for_changes(named)
         self._due = [m for m in self.measurements if (m.every or self.schedule)(self.steps)]
         if self.budget is not None:
             self._due = self._afforded(self.budget, self._due)
@@ -228,6 +231,18 @@ class Monitor:
         if self._due or self._followed:
             self._watch.open()
         self._began, self._own = begin, self._now() - begin
+
+    def _look_for_changes(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """The loss's reduction, and which parameters learn, may not be what they were."""
+        self.subject.reduction = reduction_in(self.subject.loss_fn, self._reduction)
+        names = [name for name, _ in named]
+        if names == self._names:
+            return
+        known = dict(zip(self._names, self._start, strict=False))
+        if self._start:
+            self._start = [known.get(name, p.detach().clone()) for name, p in named]
+        self._names, self._last, self._followed = names, None, ()
+        self.subject.spectra.vectors.clear()
 
     def _possible(self, needs: set[Hashable]) -> set[Hashable]:
         """Without what the model's layers do not allow, with one warning if that is missed."""
