@@ -23,6 +23,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 
 import tnconv
+from benchmarks import measure
 from benchmarks.models import cifar_resnet20
 from tnconv.models import samples
 from tnconv.quantities import SquaredNorms
@@ -121,6 +122,8 @@ def every_layer(model: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, list[Grad
 
 
 if __name__ == "__main__":
+    measure.with_allocator("benchmarks.evidence", sys.argv[1:])
+    measure.touch_pages()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "There is a performance drop")
     columns = ("known", "evidence", "checks %", "fallback", "pass")

@@ -454,7 +454,7 @@ def test_half_precision() -> None:
 
 def looks(g: Tensor, coded: Tensor, codes: Codes) -> list[Any]:
     """What is told by whole gradients, and by sums of them."""
-    pairs = [(Whole.of(g), Whole.of(coded))]
+    pairs = [(Whole(g), Whole(coded))]
     pairs += [tuple(Sketch.of(x, 4, True, None) for x in (g, coded))]
     return [judged(*pair, codes) for pair in pairs]
 

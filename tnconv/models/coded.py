@@ -33,6 +33,7 @@ from tnconv.models.sample_maps import (
 )
 
 LEVELS = 8
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, Steele et al. 2014
 SMALL = 1 << 17  # entries of a gradient that is kept whole
 ENTRIES = 257  # of a gradient, looked at one by one
 Array = NDArray[np.float64] | NDArray[np.float32]
@@ -82,22 +83,22 @@ class Sketch:
         return not any(bool(row.any()) for row in self.rows.values()) and not self.entries.any()
 
 
-@dataclass(frozen=True, slots=True)
 class Whole:
     """A gradient that is kept, and some of its entries.
 
     A few operations on few numbers take numpy a fraction of torch's time.
     """
 
-    gradient: Tensor
-    shape: Shape
-    array: Array
-    sample: Array
+    __slots__ = ("array", "gradient", "shape")
 
-    @classmethod
-    def of(cls, gradient: Tensor) -> "Whole":
-        array = _array(gradient)
-        return cls(gradient, array.shape, array, array.reshape(-1)[:: _step(array.size)])
+    def __init__(self, gradient: Tensor) -> None:
+        self.gradient, self.array = gradient, _array(gradient)
+        self.shape: Shape = self.array.shape
+
+    @property
+    def sample(self) -> Array:
+        """Some entries."""
+        return self.array.reshape(-1)[:: _step(self.array.size)]
 
     @property
     def is_zero(self) -> bool:
@@ -107,7 +108,7 @@ class Whole:
     def is_multiple(self, plain: "Sketch | Whole", codes: "Codes", known: Owned) -> bool:
         """Whether codes explain all entries, to the last bit."""
         assert isinstance(plain, Whole)
-        return bool((plain.array * codes.along(known, self.shape) == self.array).all())
+        return bool(np.array_equal(plain.array * codes.along(known, self.shape), self.array))
 
     def sketch(self, samples: int) -> Sketch:
         """All that can be compared but for rounding."""
@@ -128,7 +129,7 @@ def arrived(
 ) -> Arrived:
     """Keep a gradient, or sums of it."""
     if gradient.numel() <= SMALL:
-        return Whole.of(gradient)
+        return Whole(gradient)
     return Sketch.of(gradient, samples, all_dims, first)
 
 
@@ -148,10 +149,10 @@ class Codes:
 
         If ``hiding``, the lowest code is zero, and some sample has it.
         """
-        drawn = np.random.default_rng(seed)
-        order = drawn.permutation(samples)
-        exponents = order if samples <= levels else drawn.integers(levels, size=samples)
-        values = np.exp2(exponents).astype(np.float32)
+        drawn = _mixed(seed, samples)
+        order = drawn.argsort().argsort()
+        exponents = order if samples <= levels else drawn % np.uint64(levels)
+        values = np.exp2(exponents.astype(np.float32))
         if hiding:
             values[(exponents == 0) | (order == 0)] = 0
         return cls(values, seed)
@@ -372,6 +373,15 @@ def _tolerance(values: Tensor) -> float:
     return 1e-7 if values.dtype == torch.float64 else 1e-3
 
 
+def _mixed(seed: int, count: int) -> NDArray[np.uint64]:
+    """Random numbers by SplitMix64, for which no generator has to be set up."""
+    z = (np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed << 20)) * GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    found: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return found
+
+
 def _step(entries: int) -> int:
     """Odd, so that a power of two in a shape hides no rows."""
     return max(1, entries // ENTRIES) | 1
@@ -387,10 +397,9 @@ def _sums(parts: Tensor) -> Tensor:
 
 
 def _array(tensor: Tensor) -> Array:
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    plain = tensor.dtype == torch.float32 and tensor.device.type == "cpu"
-    found: Array = (tensor if plain else _wide(tensor).cpu()).numpy()
+    if tensor.dtype == torch.float32 and tensor.is_cpu and not tensor.requires_grad:
+        return tensor.numpy()
+    found: Array = _wide(tensor).cpu().numpy()
     return found
 
 
