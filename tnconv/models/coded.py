@@ -11,7 +11,7 @@ all their dimensions but one (a check in the manner of Freivalds), so that no pa
 rows of those.
 """
 
-from collections.abc import ItemsView, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from math import prod
@@ -249,16 +249,21 @@ class Prediction:
 def predicted(coded: Sequence[Arrived | None], codes: Codes) -> list[Prediction]:
     """For each gradient the first map by which all entries of hidden samples are zero."""
     found = [Prediction(Silent())] * len(coded)
-    for shape, group in _by_shape(coded):
-        live = np.stack([each.sample for _, each in group]) != 0
-        maps, _ = _table(shape, codes.samples)
-        fits = ~(live[:, None] & codes.hidden(shape)).any(2)
-        for (at, each), lives, fit in zip(group, live.any(1), fits.tolist(), strict=True):
-            if lives or not each.is_zero:
-                numbers = [number for number, does in enumerate(fit) if does]
-                alone = numbers[0] if len(numbers) == 1 else None
-                known = maps[numbers[0]] if numbers else Shared()
-                found[at] = Prediction(known, alone)
+    given = [(at, each) for at, each in enumerate(coded) if each is not None and prod(each.shape)]
+    hidden = [codes.hidden(each.shape) for _, each in given]
+    samples = [each.sample for _, each in given]
+    live = _are_live(samples, [np.ones(len(each), bool) for each in samples])
+    seen = [  # of every map's hidden entries, or of all where a shape has fewer maps
+        _are_live(
+            samples, [h[number] if number < len(h) else np.ones(h.shape[1], bool) for h in hidden]
+        )
+        for number in range(max(map(len, hidden), default=0))
+    ]
+    for row, (at, each) in enumerate(given):
+        if live[row] or not each.is_zero:
+            fits = [n for n in range(len(hidden[row])) if not seen[n][row]]
+            known = _table(each.shape, codes.samples)[0][fits[0]] if fits else Shared()
+            found[at] = Prediction(known, fits[0] if len(fits) == 1 else None)
     return found
 
 
@@ -270,14 +275,30 @@ def confirmed(
 ) -> list[bool | None]:
     """Whether gradients without and with codes agree with maps; None where they say nothing."""
     told = [False] * len(guesses)
-    for shape, group in _by_shape(plain):
-        live = np.stack([each.sample for _, each in group]) != 0
-        shown = (live[:, None] & codes.hidden(shape)).any(2).tolist()
-        for (at, _), by_map in zip(group, shown, strict=True):
-            number = guesses[at].number
-            told[at] = number is not None and number < len(by_map) and by_map[number]
+    given, masks = list[int](), list[NDArray[np.bool_]]()
+    for at, (guess, one, other) in enumerate(zip(guesses, plain, coded, strict=True)):
+        if guess.number is None or one is None or other is None or one.shape != other.shape:
+            continue
+        given.append(at)
+        masks.append(codes.hidden(one.shape)[guess.number])
+    samples = [each.sample for at in given if (each := plain[at]) is not None]
+    for at, live in zip(given, _are_live(samples, masks), strict=True):
+        told[at] = live
     every = zip(guesses, plain, coded, told, strict=True)
     return [_confirmed(*each, codes) for each in every]
+
+
+def _are_live(samples: Sequence[Array], masks: Sequence[NDArray[np.bool_]]) -> list[bool]:
+    """Whether each gradient has an entry that is not zero among those of a mask.
+
+    All are looked at together: a dozen operations for each would take longer than the rest.
+    """
+    if not samples:
+        return []
+    starts = np.cumsum([0, *map(len, samples[:-1])])
+    marked = np.concatenate(masks) & (np.concatenate(samples) != 0)
+    found: list[bool] = np.logical_or.reduceat(marked, starts).tolist()
+    return found
 
 
 def _confirmed(
@@ -293,17 +314,6 @@ def _confirmed(
     if found is None:
         return False
     return found[0] == guess.map if found[1] else None
-
-
-def _by_shape(
-    gradients: Sequence[Arrived | None],
-) -> ItemsView[Shape, list[tuple[int, Arrived]]]:
-    """Those that came, with their numbers: one look at some entries of all that are alike."""
-    found: dict[Shape, list[tuple[int, Arrived]]] = {}
-    for at, each in enumerate(gradients):
-        if each is not None:
-            found.setdefault(each.shape, []).append((at, each))
-    return found.items()
 
 
 def _exact(plain: Arrived, coded: Arrived, codes: Codes) -> SampleMap | None:

@@ -57,13 +57,17 @@ class Expected:
     coded: Mapping[Place, Sequence[Arrived | None]]
     guesses: Mapping[Place, Sequence[Prediction]]
     untold: set[Place]
-    plain: dict[Place, list[Arrived | None]] = field(default_factory=dict)
+    plain: dict[Place, Sequence[Tensor | Arrived | None]] = field(default_factory=dict)
 
     def arrive(self, place: Place, gradients: Sequence[Tensor | None]) -> None:
-        """Take gradients of the loss at a place."""
+        """Take gradients of the loss at a place; of large ones sums are kept."""
         if place in self.coded and place not in self.plain:
-            samples = self.here.samples
-            self.plain[place] = [None if g is None else arrived(g, samples) for g in gradients]
+            large = any(g is not None and g.numel() > SMALL for g in gradients)
+            self.plain[place] = self._looked_at(gradients) if large else gradients
+
+    def _looked_at(self, gradients: Sequence[Tensor | Arrived | None]) -> list[Arrived | None]:
+        n = self.here.samples
+        return [arrived(g, n) if isinstance(g, Tensor) else g for g in gradients]
 
     def confirm(self) -> None:
         """Hold the gradients of the loss that came against the maps.
@@ -74,9 +78,13 @@ class Expected:
         if any(len(found) != len(self.coded[place]) for place, found in self.plain.items()):
             raise Contradiction
         places = [place for place, found in self.plain.items() for _ in found]
-        how = ([each for place in self.plain for each in of[place]]
-               for of in (self.guesses, self.plain, self.coded))  # fmt: skip
-        for place, confirms in zip(places, confirmed(*how, self.codes), strict=True):
+        plain = self._looked_at([each for found in self.plain.values() for each in found])
+        guesses, coded = (
+            [each for place in self.plain for each in of[place]]
+            for of in (self.guesses, self.coded)
+        )
+        how = guesses, plain, coded, self.codes
+        for place, confirms in zip(places, confirmed(*how), strict=True):
             if confirms is False:
                 raise Contradiction
             if confirms:
@@ -252,7 +260,8 @@ class CodedPasses:
             for place, edges in asked.items():
                 each = [next(given) for _ in edges]
                 if isinstance(place, Call):  # asked for before it is viewed
-                    each = [None if g is None else g.reshape(place.output_shape) for g in each]
+                    shape = place.output_shape
+                    each = [g if g is None or g.shape == shape else g.reshape(shape) for g in each]
                 found[place] = [None if g is None else arrived(g, here.samples) for g in each]
             return found
         finally:
