@@ -6,14 +6,17 @@ PYTHON ?= python3.11
 VENV ?= .venv
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Without bytecode of all that is installed, which takes longer than what of it is imported.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
-.PHONY: demo test lint bench results docs site seen versions
+.PHONY: demo test tests lint bench results docs site seen versions
 demo: $(VENV)/.demo
 	$(BIN)/python -m tnconv demo
 
-test: lint
+test: lint tests
+
+tests: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 lint: $(VENV)/.test

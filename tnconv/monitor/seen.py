@@ -35,19 +35,19 @@ class Seen(Shown):
         updates: parameters after minus before.
         last_gradients: g of the step before.
         last_updates: updates of the step before.
-        squared_norms: Σ_n |g[n]|², by parameter.
-        normalisation: Σ_n |g[n]|², |g|² in normalisation layers.
-        inner: Σ_n and Σ_n ()² of g[n]·g.
-        along: mean and unbiased variance of g[n]·update.
+        squared_norms: ``Σ_n |g[n]|²``, by parameter.
+        normalisation: ``Σ_n |g[n]|²`` and ``|g|²`` in normalisation layers.
+        inner: ``Σ_n`` and ``Σ_n ()²`` of ``g[n]·g``.
+        along: mean and unbiased variance of ``g[n]·update``.
         ahead: the same for the update of the step before.
         losses: mean and unbiased variance of the samples' losses.
-        squares: Σ_n g[n]².
+        squares: ``Σ_n g[n]²``.
         diagonals: of curvature, by need.
         spectra: ends of the Hessian's spectrum, by need.
         histograms: what each need counted.
         dead: fractions of units, by layer.
         saturated: fractions of units, by need and layer.
-        largest_sample: max_n |g[n]|², of those measured.
+        largest_sample: ``max_n |g[n]|²``, of those measured.
         has: the needs that were met.
     """
 
