@@ -249,7 +249,9 @@ class Prediction:
 def predicted(coded: Sequence[Arrived | None], codes: Codes) -> list[Prediction]:
     """For each gradient the first map by which all entries of hidden samples are zero."""
     found = [Prediction(Silent())] * len(coded)
-    given = [(at, each) for at, each in enumerate(coded) if each is not None and prod(each.shape)]
+    given = [
+        (at, each) for at, each in enumerate(coded) if each is not None and prod(each.shape) > 0
+    ]
     hidden = [codes.hidden(each.shape) for _, each in given]
     samples = [each.sample for _, each in given]
     live = _are_live(samples, [np.ones(len(each), bool) for each in samples])
