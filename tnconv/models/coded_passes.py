@@ -75,16 +75,14 @@ class Expected:
         Raises:
             Contradiction: they belong to other samples.
         """
-        if any(len(found) != len(self.coded[place]) for place, found in self.plain.items()):
+        if any(len(each) != len(self.coded[place]) for place, each in self.plain.items()):
             raise Contradiction
-        places = [place for place, found in self.plain.items() for _ in found]
-        plain = self._looked_at([each for found in self.plain.values() for each in found])
-        guesses, coded = (
-            [each for place in self.plain for each in of[place]]
-            for of in (self.guesses, self.coded)
-        )
-        how = guesses, plain, coded, self.codes
-        for place, confirms in zip(places, confirmed(*how), strict=True):
+        places = [place for place, each in self.plain.items() for _ in each]
+        plain = self._looked_at([g for each in self.plain.values() for g in each])
+        guesses = [each for place in self.plain for each in self.guesses[place]]
+        coded = [each for place in self.plain for each in self.coded[place]]
+        found = confirmed(guesses, plain, coded, self.codes)
+        for place, confirms in zip(places, found, strict=True):
             if confirms is False:
                 raise Contradiction
             if confirms:
