@@ -1,11 +1,12 @@
 """Contraction of dense values along the best path."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from math import inf, prod
 
+from tnconv.codegen.lowering.greedy import greedy_path
 from tnconv.codegen.lowering.pairs import pair, sum_out
 from tnconv.codegen.lowering.paths import RANDOM, searched
 from tnconv.codegen.lowering.strided import Strided
@@ -54,44 +55,6 @@ def _for_many(values: int) -> str:
     return "dp" if values <= PROGRAMMED else RANDOM
 
 
-def greedy_path(
-    inputs: Sequence[Sequence[Leg]], output: Sequence[Leg], sizes: Sizes
-) -> tuple[tuple[int, ...], ...]:
-    """A path that always contracts two neighbours with the smallest product.
-
-    >>> greedy_path(["ij", "jk", "kl"], "il", {"i": 8, "j": 8, "k": 8, "l": 2})
-    ((1, 2), (0, 1))
-    """
-    if len(inputs) < 3:
-        return (tuple(range(len(inputs))),)
-    left, path = [frozenset(legs) for legs in inputs], []
-    while len(left) > 1:
-        held = Counter(leg for legs in (*left, frozenset(output)) for leg in legs)
-        made = {pair: _product_legs(left, pair, held) for pair in _neighbours(left)}
-        best = min(made, key=lambda pair: prod(sizes[leg] for leg in made[pair]))
-        path.append(best)
-        left = [*(legs for at, legs in enumerate(left) if at not in best), made[best]]
-    return tuple(path)
-
-
-def _neighbours(left: Sequence[frozenset[Leg]]) -> list[tuple[int, int]]:
-    """Pairs of values that hold one leg, next to each other among its holders; or any pair."""
-    holders: dict[Leg, list[int]] = defaultdict(list)
-    for at, legs in enumerate(left):
-        for leg in legs:
-            holders[leg].append(at)
-    found = dict.fromkeys(pair for held in holders.values() for pair in pairwise(held))
-    return sorted(found) or [(0, 1)]
-
-
-def _product_legs(
-    left: Sequence[frozenset[Leg]], pair: tuple[int, int], held: Counter[Leg]
-) -> frozenset[Leg]:
-    """The legs of two values that others, or the result, hold as well."""
-    first, second = (left[at] for at in pair)
-    return frozenset(leg for leg in first | second if held[leg] > (leg in first) + (leg in second))
-
-
 def path_flops(network: TensorNetwork) -> int:
     """The flops of the best pairwise path if every pattern were a dense array: what rules save.
 
@@ -121,8 +84,17 @@ def contract(
 ) -> tuple[Writer, Value] | None:
     """``Σ Π values`` over all legs but ``output``, pair by pair along the best path.
 
-    Of mirrored halves, which are one value used twice, a path may also make each by itself. None
-    stands for what takes longer than the ``limit``, a number of seconds for all steps.
+    Where the values are two mirrored halves, contracting each half to one value first is tried as
+    well. None stands for a contraction that takes longer than the ``limit`` in seconds, all steps
+    so far included.
+
+    Args:
+        writer: The steps so far.
+        values: The dense values.
+        output: The legs of the result.
+        sizes: The size of each leg.
+        optimize: The path search, or `GREEDY`.
+        limit: The most seconds of all steps.
     """
     how = output, sizes, optimize, limit
     if optimize == GREEDY or len(values) < 4 or (halves := _halves(values)) is None:
@@ -156,7 +128,7 @@ def _legs(values: Sequence[Value]) -> Iterator[Leg]:
 
 
 def _halves(values: Sequence[Value]) -> tuple[list[Value], list[Value]] | None:
-    """Two halves, array by array the same, that an exchange of legs maps onto each other."""
+    """Two halves of the same arrays, one of which is the other with some legs exchanged."""
     twins: dict[Strided, list[Value]] = defaultdict(list)
     for value in values:
         twins[value.array].append(value)
@@ -206,7 +178,7 @@ def _along_path(
 def _least_seconds(
     path: Sequence[Sequence[int]], values: Sequence[Value], output: Sequence[Leg], sizes: Sizes
 ) -> float:
-    """A lower bound of the seconds along a path: its matrix products at full speed."""
+    """A lower bound of the seconds along a path: the flops of its products at peak speed."""
     left = [frozenset(value.legs) for value in values]
     flops = 0
     for positions in path:
@@ -219,5 +191,5 @@ def _least_seconds(
                 flops += 2 * prod(sizes[leg] for leg in one | two)
             first = (one | two) & needed
         left.append(first)
-    mirrored = len({value.array for value in values}) < len(values)  # half of the work is equal
+    mirrored = len({value.array for value in values}) < len(values)  # both halves are one step
     return cost.least_product(flops) / (2 if mirrored else 1)

@@ -105,7 +105,7 @@ class Match:
             tuple(leg for leg in first if leg not in shared),
             tuple(leg for leg in second if leg not in shared),
         )
-        return replace(cover, writer=writer), dense[0], dense[1], roles
+        return cover.after(writer), dense[0], dense[1], roles
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def operation(
             found = first.program
         except TypeError:  # sizes can be symbols or in lists, which do not hash
             found = looked_up(program, device, build, *map(_hashable, settings))
-        return found.run(*operands)
+        return found.on(*operands)
 
     # For torch.compile an operation is one call: it runs our compiler, but never traces it.
     return allow_in_graph(run)
