@@ -6,9 +6,10 @@ from functools import partial
 from itertools import product
 from math import inf, prod
 
+from tnconv.codegen.lowering.exhaustive import best_path
 from tnconv.codegen.lowering.greedy import greedy_path
 from tnconv.codegen.lowering.pairs import pair, sum_out
-from tnconv.codegen.lowering.paths import RANDOM, searched
+from tnconv.codegen.lowering.paths import RANDOM, Path, searched
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
 from tnconv.codegen.lowering.writer import Writer, cheapest
@@ -18,6 +19,7 @@ from tnconv.diagrams.network import TensorNetwork
 
 SEARCHES = ("auto", "optimal", "dp")  # of the order of contractions, for `compile`
 GREEDY = "greedy"  # the order that the baseline compiler takes without a search
+FEW = 8  # largest number of values whose path is found in a table of their subsets
 EXHAUSTIVE = 12  # largest number of values for which the search is exhaustive
 PROGRAMMED = 24  # largest number for dynamic programming, which takes seconds from 60 values on
 
@@ -27,13 +29,27 @@ def contraction_path(
 ) -> tuple[tuple[int, ...], ...]:
     """Which values to contract in turn: positions in a list that loses them and gains the product.
 
-    ``optimize`` is ``"optimal"`` (cotengra's exhaustive search), ``"dp"`` (opt_einsum's dynamic
-    programming), or ``"auto"``: the former up to 12 values, the latter up to 24, and beyond that
-    the best of some random greedy orders, improved part by part.
+    ``optimize`` is ``"optimal"`` (exhaustive: up to 8 values by a table of their subsets, else by
+    cotengra), ``"dp"`` (opt_einsum's dynamic programming), or ``"auto"``: the former up to 12
+    values, the latter up to 24, and beyond that the best of some random greedy orders, improved
+    part by part.
 
     Raises:
         ValueError: another ``optimize``.
     """
+    path = _path_within(inputs, output, sizes, optimize, inf)
+    assert path is not None
+    return path
+
+
+def _path_within(
+    inputs: Sequence[Sequence[Leg]],
+    output: Sequence[Leg],
+    sizes: Sizes,
+    optimize: str,
+    most: float,
+) -> Path | None:
+    """The path as in `contraction_path`; None for few values if it has ``most`` multiplications."""
     if optimize not in SEARCHES:
         raise ValueError(f"optimize is {optimize!r}; expected 'auto', 'optimal' or 'dp'")
     if len(inputs) < 3:
@@ -41,12 +57,14 @@ def contraction_path(
     number: dict[Leg, int] = {}
     for leg in (leg for legs in (*inputs, output) for leg in legs):
         number.setdefault(leg, len(number))
-    return searched(
-        tuple(tuple(number[leg] for leg in legs) for legs in inputs),
-        tuple(number[leg] for leg in output),
-        tuple(sizes[leg] for leg in number),
-        _for_many(len(inputs)) if optimize == "auto" else optimize,
+    numbered = (
+        tuple([tuple([number[leg] for leg in legs]) for legs in inputs]),
+        tuple([number[leg] for leg in output]),
+        tuple([sizes[leg] for leg in number]),
     )
+    if len(inputs) <= FEW and optimize != "dp":
+        return best_path(*numbered, most)
+    return searched(*numbered, _for_many(len(inputs)) if optimize == "auto" else optimize)
 
 
 def _for_many(values: int) -> str:
@@ -155,12 +173,9 @@ def _along_path(
     later: Collection[Leg] = (),
 ) -> tuple[Writer, Value] | None:
     left = list(values)
-    search = greedy_path if optimize == GREEDY else partial(contraction_path, optimize=optimize)
-    if (path := writer.scripted("path")) is None:
-        path = search([value.legs for value in left], output, sizes)
-    writer = writer.choosing("path", path)
-    if limit < inf and writer.seconds + _least_seconds(path, values, output, sizes) > limit:
+    if (path := _path(writer, values, output, sizes, optimize, limit)) is None:
         return None
+    writer = writer.choosing("path", path)
     for positions in path:
         chosen = [left[at] for at in positions]
         left = [value for at, value in enumerate(left) if at not in positions]
@@ -175,12 +190,38 @@ def _along_path(
     return writer, left[0]
 
 
-def _least_seconds(
+def _path(
+    writer: Writer,
+    values: Sequence[Value],
+    output: Sequence[Leg],
+    sizes: Sizes,
+    optimize: str,
+    limit: float,
+) -> Path | None:
+    """The path of a script, or the best one; None if its products alone exceed the limit.
+
+    They take no less than their flops at peak speed, mirrored halves once.
+    """
+    mirrored = len({value.array for value in values}) < len(values)
+    most = (2 if mirrored else 1) * (limit - writer.seconds) / cost.least_product(2)
+    path: Path | None = writer.scripted("path")
+    if path is None:
+        legs = [value.legs for value in values]
+        if optimize == GREEDY:
+            path = greedy_path(legs, output, sizes)
+        else:
+            path = _path_within(legs, output, sizes, optimize, most)
+    if path is None or _multiplications(path, values, output, sizes) > most:
+        return None
+    return path
+
+
+def _multiplications(
     path: Sequence[Sequence[int]], values: Sequence[Value], output: Sequence[Leg], sizes: Sizes
-) -> float:
-    """A lower bound of the seconds along a path: the flops of its products at peak speed."""
+) -> int:
+    """How many the matrix products along a path have."""
     left = [frozenset(value.legs) for value in values]
-    flops = 0
+    total = 0
     for positions in path:
         first, *others = (left[at] for at in positions)
         left = [legs for at, legs in enumerate(left) if at not in positions]
@@ -188,8 +229,7 @@ def _least_seconds(
             needed = frozenset(output).union(*left) if len(others) == 1 else frozenset(sizes)
             one, two = first & (needed | other), other & (needed | first)
             if one != two and not one & two <= needed:
-                flops += 2 * prod(sizes[leg] for leg in one | two)
+                total += prod(sizes[leg] for leg in one | two)
             first = (one | two) & needed
         left.append(first)
-    mirrored = len({value.array for value in values}) < len(values)  # both halves are one step
-    return cost.least_product(flops) / (2 if mirrored else 1)
+    return total
