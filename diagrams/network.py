@@ -159,7 +159,11 @@ class TensorNetwork(Expression):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorNetwork) or self._size != other._size:
             return False
-        return self._key == other._key
+        return self._parts == other._parts or self._key == other._key
+
+    @property
+    def _parts(self) -> tuple[object, ...]:
+        return self.nodes, self.result, dict(self.sizes)
 
     @cached_property
     def _size(self) -> tuple[object, ...]:

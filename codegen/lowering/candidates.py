@@ -65,18 +65,22 @@ class Candidates:
         self._mirrored = a.array.origin is b.array.origin
 
     def cheapest(self, plans: Sequence[Arrangement], best: Way | None = None) -> Way:
-        """The cheapest way by any of these arrangements, or the ``best`` so far."""
-        for plan in plans:
-            if best is not None and self._least(plan) >= best.price:
-                continue
-            way = self.way(plan, summed_last=True)
+        """The cheapest way by any of these arrangements, or the ``best`` so far.
+
+        They are written in the order of their bounds, until those exceed the best price.
+        """
+        first, place = best, -1  # of equally cheap ones the first is taken
+        for least, at in sorted([(self._least(plan), at) for at, plan in enumerate(plans)]):
+            if first is not None and (least, at) > (first.price, place):
+                break
+            way = self.way(plans[at], summed_last=True)
             if way.new > 1:  # copies have the summed legs before the others if that is cheaper
-                other = self.way(plan, summed_last=False)
+                other = self.way(plans[at], summed_last=False)
                 way = other if other.seconds < way.seconds else way
-            if best is None or way.price < best.price:
-                best = way
-        assert best is not None
-        return best
+            if first is None or (way.price, at) < (first.price, place):
+                first, place = way, at
+        assert first is not None
+        return first
 
     def _least(self, plan: Arrangement) -> float:
         """A lower bound of the price of an arrangement, from sizes and strides alone.

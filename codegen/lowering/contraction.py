@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
 from itertools import product
 from math import inf, prod
 
@@ -12,7 +11,7 @@ from tnconv.codegen.lowering.pairs import pair, sum_out
 from tnconv.codegen.lowering.paths import RANDOM, Path, searched
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
-from tnconv.codegen.lowering.writer import Writer, cheapest
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
@@ -114,11 +113,16 @@ def contract(
         optimize: The path search, or `GREEDY`.
         limit: The most seconds of all steps.
     """
-    how = output, sizes, optimize, limit
+    how = output, sizes, optimize
     if optimize == GREEDY or len(values) < 4 or (halves := _halves(values)) is None:
-        return _along_path(values, *how, writer)
-    ways = [partial(_along_path, values, *how), partial(_by_halves, halves, *how)]
-    return cheapest("halves", writer, ways)
+        return _along_path(values, *how, limit, writer)
+    given, found = writer.scripted("halves"), None
+    if given != 0:
+        found = _by_halves(halves, *how, limit, writer.choosing("halves", 1))
+    if given != 1:  # no slower than by halves, which bounds the search for a path
+        limit = limit if found is None else min(limit, found[0].seconds)
+        found = _along_path(values, *how, limit, writer.choosing("halves", 0)) or found
+    return found
 
 
 def _by_halves(

@@ -1,5 +1,6 @@
 """Schedules: steps in order, how much they hold at a time, and what to give back when."""
 
+from bisect import insort
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,16 +62,16 @@ class Schedule:
         """
         bounds = {item: self.peak(item) + spare * item // cost.ITEM for item in ITEMS}
         held = dict.fromkeys(ITEMS, 0)
-        dead: list[Step] = []
+        dead: list[Step] = []  # the smallest first
         deleted: dict[int, list[Step]] = {}
         for at, step in enumerate(self.steps):
             while dead and any(held[i] + need(step, i) > bounds[i] for i in ITEMS):
-                dead.sort(key=lambda old: old.value.size)
                 old = dead.pop()
                 deleted.setdefault(at, []).append(old)
                 held = {item: bytes - item * old.value.size for item, bytes in held.items()}
             held = {item: bytes + item * step.value.size for item, bytes in held.items()}
-            dead += self._dying.get(at, ())
+            for died in self._dying.get(at, ()):
+                insort(dead, died, key=_entries)
         return deleted
 
     @cached_property
@@ -101,6 +102,10 @@ class Schedule:
             if step.value not in kept:
                 dying.setdefault(last[step.value], []).append(step)
         return dying
+
+
+def _entries(step: Step) -> int:
+    return step.value.size
 
 
 def need(step: Step, item: int) -> int:

@@ -93,11 +93,11 @@ class Program(Generic[Result]):
 
     def taking(self, choice: Sequence[Plan]) -> Self:
         """This program by one chosen plan of each term, which then comes first in ``terms``."""
-        terms = (
-            (plan, *(other for other in plans if other is not plan))
-            for plan, plans in zip(choice, self.terms, strict=True)
-        )
-        return replace(self, terms=tuple(terms))
+
+        def first(plan: Plan, plans: tuple[Plan, ...]) -> tuple[Plan, ...]:
+            return (plan, *(other for other in plans if other is not plan))
+
+        return replace(self, terms=tuple(map(first, choice, self.terms)))
 
     @property
     def steps(self) -> tuple[Step, ...]:
