@@ -49,7 +49,8 @@ def operation(
 
     @wraps(build)
     def run(operands: tuple[Tensor, ...], *settings: *Settings) -> Tensor:
-        device = device_of(operands[0])
+        first = operands[0]  # most often a plain tensor of the CPU: asked for without a call
+        device = "cpu" if type(first) is Tensor and first.is_cpu else device_of(first)
         found: Program
         try:
             found = searched(program, device, build, *settings)
