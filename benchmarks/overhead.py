@@ -22,6 +22,8 @@ import tnconv
 from benchmarks import cases, contestants, measure
 from benchmarks.cases import Layer
 from benchmarks.contestants import OPERATIONS
+from tnconv.codegen import Program
+from tnconv.codegen.baseline import baseline
 from tnconv.codegen.prices import cost
 from tnconv.diagrams import Tensor, TensorNetwork, View, conv, kfac_expand
 from tnconv.diagrams.expression import Expression
@@ -46,12 +48,13 @@ class Calls:
 
 @dataclass
 class Compile:
-    """Milliseconds of a cold compilation."""
+    """Milliseconds of a cold compilation, and of a baseline program: see `tiered_compilation`."""
 
     operation: str
     layer: str
     shapes: str
     milliseconds: float
+    baseline: float
 
 
 @dataclass
@@ -85,17 +88,20 @@ def calls(operation: str, seconds: float) -> Calls:
 
 def compiles(layers: Sequence[Layer], repetitions: int) -> Iterator[Compile]:
     """Cold compilations of all operations on the layers, after one that warms up."""
-    _compile("forward", contestants.case(layers[0], BATCH))
+    _compile("forward", contestants.case(layers[0], BATCH), tnconv.compile)
     for layer in layers:
         case = contestants.case(layer, BATCH)
         for operation in OPERATIONS:
-            taken = [_compile(operation, case) for _ in range(repetitions)]
-            yield Compile(operation, layer.name, layer.describe(), median(taken) * 1e3)
+            searched, first = (
+                median(_compile(operation, case, tier) for _ in range(repetitions)) * 1e3
+                for tier in (tnconv.compile, baseline)
+            )
+            yield Compile(operation, layer.name, layer.describe(), searched, first)
 
 
-def _compile(operation: str, case: contestants.Case) -> float:
+def _compile(operation: str, case: contestants.Case, tier: Callable[..., Program]) -> float:
     network = contestants.network(operation, case)
-    return _seconds(lambda: tnconv.compile(network).function)
+    return _seconds(lambda: tier(network).function)
 
 
 def _seconds(compilation: Callable[[], object]) -> float:
@@ -169,18 +175,22 @@ def lines(
         yield f"| {row.operation} | {row.source:.1f} | {cells} |"
     yield ""
     asked = f"asked: median ≤ {MEDIAN:g}, worst ≤ {WORST:g}"
-    yield f"Milliseconds of a cold compilation, batch {BATCH} ({asked})."
+    yield f"Milliseconds of a cold compilation by a search, batch {BATCH} ({asked}), and of a"
+    yield "baseline program, which is made without one."
     yield ""
-    yield "| operation | layers | median | worst | at |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| operation | layers | baseline program | median | worst | at |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for operation in dict.fromkeys(row.operation for row in compiled):
         some = [row for row in compiled if row.operation == operation]
         worst = max(some, key=lambda row: row.milliseconds)
         middle = _cell(median(row.milliseconds for row in some), MEDIAN)
         most = _cell(worst.milliseconds, WORST)
-        yield f"| {operation} | {len(some)} | {middle} | {most} | {worst.shapes} |"
+        first = f"{median(row.baseline for row in some):.1f}"
+        yield f"| {operation} | {len(some)} | {first} | {middle} | {most} | {worst.shapes} |"
     times = [row.milliseconds for row in compiled]
-    yield f"| all | {len(times)} | {_cell(median(times), MEDIAN)} | {_cell(max(times), WORST)} | |"
+    first = f"{median(row.baseline for row in compiled):.1f}"
+    both = f"{_cell(median(times), MEDIAN)} | {_cell(max(times), WORST)}"
+    yield f"| all | {len(times)} | {first} | {both} | |"
     if longest:
         yield from ("", "Seconds of the cold compilations that take longest.", "")
         yield from ("| networks | seconds | asked |", "| --- | --- | --- |")
