@@ -1,8 +1,8 @@
 """Extreme eigenvalues of a symmetric matrix, seen through products, from earlier eigenvectors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from statistics import mean
 from typing import Literal
 
@@ -49,33 +49,79 @@ def extreme(
     >>> round(extreme(lambda v: matrix @ v, torch.ones(3)).value, 3)
     -6.0
     """
-    basis = [start / torch.linalg.vector_norm(start)]
+    basis = Basis(start)
     diagonal: list[float] = []
     beside: list[float] = []
     while True:
-        last = basis[-1]
-        w = product(last)
-        diagonal.append(float(torch.dot(w, last)))
-        if not torch.isfinite(w).all():
+        w, own, scale, beta = basis.orthogonal(product(basis.last))
+        diagonal.append(own)
+        if not isfinite(scale):
             return Ritz(float("nan"), start, inf, len(diagonal))
-        scale = float(torch.linalg.vector_norm(w))
-        for _ in range(2):
-            for each in basis:
-                w = torch.add(w, each, alpha=-float(torch.dot(w, each)))
-        beta = float(torch.linalg.vector_norm(w))
         found = _ritz(diagonal, beside, end)
         value, weights, gap = found
         residual = beta * abs(weights[-1])
         exhausted = beta <= 1e-7 * scale or len(diagonal) >= min(products, len(start))
         error = min(residual, residual**2 / gap) if gap > 0 else residual
         if exhausted or (len(diagonal) > 1 and error <= tolerance * abs(value)):
-            vector = torch.zeros_like(start)
-            for weight, each in zip(weights, basis, strict=True):
-                vector.add_(each, alpha=weight)
+            vector = basis.combined(weights)
             next_value, *_ = _ritz([*diagonal, mean(diagonal)], [*beside, beta], end)
             return Ritz(next_value, vector, residual, len(diagonal))
         beside.append(beta)
         basis.append(w / beta)
+
+
+class Basis:
+    """Orthonormal vectors; a few of them are a matrix, so that products with all read them once."""
+
+    rows = 4
+
+    def __init__(self, start: Tensor) -> None:
+        self.blocks: list[Tensor] = []
+        self.count = 0
+        self.append(start / torch.linalg.vector_norm(start))
+
+    @property
+    def last(self) -> Tensor:
+        """The vector that came last."""
+        return self.blocks[-1][(self.count - 1) % self.rows]
+
+    def append(self, vector: Tensor) -> None:
+        """Add a vector of norm 1 that is orthogonal to all."""
+        at = self.count % self.rows
+        if not at:
+            self.blocks.append(vector.new_empty(self.rows, len(vector)))
+        self.blocks[-1][at] = vector
+        self.count += 1
+
+    def orthogonal(self, w: Tensor) -> tuple[Tensor, float, float, float]:
+        """A vector's part that is orthogonal to all, its product with the last, norms of both.
+
+        Once is enough unless next to nothing is left (Daniel et al. 1976).
+        """
+        scale, own = float(torch.linalg.vector_norm(w)), 0.0
+        left = scale
+        for _ in range(3):
+            before = left
+            for block in self._filled():
+                products = torch.mv(block, w)
+                w = torch.addmv(w, block.T, products, alpha=-1)
+            own += float(products[-1])
+            left = float(torch.linalg.vector_norm(w))
+            if not left < 1e-2 * before:
+                break
+        return w, own, scale, left
+
+    def combined(self, weights: Sequence[float]) -> Tensor:
+        """The sum of all, weighted."""
+        found = torch.zeros_like(self.blocks[0][0])
+        parts = torch.split(found.new_tensor(list(weights)), self.rows)
+        for block, own in zip(self._filled(), parts, strict=True):
+            found += torch.mv(block.T, own)
+        return found
+
+    def _filled(self) -> list[Tensor]:
+        last = (self.count - 1) % self.rows + 1
+        return [*self.blocks[:-1], self.blocks[-1][:last]]
 
 
 def _ritz(diagonal: list[float], beside: list[float], end: End) -> tuple[float, list[float], float]:

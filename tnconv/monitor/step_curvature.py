@@ -15,7 +15,7 @@ from tnconv.models.capture import alone
 from tnconv.monitor.lanczos import End, Ritz, extreme
 from tnconv.monitor.needs import Diagonal, Spectrum
 from tnconv.operators.hessian_diagonal import hessian_diagonal
-from tnconv.operators.linearization import derivative, gradient
+from tnconv.operators.second_derivative import SecondDerivative
 from tnconv.optim.workers import Workers
 from tnconv.quantities import GGNDiagonal
 from tnconv.quantities.base import Quantity
@@ -80,7 +80,7 @@ class HessianProducts:
     ) -> None:
         self.model, self.parameters, self.workers = model, tuple(parameters), workers
         with alone(model):
-            self._gradient = gradient(loss, self.parameters)
+            self._second = SecondDerivative(loss, self.parameters)
 
     def __call__(self, vector: Tensor) -> Tensor:
         """``H v`` for a flat vector; the mean over workers."""
@@ -88,14 +88,14 @@ class HessianProducts:
         parts = torch.split(vector, sizes)
         given = [v.reshape(p.shape).to(p) for v, p in zip(parts, self.parameters, strict=True)]
         with alone(self.model):
-            found = derivative(self._gradient, self.parameters, tuple(given))
+            found = self._second(tuple(given))
         flat = torch.cat([each.reshape(-1) for each in found]).to(vector)
         return self.workers.sums([flat])[0] / self.workers.count
 
     @property
     def gradient(self) -> Tensor:
         """The loss's gradient, flat; the mean over workers, to a factor."""
-        flat = torch.cat([each.detach().reshape(-1) for each in self._gradient])
+        flat = torch.cat([each.reshape(-1) for each in self._second.gradient])
         total: Tensor = self.workers.sums([flat])[0]
         return total
 
@@ -103,6 +103,14 @@ class HessianProducts:
     def size(self) -> int:
         """The number of entries."""
         return sum(p.numel() for p in self.parameters)
+
+
+def by_product(products: HessianProducts, generator: torch.Generator) -> list[Tensor]:
+    """``z (H z)`` with random signs z, whose mean is the Hessian's diagonal (Hutchinson 1990)."""
+    like = products.parameters[0]
+    signs = torch.randint(2, (products.size,), generator=generator).mul_(2).sub_(1).to(like)
+    found = torch.split(signs * products(signs), [p.numel() for p in products.parameters])
+    return [d.reshape(p.shape) for d, p in zip(found, products.parameters, strict=True)]
 
 
 class Spectra:

@@ -30,6 +30,7 @@ class Subject:
     samples: int | None = None
     scaler: Any = None
     batch_dim: int = 0
+    constants: bool = False  # statistics of batches, where gradients of single samples are asked
     left_out: dict[Hashable, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -40,6 +41,16 @@ class Subject:
     def named(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that learn, looked up anew: wrappers replace them."""
         return [(name, p) for name, p in self.core.named_parameters() if p.requires_grad]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """What these parameters are now, also where each worker holds a shard of them."""
+        return [whole(p.detach()) for _, p in self.named]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether some worker holds a part of a parameter alone."""
+        return any(hasattr(p, "full_tensor") for _, p in self.named)
 
     @property
     def scale(self) -> float:
