@@ -20,10 +20,10 @@ SPREADS = (1e-9, 1e-3, 0.2, 5.0)
 @pytest.fixture
 def always_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few entries are counted as many are, in several blocks."""
-    monkeypatch.setattr(histograms, "FEW", 1)
     monkeypatch.setattr(histograms, "PIECE", 8)
     for module in (histograms, histograms_of_products):
         monkeypatch.setattr(module, "BLOCK", 64)
+        monkeypatch.setattr(module, "FEW", 1)
 
 
 @st.composite

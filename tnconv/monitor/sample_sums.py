@@ -87,7 +87,8 @@ class Directions:
     def rows(self, numbers: tuple[int, ...], like: Tensor) -> Tensor:
         """``(k, j)``, of the entries of some parameters one after the other."""
         if numbers not in self._stacked:
-            rows = [torch.cat([each[at].reshape(-1) for at in numbers]) for each in self._sources]
+            parts = [[each[at].reshape(-1) for at in numbers] for each in self._sources]
+            rows = [own[0] if len(own) == 1 else torch.cat(own) for own in parts]
             self._stacked[numbers] = torch.stack(rows).to(like.dtype)
         return self._stacked[numbers]
 

@@ -96,6 +96,10 @@ def seen_of(
             for (_, p), g in zip(named, watch.gradients, strict=True)
         ]
         seen.has.add("gradients")
+        if not watch.constants and all(p.dtype.itemsize > 2 for _, p in named):
+            seen.squared_norms_of_mean = [
+                (norm * scale / unit) ** 2 for norm in seen.gradient_norms
+            ]
     if watch.terms and watch.failure is None:
         factor = seen.samples / subject.workers.count / unit
         _by_sample(watch, seen, factor, last_updates, ranges)

@@ -229,7 +229,8 @@ class Monitor:
     def _begin(self) -> None:
         if self._watch is not None:
             raise RuntimeError("a step is going on already; expected the one before to end")
-        begin, named = self._now(), self.subject.named
+        begin = self._now()
+        self.subject.look_again()
         self._due = [m for m in self.measurements if (m.every or self.schedule)(self.steps)]
         if self.budget is not None:
             self._due = self._afforded(self.budget, self._due)
@@ -239,7 +240,7 @@ class Monitor:
         needs = self._possible(needs)
         if "before" in needs:
             self._before = copies(self.subject.values)
-        self._watch = StepWatch(self.subject, frozenset(needs), named)
+        self._watch = StepWatch(self.subject, frozenset(needs), self.subject.named)
         if self._due or self._followed:
             self._watch.open()
         self._began, self._own = begin, self._now() - begin
