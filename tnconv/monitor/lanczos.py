@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf, isfinite, sqrt
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ def extreme(
         converged = len(diagonal) > 1 and error <= limit * abs(value)
         if exhausted or converged or (not long and _enough(known, values, tolerance)):
             break
-        basis.append(w / beta)
+        basis.append(w, beta)
     known.runs += 1
     if long:
         known.learn(diagonal, beside, values[-1], end)
@@ -92,19 +92,19 @@ class Basis:
     def __init__(self, start: Tensor) -> None:
         self.blocks: list[Tensor] = []
         self.count = 0
-        self.append(start / torch.linalg.vector_norm(start))
+        self.append(start, float(torch.linalg.vector_norm(start)))
 
     @property
     def last(self) -> Tensor:
         """The vector that came last."""
         return self.blocks[-1][(self.count - 1) % self.rows]
 
-    def append(self, vector: Tensor) -> None:
-        """Add a vector of norm 1 that is orthogonal to all."""
+    def append(self, vector: Tensor, norm: float) -> None:
+        """Add a vector that is orthogonal to all, over its norm."""
         at = self.count % self.rows
         if not at:
             self.blocks.append(vector.new_empty(self.rows, len(vector)))
-        self.blocks[-1][at] = vector
+        torch.mul(vector, 1 / norm if norm else 0.0, out=self.blocks[-1][at])
         self.count += 1
 
     def orthogonal(self, w: Tensor) -> tuple[Tensor, float, float, float]:
@@ -112,15 +112,17 @@ class Basis:
 
         Once is enough unless next to nothing is left (Daniel et al. 1976).
         """
-        scale, own = float(torch.linalg.vector_norm(w)), 0.0
-        left = scale
+        scale, own = 0.0, 0.0
         for _ in range(3):
-            before = left
+            inside = 0.0
             for block in self._filled():
                 products = torch.mv(block, w)
                 w = torch.addmv(w, block.T, products, alpha=-1)
+                inside += float(torch.dot(products, products))
             own += float(products[-1])
             left = float(torch.linalg.vector_norm(w))
+            before = sqrt(inside + left**2)
+            scale = scale or before
             if not left < 1e-2 * before:
                 break
         return w, own, scale, left

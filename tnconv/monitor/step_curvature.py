@@ -88,16 +88,20 @@ class HessianProducts:
         """``H v`` for a flat vector; the mean over workers."""
         sizes = [p.numel() for p in self.parameters]
         parts = torch.split(vector, sizes)
-        given = [v.reshape(p.shape).to(p) for v, p in zip(parts, self.parameters, strict=True)]
+        given = [v.view(p.shape).to(p) for v, p in zip(parts, self.parameters, strict=True)]
         with alone(self.model):
             found = self._second(tuple(given))
         flat = torch.cat([each.reshape(-1) for each in found]).to(vector)
-        return self.workers.sums([flat])[0] / self.workers.count
+        many = self.workers.count
+        return flat if many == 1 else self.workers.sums([flat])[0] / many
 
     @property
-    def gradient(self) -> Tensor:
-        """The loss's gradient, flat; the mean over workers, to a factor."""
-        flat = torch.cat([each.reshape(-1) for each in self._second.gradient])
+    def start(self) -> Tensor:
+        """The loss's gradient, flat; the mean over workers, to a factor.
+
+        Convolutions of data, at whose outputs the graph ends, have zeros: theirs costs a sweep.
+        """
+        flat = torch.cat([each.reshape(-1) for each in self._second.known_gradient])
         total: Tensor = self.workers.sums([flat])[0]
         return total
 
@@ -147,7 +151,7 @@ class Spectra:
         wide = torch.promote_types(like.dtype, torch.float32)
         start = held.to(like.device, wide)
         if end != "smallest":
-            start = _beside(products.gradient.to(wide), start)
+            start = _beside(products.start.to(wide), start)
             experience = self.experience.setdefault(end, Experience())
         long = experience is None or experience.long
         found = extreme(products, start, end, need.products, need.tolerance, experience)
@@ -163,4 +167,4 @@ def _beside(gradient: Tensor, vector: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(gradient), torch.linalg.vector_norm(vector)
     if not bool(torch.isfinite(norms[0])) or not norms[0] or not norms[1]:
         return vector
-    return torch.add(gradient / norms[0], vector / norms[1], alpha=LITTLE)
+    return torch.add(gradient, vector, alpha=LITTLE * float(norms[0] / norms[1]))

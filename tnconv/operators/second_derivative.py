@@ -85,6 +85,15 @@ class SecondDerivative:
         """The loss's gradient, without a graph."""
         return self._of_all([None if each is None else each.detach() for each in self._values])
 
+    @property
+    def known_gradient(self) -> Vector:
+        """The gradient, with zeros for the convolutions that are left out of the graph."""
+        found = [torch.zeros_like(p) for p in self.parameters]
+        for at, each in zip(self._rest, self._values[len(self._entries) :], strict=True):
+            if each is not None:
+                found[at] = each.detach()
+        return tuple(found)
+
     def __call__(self, vector: Vector) -> Vector:
         """``Σ_j ∂²L / ∂θ_i ∂θ_j v_j``.
 
