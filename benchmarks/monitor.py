@@ -3,8 +3,8 @@
 Run as ``python -m benchmarks.monitor --json results.json``; ``--help`` lists the options. A row is
 a set of measurements with a schedule, on 3C3D at CIFAR-10 shapes. Its numbers are the mean time of
 a step with the monitor (over one period of the schedule; for the largest eigenvalue from one long
-run of Lanczos to the next) divided by that of the step alone: medians
-over interleaved rounds by the process' own clock, on one thread.
+run of Lanczos to the next) divided by that of the step alone: medians over interleaved rounds by
+the process' own clock, on one thread.
 """
 
 import argparse
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--network", choices=("3c3d", "resnet20"), default="3c3d")
-    parser.add_argument("--only", help="rows whose name contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose name contains one of")
     parser.add_argument("--budget", type=float, help="keep this overhead over some steps instead")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--json", type=Path)
@@ -173,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measure.write_results(options.json, "cpu", [found])
         return
     print(f"{'':32} median minima")
-    rows = [ratios(name, options) for name in ROWS if (options.only or "") in name]
+    chosen = [name for name in ROWS if any(part in name for part in options.only)]
+    rows = [ratios(name, options) for name in chosen]
     if options.json is not None:
         measure.write_results(options.json, "cpu", rows)
 
