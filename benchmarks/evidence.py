@@ -61,7 +61,7 @@ def medians(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
     """
     taken: dict[str, list[float]] = {name: [] for name in works}
     for at in range(rounds + 1):
-        for name, work in [*works.items()][:: 1 if at % 2 else -1]:
+        for name, work in [*works.items()][:: -1 if at % 2 else 1]:
             start = time.process_time()
             work()
             if at:
