@@ -203,7 +203,6 @@ WITHOUT_STATE = {
 CACHES = {
     "tnconv.models.samples._KNOWN": "compute",
     "tnconv.models.capture._ACTIVE": "observe",
-    "tnconv.codegen.lowering.strided._known": "values that nothing changes",
 }
 """Containers of modules that forget what has vanished, with the part that shows what they do."""
 
@@ -278,4 +277,4 @@ def test_all_caches_of_models_are_listed() -> None:
         if isinstance(value, kinds)
     }
     assert found == CACHES.keys()
-    assert all(each in PARTS or each in WITHOUT_STATE for each in CACHES.values())
+    assert all(each in PARTS for each in CACHES.values())

@@ -58,10 +58,18 @@ class Expected:
     guesses: Mapping[Place, Sequence[Prediction]]
     untold: set[Place]
     plain: dict[Place, Sequence[Tensor | Arrived | None]] = field(default_factory=dict)
+    task: int | None = None  # the loss's backward pass
 
     def arrive(self, place: Place, gradients: Sequence[Tensor | None]) -> None:
-        """Take gradients of the loss at a place; of large ones sums are kept."""
-        if place in self.coded and place not in self.plain:
+        """Take gradients of the loss at a place; of large ones sums are kept.
+
+        Passes inside of the loss's, which pull gradients through what samples share, start later.
+        """
+        task = torch._C._current_graph_task_id()
+        if self.task is None or task < self.task:
+            self.task = task
+            self.plain.clear()
+        if task == self.task and place in self.coded and place not in self.plain:
             large = any(g is not None and g.numel() > SMALL for g in gradients)
             self.plain[place] = self._looked_at(gradients) if large else gradients
 
