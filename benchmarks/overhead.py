@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import nan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -54,7 +55,7 @@ class Compile:
     layer: str
     shapes: str
     milliseconds: float
-    baseline: float
+    baseline: float = nan
 
 
 @dataclass
