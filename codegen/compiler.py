@@ -23,6 +23,7 @@ from tnconv.codegen.programs.joint import chosen_together
 from tnconv.codegen.programs.program import SPARE, Program, Services, together
 from tnconv.codegen.programs.styles import STYLES
 from tnconv.codegen.programs.tuning import tuned
+from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 
@@ -313,7 +314,8 @@ def _in_turn(program: Program, options: Options, limit: int) -> Program:
         chunks.append(min(fitting, key=lambda way: way.seconds) if fitting else least)
         held += chunks[-1].peak(options.item)[1]
     if (least_peak := together([chunk.peak(options.item) for chunk in chunks])) > limit:
-        raise ValueError(
-            f"memory_limit is {limit} bytes; the least that would do is {least_peak} bytes"
+        raise TooLittleMemory(
+            f"memory_limit is {limit} bytes; the least that would do is {least_peak} bytes",
+            least_peak,
         )
     return replace(program, terms=(), chunks=tuple(chunks))

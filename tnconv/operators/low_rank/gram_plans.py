@@ -11,6 +11,7 @@ from torch import Tensor
 from tnconv.codegen import Program
 from tnconv.codegen.tiers import is_first
 from tnconv.diagrams import Expression, TensorNetwork, View, gradient_dots
+from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.operators.low_rank.orders import Order, nest, worth_trying
 from tnconv.operators.low_rank.tiles import Tiled, block_rows, samples_of, squares, tiled
@@ -51,11 +52,12 @@ class Settings:
         """Raise if a result alone is more than there is room for.
 
         Raises:
-            ValueError: it is.
+            TooLittleMemory: it is.
         """
         if self.limit is not None and (least := entries * self.limit[1].itemsize) > self.limit[0]:
-            raise ValueError(
-                f"memory_limit is {self.limit[0]} bytes; the Gram matrix alone takes {least} bytes"
+            raise TooLittleMemory(
+                f"memory_limit is {self.limit[0]} bytes; the Gram matrix alone takes {least} bytes",
+                least,
             )
 
     def fits(self, way: "Program | Tiled") -> bool:
@@ -106,7 +108,7 @@ def planned(
         rows: The network of the rows, if both sides are the same.
 
     Raises:
-        ValueError: a memory limit below what is needed.
+        TooLittleMemory: a memory limit below what is needed.
     """
     settings.check(prod(network.shape))
     if is_first(settings.compiled) and (first_call := _unsearched(settings, network, pair, rows)):
