@@ -151,7 +151,7 @@ class Propagation:
         """What vectors of chosen samples, or of all, would hold: from shapes alone."""
         self._choose(chosen)
         own = {call: self._bytes(call) for call in self.calls}
-        uses = [p for here in {*self.calls.values()} for p, count in here.uses.items() if count > 1]
+        uses = {p for here in {*self.calls.values()} for p, count in here.uses.items() if count > 1}
         tied = {call for call in own if any(p in uses for _, p in call.parameters)}
         total = sum(own.values())
         waiting = 2 * sum(own[call] for call in tied)  # until all have arrived, and then joined

@@ -21,7 +21,7 @@ from tnconv.recursions.plan import Edge, End, users_last
 from tnconv.recursions.step import shape_of
 
 Take = Callable[[Tensor], None]
-LARGE = 2**25  # bytes of vectors that go through one operation at a time
+LARGE = 2**23  # bytes of vectors that go through one operation at a time: what heaps reuse
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression
+from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.models import computing
 from tnconv.models.calls import Call, Pass
 from tnconv.models.computing import Inputs
@@ -145,7 +146,8 @@ class JacobianRows(Rows):
 
     ``terms`` has, by parameter name, the operation that θ enters with its operands; ``like`` the
     parameters themselves. A parameter without a term has rows that are zero. ``memory_limit`` is
-    how many bytes the products of one parameter may hold beside their operands.
+    how many bytes the products of one parameter may hold beside their operands, and beside results
+    in the parameter's shape.
 
     ``order`` is how Gram matrices are contracted, for all parameters or by parameter name:
     ``"parameter_space"``, ``"data_space"``, ``"mixed"``, ``"one_sided"`` or ``"pixel_gram"`` (see
@@ -358,7 +360,9 @@ class JacobianRows(Rows):
     def squares(self) -> dict[str, Tensor]:
         """``Σ_{m,n} J[m, n, θ]²`` by parameter name: the diagonal of ``Jᵀ J``."""
         return {
-            name: self._value(self.terms[name], {}, diagrams.ggn_diagonal).reshape(like.shape)
+            name: term_parts.squares(self.terms[name], self.samples, self.memory_limit).reshape(
+                like.shape
+            )
             if name in self.terms
             else torch.zeros_like(like)
             for name, like in self.like.items()
@@ -380,4 +384,9 @@ class JacobianRows(Rows):
         diagram: Callable[..., Expression],
         arguments: tuple[Any, ...] = (),
     ) -> Tensor:
-        return term.values([Statistic(diagram, arguments)], self.memory_limit, given)[0]
+        """What a diagram is; its result alone may be larger than the limit."""
+        each = Statistic(diagram, arguments)
+        try:
+            return term.values([each], self.memory_limit, given)[0]
+        except TooLittleMemory:
+            return term.values([each], None, given)[0]

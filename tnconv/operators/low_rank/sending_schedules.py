@@ -130,8 +130,7 @@ class Needs:
         def plan(name: str, term: Term) -> None:
             nonlocal lacking
             try:
-                for _ in range(2):  # what returns is searched for
-                    self._plan(name, term, left[name])
+                self._plan(name, term, left[name])
             except TooLittleMemory as error:
                 lacking = max(lacking, error.least - left[name])
 

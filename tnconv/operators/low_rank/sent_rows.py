@@ -18,7 +18,7 @@ from tnconv.operators.low_rank.row_products import Rows
 from tnconv.operators.low_rank.rows import JacobianRows
 from tnconv.operators.low_rank.sending import SentBatch
 from tnconv.operators.low_rank.sending_schedules import Schedule, Span
-from tnconv.operators.low_rank.term_parts import between
+from tnconv.operators.low_rank.term_parts import between, squares
 from tnconv.quantities.base import Statistic
 
 Names = frozenset[str]
@@ -196,8 +196,7 @@ class SentRows(Rows):
 
         def take(span: Span, name: str, term: Term) -> None:
             if name in self.like:
-                limit = self.source.schedule.left[name]
-                each = term.values([Statistic(diagrams.ggn_diagonal)], limit)[0]
+                each = squares(term, self.samples, self.source.schedule.left[name])
                 found[name] += each.reshape(found[name].shape)
 
         self.source.each(self._sent, take)

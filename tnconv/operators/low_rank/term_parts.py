@@ -3,12 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from tnconv.diagrams import ggn_diagonal
 from tnconv.models.terms import Term
 from tnconv.operators.low_rank.collected_terms import samples_first
+from tnconv.quantities.base import Statistic
+
+SQUARES = Statistic(ggn_diagonal)
+COPIES = 8  # of rows, that are held while kernels make them
 
 
 def at(term: Term, chosen: Sequence[int]) -> Term:
@@ -62,3 +68,24 @@ def scaled(term: Term, factors: Tensor) -> Term:  # (m, n)
     shape[1 + [axis.terms for axis in axes].index((("n", 1),))] = factors.shape[1]
     by_axis = term.v.reshape(len(factors), *(axis.size for axis in axes))
     return replace(term, v=(by_axis * factors.reshape(shape).to(term.v)).reshape(term.v.shape))
+
+
+def squares(term: Term, samples: int, limit: int | None = None) -> Tensor:
+    """``Σ_{m,n} J[m, n, θ]²``; within a limit from few rows at a time, each as large as θ."""
+    vectors = term.vectors or 0
+    if limit is None or not vectors * samples:
+        return term.values([SQUARES])[0]
+    row = COPIES * prod(_shape(term)) * next(iter(term.operands.values())).element_size()
+    few = max(1, min(vectors, limit // (samples * row)))
+    some = samples if samples * row <= limit else 1
+    parts = (
+        between(term.of_samples(n, min(n + some, samples)), m, min(m + few, vectors))
+        for n in range(0, samples, some)
+        for m in range(0, vectors, few)
+    )
+    return cast(Tensor, sum(part.values([SQUARES])[0] for part in parts))
+
+
+def _shape(term: Term) -> tuple[int, ...]:
+    """The parameter's."""
+    return term.operation.networks[term.operand].operands[term.operand]
