@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from tnconv.displays import Shown
 from tnconv.recursions.column_step import At, ColumnRule, Rows, column_rule
 from tnconv.recursions.plan import Edge, End, users_last
 from tnconv.recursions.step import shape_of
@@ -24,9 +25,16 @@ Take = Callable[[Tensor], None]
 LARGE = 2**23  # bytes of vectors that go through one operation at a time: what heaps reuse
 
 
-@dataclass
-class ColumnPlan:
-    """The nodes between a value and some others, users first."""
+@dataclass(repr=False)
+class ColumnPlan(Shown):
+    """The nodes between a value and some others, users first.
+
+    Args:
+        start: where vectors come from.
+        order: the nodes, users first.
+        wants: for each node which of its inputs lead to an end.
+        rules: that of each node.
+    """
 
     start: Edge
     order: list[Node]
