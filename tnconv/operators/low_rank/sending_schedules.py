@@ -6,6 +6,7 @@ one parameter hold from their plans.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from tnconv.recursions.columns_walk import LARGE
 Span = tuple[int, int]
 BESIDE = 4  # parts of vectors that a rule works on hold as many times their own size
 TRIALS = 5  # to find the least limit: each plan's error names more of what it needs
+USED = 2 / 3  # of a limit: kernels copy operands, and heaps keep small pieces that were freed
 FEWEST = 2  # vectors that have to go together: inner products are of two
 
 
@@ -90,12 +92,12 @@ class Needs:
         Raises:
             TooLittleMemory: not even two do.
         """
-        count = len(self.vectors)
-        while self.on_the_way(count) > limit and count > FEWEST:
+        count, room = len(self.vectors), int(limit * USED)
+        while self.on_the_way(count) > room and count > FEWEST:
             count = max(FEWEST, 2 * (count // 3))
         while True:
-            left = self._left(count, limit)
-            if self.on_the_way(count) <= limit and not self._lacking(left, count):
+            left = self._left(count, room)
+            if self.on_the_way(count) <= room and not self._lacking(left, count):
                 return Schedule(count, left)
             if count <= FEWEST:
                 raise self._too_little(limit, count)
@@ -107,11 +109,11 @@ class Needs:
         One half of the limit is for vectors, the other for products.
         """
         count = len(self.vectors)
-        total = self.held() + count * self.footprint.total
-        if 2 * total > limit:
+        total, room = self.held() + count * self.footprint.total, int(limit * USED)
+        if 2 * total > room:
             return None
-        left = dict.fromkeys(self._left(count, limit), limit - total)
-        return None if self._lacking(left, count) else limit - total
+        left = dict.fromkeys(self._left(count, room), room - total)
+        return None if self._lacking(left, count) else room - total
 
     def _left(self, count: int, limit: int) -> dict[str, int]:
         """What is left for products of each parameter, while its layer's vectors are there."""
@@ -156,6 +158,7 @@ class Needs:
             least += (more := self._lacking(self._left(count, least), count))
             if not more:
                 break
+        least = ceil(least / USED)
         return TooLittleMemory(
             f"memory_limit is {limit} bytes; expected at least {least}, for {count} vectors of "
             f"{self.sender.size} samples on their way and products of two",
