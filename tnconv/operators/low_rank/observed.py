@@ -16,7 +16,8 @@ from tnconv.operators.low_rank.block import Gradients
 from tnconv.operators.low_rank.ggn import LowRankGGN, blocked, parted
 from tnconv.operators.low_rank.orders import Orders, check_orders
 from tnconv.operators.low_rank.parameter_groups import Groups, partition
-from tnconv.operators.low_rank.rows import RowsObservation
+from tnconv.operators.low_rank.row_products import Rows
+from tnconv.operators.low_rank.rows import JacobianRows, RowsObservation
 from tnconv.operators.low_rank.sources import LossGradients, WithGradient
 from tnconv.operators.low_rank.within_limit import held_within
 from tnconv.quantities.base import Vectors
@@ -75,6 +76,8 @@ class LowRankObservation:
         wanted: dict[Any, tuple[int, ...] | None]
         wanted = {joined: curved} if curved == used else {source: curved, gradient: used}
         given = observation, loss_fn, output, targets
+        rows: Rows
+        others: list[JacobianRows]
         if observation.memory_limit is None:
             observation.propagate(loss_fn, output, targets, chosen=wanted)
             rows, *others = observation.taken(wanted)

@@ -105,7 +105,7 @@ class RowsObservation(Observation):
         statistics = [each for source in given for each in Kept(source).statistics().values()]
         skipped = self.collector.skipped
         self.collector = TermCollector(statistics, torch.float32, skipped=skipped)
-        super().propagate(loss_fn, output, targets, chosen=given)
+        super().propagate(loss_fn, output, targets, chosen=dict(given.items()))
 
     def taken(
         self,

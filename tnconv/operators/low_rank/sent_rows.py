@@ -82,7 +82,7 @@ class SentVectors:
                 total[start:stop, :, start:stop] += gram(part, order, limit)
         if len(spans) == 2:
             (a, b), (c, d) = spans
-            block = cross_gram(*parts, order, limit)
+            block = cross_gram(parts[0], parts[1], order, limit)
             total[a:b, :, c:d] += block
             total[c:d, :, a:b] += block.permute(2, 3, 0, 1)
 
