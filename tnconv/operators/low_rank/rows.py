@@ -33,7 +33,7 @@ from tnconv.operators.low_rank.row_products import Rows
 from tnconv.operators.low_rank.sources import Given
 from tnconv.quantities.base import Statistic, Vectors
 
-AT_A_TIME = 16  # combinations of rows
+AT_A_TIME = 8  # combinations of rows: mixed vectors of a layer are as many times as large
 
 
 class RowsObservation(Observation):
