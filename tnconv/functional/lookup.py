@@ -49,7 +49,8 @@ def operation(
 
     @wraps(build)
     def run(operands: tuple[Tensor, ...], *settings: *Settings) -> Tensor:
-        device = device_of(operands[0])
+        first = operands[0]  # most often a plain tensor of the CPU: asked for without a call
+        device = "cpu" if type(first) is Tensor and first.is_cpu else device_of(first)
         found: Program
         try:
             found = searched(program, device, build, *settings)
@@ -57,7 +58,7 @@ def operation(
             found = first.program
         except TypeError:  # sizes can be symbols or in lists, which do not hash
             found = looked_up(program, device, build, *map(_hashable, settings))
-        return found.run(*operands)
+        return found.on(*operands)
 
     # For torch.compile an operation is one call: it runs our compiler, but never traces it.
     return allow_in_graph(run)
