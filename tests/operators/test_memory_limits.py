@@ -34,13 +34,20 @@ def quick() -> Iterator[None]:
 
 
 def least(*args: Any, **how: Any) -> int:
-    """The limit that an error names."""
-    with pytest.raises(TooLittleMemory, match="memory_limit is 1 bytes; expected at least") as told:
-        low_rank_ggn(*args, memory_limit=1, **how)
-    return told.value.least
+    """The limit that errors name: of gradients of other samples first, then of all."""
+    limit = 1
+    for _ in range(3):
+        try:
+            low_rank_ggn(*args, memory_limit=limit, **how)
+        except TooLittleMemory as error:
+            assert f"memory_limit is {limit} bytes; expected at least {error.least}" in str(error)
+            limit = error.least
+        else:
+            break
+    return limit
 
 
-@settings(max_examples=settings().max_examples // 4)
+@settings(max_examples=settings().max_examples // 8)
 @given(
     case=networks(),
     how=st.sampled_from(SUBSETS),
