@@ -63,7 +63,11 @@ class Kin:
 
 
 def kin(
-    networks: Sequence[Expression], one: bool, device: torch.device | str, dtype: torch.dtype
+    networks: Sequence[Expression],
+    one: bool,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    channels_last: tuple[str, ...] = (),
 ) -> Kin | None:
     """The networks as members of their family; None if their batch has to stay.
 
@@ -72,6 +76,7 @@ def kin(
         one: Whether it is one network, and no sequence of one.
         device: Where programs run.
         dtype: The dtype that they are chosen for.
+        channels_last: The operands that lie so.
     """
     terms = [term for network in networks for term in network.terms]
     sizes = {term.sizes[BATCH] for term in terms if BATCH in term.sizes}
@@ -80,7 +85,8 @@ def kin(
     structure = tuple(_structure(each) for each in alike if each is not None)
     if None in alike:
         return None
-    return Kin((one, str(device), dtype, structure), (*networks,), sizes.pop(), str(device), dtype)
+    family = one, str(device), dtype, channels_last, structure
+    return Kin(family, (*networks,), sizes.pop(), str(device), dtype)
 
 
 def _structure(networks: Sequence[Expression]) -> Hashable:

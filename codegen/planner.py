@@ -1,6 +1,6 @@
 """The planner: enumerate covers of a network's forms, price them, take the cheapest."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice
@@ -10,13 +10,14 @@ from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.contraction import contract
 from tnconv.codegen.lowering.covers import Cover, Route
 from tnconv.codegen.lowering.forms import POLYPHASE
+from tnconv.codegen.lowering.layouts import Layout
 from tnconv.codegen.lowering.nested import Nest, nested, same_tensors
 from tnconv.codegen.lowering.pairs import sum_out
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.ranking import ranked
 from tnconv.codegen.lowering.schedule import need
 from tnconv.codegen.lowering.selections import opened, scatter, selected
-from tnconv.codegen.lowering.strided import ONE
+from tnconv.codegen.lowering.strided import ONE, Strided
 from tnconv.codegen.lowering.values import Value, write
 from tnconv.codegen.lowering.writer import CONTIGUOUS, SCALE, Choices, Step, Writer
 from tnconv.codegen.prices import cost
@@ -30,7 +31,7 @@ from tnconv.codegen.routes.native import native
 from tnconv.codegen.routes.pixel_gram import pixel_gram
 from tnconv.codegen.routes.taps import taps
 from tnconv.codegen.routes.window import window
-from tnconv.diagrams.affine import Leg, Sizes
+from tnconv.diagrams.affine import Leg, Sizes, View
 from tnconv.diagrams.network import TensorNetwork
 
 
@@ -48,7 +49,8 @@ def looped(
     for loop in loops(cover, pairs):
         bodies: list[Plan] = []
         each = most() / cover.network.sizes[loop.leg]
-        _search(loop.body, "body", routes, ("auto", True), bodies, Room(), most=each)
+        how: Finish = "auto", "contiguous"
+        _search(loop.body, "body", routes, how, bodies, Room(), most=each)
         natively = [plan for plan in bodies if {*plan.routes} == {"native"}]
         best = [min(some, key=lambda p: p.risk * p.seconds) for some in (bodies, natively) if some]
         for body in dict.fromkeys(best):
@@ -64,7 +66,7 @@ def summed_late(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
         bodies: list[Plan] = []
         plain, turned = (late.body.choosing("late", name) for name in ("plain", "loop"))
         for each in (plain, *(looped(turned, routes) if turned.writer.follows else ())):
-            _search(each, "body", routes, ("auto", False), bodies, Room(), True)
+            _search(each, "body", routes, ("auto", "any"), bodies, Room(), True)
         yield from map(late.after, dict.fromkeys(bodies))
 
 
@@ -78,6 +80,8 @@ ROUTES: Mapping[str, Route] = {
     "loop": looped,
     "dense": dense,
 }
+Finish = tuple[str, Layout]
+"""The search of paths, and how the result lies."""
 HOPELESS = 2.0  # a cover that costs this multiple of a complete plan is not continued (0001)
 NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of the operands
 
@@ -109,15 +113,17 @@ def plans(
     positions: Mapping[str, int],
     routes: Sequence[str] = tuple(ROUTES),
     optimize: str = "auto",
-    contiguous_result: bool = True,
+    layout: Layout = "contiguous",
     room: Room = Room(),
     several: bool = False,
     order: Nest | None = None,
     script: Choices = (),
+    channels_last: Collection[str] = (),
 ) -> list[Plan]:
     """Every complete plan that was not pruned, the chosen one first.
 
-    ``positions`` are those of the operands in a call. One native kernel for the whole network stays
+    ``positions`` are those of the operands in a call, of which some have ``channels_last``; the
+    result has the ``layout``. One native kernel for the whole network stays
     unless another plan is clearly faster: its time is known better than any prediction. Plans that
     do not fit come last, and prune no others. For one of ``several`` networks there are also loops
     and late sums, which pay if others need the same products. An ``order`` is forced on all forms.
@@ -130,15 +136,13 @@ def plans(
         return inf if several else HOPELESS * _best(found, room)
 
     if order is not None:
-        _search_in_order(
-            forms, positions, routes, (optimize, contiguous_result), found, room, order
-        )
+        _search_in_order(forms, positions, routes, (optimize, layout), found, room, order)
     for form, network in forms.items() if not found else ():
         if script and script[0] != ("form", form):
             continue
         skipped = ("loop", "dense") if form == POLYPHASE and len(forms) > 1 else ("loop",)
         tried = [ROUTES[name] for name in routes if name not in skipped]
-        given = Cover.of(network, positions, script).choosing("form", form)
+        given = Cover.of(network, positions, script, channels_last).choosing("form", form)
         start = multiplied(given)
         start = start if several else _scaled_square(start)
         again = form == "as given" and "in form N" in forms
@@ -149,7 +153,7 @@ def plans(
         for some in ((plain,), turns, sums):
             known = [] if several else found  # what is slow by itself may be shared
             for cover in some:
-                _search(cover, form, tried, (optimize, contiguous_result), known, room, several)
+                _search(cover, form, tried, (optimize, layout), known, room, several)
             found += known if several else ()
     return found if script else ranked(found, forms, room.fits)
 
@@ -184,7 +188,7 @@ def _search(
     cover: Cover,
     form: str,
     routes: Sequence[Route],
-    finish: tuple[str, bool],
+    finish: Finish,
     found: list[Plan],
     room: Room,
     several: bool = False,
@@ -223,7 +227,7 @@ def _search_in_order(
     forms: Mapping[str, TensorNetwork],
     positions: Mapping[str, int],
     routes: Sequence[str],
-    finish: tuple[str, bool],
+    finish: Finish,
     found: list[Plan],
     room: Room,
     order: Nest,
@@ -236,7 +240,7 @@ def _search_in_order(
         first = [ROUTES[name] for name in routes if name == route]
         for some in (first, tried):
             if not plans:
-                _search(multiplied(cover), "part", some, (finish[0], False), plans, Room())
+                _search(multiplied(cover), "part", some, (finish[0], "any"), plans, Room())
         return min(plans, key=lambda plan: (not room.fits(plan), plan.risk * plan.seconds))
 
     given = next(iter(forms.values()))
@@ -253,7 +257,7 @@ def _scattered(cover: Cover, routes: Sequence[Route]) -> Iterator[Cover]:
     one, body = found
     slices: list[Plan] = []
     body = body.choosing("scatter", True)
-    _search(body, "body", routes, ("auto", False), slices, Room())
+    _search(body, "body", routes, ("auto", "any"), slices, Room())
     if not slices and body.writer.script:
         return
     best = min(slices, key=lambda plan: plan.risk * plan.seconds)
@@ -297,7 +301,7 @@ def _repeats(cover: Cover, after: Cover) -> bool:
 
 
 def finished(
-    cover: Cover, form: str, optimize: str, contiguous_result: bool, limit: float = inf
+    cover: Cover, form: str, optimize: str, layout: Layout, limit: float = inf
 ) -> Plan | None:
     """Contract the dense tensors that are left, scale, and write the result's view.
 
@@ -307,7 +311,8 @@ def finished(
     for at in range(len(network.nodes)):
         cover, value = cover.value(at)
         values.append(value)
-    output = [leg for leg in network.result.legs if network.holders[leg]]
+    wanted = _in_memory(network.result, layout)
+    output = [leg for leg in wanted if network.holders[leg]]
     loose = [leg for leg in network.sizes if not network.holders[leg]]
     scale = network.scale * prod(
         network.sizes[leg] for leg in loose if leg not in network.open_legs
@@ -317,10 +322,33 @@ def finished(
         return None
     writer, value = contracted
     writer, result = write(writer, value, network.result, network.sizes)
-    if contiguous_result and result.run < result.size:
-        kernel = cost.copy(result.size, *result.innermost)
-        writer, result = writer.run(CONTIGUOUS, [result], result.shape, kernel)
+    writer, result = laid_out(writer, result, layout)
     return Plan(form, cover.routes, writer.steps, result, writer.choices)
+
+
+def _in_memory(result: View, layout: Layout) -> tuple[Leg, ...]:
+    """The legs of a result in the order in which it is to lie in memory."""
+    if layout != "channels last":
+        return result.legs
+    axes, of_dims = iter(result.axes), list[list[Leg]]()
+    for size in result.shape:
+        legs, found = list[Leg](), 1
+        while found != size:
+            axis = next(axes)
+            legs, found = [*legs, *(leg for leg, _ in axis.terms)], found * axis.size
+        of_dims.append(legs)
+    moved = [leg for dim in layouts.channels_moved(len(of_dims)) for leg in of_dims[dim]]
+    return tuple(dict.fromkeys([*moved, *result.legs]))  # of one position: in any order
+
+
+def laid_out(writer: Writer, array: Strided, layout: Layout) -> tuple[Writer, Strided]:
+    """The array in a layout: a copy, unless it lies so."""
+    there = array.channels_moved() if layout == "channels last" else array
+    if layout == "any" or there.run == there.size:
+        return writer, array
+    kernel = cost.copy(there.size, *there.innermost)
+    writer, there = writer.run(CONTIGUOUS, [there], there.shape, kernel)
+    return writer, there.channels_moved(back=True) if layout == "channels last" else there
 
 
 def _contract_scaled(

@@ -57,7 +57,8 @@ def by_position(
     """A function of a program and its operands: ``contraction``, after checks.
 
     Under autocast it is the program's ``run_cast``, as where one of ``casts`` is true of the first
-    operand. With ``batches`` shapes are those of any size that it serves.
+    operand: texts that follow its name, which ``{}`` stands for. With ``batches`` shapes are those
+    of any size that it serves.
     """
     variables = {name: f"operand_{at}" for at, name in enumerate(shapes)}
     first, *others = [variables[name] for name in shapes if name not in indices] or ["operand_0"]
@@ -67,7 +68,7 @@ def by_position(
     fits += [f"{other}.dtype is {first}.dtype" for other in others]
     fits += [f"{variables[name]}.dtype is int64" for name in shapes if name in indices]
     fits += [f"{other}.device == {first}.device" for other in variables.values() if other != first]
-    asked = ["autocasts()", *(f"{first}.{question}" for question in casts if shapes)]
+    asked = ["autocasts()", *(f"{first}.{question.format(first)}" for question in casts if shapes)]
     words = {
         "given": ", ".join(variables.values()),
         "fits": " and ".join(fits) or "True",
