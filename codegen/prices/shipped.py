@@ -11,8 +11,45 @@ from tnconv.codegen.prices.kinds import every_coefficient
 from tnconv.codegen.prices.tables import ACCELERATOR, SHIPPED, X86, Table
 
 Values = Mapping[str, float]
-BY_THREADS: Mapping[int, Values] = {1: {}}
-"""Coefficients of an x86 server that differ from those declared, by the number of threads."""
+BY_THREADS: Mapping[int, Values] = {
+    1: {},
+    2: {
+        "Calls.launch": 5e-06,
+        "Calls.bandwidth": 4.7e10,
+        "Copy.near": 1.4e-10,
+        "Copy.far": 5e-10,
+        "Copy.conflict": 1.1e-09,
+        "Copy.loop": 1.4e-08,
+        "DepthwiseConvolution.entry": 3e-10,
+        "DepthwiseConvolution.speed": 1.4e11,
+        "DepthwiseConvolution.uncached": 2.2,
+        "DepthwiseConvolution.without_simd": 3.3e09,
+        "DepthwiseConvolution.large_weight_gradient": 2.4e09,
+        "DepthwiseConvolution.largest": 0.79,
+        "Product.gemm": 2.1e11,
+        "Product.dots": 4.1e10,
+        "Product.written": 1.6e10,
+        "Product.written_in_blocks": 1.6e11,
+        "Product.member": 1.9e-08,
+        "Product.unaligned": 3.8e-10,
+        "Product.conflicting": 3.4e-10,
+        "DenseConvolution.speed": 2.2e11,
+        "DenseConvolution.weight_gradient": 1.8e11,
+        "DenseConvolution.grouped_output": 3.4e09,
+        "DenseConvolution.grouped_input_gradient": 0.8,
+        "NativeConvolution.primitive": 4.7e-05,
+        "Reduction.total": 4.6e-09,
+        "Reduction.outer": 9.8e-11,
+        "Fold.folded": 1.2e-09,
+    },
+}
+"""Coefficients of an x86 server that differ from those declared, by the number of threads.
+
+Those of two threads are the declared ones times what calibrations of two threads and of one, made
+in turns (nine and six of them), found as the ratio of their medians. Ratios that the repetitions
+do not determine within a factor of two are left at that of products for speeds of products, and
+at one otherwise.
+"""
 
 
 def shipped(device: torch.device, dtype: torch.dtype, threads: int) -> Table:

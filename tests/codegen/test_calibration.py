@@ -180,13 +180,14 @@ def test_tables_belong_to_circumstances(monkeypatch: pytest.MonkeyPatch, name: s
         CIRCUMSTANCES[name]()
         keys.append(calibration._key(CPU, torch.float32))
         elsewhere = coefficients(CPU)
+        assert elsewhere == shipped(CPU, torch.float32, torch.get_num_threads())
     finally:
         torch.set_num_threads(before[0])
         torch.set_float32_matmul_precision(before[1])
         torch.use_deterministic_algorithms(False)
     assert keys[0] != keys[1]
-    assert elsewhere.value("Product.gemm") == SHIPPED.value("Product.gemm")
-    assert coefficients(CPU).value("Product.gemm") != SHIPPED.value("Product.gemm")
+    calibrated = coefficients(CPU).value("Product.gemm")
+    assert calibrated not in (elsewhere.value("Product.gemm"), SHIPPED.value("Product.gemm"))
 
 
 def test_keys_say_what_times_depend_on() -> None:

@@ -241,6 +241,14 @@ def test_shipped_tables_of_processors_start_from_one_thread() -> None:
     assert shipped(CPU, torch.float32, 3).threads == 3
 
 
+@pytest.mark.parametrize("threads", BY_THREADS)
+def test_shipped_coefficients_are_known_and_possible(threads: int) -> None:
+    bounds = {one.name: one.bounds for one in every_coefficient()}
+    for name, value in BY_THREADS[threads].items():
+        least, most = bounds[name]
+        assert least <= value <= most, name
+
+
 names = st.sampled_from([one.name for one in every_coefficient()])
 
 
