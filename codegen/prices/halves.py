@@ -17,7 +17,7 @@ def are_slow(dtype: torch.dtype) -> bool:
     """
     if dtype not in HALVES or platform.machine() not in X86_NAMES:
         return False
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return True
     native = {
         torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,

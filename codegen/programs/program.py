@@ -236,11 +236,13 @@ class Program(Generic[Result]):
         return tuple(filter(are_slow, HALVES)) if self.spare_memory else ()
 
     def _wide(self, given: Sequence[Tensor]) -> Result:
-        device = given[0].device.type
         half = next(array.dtype for array in given if array.dtype in HALVES)
-        with torch.autocast(device, enabled=False):
-            wide = [array.float() if array.dtype is half else array for array in given]
-            found: Any = self.function(*wide)
+        wide = [array.float() if array.dtype is half else array for array in given]
+        if torch._C._is_any_autocast_enabled():
+            with torch.autocast(given[0].device.type, enabled=False):
+                found: Any = self.function(*wide)
+        else:
+            found = self.function(*wide)
         if isinstance(self.network, tuple):
             return tuple(each.to(half) for each in found)  # type: ignore[return-value]
         result: Result = found.to(half)

@@ -221,7 +221,8 @@ def stacked(
         cost.copy(like.size, min(row, inner), *others).seconds - cost.launch()
         for row, *others in (part.innermost for part in parts)
     ]
-    kernel = replace(cost.copy(prod(shape), inner), seconds=cost.launch() + sum(copies))
+    views = len(parts) * cost.launch()  # before each copy
+    kernel = replace(cost.copy(prod(shape), inner), seconds=cost.launch() + views + sum(copies))
     return writer.run(STACK, parts, shape, kernel, comment, (dim,))
 
 
@@ -229,14 +230,16 @@ def _cat(writer: Writer, parts: Sequence[Strided], dim: int) -> tuple[Writer, St
     like, length = parts[0], sum(part.shape[dim] for part in parts)
     shape = (*like.shape[:dim], length, *like.shape[dim + 1 :])
     kernel = cost.copy(prod(shape), prod(like.shape[dim + 1 :]))
+    kernel = replace(kernel, seconds=kernel.seconds + len(parts) * cost.launch())
     return writer.run(CONCATENATE, parts, shape, kernel, "border strips", (dim,))
 
 
 def _product(writer: Writer, left: Strided, right: Strided) -> tuple[Writer, Strided]:
     """``(g, rows, c)`` and ``(g, rows, c')`` to ``(g, c, c')``."""
-    groups = left.shape[0]
-    ways = products(left.mT, right, (groups,))
-    best = min(ways, key=lambda way: way.kernel.seconds)
+    (groups, rows, m), n = left.shape, right.shape[-1]
+    plain, *ways = products(left.mT, right, (groups,))
+    plain = replace(plain, kernel=cost.matmul(groups, m, n, rows, across=True))  # single channels
+    best = min([plain, *ways], key=lambda way: way.kernel.seconds)
     copied = [half.size for half in (left, right) if groups > 1 and half.run < half.size]
     scratch = best.kernel.scratch + cost.bytes_per_entry() * sum(copied)
     call = best.operation, best.factors, best.shape, replace(best.kernel, scratch=scratch)

@@ -148,7 +148,7 @@ def _covered(
     taps = [x.k[side] for side in (0, 1) for x in displaced]
     legs = [*group, *taps, *channels[0], *channels[1]]
     writer, value = _joined(writer, rows, legs, taps[0], network)
-    return cover.put(writer, covered, value, "displacement")
+    return cover.put(writer, covered, value, "spectra" if spectral else "displacement")
 
 
 def _joined(
@@ -174,6 +174,9 @@ def _all_lags(
         for outer in first.pairs(symmetric=True)
         for inner in second.pairs(symmetric=outer.shift == 0)
     ]
+    for dim, x in enumerate((first, second), 1):  # padding has no part in sums
+        start, stop = max(0, x.padding), min(x.span, x.padding + x.inputs)
+        half = half.narrow(dim, start, stop - start) if start < stop else half
     periods = period(first), period(second)
     return lag_products(writer, half, list(dict.fromkeys(lags)), periods)
 

@@ -115,10 +115,12 @@ def _mirrored(match: Match) -> Iterator[Cover]:
     """An input gradient as a convolution with the mirrored kernel, where torch does that faster.
 
     With unit strides ``o = i + d·(K-1-k) - (d·(K-1) - p)``. Kernels for input gradients sum whole
-    vectors of channels, and take longer if depthwise.
+    vectors of channels, and take longer if depthwise; but not with channels last.
     """
     *_, roles = match.values()
-    if any(joint.stride > 1 for joint in match.joints):
+    if match.cover.value(match.b)[1].array.is_channels_last or any(
+        joint.stride > 1 for joint in match.joints
+    ):
         return
     summed, kept = match.size(*roles.summed), match.size(*roles.a)
     joints = (joint.mirrored(match.size(joint.k)) for joint in match.joints)

@@ -75,39 +75,43 @@ def lag_products(
     writer: Writer, array: Strided, lags: Sequence[Lag], periods: tuple[int, int]
 ) -> tuple[Writer, dict[Lag, Strided]]:
     """The products ``(g, c, c')`` of each displacement, of positions ``(g, t1, t2, rows, c)``."""
-    groups, first, second, rows, channels = array.shape
-    half, entries = periods[1] // 2 + 1, rows * channels
-    waves = (2 * half, second), (second, periods[1])
-    writer, matrix = _waves(writer, REAL_WAVES, *waves)
-    writer, flat = writer.reshape(array, [groups * first, second, entries])
-    writer, array = _transformed(writer, matrix, flat)
-    split = array.free_reshape([groups, first * 2, half, entries])
-    assert split is not None
-    waves = (2 * periods[0], 2 * first), (first, periods[0])
-    writer, matrix = _waves(writer, COMPLEX_WAVES, *waves)
-    writer, array = _transformed(writer, matrix, split.permute([0, 2, 1, 3]))
-    number = half * periods[0]
-    parts = array.free_reshape([groups * number, 2 * rows, channels])
-    assert parts is not None
+    writer, parts = _spectrum(writer, array, periods)
+    rows = parts.shape[1] // 2
     real, imaginary = parts.narrow(1, 0, rows), parts.narrow(1, rows, rows)
     writer, same = _matmul(writer, parts.mT, parts, "real parts of all frequencies")
     writer, mixed = _matmul(writer, real.mT, imaginary, "half of the imaginary parts")
-    waves = (2, len(lags), number), (tuple(lags), periods)
-    writer, matrix = _waves(writer, LAG_WAVES, *waves)
-    found = []
+    number = (periods[1] // 2 + 1) * periods[0]
+    numbers = tuple(lags), periods
+    writer, matrix = _waves(writer, LAG_WAVES, (2, len(lags), number), numbers)
+    groups, channels, found = array.shape[0], array.shape[-1], list[Strided]()
     for at, spectrum in enumerate((same, mixed)):
-        flat = spectrum.free_reshape([groups, number, channels**2])
-        assert flat is not None
+        writer, flat = writer.reshape(spectrum, [groups, number, channels**2])
         writer, each = _transformed(writer, matrix.select(0, at), flat)
-        split = each.free_reshape([groups, len(lags), channels, channels])
-        assert split is not None
-        found.append(split)
+        writer, each = writer.reshape(each, [groups, len(lags), channels, channels])
+        found.append(each)
     even, odd = found
     kernel = cost.elementwise(even.size, 2 * even.size)
     writer, total = writer.run(ADD, [even, odd], even.shape, kernel, "both parts")
     call = SUBTRACT, [total, odd.mT], even.shape, kernel, "products of all displacements"
     writer, total = writer.run(*call)
     return writer, {lag: total.select(1, at) for at, lag in enumerate(lags)}
+
+
+def _spectrum(writer: Writer, array: Strided, periods: tuple[int, int]) -> tuple[Writer, Strided]:
+    """``(g · frequencies, parts · rows, c)``, the last dimension's frequencies before the first's.
+
+    Parts are real and imaginary. The last dimension of real numbers has half of the frequencies.
+    """
+    groups, first, second, rows, channels = array.shape
+    half, entries = periods[1] // 2 + 1, rows * channels
+    writer, matrix = _waves(writer, REAL_WAVES, (2 * half, second), (second, periods[1]))
+    writer, flat = writer.reshape(array, [groups * first, second, entries])
+    writer, array = _transformed(writer, matrix, flat)
+    writer, split = writer.reshape(array, [groups, first * 2, half, entries])
+    shape = 2 * periods[0], 2 * first
+    writer, matrix = _waves(writer, COMPLEX_WAVES, shape, (first, periods[0]))
+    writer, array = _transformed(writer, matrix, split.permute([0, 2, 1, 3]))
+    return writer.reshape(array, [groups * half * periods[0], 2 * rows, channels])
 
 
 def _waves(

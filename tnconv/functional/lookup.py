@@ -47,9 +47,9 @@ def channels_last(operands: Sequence[Tensor]) -> tuple[int, ...]:
     """
     found: tuple[int, ...] = ()
     for at, array in enumerate(operands):
-        strides = (
-            array.stride()
-        )  # to ask for a memory format is an error where torch maps functions
+        if not isinstance(array, Tensor):
+            continue  # refused later
+        strides = array.stride()  # memory formats cannot be asked for where torch maps functions
         if 3 < len(strides) < 6 and strides[1] == 1 and not array.is_contiguous():
             found += (at,) if strides == layouts.channels_last(array.shape) else ()
     return found
