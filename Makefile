@@ -1,4 +1,4 @@
-# make docs: the documentation.   make versions: tests on the lowest and the newest torch.
+# make docs: the documentation.   make versions: the wheel on the lowest and the newest torch.
 # make demo: train a small network and see what the compiler did.   make test: everything is right.
 # make bench: the quick table.   make results: all committed results of layers, hours; goes on.
 # Each creates .venv with what it needs. Another torch build: make test TORCH_INDEX=<its index URL>
@@ -6,14 +6,17 @@ PYTHON ?= python3.11
 VENV ?= .venv
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Without bytecode of all that is installed, which takes longer than what of it is imported.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
-.PHONY: demo test lint bench results docs versions
+.PHONY: demo test tests lint bench results docs site seen versions
 demo: $(VENV)/.demo
 	$(BIN)/python -m tnconv demo
 
-test: lint
+test: lint tests
+
+tests: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 lint: $(VENV)/.test
@@ -28,19 +31,20 @@ results: $(VENV)/.peers $(VENV)/.demo $(VENV)/.plots
 	$(BIN)/python -m benchmarks.all
 
 # The documentation, with no broken reference: docs/_build/index.html. A browser then finds its
-# pictures (where there is one: apt-get install chromium).
-docs: $(VENV)/.docs $(VENV)/.test
-	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
-	$(BIN)/python -m pytest -q -rs tests/docs/test_in_browser.py
+# pictures, and LaTeX sets those of TikZ (where they are: apt-get install chromium texlive-pictures).
+docs: site seen
 
-# The tests of what depends on torch's version, on the lowest and the newest one.
+site: $(VENV)/.docs
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+
+seen: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/docs/test_in_browser.py \
+	  tests/diagrams/test_drawing.py -k "latex or browser"
+
+# The wheel's doctests and the tests on the lowest torch, CI's and the newest: hours, and gigabytes;
+# VERSIONS_ARGS="--every 8" runs each eighth test. Results go to docs/versions.md.
 versions:
-	for torch in 2.9.* 2.*; do \
-	  $(PYTHON) -m venv .venv-versions && \
-	  .venv-versions/bin/python -m pip install -q "torch==$$torch" && \
-	  .venv-versions/bin/python -m pip install -q -e '.[test]' && \
-	  OMP_NUM_THREADS=1 .venv-versions/bin/python -m pytest -q tests/nn tests/functional \
-	    tests/test_nn.py tests/test_functional.py tests/optim || exit 1; done
+	OMP_NUM_THREADS=1 $(PYTHON) docs/versions.py $(VERSIONS_ARGS)
 
 # torch comes first and alone: later packages then keep the build that is there.
 $(VENV)/.torch: constraints.txt

@@ -167,6 +167,9 @@ class tiered_compilation:  # a setting, as torch's
         self._before = _tiers.enabled
         _tiers.enabled = enabled
 
+    def __repr__(self) -> str:
+        return f"<tiered_compilation: {'on' if _tiers.enabled else 'off'}>"
+
     def __enter__(self) -> None:
         pass
 

@@ -81,6 +81,7 @@ class Axis:
             object.__setattr__(self, "terms", linear(self.terms))
 
     def substitute(self, leg: Leg, offset: int, by: Terms) -> "Axis":
+        """With ``offset`` plus the form ``by`` in the place of a leg."""
         factor = dict(self.terms).get(leg)
         if factor is None:
             return self
@@ -135,6 +136,7 @@ class View:
         return tuple(dict.fromkeys([leg for axis in self.axes for leg, _ in axis.terms]))
 
     def substitute(self, leg: Leg, offset: int, by: Terms) -> "View":
+        """With ``offset`` plus the form ``by`` in the place of a leg."""
         if leg not in self.legs:
             return self
         return View(self.shape, tuple(axis.substitute(leg, offset, by) for axis in self.axes))
@@ -162,6 +164,7 @@ class Tensor:
         return self.view.legs
 
     def substitute(self, leg: Leg, offset: int, by: Terms) -> "Tensor":
+        """With ``offset`` plus the form ``by`` in the place of a leg."""
         return self.read_through(self.view.substitute(leg, offset, by))
 
     def read_through(self, view: View) -> "Tensor":
@@ -219,6 +222,7 @@ class Pattern:
         return self.values[0] if len(self.values) == 1 else None
 
     def substitute(self, leg: Leg, offset: int, by: Terms) -> "Pattern":
+        """With ``offset`` plus the form ``by`` in the place of a leg."""
         factor = dict(self.terms).get(leg)
         if factor is None:
             return self
@@ -236,7 +240,16 @@ def exactly(terms: Mapping[Leg, int] | Iterable[tuple[Leg, int]], value: int) ->
 
 
 def index_pattern(k: Leg, o: Leg, i: Leg, stride: int, dilation: int, padding: int) -> Pattern:
-    """``Π[k, o, i] = [i = s·o + d·k - p]``: which input a kernel tap touches at an output."""
+    """``Π[k, o, i] = [i = s·o + d·k - p]``: which input a kernel tap touches at an output.
+
+    Args:
+        k: the leg of taps.
+        o: the leg of outputs.
+        i: the leg of inputs.
+        stride: s.
+        dilation: d.
+        padding: p, on the left.
+    """
     return exactly([(o, stride), (k, dilation), (i, -1)], padding)
 
 

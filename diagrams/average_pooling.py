@@ -45,6 +45,15 @@ def avg_pool(
     >>> avg_pool((8, 3, 32, 32), 3, 2, 1, count_include_pad=False).operands["reciprocal_counts"]
     (16, 16)
 
+    Args:
+        input_shape: of operand ``x``, with or without batch.
+        kernel_size: taps of a window: an int, or one for each spatial dimension.
+        stride: distance of neighbouring windows, by default the kernel size.
+        padding: zeros around the input: ints, (left, right) pairs, "same" or "valid".
+        divisor_override: what sums are divided by instead of the number of entries.
+        ceil_mode: whether a last window may end outside of the input.
+        count_include_pad: whether padding counts in the means.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -75,6 +84,14 @@ def pool_counts(
 
     >>> pool_counts((3, 5), (3,), 2, 1, count_include_pad=False)
     ((2, 3, 2),)
+
+    Args:
+        input_shape: of operand ``x``, with or without batch.
+        kernel_size: taps of a window: an int, or one for each spatial dimension.
+        stride: distance of neighbouring windows, by default the kernel size.
+        padding: zeros around the input: ints, (left, right) pairs, "same" or "valid".
+        ceil_mode: whether a last window may end outside of the input.
+        count_include_pad: whether padding counts in the means.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.

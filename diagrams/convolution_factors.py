@@ -82,6 +82,19 @@ def kfac_reduce(
     >>> kfac_reduce((8, 4, 32, 32), 3, groups=2).shape
     (2, 18, 18)
 
+    Args:
+        input_shape: of operand ``x``, with or without batch.
+        kernel_size: an int, or one for each spatial dimension; () for a linear layer.
+        stride: distance of neighbouring windows.
+        padding: zeros around the input.
+        dilation: distance between taps.
+        groups: number of groups of channels.
+        transposed: the patches that a transposed convolution sees.
+        output_padding: further outputs of a transposed convolution.
+        joint: end every patch with an entry 1: the factor of weight and bias.
+        per_group: False averages over groups, which other libraries do (inexact).
+        scale: a convention of `tnconv.diagrams.kronecker`, or what multiplies the sum instead.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -107,6 +120,16 @@ def mean_patches(
     (8, 2, 18)
     >>> mean_patches((8, 4, 16, 16), 2, stride=2, transposed=True).shape
     (8, 1, 16)
+
+    Args:
+        input_shape: of operand ``x``, with or without batch.
+        kernel_size: an int, or one for each spatial dimension; () for a linear layer.
+        stride: distance of neighbouring windows.
+        padding: zeros around the input.
+        dilation: distance between taps.
+        groups: number of groups of channels.
+        transposed: the patches that a transposed convolution sees.
+        output_padding: further outputs of a transposed convolution.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
@@ -151,6 +174,12 @@ def grad_reduce(
 
     >>> grad_reduce((8, 4, 32, 32), groups=2).shape
     (2, 2, 2)
+
+    Args:
+        output_shape: ``(n, gd, *o)``, the shape of operand ``grad_output``.
+        groups: number of groups of channels.
+        per_group: False averages over groups.
+        scale: a convention of `tnconv.diagrams.kronecker`, or what multiplies the sum.
 
     Raises:
         ValueError: an output without batch and channels, or groups that do not divide them.

@@ -62,6 +62,13 @@ class Expression:
         ``keep=("n",)``); each leg in ``extra`` is a leading dimension of both cotangent and
         result: several cotangents at once. Shape: ``(*extra, *keep, *operand)``.
 
+        Args:
+            operand: the operand whose Jacobian it is.
+            keep: legs that stay open, as leading dimensions of the result.
+            extra: new legs with their sizes, which lead cotangent and result.
+            per_sample: whether the samples' leg n is kept, too.
+            cotangent: what the new operand is called.
+
         Raises:
             ValueError: no such operand or leg, or ``cotangent``/``extra`` are names in use.
         """
@@ -88,6 +95,13 @@ class Expression:
         The tangent is named ``tangent_<operand>``. With ``keep`` (``per_sample=True`` is
         ``keep=("n",)``) it has leading dimensions for legs of the network: another tangent for
         every sample. Each leg in ``extra`` leads tangent and result: several tangents at once.
+
+        Args:
+            operand: the operand whose Jacobian it is.
+            keep: legs of the network that lead the tangent: one for each of their positions.
+            extra: new legs with their sizes, which lead tangent and result.
+            per_sample: whether every sample has a tangent of its own.
+            tangent: what the new operand is called.
 
         Raises:
             ValueError: no such operand or leg, or ``tangent``/``extra`` are names in use.
@@ -309,6 +323,12 @@ class Sum(Expression):
 
     def narrow(self, leg: Leg, start: int, length: int, step: int = 1) -> "Sum":
         """Every term `narrowed <TensorNetwork.narrow>` to positions of an open leg.
+
+        Args:
+            leg: an open leg.
+            start: its first position.
+            length: how many positions are left.
+            step: the distance between them.
 
         Raises:
             ValueError: a leg that no plain result axis of a term is, or positions outside of it.

@@ -53,6 +53,12 @@ def gradient_sum(
     >>> gradient_sum(linear((8, 3), (4, 3)), vectors=2, per_vector=True).shape
     (2, 4, 3)
 
+    Args:
+        layer: a batched layer's network, or one ``with_bias``.
+        operand: θ, the operand that gradients are of.
+        vectors: how many cotangents m each sample has; None stands for one, without a leg m.
+        per_vector: whether vectors are kept apart, in a leading dimension.
+
     Raises:
         ValueError: a layer without the operand.
     """
@@ -168,6 +174,12 @@ def ggn_diagonal(
     >>> from tnconv.diagrams import linear
     >>> ggn_diagonal(linear((8, 3), (4, 3)), vectors=4, per_sample=True).shape
     (8, 4, 3)
+
+    Args:
+        layer: a batched layer's network, or one ``with_bias``.
+        operand: θ, the operand that gradients are of.
+        vectors: how many cotangents m each sample has; None stands for one, without a leg m.
+        per_sample: whether samples are kept apart, in a leading dimension.
 
     Raises:
         ValueError: a layer without batch, or without the operand.

@@ -104,6 +104,14 @@ def conv(
     >>> net.shape, net.vjp("weight", per_sample=True).shape
     ((8, 6, 16, 16), (8, 6, 2, 3, 3))
 
+    Args:
+        input_shape: of operand ``x``, with or without batch.
+        weight_shape: of operand ``weight``.
+        stride: distance of neighbouring windows, one int or one for each spatial dimension.
+        padding: zeros around the input: ints, (left, right) pairs, "same" or "valid".
+        dilation: distance of neighbouring taps of a window.
+        groups: number of groups of channels.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -128,6 +136,15 @@ def conv_transpose(
 
     >>> conv_transpose((8, 4, 16, 16), (4, 3, 2, 2), stride=2, groups=2).shape
     (8, 6, 32, 32)
+
+    Args:
+        input_shape: of operand ``x``, with or without batch.
+        weight_shape: of operand ``weight``.
+        stride: distance of neighbouring windows, one int or one for each spatial dimension.
+        padding: rows of the result that are cut at its borders: ints, or (left, right) pairs.
+        output_padding: further positions at the end of each dimension of the result.
+        groups: number of groups of channels.
+        dilation: distance of neighbouring taps of a window.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
@@ -215,6 +232,15 @@ def unfold(
     >>> unfold((8, 3, 16, 16), 2, stride=2, transposed=True).shape
     (8, 12, 1024)
 
+    Args:
+        input_shape: of operand ``x``, with or without batch.
+        kernel_size: taps of a window: an int, or one for each spatial dimension.
+        dilation: distance of neighbouring taps of a window.
+        padding: zeros around the input: ints, (left, right) pairs, "same" or "valid".
+        stride: distance of neighbouring windows, one int or one for each spatial dimension.
+        transposed: whether the patches are those of a transposed convolution.
+        output_padding: further outputs of a transposed convolution.
+
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
@@ -239,6 +265,14 @@ def fold(
 
     >>> fold((8, 75, 784), (32, 32), 5).shape
     (8, 3, 32, 32)
+
+    Args:
+        input_shape: of operand ``x``, ``(n, c·K, O)``, with or without batch.
+        output_size: spatial sizes of the result.
+        kernel_size: taps of a window: an int, or one for each spatial dimension.
+        dilation: distance of neighbouring taps of a window.
+        padding: zeros around the input: ints, (left, right) pairs, "same" or "valid".
+        stride: distance of neighbouring windows, one int or one for each spatial dimension.
 
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together.
@@ -272,6 +306,14 @@ def unfolded_kernel(
 
     >>> unfolded_kernel((3, 32), (4, 3, 3)).shape
     (120, 96)
+
+    Args:
+        input_shape: of the input, ``(gc, *i)``.
+        weight_shape: of operand ``weight``.
+        stride: distance of neighbouring windows, one int or one for each spatial dimension.
+        padding: zeros around the input: ints, (left, right) pairs, "same" or "valid".
+        dilation: distance of neighbouring taps of a window.
+        groups: number of groups of channels.
 
     Raises:
         ValueError: as `conv`, or an input shape with a batch dimension.

@@ -39,6 +39,12 @@ class TensorNetwork(Expression):
     identified by position, so equal factors are legal. Networks that differ in leg names only
     compare equal and hash alike.
 
+    Args:
+        nodes: tensors and patterns, which are multiplied.
+        result: the view through which the result is written.
+        sizes: the size of each leg.
+        scale: an exact number, times which everything is.
+
     Raises:
         ValueError: a leg without a size, a negative size, or one operand of two shapes.
     """
@@ -204,7 +210,14 @@ class TensorNetwork(Expression):
         sizes: Sizes | None = None,
         scale: Fraction | int | None = None,
     ) -> "TensorNetwork":
-        """A copy with some parts replaced."""
+        """A copy with some parts replaced.
+
+        Args:
+            nodes: other nodes.
+            result: another view of the result.
+            sizes: other sizes, of all legs.
+            scale: another scale.
+        """
         return TensorNetwork(
             self.nodes if nodes is None else tuple(nodes),
             self.result if result is None else result,
@@ -232,6 +245,12 @@ class TensorNetwork(Expression):
 
         ``sizes`` gives the sizes of new legs. Where the form can leave the range of ``leg``, a mask
         keeps it in. The value stays if each value of ``leg`` that counts is met exactly once.
+
+        Args:
+            leg: the leg that goes.
+            offset: the constant of the form that replaces it.
+            terms: the coefficient of each leg in the form.
+            sizes: the sizes of legs that are new.
         """
         by = linear(terms)
         left = {other: size for other, size in self.sizes.items() if other != leg} | dict(sizes)
@@ -359,6 +378,12 @@ class TensorNetwork(Expression):
         >>> from tnconv.diagrams import conv
         >>> conv((8, 4, 32), (6, 2, 3), groups=2).narrow("g", 1, 1).narrow("o1", 0, 5).shape
         (8, 3, 5)
+
+        Args:
+            leg: an open leg.
+            start: its first position.
+            length: how many positions are left.
+            step: the distance between them.
 
         Raises:
             ValueError: a leg that no plain result axis is, or positions outside of it.

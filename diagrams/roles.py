@@ -13,6 +13,12 @@ class Roles:
     ``groups`` g are in the parameter, the result and x: blocks that see nothing of each other.
     ``outputs`` d are in the parameter and the result, ``patch`` a in the parameter alone, and
     ``positions`` o in the result alone, beside the batch.
+
+    Args:
+        groups: g.
+        outputs: d.
+        patch: a.
+        positions: o.
     """
 
     groups: tuple[Leg, ...]

@@ -30,6 +30,7 @@ MADE_BY = {
     "half-precision": "half_precision",
     "hesscale-cost": "hesscale",
     "hesscale-quality": "hesscale_quality",
+    "import-time": "import_time",
     "inverse-free": "inverse_free",
     "kernel": "kernel_studies",
     "kfac-step": "kfac_step",

@@ -32,6 +32,14 @@ os.environ.setdefault("TNCONV_TIERED_COMPILATION", "0")  # programs as users see
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every", type=int, default=1, help="run each N-th test only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = items[:: config.getoption("--every", 1)]
+
+
 @pytest.fixture(scope="module")
 def double_precision() -> Iterator[None]:
     """Networks without operands have torch's default dtype; here it is that of the oracle."""

@@ -1,7 +1,11 @@
 """What results say of themselves: names, quantities, shapes, and never what tensors hold."""
 
 import copy
+import importlib
+import inspect
+import pkgutil
 import re
+from dataclasses import fields, is_dataclass
 
 import torch
 from torch import nn
@@ -17,6 +21,7 @@ from tnconv.ntk.sides import Side
 from tnconv.simplify import simplify
 
 X, Y = torch.linspace(0, 1, 15).reshape(5, 3).sin(), torch.tensor([0, 1, 0, 1, 1])
+HEAVY = re.compile(r"torch\.Tensor|\bTensor\b|\bModule\b|ndarray")
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
 LOSS = nn.CrossEntropyLoss()
 
@@ -64,6 +69,38 @@ def test_what_is_shown_is_short_and_has_no_contents():
         if hasattr(value, "shape"):
             assert str(tuple(value.shape)) in text
         assert "tensor(" not in getattr(value, "_repr_html_", lambda: "")()
+
+
+def public_classes():
+    """Every class that a package of the library exports."""
+    packages = [tnconv]
+    for found in pkgutil.walk_packages(tnconv.__path__, "tnconv."):
+        if found.ispkg:
+            packages.append(importlib.import_module(found.name))
+    named = (
+        getattr(package, name) for package in packages for name in getattr(package, "__all__", ())
+    )
+    return {each for each in named if inspect.isclass(each) and "tnconv" in each.__module__}
+
+
+def shows_fields_whole(kind):
+    """Whether ``dataclass`` or ``NamedTuple`` made its ``__repr__``, of all that it holds."""
+    code = getattr(inspect.unwrap(kind.__repr__), "__code__", None)
+    return code is not None and (
+        "<string>" in code.co_filename or "collections" in code.co_filename
+    )
+
+
+def test_every_public_class_says_what_it_is():
+    """None shows an address for its name, nor whole what holds tensors or models."""
+    classes = public_classes()
+    assert len(classes) > 100
+    for kind in classes:
+        assert inspect.isabstract(kind) or kind.__repr__ is not object.__repr__, kind
+        if shows_fields_whole(kind):
+            holds = fields(kind) if is_dataclass(kind) else ()
+            types = [str(each.type) for each in holds] or map(str, kind.__annotations__.values())
+            assert not any(HEAVY.search(each) for each in types), kind
 
 
 def test_numbers_are_shown_in_short():

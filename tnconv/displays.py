@@ -2,13 +2,15 @@
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
 
 MANY = 60
 """Rows of a table that are shown; how many are left is said."""
+FEW = 8
+"""Fields of a line that are shown, and entries of a sequence."""
 
 
 def described(value: object) -> str:
@@ -26,9 +28,11 @@ def described(value: object) -> str:
         return f"{value:.4g}"
     if isinstance(value, Mapping):
         return f"{len(value)} entries by name" if value else "nothing"
-    if isinstance(value, tuple | list):
-        return ", ".join(map(described, value))
-    return type(value).__name__
+    if isinstance(value, tuple | list) and len(value) <= FEW:
+        return ", ".join(map(described, value)) or "nothing"
+    if isinstance(value, tuple | list | set | frozenset):
+        return f"{len(value)} entries"
+    return str(getattr(value, "__name__", type(value).__name__))
 
 
 def text_table(rows: Iterable[Sequence[str]]) -> str:
@@ -59,18 +63,51 @@ def _shortened(rows: list[Sequence[str]]) -> list[Sequence[str]]:
 
 
 class Shown:
-    """For dataclasses of tensors: one line with the shape of each field, and a table in notebooks.
+    """One line with the shape of each field or public attribute, and a table in notebooks.
 
     A dataclass that inherits it says ``repr=False``.
     """
 
+    __slots__ = ()
+
     def __repr__(self) -> str:
-        parts = (f"{name} {described(value)}" for name, value in self._fields())
-        return f"<{type(self).__name__}: {'; '.join(parts)}>"
+        return line_of(type(self).__name__, self._fields())
 
     def _repr_html_(self) -> str:
         rows = [(name, described(value)) for name, value in self._fields()]
         return html_table(type(self).__name__, [("name", "shape or value"), *rows])
 
     def _fields(self) -> list[tuple[str, Any]]:
-        return [(each.name, getattr(self, each.name)) for each in fields(self)]  # type: ignore[arg-type]
+        if is_dataclass(self):
+            return [(each.name, getattr(self, each.name)) for each in fields(self)]
+        return [(name, value) for name, value in vars(self).items() if not name.startswith("_")]
+
+
+def line_of(title: str, named: Sequence[tuple[str, Any]]) -> str:
+    """A title, and a few names with what they hold.
+
+    >>> import torch
+    >>> line_of("Flow", [("gradient", None), ("diagonal", torch.rand(2, 3))])
+    '<Flow: gradient None; diagonal (2, 3)>'
+    """
+    parts = [f"{name} {described(value)}" for name, value in named[:FEW]]
+    parts += [f"{len(named) - FEW} more"] * (len(named) > FEW)
+    return f"<{title}: {'; '.join(parts)}>" if parts else f"<{title}>"
+
+
+def shown_tuple(self: Any) -> str:
+    """The ``__repr__`` of named tuples of tensors, which can inherit nothing."""
+    return line_of(type(self).__name__, [*self._asdict().items()])
+
+
+def matrix_over(title: str, space: Mapping[str, Tensor]) -> str:
+    """A square matrix over all entries of some parameters, by its shape.
+
+    >>> import torch
+    >>> matrix_over("Euclidean", {"weight": torch.rand(2, 3), "bias": torch.rand(2)})
+    '<Euclidean of shape (8, 8) over 2 parameters, torch.float32, cpu>'
+    """
+    size = sum(part.numel() for part in space.values())
+    first = next(iter(space.values()))
+    many = f"{len(space)} parameter{'s' * (len(space) != 1)}"
+    return f"<{title} of shape {(size, size)} over {many}, {first.dtype}, {first.device}>"

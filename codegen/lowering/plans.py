@@ -19,7 +19,7 @@ DENSE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Steps that compute ``output``.
 
@@ -35,7 +35,11 @@ class Plan:
     routes: tuple[str, ...]
     steps: tuple[Step, ...]
     output: Strided
-    choices: Choices = field(default=(), compare=False, repr=False)
+    choices: Choices = field(default=(), compare=False)
+
+    def __repr__(self) -> str:
+        steps = f"{len(self.steps)} step{'s' * (len(self.steps) != 1)}"
+        return f"<Plan {self.label}; {steps}, predicted {1e6 * self.seconds:,.0f} us>"
 
     @cached_property
     def seconds(self) -> float:

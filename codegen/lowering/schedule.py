@@ -12,12 +12,16 @@ ITEMS = (2, 4, 8, 16)  # bytes of an entry: a program runs in any precision
 HELD_BY_ONE = 24  # bytes of the constant 1 and of what it is made from
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Schedule:
     """Steps in order, and the values that they give."""
 
     steps: tuple[Step, ...]
     outputs: tuple[Strided, ...]
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(step.kernel.kind for step in self.steps)
+        return f"<Schedule of {len(self.steps)} steps: {kinds}>"
 
     @property
     def seconds(self) -> float:

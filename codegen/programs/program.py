@@ -52,8 +52,18 @@ class Program(Generic[Result]):
     network, replace them where memory is limited. Intermediate results are deleted where they would
     raise the peak by more than ``spare_memory`` bytes. ``services`` are those of the compiler,
     ``style`` is one of `STYLES`, in which steps are printed. With ``batches`` the program runs on
-    other sizes of a leg, too; what it tells about itself is for those of its network. It is fast on
-    operands that lie as it was planned for: contiguous, but those with ``channels_last``.
+    other sizes of a leg, too; what it tells about itself is for those of its network.
+
+    Args:
+        network: what was compiled: a network, or a tuple of several.
+        terms: the plans of each term, the chosen one first.
+        firings: the rules that fired.
+        chunks: programs of parts, in the place of plans.
+        spare_memory: bytes by which a result may raise the peak before it is deleted.
+        services: those of the compiler.
+        style: how steps are printed.
+        batches: how it runs on other sizes of a leg.
+        channels_last: operands that lie so where it is fast; all others are contiguous there.
     """
 
     network: Expression | tuple[Expression, ...]

@@ -35,6 +35,15 @@ def test_costs_are_those_of_opt_einsum():
     assert (info.opt_cost, info.naive_cost) == (best.opt_cost, best.naive_cost)
 
 
+@pytest.mark.parametrize("plot", ["plot_flat", "plot_ring", "plot_tent"])
+def test_plots_of_cotengra_take_the_tree(plot):
+    pytest.importorskip("matplotlib").use("Agg")
+    figure, _ = getattr(compile("ab,bc,cd->ad", (3, 4), (4, 5), (5, 6)).tree, plot)(
+        show_and_close=False
+    )
+    assert figure.axes
+
+
 def test_equations_compile_to_their_values():
     a, b, c = torch.randn(3, 4), torch.randn(4, 5), torch.randn(5, 3)
     program = compile("ij,jk,ki->", (3, 4), (4, 5), (5, 3))

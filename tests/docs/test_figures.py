@@ -16,8 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
 MADE = {"_build", "generated", "decisions"}
 PAGES = [ROOT / "README.md", *sorted(p for p in DOCS.rglob("*.md") if not MADE & {*p.parts})]
-BY_HAND = ("kernel-studies.md", "accelerators.md", "monitor/README.md")
-"""Pages that tell in words what was measured."""
+REGENERATED = ("simplification.md", "state-sizes.md", "versions.md")
+"""Pages that a script writes whole, and that tests compare with what it writes."""
+PRINTED = ("docs/monitor/README.md",)
+"""Pages whose figures a benchmark printed, and of which no results file was kept."""
 UNITS = (1, 100, 1e3, 1e6, 1e-6, 1 / 2**20)
 """Of percent, milliseconds, microseconds and MiB, as numbers are written."""
 
@@ -105,20 +107,44 @@ def numbers(value: object) -> Iterator[float]:
         yield float(value)
 
 
-@pytest.mark.parametrize("name", BY_HAND)
-def test_numbers_in_words_are_those_of_committed_results(name):
+def words(page: str) -> Iterator[str]:
+    """The lines of a page without code, which is executed, and without versions."""
+    without = re.sub(r"```.*?```|`[^`]*`", "", page, flags=re.S)
+    without = re.sub(r"(?:torch|Python) \d[\d.]*(?: to \d[\d.]*)?", "", without)
+    yield from without.splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_numbers_in_words_are_those_of_committed_results(page):
     """Every decimal number, but for those of columns that say what was aimed at."""
-    page = (DOCS / name).read_text()
-    patterns = re.findall(r"benchmarks/results/([\w*-]+)", page)
+    if page.name in REGENERATED or str(page.relative_to(ROOT)) in PRINTED:
+        return
+    text = page.read_text()
+    found = [n for line in words(text) for n in re.findall(r"(?<![\w.^-])\d+\.\d+(?![\w.])", line)]
+    aims = {*re.findall(r"\| ([\d.]+) \|$", text, re.M)} if "| bar |" in text else set()
+    patterns = re.findall(r"benchmarks/results/([\w*-]+)", text)
     files = [file for pattern in patterns for file in RESULTS.glob(f"{pattern}.json")]
-    if not files:
-        pytest.skip(f"{name} names no committed results")
     known = [n for file in files for n in numbers(json.loads(file.read_text()))]
-    lines = [line for line in page.splitlines() if "python -m" not in line]
-    found = [n for line in lines for n in re.findall(r"(?<![\w.^-])\d+\.\d+(?![\w.])", line)]
-    aims = {*re.findall(r"\| ([\d.]+) \|$", page, re.M)} if "| bar |" in page else set()
     for number in {*found} - aims:
         digits = len(number.partition(".")[2])
         assert any(round(n * unit, digits) == float(number) for n in known for unit in UNITS), (
-            f"{name} says {number}, which no results file has"
+            f"{page.name} says {number}, which no results file that it names has"
         )
+
+
+def test_what_is_declared_was_run():
+    """The page is made from its results, and the lowest torch and every Python named has some."""
+    spec = importlib.util.spec_from_file_location("versions", DOCS / "versions.py")
+    versions = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(versions)
+    rows = json.loads(versions.FOUND.read_text())
+    assert (DOCS / "versions.md").read_text() == versions.page(rows)
+    declared = (ROOT / "pyproject.toml").read_text()
+    (lowest,) = re.findall(r'"torch>=([\d.]+)"', declared)
+    torches = {row["torch"] for row in rows}
+    assert any(f"{torch}.".startswith(f"{lowest}.") for torch in torches), torches
+    assert min(map(versions.version, torches)) >= versions.version(lowest)
+    for python in (versions.VERSIONS[0][0], versions.VERSIONS[-1][0]):
+        assert any(row["python"].startswith(python) for row in rows), python
+    for row in rows:
+        assert row["passed"] > 100 and row["failed"] == 0, row

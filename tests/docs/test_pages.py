@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import re
 import runpy
+import shlex
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import tnconv
+from tnconv.cli import _parser, network
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 PAGES = sorted(path for path in DOCS.rglob("*.md") if not {"_build", "generated"} & {*path.parts})
 SETTLED = [path for path in PAGES if "decisions" not in path.parts]
@@ -30,7 +33,8 @@ def generate():
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(example, capsys):
-    runpy.run_path(str(example))
+    with tnconv.tiered_compilation(True):  # as those who read them run them
+        runpy.run_path(str(example))
     assert capsys.readouterr().out
 
 
@@ -113,3 +117,19 @@ def makes_a_network(name):
         return False
     returned = str(inspect.signature(value).return_annotation)
     return any(word in returned for word in ("TensorNetwork", "Sum", "Expression"))
+
+
+COMMAND = re.compile(r"python -m tnconv ([a-z][^`\n]*)")
+WITH_COMMANDS = [ROOT / "README.md", *PAGES]
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_in_pages_are_understood(page):
+    """What a page tells the reader to type exists, and has the options and shapes it is given."""
+    for command in COMMAND.findall(page.read_text()):
+        name, *options = shlex.split(command)
+        assert re.search(rf"^    {name} ", _parser().format_help(), re.M), command
+        if "--input" in options or name in ("calibrate", "cache"):
+            given = _parser().parse_args([name, *options])
+            layer = getattr(given, "layer", "")
+            assert not layer or ":" in layer or network(given).shape

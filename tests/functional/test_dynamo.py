@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from benchmarks.import_time import cumulative
+
 HEAVY = ("torch._dynamo", "torch._inductor", "sympy", "networkx", "graphviz", "cotengra", "rich")
 LIGHT = f"""
 import sys
@@ -32,3 +34,12 @@ assert all("rand" not in str(each.graph) for each in graphs)  # draws are made o
 @pytest.mark.parametrize("before", [LIGHT, "import sys, torch._dynamo"], ids=["after", "before"])
 def test_dynamo_is_told_when_it_is_imported(before):
     subprocess.run([sys.executable, "-c", before + COMPILED], check=True)
+
+
+def test_import_times_are_read_from_pythons_report():
+    """Of a package with all that it imports: its last line, not that of a module inside of it."""
+    report = "\n".join(
+        f"import time: {own:9} | {whole:10} | {name}"
+        for own, whole, name in ((90, 90, "  torch.nn"), (10, 4000, "torch"), (1, 5000, "tnconv"))
+    )
+    assert cumulative(report, "torch") == 0.004 and cumulative(report, "tnconv") == 0.005

@@ -213,6 +213,12 @@ class Summed(Implicit):
     It should be carried along with the others (`Metric.pushforward` of each, or of the sum): then
     every estimate is one number in all parameters.
 
+    Args:
+        parts: two metrics or more, over equal parameters.
+        tolerance: of inverse products: the residual's norm over that of the right-hand side.
+        steps: of conjugate gradients or Lanczos at most.
+        estimate: how the determinant is found; by default exactly, for few parameters.
+
     Raises:
         ValueError: parts over different parameters.
     """

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from tnconv.displays import Shown
 from tnconv.geometry.fields import MetricField, christoffel_term, euclidean, is_constant, pushed
 from tnconv.geometry.metric import Metric
 from tnconv.geometry.network_forms import (
@@ -25,8 +26,8 @@ Kind = Literal["calculus", "covariant"]
 Loss = Callable[[Point], Tensor]
 
 
-@dataclass(frozen=True)
-class Landscape:
+@dataclass(frozen=True, repr=False)
+class Landscape(Shown):
     """A loss as a function of parameters by name, a point, and a field of metrics.
 
     >>> landscape = Landscape(lambda theta: (theta["w"] ** 2).sum(), {"w": torch.ones(2)})

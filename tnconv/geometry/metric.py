@@ -13,6 +13,7 @@ from math import log
 import torch
 from torch import Tensor
 
+from tnconv.displays import matrix_over
 from tnconv.geometry.points import Bilinear, Covector, Endomorphism, Point, Vector, sampled, size_of
 from tnconv.geometry.reparametrization import Reparametrization
 
@@ -30,6 +31,9 @@ class Metric(ABC):
     degenerate: bool = False  # whether there are vectors of length zero
     batched: bool = False  # whether `torch.func.vmap` may run products
     space: Point
+
+    def __repr__(self) -> str:
+        return matrix_over(type(self).__name__, self.space)
 
     @abstractmethod
     def product(self, v: Vector) -> Covector:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tnconv.displays import Shown
 from tnconv.geometry.damped_metrics import Estimate, Implicit
 from tnconv.geometry.fields import MetricField
 from tnconv.geometry.network_forms import Batches
@@ -19,8 +20,8 @@ from tnconv.models.propagation import LossFunction
 from tnconv.operators.curvature_operators import GGNOperator
 
 
-@dataclass(frozen=True)
-class GaussNewtonField:
+@dataclass(frozen=True, repr=False)
+class GaussNewtonField(Shown):
     """``θ -> J(θ)ᵀ ∂²L/∂y² J(θ) + D(θ)``, for `christoffel_term` and covariant Hessians.
 
     Intrinsic where the damping is: the field of ``L ∘ φ⁻¹`` is this one in other coordinates.

@@ -11,15 +11,20 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
+from tnconv.displays import line_of, matrix_over
+
 Point = Mapping[str, Tensor]
 """Parameters by name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tangent:
     """What vectors and covectors share: tensors by name, sums, and factors."""
 
     parts: Point
+
+    def __repr__(self) -> str:
+        return line_of(type(self).__name__, [*self.parts.items()])
 
     def __add__(self, other: Self) -> Self:
         self._expect(other)
@@ -61,7 +66,7 @@ class Tangent:
             raise ValueError(f"two {own}s of different parameters; only one has {names}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Vector(Tangent):
     """A direction in parameters: a step, a velocity, an eigenvector of a shape operator.
 
@@ -77,7 +82,7 @@ class Vector(Tangent):
         return paired(other, self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Covector(Tangent):
     """A linear function of vectors: a gradient."""
 
@@ -98,7 +103,7 @@ def paired(covector: Covector, vector: Vector) -> Tensor:
     return torch.stack(pairs).sum()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bilinear:
     """A symmetric form ``H(v, w)``, such as a Hessian, by its products ``v -> H v``.
 
@@ -109,6 +114,9 @@ class Bilinear:
     product: Callable[[Vector], Covector]
     space: Point
     batched: bool = False
+
+    def __repr__(self) -> str:
+        return matrix_over("Bilinear", self.space)
 
     def __call__(self, vector: Vector) -> Covector:
         """``H v``.
@@ -130,7 +138,7 @@ class Bilinear:
         return _columns(self.product, self.space, self.batched)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Endomorphism:
     """A linear map ``v -> E v`` of vectors to vectors, such as ``G⁻¹ H``: ``J E J⁻¹`` elsewhere.
 
@@ -142,6 +150,9 @@ class Endomorphism:
 
     product: Callable[[Vector], Vector]
     space: Point
+
+    def __repr__(self) -> str:
+        return matrix_over("Endomorphism", self.space)
 
     def __call__(self, vector: Vector) -> Vector:
         """``E v``.

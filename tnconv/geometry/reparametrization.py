@@ -6,13 +6,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from tnconv.displays import Shown
 from tnconv.geometry.points import Bilinear, Covector, Endomorphism, Point, Vector, basis, size_of
 
 T = TypeVar("T", Vector, Covector, Bilinear, Endomorphism)
 LARGEST_DETERMINANT = 4096  # entries, of a map without a formula for it
 
 
-class Reparametrization(ABC):
+class Reparametrization(Shown, ABC):
     """``ψ = φ(θ)`` on named parameters; those that it does not name stay.
 
     ``linear`` and ``diagonal`` say what the Jacobian J = ∂ψ/∂θ is like. Where ``bijective`` is

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tnconv.displays import matrix_over, shown_tuple
 from tnconv.geometry.damped_metrics import Estimate, expect_metric, expect_positive
 from tnconv.geometry.metric import LARGEST_DENSE, Metric
 from tnconv.geometry.points import Bilinear, Covector, Endomorphism, Vector, sampled, split
@@ -21,6 +22,9 @@ class Density(NamedTuple):
 
     values: Tensor
     weights: Tensor
+
+    def __repr__(self) -> str:
+        return shown_tuple(self)
 
     def smoothed(self, at: Tensor, width: float) -> Tensor:
         """With normal distributions of a width in the place of points, at some values."""
@@ -49,6 +53,9 @@ class ShapeOperator:
     def __init__(self, form: Bilinear, metric: Metric) -> None:
         expect_metric("metric", metric)
         self.form, self.metric = form, metric
+
+    def __repr__(self) -> str:
+        return matrix_over("ShapeOperator", self.metric.space)
 
     @property
     def endomorphism(self) -> Endomorphism:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tnconv.displays import shown_tuple
+
 Distribution = Literal["gaussian mean", "gaussian variance", "softmax"]
 
 
@@ -27,12 +29,21 @@ class Actions(NamedTuple):
     ``action`` has the outputs' shape ``(n, d)``, or is labels ``(n)`` for "softmax"; ``advantage``
     and ``old_log_probability`` (for `PPOLoss`) are ``(n)``; ``other`` is a Gaussian's variance for
     its mean, and its mean for its variance.
+
+    Args:
+        action: what was done, in the outputs' shape or as labels.
+        advantage: A of each sample.
+        old_log_probability: ``log π_old`` of each sample.
+        other: the other parameter of a Gaussian.
     """
 
     action: Tensor
     advantage: Tensor | None = None
     old_log_probability: Tensor | None = None
     other: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return shown_tuple(self)
 
 
 class _Policy(nn.Module):
@@ -154,6 +165,12 @@ class GaussianNLLLoss(nn.GaussianNLLLoss):
     >>> loss_fn.second_derivatives(torch.zeros(2, 1), (torch.ones(2, 1), torch.full((2, 1), 0.5)))
     tensor([[1.],
             [1.]])
+
+    Args:
+        of: what the output is: "mean" or "variance".
+        full: whether the constant is added.
+        eps: the least variance.
+        reduction: "mean" or "sum".
     """
 
     def __init__(

@@ -35,6 +35,12 @@ def divisor(loss_fn: Callable[..., Tensor], inputs: Any, targets: Any, batch_dim
     >>> from torch import nn, tensor, zeros
     >>> divisor(nn.CrossEntropyLoss(ignore_index=2), zeros(4, 3), tensor([0, 1, 2, 2]))
     2.0
+
+    Args:
+        loss_fn: the loss.
+        inputs: of the model, whose samples are counted where the loss is not known.
+        targets: as the loss takes them.
+        batch_dim: the dimension of the inputs that samples are in.
     """
     try:
         function, settings = recognised(loss_fn)

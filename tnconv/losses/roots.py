@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tnconv.displays import Shown
 from tnconv.generators import on_device
 
 
-@dataclass(frozen=True, eq=False)
-class Curvature(ABC):
+@dataclass(frozen=True, eq=False, repr=False)
+class Curvature(Shown, ABC):
     """The Hessian of a loss in outputs ``y`` of a shape ``(n, *shape)``, seen as ``(n, c, p)``."""
 
     y: Tensor  # (n, c, p)
@@ -92,7 +93,7 @@ class Curvature(ABC):
         return draws.reshape(count, *self.shape) / sqrt(count)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Softmax(Curvature):
     """``∂²L = a (diag(π) - π πᵀ)`` with probabilities π: cross-entropy, a[n, p] its factors."""
 
@@ -131,7 +132,7 @@ def complement(q: Tensor) -> Tensor:  # (n, c, p)
     return reflected
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gaussian(Curvature):
     """``∂²L = a`` at every entry: squared errors. Entries are positions of one channel."""
 
@@ -145,7 +146,7 @@ class Gaussian(Curvature):
         return noise * self.factor.sqrt().unsqueeze(1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bernoulli(Curvature):
     """``∂²L = a σ (1 - σ)`` at every entry: binary cross-entropy of logits."""
 
@@ -161,7 +162,7 @@ class Bernoulli(Curvature):
         return (sigma - hit) * self.factor.sqrt().unsqueeze(1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Flat(Curvature):
     """No curvature: absolute errors. There are no columns, and every draw is zero."""
 
@@ -194,6 +195,12 @@ def curvature(
     >>> loss = curvature(nn.CrossEntropyLoss(), torch.rand(8, 10), torch.zeros(8, dtype=torch.long))
     >>> loss.vectors().shape, loss.samples(2).shape
     (torch.Size([9, 8, 10]), torch.Size([2, 8, 10]))
+
+    Args:
+        loss_fn: a loss whose Hessian is known.
+        outputs: of the model, ``(n, *shape)``.
+        targets: as the loss takes them.
+        owners: the samples that entries of the outputs belong to.
 
     Raises:
         NotImplementedError: another loss, or channels of one position that are different samples'.

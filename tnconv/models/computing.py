@@ -53,6 +53,15 @@ def compute(
     >>> result[Variance]["0.weight"].shape, result.total(SquaredNorms).shape
     (torch.Size([4, 3, 3, 3]), torch.Size([8]))
 
+    Args:
+        model: the network; it stays as it is.
+        loss_fn: the loss of the batch, a scalar.
+        inputs: a tensor, or a sequence or mapping of the model's arguments.
+        targets: what the loss is given beside the model's output.
+        quantities: what is asked for, from `tnconv.quantities` or one's own.
+        memory_limit: bytes that the quantities of one parameter may take at a time.
+        batch_dim: the dimension of the inputs that samples are in.
+
     Raises:
         NotImplementedError: samples that see each other, where a quantity needs them apart, or one
             in a reentrant checkpoint.
@@ -199,6 +208,12 @@ def observe(
     >>> result = observation.result()
     >>> result[SquaredNorms]["weight"].shape, result[GGNDiagonal]["weight"].shape
     (torch.Size([16]), torch.Size([2, 3]))
+
+    Args:
+        model: the network; hooks are on it inside of the block only.
+        quantities: what is asked for, from `tnconv.quantities` or one's own.
+        memory_limit: bytes that the quantities of one parameter may take at a time.
+        batch_dim: the dimension of the inputs that samples are in.
 
     Raises:
         NotImplementedError: samples that see each other, where a quantity needs them apart.

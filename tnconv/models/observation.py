@@ -28,7 +28,14 @@ PROPAGATE = "observation.propagate(loss_fn, output, targets)"
 
 
 class Observation:
-    """What was seen of a model since the last result; ``collector_type`` makes something of it."""
+    """What was seen of a model since the last result; ``collector_type`` makes something of it.
+
+    Args:
+        model: the network.
+        quantities: what is made of it.
+        memory_limit: bytes that the quantities of one parameter may take at a time.
+        batch_dim: the dimension of the inputs that samples are in.
+    """
 
     collector_type: type[Collector] = Collector
 
@@ -55,6 +62,10 @@ class Observation:
         self.narrowed: Set[Vectors] = frozenset()  # sources sent last for chosen samples alone
         self.divisor: float | None = None  # what the loss's mean divides by, if that is known
         self._reset()
+
+    def __repr__(self) -> str:
+        asked = ", ".join(type(quantity).__name__ for quantity in self.quantities) or "nothing"
+        return f"<{type(self).__name__} of a {type(self.model).__name__}: {asked}>"
 
     def _reset(self) -> None:
         self.collector = self.collector_type(
@@ -198,6 +209,13 @@ class Observation:
         maps: Sequence[SampleMap] | None = None,
     ) -> None:
         """Check that a loss couples no samples, where they are to be told apart.
+
+        Args:
+            loss_fn: the loss.
+            output: what the model gave.
+            targets: the targets of the batch.
+            here: the pass that gave it.
+            maps: which samples the entries of the output belong to, where that is known already.
 
         Raises:
             NotImplementedError: it does.

@@ -6,6 +6,7 @@ from math import isfinite
 from statistics import median
 from typing import Any
 
+from tnconv.displays import Shown
 from tnconv.monitor.events import Alert, finite, total
 
 __all__ = ["RULES", "Alert", "Alerts", "History", "Rule"]
@@ -13,9 +14,16 @@ ROW = 5  # values that have to agree before a rule speaks
 QUIET = 100  # steps before a rule says the same again
 
 
-@dataclass
-class History:
-    """All records so far, the names of parameters, and what was just recorded: ``fresh``."""
+@dataclass(repr=False)
+class History(Shown):
+    """All records so far, the names of parameters, and what was just recorded: ``fresh``.
+
+    Args:
+        records: one mapping of values for each step that was recorded.
+        names: of the parameters, in the order of lists by parameter.
+        fresh: names of what the last step recorded.
+        samples: B of the last step.
+    """
 
     records: Sequence[Mapping[str, Any]]
     names: Sequence[str]

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING, Any, Literal
 
+from tnconv.displays import Shown
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -18,7 +20,14 @@ MOST_BINS = 512  # that loggers take
 
 @dataclass(frozen=True)
 class Alert:
-    """Something that somebody should look at: what, where, and what can be done about it."""
+    """Something that somebody should look at: what, where, and what can be done about it.
+
+    Args:
+        level: "info", "warning" or "error".
+        title: a few words.
+        text: what was seen, and what can be done about it.
+        rule: the name of the rule that raised it.
+    """
 
     level: Level
     title: str
@@ -26,9 +35,16 @@ class Alert:
     rule: str = ""
 
 
-@dataclass
-class Event:
-    """What is new at a step. Histograms are counts and edges."""
+@dataclass(repr=False)
+class Event(Shown):
+    """What is new at a step. Histograms are counts and edges.
+
+    Args:
+        step: its number.
+        scalars: numbers by name.
+        histograms: counts and edges by name.
+        alerts: those that the step raised.
+    """
 
     step: int
     scalars: dict[str, float] = field(default_factory=dict)

@@ -136,6 +136,12 @@ class Smoothed(Measurement):
     """The exponential moving average of another measurement's numbers, corrected for its start.
 
     ``m <- β m + (1-β) x``; values that are not finite are skipped.
+
+    Args:
+        every: the steps that measure it, by default those of the monitor.
+        inner: what is averaged.
+        beta: β in [0, 1).
+        state: the average so far.
     """
 
     inner: Measurement

@@ -241,6 +241,13 @@ class GradHist1d(Measurement):
 
     ``adaptation="absmax"`` takes the largest magnitude of the last measured step as the range.
     ``layerwise`` adds ``"param_<i>"`` for each parameter.
+
+    Args:
+        every: the steps that measure it, by default those of the monitor.
+        bins: how many.
+        range: of the entries.
+        adaptation: "none" or "absmax".
+        layerwise: whether each parameter has a histogram of its own, too.
     """
 
     bins: int = 100
@@ -262,7 +269,15 @@ class GradHist1d(Measurement):
 
 @dataclass(frozen=True)
 class GradHist2d(Measurement):
-    """``{"hist", "edges"}`` of all pairs ``(g[n]_j, θ_j)``, counted as in `GradHist1d`."""
+    """``{"hist", "edges"}`` of all pairs ``(g[n]_j, θ_j)``, counted as in `GradHist1d`.
+
+    Args:
+        every: the steps that measure it, by default those of the monitor.
+        bins: how many, of gradients and of parameters.
+        range: of gradients and of parameters.
+        adaptation: "none" or "absmax".
+        layerwise: whether each parameter has a histogram of its own, too.
+    """
 
     bins: tuple[int, int] = (40, 50)
     range: tuple[tuple[float, float], tuple[float, float]] = ((-1.0, 1.0), (-2.0, 2.0))

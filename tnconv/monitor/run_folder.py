@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tnconv.diagrams.notices import warn
+from tnconv.displays import Shown
 
 SCALARS, ARRAYS = "scalars.jsonl", "arrays"
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -70,9 +71,17 @@ class RunWriter:
         os.replace(other, path)
 
 
-@dataclass
-class Run:
-    """A run that was read: records by step, names of parameters, alerts, and what was wrong."""
+@dataclass(repr=False)
+class Run(Shown):
+    """A run that was read: records by step, names of parameters, alerts, and what was wrong.
+
+    Args:
+        records: one mapping of values for each step that was recorded.
+        names: of the parameters, in the order of lists by parameter.
+        alerts: what was raised, with its step.
+        problems: what could not be read.
+        label: what the run is called.
+    """
 
     records: list[dict[str, Any]] = field(default_factory=list)
     names: Sequence[str] = ()

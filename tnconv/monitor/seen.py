@@ -9,45 +9,75 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tnconv.displays import Shown
 from tnconv.monitor.needs import Activity, Diagonal, Spectrum
 
 
-@dataclass
-class Seen:
+@dataclass(repr=False)
+class Seen(Shown):
     """One step: B ``samples`` with gradients g[n] of their own losses, and what came of them.
 
     An attribute holds what it says if some measurement needed it. Lists are by parameter, in the
     order of ``names``. With a subset of the samples, sums over samples are B times the subset's
     mean.
+
+    Args:
+        step: its number.
+        names: of the parameters.
+        time: seconds since the run began.
+        samples: B, of all workers.
+        loss: the mean over samples.
+        rates: the learning rate of each parameter, where known.
+        gradient_norms: of the gradient as the optimizer's user has it.
+        before: parameters before the step.
+        start: parameters at the reference point.
+        gradients: g.
+        updates: parameters after minus before.
+        last_gradients: g of the step before.
+        last_updates: updates of the step before.
+        squared_norms: ``Σ_n |g[n]|²``, by parameter.
+        normalisation: ``Σ_n |g[n]|²`` and ``|g|²`` in normalisation layers.
+        inner: ``Σ_n`` and ``Σ_n ()²`` of ``g[n]·g``.
+        along: mean and unbiased variance of ``g[n]·update``.
+        ahead: the same for the update of the step before.
+        losses: mean and unbiased variance of the samples' losses.
+        squares: ``Σ_n g[n]²``.
+        diagonals: of curvature, by need.
+        spectra: ends of the Hessian's spectrum, by need.
+        histograms: what each need counted.
+        dead: fractions of units, by layer.
+        saturated: fractions of units, by need and layer.
+        largest_sample: ``max_n |g[n]|²``, of those measured.
+        has: the needs that were met.
     """
 
     step: int
     names: Sequence[str] = ()
     time: float = 0.0
-    samples: int = 0  # B, of all workers
-    loss: float = nan  # the mean over samples
-    rates: Sequence[float] = ()  # the learning rate of each parameter, where known
-    gradient_norms: Sequence[float] = ()  # of the gradient as the optimizer's user has it
-    before: Sequence[Tensor] = ()  # parameters before the step
-    start: Sequence[Tensor] = ()  # parameters at the reference point
-    gradients: Sequence[Tensor] = ()  # g
-    updates: Sequence[Tensor] = ()  # parameters after minus before
-    last_gradients: Sequence[Tensor] = ()  # g of the step before
+    samples: int = 0
+    loss: float = nan
+    rates: Sequence[float] = ()
+    gradient_norms: Sequence[float] = ()
+    before: Sequence[Tensor] = ()
+    start: Sequence[Tensor] = ()
+    gradients: Sequence[Tensor] = ()
+    updates: Sequence[Tensor] = ()
+    last_gradients: Sequence[Tensor] = ()
     last_updates: Sequence[Tensor] = ()
-    squared_norms: Sequence[float] = ()  # Σ_n |g[n]|², by parameter
-    normalisation: tuple[float, float] = (nan, nan)  # Σ_n |g[n]|², |g|² in normalisation layers
-    inner: tuple[float, float] = (nan, nan)  # Σ_n and Σ_n ()² of g[n]·g
-    along: tuple[float, float] = (nan, nan)  # mean and unbiased variance of g[n]·update
-    ahead: tuple[float, float] = (nan, nan)  # the same for the update of the step before
-    losses: tuple[float, float] = (nan, nan)  # mean and unbiased variance of the samples' losses
-    squares: Sequence[Tensor] = ()  # Σ_n g[n]²
+    squared_norms: Sequence[float] = ()
+    normalisation: tuple[float, float] = (nan, nan)
+    inner: tuple[float, float] = (nan, nan)
+    along: tuple[float, float] = (nan, nan)
+    ahead: tuple[float, float] = (nan, nan)
+    losses: tuple[float, float] = (nan, nan)
+    squares: Sequence[Tensor] = ()
     diagonals: Mapping[Diagonal, Sequence[Tensor]] = field(default_factory=dict)
     spectra: Mapping[Spectrum, tuple[float, float, float]] = field(default_factory=dict)
     histograms: Mapping[Hashable, Any] = field(default_factory=dict)
-    dead: Mapping[str, float] = field(default_factory=dict)  # fractions of units, by layer
+    dead: Mapping[str, float] = field(default_factory=dict)
     saturated: Mapping[Activity, Mapping[str, float]] = field(default_factory=dict)
-    largest_sample: float = nan  # max_n |g[n]|², of those measured
-    has: set[Hashable] = field(default_factory=set)  # the needs that were met
+    largest_sample: float = nan
+    has: set[Hashable] = field(default_factory=set)
 
     @cached_property
     def squared_norms_of_mean(self) -> Sequence[float]:

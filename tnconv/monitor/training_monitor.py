@@ -124,6 +124,11 @@ class Monitor:
         self.sinks, self._rules = tuple(sinks), Alerts(tuple(alerts))
         self._prepare(folder)
 
+    def __repr__(self) -> str:
+        names = ", ".join(type(each).__name__ for each in self.measurements)
+        model = type(self.subject.model).__name__
+        return f"<Monitor of a {model} after {self.steps} steps: {names}>"
+
     def _prepare(self, folder: str | Path | None) -> None:
         """Everything before the first step."""
         named = self.subject.named

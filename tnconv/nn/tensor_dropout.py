@@ -195,6 +195,12 @@ def tensor_dropout(
     TensorDropoutConv2d(1, 4, kernel_size=(3, 3), stride=(1, 1), keep=(rows=0.25), \
 sampling='bernoulli')
 
+    Args:
+        model: the network.
+        keep: the part of inputs that is stored: one number, or by the names of indices.
+        sampling: "bernoulli" or "fixed".
+        generator: where slices are drawn.
+
     Raises:
         ValueError: a probability outside of (0, 1], or an index that no layer's input has.
     """

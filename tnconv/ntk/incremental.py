@@ -67,6 +67,9 @@ class IncrementalNTK:
         self.rewards: Tensor | None = None
         self._factor: Tensor | None = None  # lower, of K + λ I
 
+    def __repr__(self) -> str:
+        return f"<IncrementalNTK of {len(self)} points, damping {self.damping:g}>"
+
     def __len__(self) -> int:
         return 0 if self.points is None else len(self.points)
 

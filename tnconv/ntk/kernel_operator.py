@@ -42,6 +42,13 @@ class NTKOperator(SymmetricOperator):
     >>> theta.shape, (theta @ torch.rand(80)).shape
     ((80, 80), torch.Size([80]))
 
+    Args:
+        model: the network; its layers must keep samples apart.
+        batches: inputs of the model, which count as one batch.
+        outputs: the outputs that count, as in `empirical_ntk`.
+        parameters: names of those that count, by default all that learn.
+        scales: the factor of each parameter's kernel, as in `empirical_ntk`.
+
     Raises:
         NotImplementedError: a layer that mixes samples or drops entries at random.
         ValueError: no batch, or words, names or shapes that do not fit.

@@ -9,6 +9,8 @@ from statistics import NormalDist
 import torch
 from torch import nn
 
+from tnconv.displays import Shown
+
 Factory = Callable[[int], nn.Module]
 Probe = Callable[[nn.Module], float]
 
@@ -32,11 +34,16 @@ class Row:
     value: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WidthTable:
     """All measurements of a sweep, one row for each."""
 
     rows: tuple[Row, ...]
+
+    def __repr__(self) -> str:
+        found = {name: sorted({getattr(row, name) for row in self}) for name in ("probe", "width")}
+        probes, widths = (", ".join(map(str, values)) for values in found.values())
+        return f"<WidthTable of {len(self.rows)} values: {probes}; widths {widths}>"
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -95,8 +102,8 @@ class WidthTable:
         plt.close(figure)
 
 
-@dataclass(frozen=True)
-class WidthSweep:
+@dataclass(frozen=True, repr=False)
+class WidthSweep(Shown):
     """A factory over widths and seeds, with probes of every network that it makes.
 
     Attributes:

@@ -46,6 +46,16 @@ class CurvatureOperator(SymmetricOperator):
     (the default for one batch), graphs stay until a parameter changes, so that no product runs the
     model again; otherwise every product does, and one batch's graph is held at a time.
 
+    Args:
+        model: the network; it stays as it is.
+        loss_fn: the loss, a sum or a mean over samples.
+        batches: pairs of inputs and targets, which together count as one batch; an iterable that
+            can be read once is kept as a list.
+        parameters: names of those that count, by default all that learn.
+        reduction: "mean" or "sum", where several batches' loss does not say it.
+        retain_graph: whether graphs stay until a parameter changes; by default for one batch.
+        batch_dim: the dimension of the inputs that samples are in.
+
     Raises:
         NotImplementedError: a layer that drops entries at random.
         ValueError: no batch, unknown parameters, or an unknown reduction of several batches.
@@ -180,6 +190,16 @@ class HessianOperator(CurvatureOperator):
     >>> hessian = HessianOperator(model, nn.CrossEntropyLoss(), [batch])
     >>> hessian.shape, (hessian @ torch.rand(16)).shape
     ((16, 16), torch.Size([16]))
+
+    Args:
+        model: the network; it stays as it is.
+        loss_fn: the loss, a sum or a mean over samples.
+        batches: pairs of inputs and targets, which together count as one batch; an iterable that
+            can be read once is kept as a list.
+        parameters: names of those that count, by default all that learn.
+        reduction: "mean" or "sum", where several batches' loss does not say it.
+        retain_graph: whether graphs stay until a parameter changes; by default for one batch.
+        batch_dim: the dimension of the inputs that samples are in.
     """
 
     def _product(self, graph: Graph, share: float, batch: int, inputs: Inputs) -> Product:
@@ -193,6 +213,16 @@ class GGNOperator(CurvatureOperator):
     >>> found = GGNOperator(model, nn.MSELoss(), [batch]) @ dict(model.named_parameters())
     >>> found["weight"].shape
     torch.Size([4, 3])
+
+    Args:
+        model: the network; it stays as it is.
+        loss_fn: the loss, a sum or a mean over samples.
+        batches: pairs of inputs and targets, which together count as one batch; an iterable that
+            can be read once is kept as a list.
+        parameters: names of those that count, by default all that learn.
+        reduction: "mean" or "sum", where several batches' loss does not say it.
+        retain_graph: whether graphs stay until a parameter changes; by default for one batch.
+        batch_dim: the dimension of the inputs that samples are in.
     """
 
     def _product(self, graph: Graph, share: float, batch: int, inputs: Inputs) -> Product:

@@ -46,6 +46,19 @@ class FisherOperator(GGNOperator):
     >>> weight.shape, bias.shape
     (torch.Size([4, 3]), torch.Size([4]))
 
+    Args:
+        model: the network; it stays as it is.
+        loss_fn: the loss, a sum or a mean over samples.
+        batches: pairs of inputs and targets, which together count as one batch; an iterable that
+            can be read once is kept as a list.
+        parameters: names of those that count, by default all that learn.
+        fisher: "type-2", "mc" or "empirical".
+        samples: targets that "mc" draws for each sample.
+        generator: where "mc" draws its seed from.
+        reduction: "mean" or "sum", where several batches' loss does not say it.
+        retain_graph: whether graphs stay until a parameter changes; by default for one batch.
+        batch_dim: the dimension of the inputs that samples are in.
+
     Raises:
         NotImplementedError: a loss without a known distribution where one is needed, or layers
             through which samples see each other.

@@ -9,7 +9,7 @@ from torch import Tensor
 Kinds = Mapping[str, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Memory:
     """Bytes by parameter: of itself, and of what its state will hold, by kind.
 
@@ -39,6 +39,9 @@ class Memory:
     def ratio(self) -> float:
         """Over the bytes of all parameters."""
         return self.total / max(1, sum(self.parameters.values()))
+
+    def __repr__(self) -> str:
+        return f"<Memory: state of {self.total} bytes, {self.ratio:.3f} of parameters>"
 
     def __str__(self) -> str:
         rows = [

@@ -49,6 +49,12 @@ class Vectors:
     ) -> Iterator[Tensor]:
         """The columns, so many at a time; if there are none at all, once nothing.
 
+        Args:
+            loss_fn: the loss.
+            output: what the model gave.
+            targets: the targets of the batch.
+            size: how many columns each part has at most.
+
         Raises:
             NotImplementedError: a loss for which there are none.
         """
@@ -83,6 +89,15 @@ class Statistic:
     ``parts`` says what becomes of the vectors' parts: the "sum" of the statistic for each of them,
     the "same" for all, where it does not depend on v, or its "rows" one after the other, which who
     collects them has to keep. By default it needs all vectors at once.
+
+    Args:
+        diagram: a function of a module, see above.
+        arguments: its further arguments, hashable.
+        samples: the result's dimension of samples, or None.
+        joint: whether it relates samples to each other.
+        factored: whether it reads x and v apart.
+        parts: what becomes of parts of the vectors.
+        vectors: where v comes from.
     """
 
     diagram: Diagram

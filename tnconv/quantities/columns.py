@@ -38,6 +38,15 @@ class ExactColumns(Vectors):
         size: int,
         owners: Tensor | None = None,
     ) -> Iterator[Tensor]:
+        """The columns, so many at a time.
+
+        Args:
+            loss_fn: the loss.
+            output: what the model gave.
+            targets: the targets of the batch.
+            size: how many columns each part has at most.
+            owners: the samples that entries of the output belong to.
+        """
         found = curvature(loss_fn, output, targets, owners)
         for at in range(0, max(1, found.columns), size):
             yield found.vectors(at, min(at + size, found.columns))

@@ -18,6 +18,7 @@ from tnconv import diagrams
 from tnconv.diagrams import Expression, TensorNetwork
 from tnconv.diagrams.kronecker import Convention, Flavour
 from tnconv.diagrams.roles import sample_count
+from tnconv.displays import shown_tuple
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 from tnconv.quantities.columns import ExactColumns, NoColumns, SampledColumns
 
@@ -34,6 +35,9 @@ class KroneckerFactors(NamedTuple):
 
     input: Tensor
     grad_output: Tensor
+
+    def __repr__(self) -> str:
+        return shown_tuple(self)
 
     @property
     def blocks(self) -> Tensor:
@@ -69,6 +73,16 @@ class KFAC(Quantity[KroneckerFactors]):
     >>> factors = tnconv.compute(model, torch.nn.MSELoss(), x, y, [kfac])[kfac]["0.weight"]
     >>> factors.input.shape, factors.grad_output.shape
     (torch.Size([2, 18, 18]), torch.Size([2, 3, 3]))
+
+    Args:
+        flavour: "expand", "reduce" or "hybrid": how positions count.
+        fisher: "type-2", "mc", "empirical" or "forward-only".
+        samples: vectors per sample for "mc".
+        generator: where "mc" draws from.
+        joint: whether weight and bias are one block.
+        per_group: whether groups have factors of their own.
+        reduction: that of the loss, for "empirical" in a loop of the user's own.
+        scale: "ggn" or "kfc".
 
     Raises:
         ValueError: a flavour, Fisher or reduction that there is not, or fewer than one sample.
@@ -130,6 +144,12 @@ class KFLR(KFAC):
 
     >>> KFLR().fisher, KFLR().flavour, KFLR().scale
     ('type-2', 'hybrid', 'kfc')
+
+    Args:
+        flavour: "expand", "reduce" or "hybrid": how positions count.
+        joint: whether weight and bias are one block.
+        per_group: whether groups have factors of their own.
+        scale: "ggn" or "kfc".
     """
 
     flavour: Flavour = "hybrid"

@@ -42,6 +42,13 @@ def kfra(
     >>> factors["1.weight"].input.shape, factors["1.weight"].grad_output.shape
     (torch.Size([1, 12, 12]), torch.Size([1, 5, 5]))
 
+    Args:
+        model: the chain.
+        loss_fn: a loss whose Hessian is known.
+        inputs: ``(n, ...)``.
+        targets: as the loss takes them.
+        most_features: of a layer's output; more would be a large matrix.
+
     Raises:
         NotImplementedError: another module, more than one position, or too many features.
     """

@@ -35,6 +35,12 @@ class GGNDiagonal(Quantity[Tensor]):
     >>> result[exact]["weight"].shape, result[each]["weight"].shape
     (torch.Size([4, 3]), torch.Size([8, 4, 3]))
 
+    Args:
+        fisher: "type-2" or "mc".
+        samples: vectors per sample for "mc".
+        generator: where "mc" draws from.
+        per_sample: whether samples are kept apart.
+
     Raises:
         ValueError: a ``fisher`` that there is not, or fewer than one sample of ``"mc"``.
     """

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from tnconv.displays import Shown
 from tnconv.recursions.step import operation, shape_of
 
 
-@dataclass(frozen=True)
-class Rows:
+@dataclass(frozen=True, repr=False)
+class Rows(Shown):
     """The ``chosen`` ones of so many ``samples``, all where it is None."""
 
     samples: int = 1

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from tnconv.displays import Shown
 from tnconv.recursions.column_step import At, ColumnRule, Rows, column_rule
 from tnconv.recursions.plan import Edge, End, users_last
 from tnconv.recursions.step import shape_of
@@ -22,9 +23,16 @@ from tnconv.recursions.step import shape_of
 Take = Callable[[Tensor], None]
 
 
-@dataclass
-class ColumnPlan:
-    """The nodes between a value and some others, users first."""
+@dataclass(repr=False)
+class ColumnPlan(Shown):
+    """The nodes between a value and some others, users first.
+
+    Args:
+        start: where vectors come from.
+        order: the nodes, users first.
+        wants: for each node which of its inputs lead to an end.
+        rules: that of each node.
+    """
 
     start: Edge
     order: list[Node]

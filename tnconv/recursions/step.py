@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from tnconv.displays import Shown
 
-@dataclass(slots=True)
-class Flow:
+
+@dataclass(slots=True, repr=False)
+class Flow(Shown):
     """``g`` and ``s`` after a value; g is None where nothing needs it."""
 
     gradient: Tensor | None
@@ -42,13 +44,20 @@ Flows = Sequence[Flow | None]
 Vjp = Callable[[Tensor], Tensor]
 
 
-@dataclass(slots=True)
-class Step:
+@dataclass(slots=True, repr=False)
+class Step(Shown):
     """One node on the way, with what arrived after each of its results.
 
     ``wants`` and ``wants_gradient`` say for every input whether a parameter is before it, and
     whether its g is needed. ``curved`` is False where second derivatives of f are to be left out,
     as they are in Gauss-Newton quantities.
+
+    Args:
+        node: of the autograd graph.
+        flows: what arrived after each of its results.
+        wants: for each input, whether a parameter is before it.
+        wants_gradient: for each input, whether its gradient is needed.
+        curved: whether second derivatives count.
     """
 
     node: Any

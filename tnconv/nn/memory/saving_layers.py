@@ -70,6 +70,7 @@ class _Transposed(_ConvTransposeNd):
         return convolution(input, self.weight, self.bias, *numbers)
 
     def stores_input(self) -> bool:
+        """Where the weight learns."""
         return self.weight.requires_grad
 
 
@@ -112,6 +113,7 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
     def stores_input(self) -> bool:
+        """Where the weight learns."""
         return self.weight.requires_grad
 
 
@@ -203,6 +205,7 @@ class LayerNorm(nn.LayerNorm):
         return _plus(y, self.bias, -1)
 
     def stores_input(self) -> bool:
+        """Always: the statistics need it."""
         return True
 
 
@@ -216,4 +219,5 @@ class GroupNorm(nn.GroupNorm):
         return _plus(y, self.bias, 1)
 
     def stores_input(self) -> bool:
+        """Always: the statistics need it."""
         return True

@@ -83,6 +83,14 @@ class LowRankBlock:
     inner products. ``curvature_scale`` and
     ``gradient_scale`` are the factors that make sums over the samples used unbiased for all;
     ``averages`` is whether the loss is a mean.
+
+    Args:
+        rows: J, for all vectors and samples.
+        scale: the factor of each row as a column of V, ``(m, n)``.
+        gradients: those of the samples.
+        averages: whether the loss is a mean.
+        curvature_scale: of sums over the curvature's samples.
+        gradient_scale: of sums over the gradients' samples.
     """
 
     rows: JacobianRows

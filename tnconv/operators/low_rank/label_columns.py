@@ -19,7 +19,7 @@ from tnconv.losses.roots import Curvature, Softmax, complement, curvature, recog
 from tnconv.models.propagation import LossFunction
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LabelRoot(Curvature):
     """``R[n, c, j, p]`` with ``j = 0`` the gradient g, the others the root's own columns."""
 

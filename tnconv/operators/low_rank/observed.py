@@ -38,6 +38,9 @@ class LowRankObservation:
     ) -> None:
         self._observation, self._sources, self._groups = observation, sources, groups
 
+    def __repr__(self) -> str:
+        return f"<LowRankObservation of a {type(self._observation.model).__name__}>"
+
     def ggn(
         self,
         loss_fn: LossFunction,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression
+from tnconv.displays import Shown
 from tnconv.models import computing
 from tnconv.models.calls import Call, Pass
 from tnconv.models.computing import Inputs
@@ -112,8 +113,8 @@ def _at(term: Term, chosen: Sequence[int]) -> Term:
     return Term.known(each.index_select(1, torch.tensor(chosen, device=each.device)), term.vectors)
 
 
-@dataclass(frozen=True, eq=False)
-class JacobianRows:
+@dataclass(frozen=True, eq=False, repr=False)
+class JacobianRows(Shown):
     """``J[m, n, θ]`` for the vectors m and samples n of a batch, θ all entries of some parameters.
 
     ``terms`` has, by parameter name, the operation that θ enters with its operands; ``like`` the
@@ -126,6 +127,15 @@ class JacobianRows:
     ``"auto"``: the cheapest of these and of the planner's own, by the prices of kernels. With
     ``keep``, rows that a Gram matrix is made of are kept, if they are not large, for products that
     follow.
+
+    Args:
+        terms: by parameter name, the operation that it enters.
+        like: the parameters.
+        vectors: how many there are of each sample.
+        samples: how many there are.
+        memory_limit: in bytes.
+        order: of contraction, for all parameters or by name.
+        keep: whether rows are kept for later products.
     """
 
     terms: dict[str, Term]
