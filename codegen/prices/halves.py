@@ -13,7 +13,7 @@ X86_NAMES = ("x86_64", "AMD64")
 def are_slow(dtype: torch.dtype) -> bool:
     """Whether torch computes in this dtype by loops, several times slower than in float32.
 
-    That is where oneDNN has no kernels: on x86 processors without such instructions (0023).
+    That is where oneDNN has no kernels: on x86 processors without such instructions (0025).
     """
     if dtype not in HALVES or platform.machine() not in X86_NAMES:
         return False

@@ -133,7 +133,7 @@ class Product(Kind):
             along: whether both factors lie along the summed entries.
             conflict: whether columns of the first factor conflict in caches.
             across: whether both factors lie across the summed entries: then remainders of columns
-                count, however few rows there are (0025).
+                count, however few rows there are (0027).
         """
         calls, entry = self.calls, self.machine.entry
         flops = 2 * batch * m * n * k
