@@ -6,7 +6,7 @@ a process of its own, and the two are timed in turns on the same convolutions, b
 clocks. A ratio is the other's time over ours, so above 1 is a gain; geometric means and the worst
 rows are printed for every operation. Programs whose code is equal have the ratio 1 and are not
 timed, unless ``--equal`` asks for it. Warm calls are those of `CALLS` on operands so small that
-kernels take next to nothing.
+kernels take next to nothing; ``--warm`` times them alone.
 """
 
 import argparse
@@ -31,7 +31,7 @@ OPERATIONS = (
     "kfac_reduce",
     "kfac_expand",
 )
-CALLS = ("converted module", "contract", "functional")
+CALLS = ("converted module", "contract", "program", *(f"functional {o}" for o in OPERATIONS))
 LEAST = 0.02  # seconds of one sample
 Options = argparse.Namespace
 
@@ -123,7 +123,12 @@ def _warm(name: str) -> Callable[[], object]:
         network = contestants.network("forward", case)
         operands = {name: getattr(case, name) for name in network.operands}
         return lambda: tnconv.contract(network, **operands)
-    return contestants.contestants("forward")["tnconv"]("forward", case)
+    if name == "program":
+        program = tnconv.compile(contestants.network("forward", case))
+        operands = {name: getattr(case, name) for name in program.operands}
+        return lambda: program(**operands)
+    operation = name.removeprefix("functional ")
+    return contestants.contestants(operation)["tnconv"](operation, case)
 
 
 def compared(ours: Checkout, other: Checkout, *prepare: object, rounds: int) -> float:
@@ -155,6 +160,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--operation", action="append", choices=OPERATIONS, help="repeatable")
     result.add_argument("--rounds", type=int, default=11, help="rounds of each pair (11)")
     result.add_argument("--equal", action="store_true", help="time programs of equal code, too")
+    result.add_argument("--warm", action="store_true", help="time warm calls only")
     result.add_argument("--threads", type=int, default=1)
     result.add_argument("--json", type=Path, help="write results to this file")
     result.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -175,7 +181,7 @@ def main(arguments: Sequence[str]) -> None:
     ours, other = Checkout(ROOT, options.threads), Checkout(options.other, options.threads)
     found: dict[str, dict[str, float]] = {}
     layers = cases.layers()
-    for operation in options.operation or OPERATIONS:
+    for operation in () if options.warm else options.operation or OPERATIONS:
         ratios = {
             f"{layers[at].describe()} ({at})": row(ours, other, operation, at, options)
             for at in range(0, len(layers), options.every)
@@ -193,7 +199,7 @@ def main(arguments: Sequence[str]) -> None:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
     for name in CALLS if not options.operation else ():
         ratio = compared(ours, other, "warm", name, rounds=options.rounds)
-        print(f"warm call, {name:17} {ratio:.3f}", flush=True)
+        print(f"warm call, {name:34} {ratio:.3f}", flush=True)
     ours.close()
     other.close()
 

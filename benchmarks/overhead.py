@@ -3,13 +3,13 @@
 Run as ``python -m benchmarks.overhead``; ``--help`` lists the options. A call's overhead is the
 difference of medians, on operands so small that kernels take next to nothing, to the function of
 the program's own source. A cold compilation finds nothing in memory or on disk, and ends with that
-function. Both are times of one thread.
+function; `LONG` are networks that take the search longest. All are times of one thread.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,14 @@ import tnconv
 from benchmarks import cases, contestants, measure
 from benchmarks.cases import Layer
 from benchmarks.contestants import OPERATIONS
+from tnconv.codegen import Program
+from tnconv.codegen.baseline import baseline
 from tnconv.codegen.prices import cost
+from tnconv.diagrams import Tensor, TensorNetwork, View, conv, kfac_expand
+from tnconv.diagrams.expression import Expression
 
-MOST_CALL, MOST_COMPILE = 4.0, 100.0  # microseconds and milliseconds that are allowed
+MOST_CALL = 4.0  # microseconds that are allowed
+MEDIAN, WORST = 15.0, 50.0  # milliseconds that are allowed for a cold compilation
 TINY = Layer("tiny", ("conv",), 2, 3, (3, 3), (1, 1), (1, 1), (1, 1), 1, (2, 5, 5), (3, 5, 5))
 KEEP = ("tnconv.codegen.prices.store", "tnconv.codegen.prices.cost")  # what a process reads once
 BATCH = 8
@@ -43,12 +48,22 @@ class Calls:
 
 @dataclass
 class Compile:
-    """Milliseconds of a cold compilation."""
+    """Milliseconds of a cold compilation, and of a baseline program: see `tiered_compilation`."""
 
     operation: str
     layer: str
     shapes: str
     milliseconds: float
+    baseline: float
+
+
+@dataclass
+class Long:
+    """Seconds of a cold compilation that takes long, and how many are allowed."""
+
+    name: str
+    seconds: float
+    most: float
 
 
 def calls(operation: str, seconds: float) -> Calls:
@@ -73,23 +88,68 @@ def calls(operation: str, seconds: float) -> Calls:
 
 def compiles(layers: Sequence[Layer], repetitions: int) -> Iterator[Compile]:
     """Cold compilations of all operations on the layers, after one that warms up."""
-    _compile("forward", contestants.case(layers[0], BATCH))
+    _compile("forward", contestants.case(layers[0], BATCH), tnconv.compile)
     for layer in layers:
         case = contestants.case(layer, BATCH)
         for operation in OPERATIONS:
-            taken = [_compile(operation, case) for _ in range(repetitions)]
-            yield Compile(operation, layer.name, layer.describe(), median(taken) * 1e3)
+            searched, first = (
+                median(_compile(operation, case, tier) for _ in range(repetitions)) * 1e3
+                for tier in (tnconv.compile, baseline)
+            )
+            yield Compile(operation, layer.name, layer.describe(), searched, first)
 
 
-def _compile(operation: str, case: contestants.Case) -> float:
+def _compile(operation: str, case: contestants.Case, tier: Callable[..., Program]) -> float:
     network = contestants.network(operation, case)
+    return _seconds(lambda: tier(network).function)
+
+
+def _seconds(compilation: Callable[[], object]) -> float:
     forget()
     with measure.own_cache():
         started = time.process_time()
-        function = tnconv.compile(network).function
-        taken = time.process_time() - started
-    assert callable(function)
-    return taken
+        compilation()
+        return time.process_time() - started
+
+
+def chain(count: int) -> TensorNetwork:
+    """A product of so many matrices, each two by two."""
+    sizes = {f"a{at}": 2 for at in range(count + 1)}
+    nodes = (Tensor(f"m{at}", View.of(sizes, f"a{at}", f"a{at + 1}")) for at in range(count))
+    return TensorNetwork(tuple(nodes), View.of(sizes, "a0", f"a{count}"), sizes)
+
+
+def _layer() -> list[Expression]:
+    """Three networks of one layer: its output, its weight's gradient, and a Kronecker factor."""
+    shapes = (6, 8, 14, 14), (8, 8, 3, 3)
+    layer = conv(*shapes, padding=1)
+    return [layer, layer.vjp("weight"), kfac_expand(shapes[0], 3, padding=1)]
+
+
+def least(networks: Sequence[Expression]) -> int:
+    """The least memory within which networks can be computed together, as an error tells it."""
+    try:
+        tnconv.compile(networks, memory_limit=1)
+    except ValueError as error:
+        return int(str(error).split()[-2])
+    raise AssertionError("nothing is computed within one byte")
+
+
+def long() -> Iterator[Long]:
+    """The compilations that take longest: long chains, and several networks within a limit."""
+    for count in (60, 120):
+        network = chain(count)
+        taken = _seconds(lambda network=network: tnconv.compile(network).function)  # type: ignore[misc]
+        yield Long(f"chain of {count} matrices, 2 by 2", taken, 1.0)
+    networks = _layer()
+    smallest, largest = least(networks), tnconv.compile(networks).peak_memory()
+    for share in (0.0, 0.3, 0.6, 0.9):
+        limit = smallest + int(share * (largest - smallest))
+        program = tnconv.compile(networks, memory_limit=limit)
+        how = "in chunks" if any(len(chunk.pieces) > 1 for chunk in program.chunks) else "whole"
+        taken = _seconds(lambda limit=limit: tnconv.compile(networks, memory_limit=limit))  # type: ignore[misc]
+        name = f"layer, gradient and factor within {limit / largest:.0%} of their memory, {how}"
+        yield Long(name, taken, 2.0)
 
 
 def forget() -> None:
@@ -102,8 +162,10 @@ def forget() -> None:
     cost.in_use().answers.clear()
 
 
-def lines(called: Sequence[Calls], compiled: Sequence[Compile]) -> Iterator[str]:
-    """Both tables in Markdown; what is above the bar is bold."""
+def lines(
+    called: Sequence[Calls], compiled: Sequence[Compile], longest: Sequence[Long] = ()
+) -> Iterator[str]:
+    """The tables in Markdown; what is above the bar is bold."""
     yield f"Microseconds a call adds to the torch calls of its program (asked: ≤ {MOST_CALL:g})."
     yield ""
     yield "| operation | these torch calls | compiled program | `functional` |"
@@ -112,16 +174,31 @@ def lines(called: Sequence[Calls], compiled: Sequence[Compile]) -> Iterator[str]
         cells = " | ".join(_cell(added, MOST_CALL) for added in (row.program, row.functional))
         yield f"| {row.operation} | {row.source:.1f} | {cells} |"
     yield ""
-    yield f"Milliseconds of a cold compilation, batch {BATCH} (asked: ≤ {MOST_COMPILE:g})."
+    asked = f"asked: median ≤ {MEDIAN:g}, worst ≤ {WORST:g}"
+    yield f"Milliseconds of a cold compilation by a search, batch {BATCH} ({asked}), and of a"
+    yield "baseline program, which is made without one."
     yield ""
-    yield "| operation | layers | median | worst | at |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| operation | layers | baseline program | median | worst | at |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for operation in dict.fromkeys(row.operation for row in compiled):
         some = [row for row in compiled if row.operation == operation]
         worst = max(some, key=lambda row: row.milliseconds)
-        middle = _cell(median(row.milliseconds for row in some), MOST_COMPILE)
-        most = _cell(worst.milliseconds, MOST_COMPILE)
-        yield f"| {operation} | {len(some)} | {middle} | {most} | {worst.shapes} |"
+        middle = _cell(median(row.milliseconds for row in some), MEDIAN)
+        most = _cell(worst.milliseconds, WORST)
+        first = f"{median(row.baseline for row in some):.1f}"
+        yield f"| {operation} | {len(some)} | {first} | {middle} | {most} | {worst.shapes} |"
+    times = [row.milliseconds for row in compiled]
+    first = f"{median(row.baseline for row in compiled):.1f}"
+    both = f"{_cell(median(times), MEDIAN)} | {_cell(max(times), WORST)}"
+    yield f"| all | {len(times)} | {first} | {both} | |"
+    if longest:
+        yield from ("", "Seconds of the cold compilations that take longest.", "")
+        yield from ("| networks | seconds | asked |", "| --- | --- | --- |")
+        for each in longest:
+            seconds = (
+                f"{each.seconds:.2f}" if each.seconds <= each.most else f"**{each.seconds:.2f}**"
+            )
+            yield f"| {each.name} | {seconds} | ≤ {each.most:g} |"
 
 
 def _cell(value: float, most: float) -> str:
@@ -137,15 +214,19 @@ def plot(compiled: Sequence[Compile], file: Path) -> None:
     for operation in dict.fromkeys(row.operation for row in compiled):
         times = [row.milliseconds for row in compiled if row.operation == operation]
         axis.plot(sorted(times), label=operation)
-    axis.axhline(MOST_COMPILE, color="black", linewidth=0.5)
+    axis.axhline(WORST, color="black", linewidth=0.5)
     axis.set(xlabel="layers, sorted", ylabel="cold compilation in ms", yscale="log")
     axis.legend(fontsize=7)
     figure.savefig(file)
 
 
-def loaded(saved: dict[str, Any]) -> tuple[list[Calls], list[Compile]]:
+def loaded(saved: dict[str, Any]) -> tuple[list[Calls], list[Compile], list[Long]]:
     """What a run has written."""
-    return [Calls(**row) for row in saved["calls"]], [Compile(**row) for row in saved["rows"]]
+    called, compiled = (
+        [Calls(**row) for row in saved["calls"]],
+        [Compile(**row) for row in saved["rows"]],
+    )
+    return called, compiled, [Long(**row) for row in saved.get("long", ())]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -163,10 +244,12 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     called = [calls(operation, options.seconds) for operation in OPERATIONS]
     compiled = list(compiles(cases.quick(), options.repetitions))
-    print(*lines(called, compiled), sep="\n")
+    longest = list(long())
+    print(*lines(called, compiled, longest), sep="\n")
     if options.json:
         rows, clock = [asdict(row) for row in compiled], "one thread's CPU time"
         given = {"clock": clock, "calls": [asdict(row) for row in called]}
+        given |= {"long": [asdict(row) for row in longest]}
         measure.write_results(options.json, "cpu", rows, **given)
 
 

@@ -73,8 +73,8 @@ def main(arguments: Sequence[str]) -> None:
         about = f"torch {given['torch']}, {given['device']}, {given['threads']} thread(s)"
         text = [f"# {file.stem}", "", f"{about}, {saved['clock']}. Bold: missed.", ""]
         if "calls" in saved:
-            called, compiled = overhead.loaded(saved)
-            text += overhead.lines(called, compiled)
+            called, compiled, longest = overhead.loaded(saved)
+            text += overhead.lines(called, compiled, longest)
             overhead.plot(compiled, picture)
         else:
             found = rows(file)

@@ -17,11 +17,11 @@ from tnconv.codegen.compiler import (
 )
 from tnconv.codegen.lowering.contraction import GREEDY
 from tnconv.codegen.lowering.covers import Cover, Route
+from tnconv.codegen.lowering.finish import finished
 from tnconv.codegen.lowering.layouts import Layout
 from tnconv.codegen.lowering.nested import Nest
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.selections import selected
-from tnconv.codegen.planner import finished
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.calibration import coefficients
 from tnconv.codegen.programs.program import Program
@@ -33,9 +33,7 @@ from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import simplify
 
-SEARCH = (
-    0.1  # seconds that a search takes: a baseline program that takes longer does not pay (0009)
-)
+SEARCH = 0.1  # seconds that a search takes; slower baseline programs do not pay (0009)
 
 
 def baseline(

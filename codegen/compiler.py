@@ -2,8 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
-from itertools import islice, product
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -13,26 +12,26 @@ from tnconv.codegen.lowering.contraction import SEARCHES
 from tnconv.codegen.lowering.forms import forms_of
 from tnconv.codegen.lowering.layouts import Layout
 from tnconv.codegen.lowering.nested import Nest, check_nest
-from tnconv.codegen.lowering.plans import Plan
-from tnconv.codegen.planner import ROUTES, Room, plans
+from tnconv.codegen.planner import ROUTES, plans
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.calibration import coefficients
 from tnconv.codegen.prices.store import Json
-from tnconv.codegen.programs.chunks import chunked, whole
 from tnconv.codegen.programs.explanation import explain
 from tnconv.codegen.programs.joint import chosen_together
-from tnconv.codegen.programs.program import SPARE, Program, Services, together
+from tnconv.codegen.programs.limits import in_turn, leaner
+from tnconv.codegen.programs.program import SPARE, Program, Services
 from tnconv.codegen.programs.styles import STYLES
 from tnconv.codegen.programs.tuning import tuned
+from tnconv.codegen.search import Room
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 
-MOST_CHOICES = 64  # ways to combine plans that are tried for a memory limit
+REAL = ("native", "pooling")  # routes by convolution kernels, which torch has for real dtypes only
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the search may do, as in `compile`; items are so many bytes."""
+    """What the search may do, as in `compile`, and ``item``, the bytes of an entry."""
 
     simplify: bool
     optimize: str
@@ -42,6 +41,22 @@ class Options:
     style: str = "torch"
     order: Nest | None = None
     channels_last: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise unless the options exist and go together.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.optimize not in SEARCHES:
+            raise ValueError(f"optimize is {self.optimize!r}; expected one of {list(SEARCHES)}")
+        limit = self.memory_limit
+        if limit is not None and limit <= 0:
+            raise ValueError(f"memory_limit is {limit}; expected a positive number of bytes")
+        if self.style not in STYLES:
+            raise ValueError(f"style is {self.style!r}; expected one of {list(STYLES)}")
+        if self.style != "torch" and limit is not None:
+            raise ValueError(f"memory_limit is {limit} and style {self.style!r}; expected 'torch'")
 
 
 @overload
@@ -98,22 +113,24 @@ def compile(
 
     Args:
         network: A network, several of them, or an equation as of ``torch.einsum``.
-        shapes: Those of the equation's operands, which are named a, b, c, ...
-        simplify: False covers the network as it is given only.
-        optimize: The path search: ``"optimal"``, ``"dp"``, or ``"auto"``.
-        routes: The routes that may be used, of `ROUTES`; ``"dense"`` always exists.
-        memory_limit: How many bytes a call on operands of ``dtype`` may hold beside them, without
-            autograd: leaner plans are taken, or the network is computed in chunks.
-        dtype: That of the operands for which the program is chosen.
-        tune: Measure the best few programs on ``device``, and remember their times on disk for
-            later calls; a network in chunks is not measured.
-        device: Where the program is to be fast.
-        style: ``"einsum"`` writes calls of ``torch.einsum`` in the order of the best path, with
-            patterns as 0/1 tensors: for reading, and as slow as einsums are.
-        order: Forces an order of contraction on one network: nests of its tensors, each of which
-            becomes one dense tensor first. What is inside of a nest is planned freely.
-        channels_last: Operands, images and volumes, that will be in torch's channels-last memory
-            format: results with as many dimensions are then written so, as torch's kernels do.
+        shapes: The shapes of the equation's operands, which are named a, b, c, ...
+        simplify: Whether simplified forms of the network are planned as well as the given one.
+        optimize: The search for a contraction path: ``"optimal"``, ``"dp"`` (dynamic programming),
+            or ``"auto"``, which chooses by the number of tensors.
+        routes: The names of the routes that may be used; ``"dense"`` may always be.
+        memory_limit: The bytes that a call on operands of ``dtype`` may hold beside the operands,
+            without autograd. Within them leaner plans are taken, or the network is computed in
+            chunks.
+        dtype: The dtype of the operands for which the program is chosen.
+        tune: Whether to measure the best few programs on ``device`` and take the fastest. Times
+            are remembered on disk. A network in chunks is not measured.
+        device: The device on which the program is to be fast.
+        style: ``"torch"``, or ``"einsum"`` for calls of ``torch.einsum`` in the order of the best
+            path, with patterns as 0/1 tensors: for reading, and as slow as einsums are.
+        order: An order of contraction that is forced on one network: nests of its tensors, each of
+            which becomes one dense tensor first. What is inside of a nest is planned freely.
+        channels_last: The operands, images or volumes, that are in torch's channels-last memory
+            format. Results with as many dimensions are then written in it, as by torch's kernels.
 
     >>> from tnconv.diagrams import conv
     >>> print(compile(conv((8, 3, 32, 32), (16, 3, 3, 3), padding=1)).source)
@@ -136,16 +153,6 @@ def compile(
             what the network needs, or in einsum style, an order of other tensors, or of several
             networks, or channels last of no operand, or one of other than 4 or 5 dimensions.
     """
-    if not routes or any(name not in ROUTES for name in routes):
-        raise ValueError(f"routes are {list(routes)}; expected some of {list(ROUTES)}")
-    if optimize not in SEARCHES:
-        raise ValueError(f"optimize is {optimize!r}; expected one of {list(SEARCHES)}")
-    if memory_limit is not None and memory_limit <= 0:
-        raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
-    if style not in STYLES:
-        raise ValueError(f"style is {style!r}; expected one of {list(STYLES)}")
-    if style != "torch" and memory_limit is not None:
-        raise ValueError(f"memory_limit is {memory_limit} and style {style!r}; expected 'torch'")
     network = _imported(network, shapes)
     one = isinstance(network, Expression)
     networks = networks_of(network)
@@ -153,24 +160,36 @@ def compile(
     if order is not None:
         _check_order(order, networks)
     last = check_channels_last(networks, channels_last)
-    used = tuple(name for name in ROUTES if name in (*routes, "dense"))
-    if dtype.is_complex:  # torch has native kernels for real dtypes only
-        used = tuple(name for name in used if name not in ("native", "pooling"))
-    used = used if style == "torch" else ("dense",)
+    used = _usable(routes, style, dtype)
     options = Options(simplify, optimize, used, dtype.itemsize, memory_limit, style, order, last)
+    options.check()
     with cost.using(coefficients(torch.device(device), dtype), dtype.itemsize):
-        program = _planned(networks if not one else networks[0], options)
+        program = _planned(networks[0] if one else networks, options)
         if memory_limit is not None and program.peak_memory(dtype) > memory_limit:
-            program = _in_turn(program, options, memory_limit)
+            program = in_turn(program, options.item, memory_limit, partial(_limited, options))
         elif tune:
             program = tuned(program, torch.device(device), dtype, _named(options), memory_limit)
     return program.prepared()
 
 
+def _usable(routes: Sequence[str], style: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """The routes that a search may take, in the order of `ROUTES`.
+
+    Raises:
+        ValueError: an unknown route, or none.
+    """
+    if not routes or any(name not in ROUTES for name in routes):
+        raise ValueError(f"routes are {list(routes)}; expected some of {list(ROUTES)}")
+    if style != "torch":
+        return ("dense",)
+    left_out = REAL if dtype.is_complex else ()
+    return tuple(name for name in ROUTES if name in (*routes, "dense") and name not in left_out)
+
+
 def _imported(
     network: Expression | Sequence[Expression] | str, shapes: Sequence[Sequence[int]]
 ) -> Expression | Sequence[Expression]:
-    """The network, also of an equation."""
+    """The network that is given, or that of an equation."""
     if isinstance(network, str):
         return TensorNetwork.from_einsum(network, *shapes)
     if shapes:
@@ -182,7 +201,7 @@ def _imported(
 
 
 def _named(options: Options) -> dict[str, Json]:
-    """Options as a key on disk."""
+    """The options in a key on disk."""
     named = {**asdict(options), "routes": list(options.routes), "order": repr(options.order)}
     named["channels_last"] = list(options.channels_last)
     new = {"order": options.order, "channels_last": options.channels_last}
@@ -238,13 +257,18 @@ def check_channels_last(
     return tuple(name for name in shapes if name in channels_last)
 
 
+def _limited(options: Options, network: Expression, limit: int) -> Program:
+    """A network by itself, within this limit if that can be."""
+    return _planned(network, replace(options, memory_limit=limit))
+
+
 def without_plans(
     network: Expression | tuple[Expression, ...],
     spare_memory: int = SPARE,
     style: str = "torch",
     channels_last: tuple[str, ...] = (),
 ) -> Program:
-    """What a program is before it is planned."""
+    """A program without plans yet: what planning does not change."""
     services = Services(compile, explain)
     return Program(network, (), (), (), spare_memory, services, style, None, channels_last)
 
@@ -262,7 +286,7 @@ def layout_of(term: TensorNetwork, terms: int, channels_last: Collection[str]) -
 
 
 def _planned(network: Expression | tuple[Expression, ...], options: Options) -> Program:
-    """The program of the plans that are best together; as lean as needed, or as can be."""
+    """The program of the plans that are best together; within a limit, or as lean as it can be."""
     limit = options.memory_limit
     spare, last = SPARE if limit is None else 0, options.channels_last
     program = without_plans(network, spare, options.style, last)
@@ -278,10 +302,10 @@ def _planned(network: Expression | tuple[Expression, ...], options: Options) -> 
             lists.append(plans(forms, *how, several=several, order=order, channels_last=last))
             firings += fired
     program = replace(program, firings=tuple(firings))
-    best = _chosen(program, lists, chosen_together(lists))
+    best = replace(program, terms=tuple(map(tuple, lists))).taking(chosen_together(lists))
     if limit is None or (alone and best.schedule.peak(options.item) <= limit):
         return best
-    return _leaner(best, options.item, limit)
+    return leaner(best, options.item, limit)
 
 
 def again(
@@ -314,56 +338,3 @@ def again(
                 return None
             terms.append((*first, *(plan for found in others for plan in found)))
     return replace(empty, terms=tuple(terms))
-
-
-def _chosen(program: Program, lists: Sequence[Sequence[Plan]], choice: Sequence[Plan]) -> Program:
-    """The program with these plans first."""
-    terms = (
-        (plan, *(other for other in plans if other is not plan))
-        for plan, plans in zip(choice, lists, strict=True)
-    )
-    return replace(program, terms=tuple(terms))
-
-
-def _leaner(program: Program, item: int, limit: int) -> Program:
-    """The first way to combine plans, in the order of their ranks, that fits; else the leanest."""
-    few = [
-        dict.fromkeys((*plans[:3], min(plans, key=lambda plan: plan.peak_of(item))))
-        for plans in program.terms
-    ]
-    ways = [
-        _chosen(program, program.terms, choice) for choice in islice(product(*few), MOST_CHOICES)
-    ]
-    ways.append(_chosen(program, program.terms, [list(plans)[-1] for plans in few]))
-    fitting = [way for way in ways if way.schedule.peak(item) <= limit]
-    if fitting:
-        return min(fitting, key=lambda way: way.schedule.seconds)
-    return min(ways, key=lambda way: way.schedule.peak(item))
-
-
-def _in_turn(program: Program, options: Options, limit: int) -> Program:
-    """Each network by itself and in chunks where it has to be; their results are held.
-
-    Raises:
-        ValueError: that still exceeds the limit.
-    """
-
-    @cache
-    def build(network: Expression, limit: int) -> Program:
-        return _planned(network, replace(options, memory_limit=limit))
-
-    chunks, held = [], 0
-    for network in program.networks:
-        left = limit - held
-        ways = [whole(build(network, left))]
-        if ways[0].peak(options.item)[0] > left:
-            ways.append(chunked(network, left, options.item, build))
-        fitting = [way for way in ways if way.peak(options.item)[0] <= left]
-        least = min(ways, key=lambda way: way.peak(options.item)[0])
-        chunks.append(min(fitting, key=lambda way: way.seconds) if fitting else least)
-        held += chunks[-1].peak(options.item)[1]
-    if (least_peak := together([chunk.peak(options.item) for chunk in chunks])) > limit:
-        raise ValueError(
-            f"memory_limit is {limit} bytes; the least that would do is {least_peak} bytes"
-        )
-    return replace(program, terms=(), chunks=tuple(chunks))

@@ -42,7 +42,15 @@ MOST_VAIN = 2  # of them whose programs serve no other size
 
 @dataclass(frozen=True)
 class Kin:
-    """Some networks as members of a family: what they have in common with it, and what not."""
+    """Networks that are compiled together, as a member of their family.
+
+    Args:
+        family: What all members of the family have in common, as a key.
+        networks: The networks themselves.
+        size: The size of their batch leg.
+        device: The device on which programs run.
+        dtype: The dtype of the operands.
+    """
 
     family: Hashable
     networks: tuple[Expression, ...]
@@ -55,7 +63,7 @@ class Kin:
         return [term.scale for network in self.networks for term in network.terms]
 
     def powers(self, other: "Kin") -> tuple[int, ...] | None:
-        """The powers of sizes by which each scale of the other networks differs from these."""
+        """For each scale, the p with ``other = own · (size / other size)^p``; None without one."""
         by = Fraction(self.size, other.size)
         ratios = [theirs / own for own, theirs in zip(self.scales, other.scales, strict=True)]
         found = [next((p for p in POWERS if by**p == ratio), None) for ratio in ratios]
@@ -69,19 +77,19 @@ def kin(
     dtype: torch.dtype,
     channels_last: tuple[str, ...] = (),
 ) -> Kin | None:
-    """The networks as members of their family; None if their batch has to stay.
+    """The networks as a member of their family; None if no other batch can be given to them.
 
     Args:
-        networks: What is compiled together.
-        one: Whether it is one network, and no sequence of one.
-        device: Where programs run.
-        dtype: The dtype that they are chosen for.
-        channels_last: The operands that lie so.
+        networks: The networks that are compiled together.
+        one: Whether it is one network, rather than a sequence of one.
+        device: The device on which programs run.
+        dtype: The dtype for which they are chosen.
+        channels_last: The operands that are in this memory format.
     """
     terms = [term for network in networks for term in network.terms]
     sizes = {term.sizes[BATCH] for term in terms if BATCH in term.sizes}
     alike = [resized(networks, BATCH, size) for size in (2, 3)] if len(sizes) == 1 else [None]
-    # at two sizes: a leg of another batch may have one of them, and stays
+    # two sizes, because a leg that is no batch may have one of them by chance
     structure = tuple(_structure(each) for each in alike if each is not None)
     if None in alike:
         return None
@@ -90,7 +98,7 @@ def kin(
 
 
 def _structure(networks: Sequence[Expression]) -> Hashable:
-    """All that there is to networks but the scales of their terms."""
+    """The networks without the scales of their terms."""
     return tuple(
         tuple((term.nodes, term.result, tuple(term.sizes.items())) for term in network.terms)
         for network in networks
@@ -99,16 +107,16 @@ def _structure(networks: Sequence[Expression]) -> Hashable:
 
 @dataclass
 class _Member:
-    """A program that was searched for one size, and what it is for others."""
+    """A program that was searched for one size, and the programs for many that it was made into."""
 
     kin: Kin
     program: Program[Any]
     general: dict[tuple[int, ...], Program[Any] | None] = field(default_factory=dict)
 
     def serving(self, other: Kin, tried: bool = False) -> Program[Any] | None:
-        """The program that serves the size of other networks, if it is among the best for it.
+        """The program for the size of other networks, unless a rival wins there by a quarter.
 
-        If that was ``tried`` in vain for the family, it is not tried for this program.
+        If enough members of the family were ``tried`` in vain, this one is not generalized.
         """
         if (powers := self.kin.powers(other)) is None:
             return None
@@ -124,7 +132,7 @@ class _Member:
 
 
 class Families:
-    """The programs of each family, and which families have run."""
+    """The programs of each family, and the families that have run before."""
 
     def __init__(self) -> None:
         self._members: OrderedDict[Hashable, list[_Member]] = OrderedDict()
@@ -132,7 +140,7 @@ class Families:
         self._lock = RLock()
 
     def serving(self, kin: Kin) -> Program[Any] | None:
-        """The cheapest program that serves networks, if there is one; others are planned again."""
+        """The cheapest program for these networks, or None if they have to be searched for."""
         with self._lock:
             members = self._members.get(kin.family, ())
             vain = sum(None in each.general.values() for each in members)
@@ -141,10 +149,10 @@ class Families:
         return min(found, key=lambda program: _seconds(program, kin.size)) if found else None
 
     def met(self, networks: Sequence[Expression]) -> bool:
-        """Whether networks may be of a family that has run before; from now on it has.
+        """Whether a family of these networks may have run before; from now on it has.
 
-        That is told by their other sizes, which takes no time; sizes that are new in more than the
-        batch are the most frequent case.
+        Only the sizes of the other legs are compared, which takes no time and is enough for most
+        new sizes.
         """
         terms = [term for network in networks for term in network.terms]
         if all(BATCH not in term.sizes for term in terms):
@@ -158,12 +166,12 @@ class Families:
         return known
 
     def searched(self, kin: Kin) -> bool:
-        """Whether there was a search for the family, in any size."""
+        """Whether a program was searched for in the family, for any size."""
         with self._lock:
             return bool(self._members.get(kin.family))
 
     def add(self, kin: Kin, program: Program[Any]) -> None:
-        """A program was searched for."""
+        """Add a program that was searched for, unless it runs in chunks."""
         if program.chunks:
             return
         with self._lock:
@@ -182,15 +190,19 @@ class Families:
 
 def _seconds(program: Program[Any], size: int) -> float:
     if program.batches is None:
-        return 0.0  # searched for this very size
+        return 0.0  # it was searched for this very size
     return program.batches.price(size).seconds
 
 
 def for_sizes(program: Program[Any], kin: Kin, powers: tuple[int, ...]) -> Program[Any] | None:
-    """The program for all sizes of the batch between two, or None if there is no such program.
+    """The program for a range of batch sizes, or None if its steps cannot be written for one.
 
-    If there is none by its own plan, but by one that takes no more than a quarter longer, it is
-    that one.
+    If the chosen plan cannot, a rival that takes at most a quarter longer is tried instead.
+
+    Args:
+        program: A program that was searched for one size.
+        kin: Its networks.
+        powers: The powers of the size by which the scales of the family's networks differ.
     """
     with cost.using(coefficients(torch.device(kin.device), kin.dtype), kin.dtype.itemsize):
         for candidate in _candidates(program):
@@ -203,14 +215,14 @@ def for_sizes(program: Program[Any], kin: Kin, powers: tuple[int, ...]) -> Progr
 
 
 def _spreads(own: int) -> Iterator[list[int]]:
-    """Sizes to write the steps for: the own one, one below and one above, far apart first."""
+    """Sizes to write the steps for: its own, one below and one above; the widest range first."""
     yield sorted({2, own, UP_TO * own} | ({2 * own} if own == 2 else set()))
     if own >= 6:
         yield [own // 2, own, 2 * own]
 
 
 def _candidates(program: Program[Any]) -> Iterator[Program[Any]]:
-    """The program, and if it has one term that by other plans which take little longer."""
+    """The program; then, if it has one term, programs by rivals that take little longer."""
     yield program
     if len(program.terms) == 1:
         ((first, *others),) = program.terms
@@ -223,10 +235,10 @@ def _candidates(program: Program[Any]) -> Iterator[Program[Any]]:
 def _general(
     program: Program[Any], kin: Kin, powers: tuple[int, ...], sizes: Sequence[int]
 ) -> Program[Any]:
-    """The program for sizes between the first and the last of these.
+    """The program for all sizes between the least and the greatest of these.
 
     Raises:
-        Different: it has another structure for one of them.
+        Different: its steps have another structure for one of them.
     """
     rivals = [_rivals(plans, program) for plans in program.terms]
     written: dict[int, Program[Any]] = {kin.size: program}
@@ -256,7 +268,7 @@ def _general(
 
 
 def _rivals(plans: Sequence[Plan], program: Program[Any]) -> int:
-    """How many plans after the first may become better than it for other sizes."""
+    """How many of a term's other plans may overtake the first at other sizes."""
     first, *others = plans
     if first.seconds < LEAST * sum(chosen.seconds for chosen, *_ in program.terms):
         return 0
@@ -264,7 +276,7 @@ def _rivals(plans: Sequence[Plan], program: Program[Any]) -> int:
 
 
 def _dimension(found: Sequence[tuple[int, int]], name: str) -> int | Affine:
-    """A dimension of an operand: a number, or a multiple of the size.
+    """A dimension of an operand, from its values at several sizes: a number, or a multiple of it.
 
     Raises:
         Different: it is neither.
@@ -278,7 +290,7 @@ def _dimension(found: Sequence[tuple[int, int]], name: str) -> int | Affine:
 
 
 def _price(size: int, program: Program[Any], rivals: Sequence[int]) -> Price:
-    """The plans' seconds, and those of the best plans that there are."""
+    """The predicted seconds of the chosen plans, and of the best of them and their rivals."""
     seconds = least = 0.0
     for (first, *others), most in zip(program.terms, rivals, strict=True):
         known = [weight(plan, first) * plan.seconds for plan in others[:most]]

@@ -1,9 +1,10 @@
 """Tiered compilation: new sizes run at once, and sizes that return get a searched program.
 
-As in a just-in-time compiler: what is looked up for the first time gets a program of the `baseline`
-compiler, which takes a few milliseconds; what returns is compiled, which takes some ten times
-longer. What was compiled for one batch serves others, too: see `families`. Results of all agree up
-to rounding. All who look programs up share one bounded table.
+As in a just-in-time compiler, a key that is looked up for the first time gets a program of the
+`baseline` compiler, which takes a few milliseconds to make. A key that returns gets a searched
+program, which takes some ten times longer. A program that was searched for one batch can serve
+others as well: see `families`. The results of all agree up to rounding. Everybody who looks up
+programs shares one bounded table. See decisions 0009 and 0022.
 """
 
 import os
@@ -22,7 +23,7 @@ from tnconv.codegen.lowering.nested import Nest
 from tnconv.codegen.programs.program import Program
 from tnconv.diagrams.expression import Expression
 
-MOST_PROGRAMS = 8192  # some 100 kB each at most
+MOST_PROGRAMS = 8192  # in memory, of at most some 100 kB each
 VARIABLE = "TNCONV_TIERED_COMPILATION"
 
 Build = Callable[..., Program[Any]]
@@ -61,10 +62,10 @@ def searched(build: Callable[..., Any], *arguments: Hashable) -> Any:
 
 
 class _Compiler:
-    """Programs of the tier that is due: those of a family, or of the baseline, or searched for.
+    """The compiler of the tier that is due: a family's program, a baseline program, or a search.
 
-    A family that returns is searched for, also in another size. What is ``provisional`` is to be
-    compiled again if it returns: it may use other than the ``routes`` that are asked for.
+    A family that returns is searched for, even at another batch size. A program that is
+    ``provisional`` is replaced when its key returns; it need not keep to the ``routes`` asked for.
     """
 
     def __init__(self, first: bool) -> None:
@@ -102,21 +103,22 @@ class _Compiler:
 
 
 def is_first(compiler: Callable[..., Program[Any]]) -> bool:
-    """Whether what a compiler is asked for is looked up for the first time: then no search pays."""
+    """Whether a compiler makes programs for a key that is looked up for the first time."""
     return isinstance(compiler, _Compiler) and compiler.first
 
 
 def looked_up(build: Callable[..., Found], *arguments: Hashable) -> Found:
-    """The program, or several, for these arguments, of the tier that is due."""
+    """What ``build`` makes of these arguments, with programs of the tier that is due."""
+    found: Found
     try:
-        found: Any = searched(build, *arguments)
+        found = searched(build, *arguments)
     except FirstLookup as first:
         found = first.program
-    return cast(Found, found)
+    return found
 
 
 class _Waiting:
-    """What ran once by a baseline program, as far as it is remembered."""
+    """The keys that have run by a baseline program only; the oldest are forgotten."""
 
     def __init__(self) -> None:
         self.keys: dict[tuple[Hashable, ...], None] = {}
@@ -133,7 +135,7 @@ class _Waiting:
             self.keys.pop(key, None)
 
     def clear(self) -> None:
-        """Nothing waits any more."""
+        """Forget all keys."""
         with self.lock:
             self.keys = {}
 
@@ -183,7 +185,7 @@ class tiered_compilation:  # a setting, as torch's
 
 
 def warm() -> int:
-    """Compile what has only run by baseline programs so far, before it returns; how many those are.
+    """Search now for everything that has only run by baseline programs; returns how many those are.
 
     >>> import torch
     >>> from tnconv import cache_clear, functional, tiered_compilation, warm
@@ -211,7 +213,7 @@ cache_info = searched.cache_info
 
 
 def _is_traced() -> bool:
-    """Whether a call is only traced, into a graph that runs later: that needs the best program."""
+    """Whether a call is traced into a graph that runs later, which should hold the best program."""
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()

@@ -130,6 +130,16 @@ class View:
             tuple(Axis(sizes[leg], 0, ((leg, 1),)) for group in legs for leg in group),
         )
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.shape, self.axes))  # the planner looks views up over and over
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return View, (self.shape, self.axes)  # hashes differ between processes
+
     @cached_property
     def legs(self) -> tuple[Leg, ...]:
         """The legs in order of first appearance."""

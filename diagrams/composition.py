@@ -40,7 +40,7 @@ def compose(outer: Expression, operand: str, inner: Expression) -> Sum:
 def _plugged(
     outer: TensorNetwork, positions: Sequence[int], inner: Sequence[TensorNetwork]
 ) -> TensorNetwork:
-    """A network in place of the node at each position, last position first."""
+    """The outer network with an inner one in place of the node at each position."""
     for at, network in zip(reversed(positions), inner, strict=True):
         pair = outer.connect(network)
         node, axes = pair.nodes[at], pair.result.axes[len(outer.result.axes) :]
@@ -79,7 +79,7 @@ def _outside(network: TensorNetwork, axes: Sequence[Axis]) -> bool:
 
 
 def _long(network: TensorNetwork, view: View) -> list[Axis]:
-    """The axes without those that have one position and are read there alone."""
+    """The axes without those of size one that are read at their one position only."""
     return [
         axis
         for axis in view.axes
@@ -88,7 +88,7 @@ def _long(network: TensorNetwork, view: View) -> list[Axis]:
 
 
 def _aligned(left: list[Axis], right: list[Axis]) -> Iterator[tuple[list[Axis], list[Axis]]]:
-    """The shortest runs of axes on both sides that flatten to one size."""
+    """Pairs of the shortest runs of axes, one of each view, that flatten to equal sizes."""
     while left or right:
         a, b = left[:1], right[:1]
         del left[:1], right[:1]

@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from itertools import islice, product
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from tnconv.diagrams.affine import (
     mask,
     reach,
 )
+from tnconv.diagrams.canonical import canonical_names
 from tnconv.diagrams.expression import Expression
 
 if TYPE_CHECKING:
@@ -154,43 +154,8 @@ class TensorNetwork(Expression):
 
     @cached_property
     def canonical(self) -> "TensorNetwork":
-        """This network with legs named by where they are held.
-
-        Two legs that are held at the same places with the same coefficients can be exchanged, so
-        sorting the legs by their places is a complete normal form for a given order of nodes. The
-        sign of a pattern is fixed without names, or where nothing tells, both signs are tried.
-        """
-        tensors: dict[Leg, list[tuple[int, int, int]]] = {leg: [] for leg in self.sizes}
-        for at, view in enumerate((self.result, *(node.view for node in self.tensors))):
-            for position, axis in enumerate(view.axes):
-                for leg, a in axis.terms:
-                    tensors[leg].append((at, position, a))
-        choices = [self._signs(pattern, tensors) for _, pattern in self.patterns]
-
-        def rows(signs: Sequence[int]) -> list[tuple[list[tuple[int, int, int]], int, Leg]]:
-            places = {leg: list(found) for leg, found in tensors.items()}
-            for (at, pattern), sign in zip(self.patterns, signs, strict=True):
-                for leg, a in pattern.terms:
-                    places[leg].append((-1, at, sign * a))
-            return sorted((places[leg], size, leg) for leg, size in self.sizes.items())
-
-        tried = islice(product(*choices), 2**10)  # equal networks found unequal only cost time
-        order = min(map(rows, tried), key=lambda rows: [row[:2] for row in rows])
-        return self.rename({leg: f"l{at:04d}" for at, (*_, leg) in enumerate(order)})
-
-    def _signs(
-        self, pattern: Pattern, places: Mapping[Leg, list[tuple[int, int, int]]]
-    ) -> list[int]:
-        """The sign whose values and terms come first, whatever legs are called; both if alike."""
-        ends = (pattern.values[0], pattern.values[-1]) if pattern.values else ()
-        keys = {
-            sign: (
-                sorted(sign * end for end in ends),
-                sorted((places[leg], self.sizes[leg], sign * a) for leg, a in pattern.terms),
-            )
-            for sign in (1, -1)
-        }
-        return [sign for sign, key in keys.items() if key == min(keys.values())]
+        """This network with legs named by where they are held: equal networks become the same."""
+        return self.rename(canonical_names(self.nodes, self.result, self.sizes))
 
     @cached_property
     def _key(self) -> tuple[object, ...]:
@@ -198,10 +163,25 @@ class TensorNetwork(Expression):
         return same.nodes, same.result, tuple(sorted(same.sizes.items())), same.scale
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TensorNetwork) and self._key == other._key
+        if not isinstance(other, TensorNetwork) or self._size != other._size:
+            return False
+        return self._parts == other._parts or self._key == other._key
+
+    @property
+    def _parts(self) -> tuple[object, ...]:
+        return self.nodes, self.result, dict(self.sizes)
+
+    @cached_property
+    def _size(self) -> tuple[object, ...]:
+        """What equal networks have in common and is told at once: most others differ in it."""
+        return self.shape, len(self.nodes), self.scale, sorted(self.sizes.values())
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._key)  # programs are looked up by it at every call of `contract`
 
     def with_(
         self,

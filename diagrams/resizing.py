@@ -12,10 +12,11 @@ Place = tuple[str, int]
 
 
 def resized(networks: Sequence[Expression], leg: Leg, size: int) -> tuple[Expression, ...] | None:
-    """The networks with another size of ``leg``, and of legs that are the same operand dimensions.
+    """The networks with another size of ``leg`` and of the legs that are tied to it.
 
-    So are second copies of it, with primes, that have its size. Scales stay. None if that is not
-    all there is to change: a pattern holds such a leg, it is part of an axis, or nothing holds it.
+    Those are legs of the same dimension of an operand, and second copies (with primes) of the same
+    size. Scales stay. None if a pattern holds such a leg, if it is not a whole axis wherever it is
+    held, or if no network has the leg.
 
     >>> from tnconv.diagrams import conv
     >>> (larger,) = resized([conv((8, 3, 32), (4, 3, 5))], "n", 13)
@@ -48,7 +49,7 @@ def resized(networks: Sequence[Expression], leg: Leg, size: int) -> tuple[Expres
 
 
 def _tied(network: TensorNetwork, leg: Leg) -> list[Leg] | None:
-    """The leg, and those that are the same dimensions of the same operands; None if one is none."""
+    """The leg and those tied to it; None if one is no whole dimension of an operand."""
     places: dict[Place, set[Leg | None]] = {}
     for tensor in network.tensors:
         before = 1

@@ -38,6 +38,7 @@ MADE_BY = {
     "low-rank-allcnnc": "low_rank",
     "low-rank": "low_rank_studies",
     "monitor": "monitor",
+    "monitor-budget": "monitor --budget 0.05",
     "networks": "networks",
     "new-sizes": "new_sizes",
     "operators": "operators",

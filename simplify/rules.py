@@ -5,10 +5,21 @@
 match; the rules that turn patterns into views are in `tnconv.simplify.view_rules`.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from math import gcd
 
-from tnconv.diagrams.affine import Leg, Pattern, Terms, View, divisor, fresh, linear, reach
+from tnconv.diagrams.affine import (
+    Axis,
+    Leg,
+    Pattern,
+    Terms,
+    View,
+    divisor,
+    fresh,
+    linear,
+    reach,
+)
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify.progressions import affine, clip, meet, met, quotients, within
 
@@ -88,8 +99,12 @@ def implied(tn: TensorNetwork) -> TensorNetwork | None:
     [form ∈ V] x[offset + form] = x[offset + form]  if x is zero outside V;
     [form ∈ U] [form ∈ V] = [form ∈ U ∩ V]
     """
+    axes: dict[object, list[Axis]] = defaultdict(list)  # of one form only if of one key
+    for axis in (axis for view in _views(tn) for axis in view.axes if axis.terms):
+        axes[axis.terms[0][0], len(axis.terms)].append(axis)
     for at, pattern in tn.patterns:
-        if any(_implies(tn, view, pattern) for view in _views(tn)):
+        alike = axes.get((pattern.legs[0], len(pattern.legs)), ()) if pattern.legs else ()
+        if any(_implies(tn, axis, pattern) for axis in alike):
             return tn.without(at)
         for other, same in tn.patterns:
             if other > at and same.terms == pattern.terms:
@@ -126,8 +141,8 @@ def crop(tn: TensorNetwork) -> TensorNetwork | None:
 
     Σ_i [a·i + rest ∈ values] T[i] = Σ_{j<m} [a·(b + c·j) + rest ∈ values] T[b + c·j]
 
-    Two legs with one value are left to solving, and inputs behind the last window to native
-    kernels, which skip them for nothing.
+    Exact patterns of two legs are left to `solve`. Input positions behind the last window stay:
+    native kernels skip them at no cost.
     """
     for at, pattern in tn.patterns:
         if len(pattern.terms) == 2 and pattern.value is not None:
@@ -162,7 +177,7 @@ def swap(
 
 
 def solve_pair(tn: TensorNetwork, accepts: Callable[[int, int], bool]) -> TensorNetwork | None:
-    """All solutions of a·i + b·j = c in range are i = i0 + |b|·t, j = j0 ∓ a·t for 0 <= t < T."""
+    """Solve a·i + b·j = c: in range i = i0 + |b|·t and j = j0 ∓ a·t for 0 <= t < T."""
     for at, pattern in tn.patterns:
         if len(pattern.terms) != 2 or (c := pattern.value) is None:
             continue
@@ -192,19 +207,15 @@ def _views(tn: TensorNetwork) -> Iterator[View]:
     yield tn.result
 
 
-def _implies(tn: TensorNetwork, view: View, pattern: Pattern) -> bool:
+def _implies(tn: TensorNetwork, axis: Axis, pattern: Pattern) -> bool:
     """Whether an axis whose form is a multiple of the pattern's is inside only for its values."""
-    legs = pattern.legs
-    for axis in view.axes:
-        if axis.terms and len(axis.terms) == len(legs) and axis.terms[0][0] == legs[0]:
-            g = divisor(axis.terms)
-            allowed = Pattern(axis.terms, range(-axis.offset, axis.size - axis.offset))
-            if tuple((leg, a // g) for leg, a in allowed.terms) == pattern.terms:
-                low, high = reach(pattern.terms, tn.sizes)
-                inside = clip(quotients(allowed.values, g), low, high)
-                if len(meet(inside, pattern.values)) == len(inside):
-                    return True
-    return False
+    g = divisor(axis.terms)
+    allowed = Pattern(axis.terms, range(-axis.offset, axis.size - axis.offset))
+    if tuple((leg, a // g) for leg, a in allowed.terms) != pattern.terms:
+        return False
+    low, high = reach(pattern.terms, tn.sizes)
+    inside = clip(quotients(allowed.values, g), low, high)
+    return len(meet(inside, pattern.values)) == len(inside)
 
 
 def _reduced(q: Pattern, p: Pattern, value: int) -> Pattern | None:

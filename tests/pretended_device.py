@@ -30,7 +30,7 @@ RANDOM = ("uniform_", "normal_", "exponential_", "bernoulli_")
 _dispatch, _register_hook = FakeTensorMode.dispatch, Tensor.register_hook
 
 
-class Backend(backend_registration._DummyBackendModule):
+class Backend(getattr(backend_registration, "_DummyBackendModule", object)):  # torch >= 2.10
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.float16, torch.bfloat16]
 

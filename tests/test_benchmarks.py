@@ -218,11 +218,21 @@ def test_overhead_has_a_row_for_every_operation(tmp_path):
     assert cache_info().currsize == 0
     file = tmp_path / "overhead.json"
     rows = [asdict(row) for row in compiled]
-    measure.write_results(file, "cpu", rows, clock="", calls=[asdict(row) for row in called])
+    longest = [asdict(overhead.Long("a chain", 0.5, 1.0)), asdict(overhead.Long("b", 3.0, 2.0))]
+    saved = {"calls": [asdict(row) for row in called], "long": longest}
+    measure.write_results(file, "cpu", rows, clock="", **saved)
     report.main([str(file)])
     text = file.with_suffix(".md").read_text().splitlines()
     for operation in OPERATIONS:
         assert sum(line.startswith(f"| {operation} |") for line in text) == 2
+    assert {"| a chain | 0.50 | ≤ 1 |", "| b | **3.00** | ≤ 2 |"} <= {*text}
+
+
+def test_chains_are_products_of_matrices():
+    network = overhead.chain(5)
+    operands = {name: torch.randn(shape) for name, shape in network.operands.items()}
+    expected = torch.linalg.multi_dot(list(operands.values()))
+    torch.testing.assert_close(network.reference(**operands).float(), expected)
 
 
 @pytest.mark.parametrize("name", [*everything.RUNS, *everything.ON_GPU])

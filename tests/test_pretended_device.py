@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils import backend_registration
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(backend_registration, "_DummyBackendModule"), reason="needs torch 2.10"
+)
 WAITS = {"compute": 0, "KFAC cholesky": 2, "KFAC eigen": 14}
 """How often a call may wait for the device: torch's eigh asks for each matrix by itself."""
 

@@ -11,21 +11,13 @@ if interruption.is_command():  # before torch is imported, which takes long enou
 
 from torch import Tensor
 
-from tnconv import codegen, diagrams, functional
-from tnconv.codegen import Program, compile
-from tnconv.codegen.tiers import (
-    Build,
-    cache_clear,
-    cache_info,
-    device_of,
-    looked_up,
-    tiered_compilation,
-    warm,
-)
+from tnconv import diagrams
 from tnconv.diagrams import Expression, Sum, TensorNetwork
 
 if TYPE_CHECKING:
     from tnconv import (
+        codegen,
+        functional,
         geometry,
         losses,
         models,
@@ -37,6 +29,8 @@ if TYPE_CHECKING:
         quantities,
         recursions,
     )
+    from tnconv.codegen import Program, compile
+    from tnconv.codegen.tiers import Build, cache_clear, cache_info, tiered_compilation, warm
     from tnconv.models import Result, compute, observe
     from tnconv.operators import (  # type: ignore[no-redef]
         FisherOperator,
@@ -92,11 +86,17 @@ _OF_OPERATORS = (
     *("FisherOperator", "GGNOperator", "HessianOperator", "LowRankGGN"),
     *("hesscale", "hessian_diagonal", "low_rank_ggn", "observe_low_rank"),
 )
+_OF_TIERS = ("cache_clear", "cache_info", "tiered_compilation", "warm")
 _FOLDERS = (
-    *("geometry", "losses", "models", "monitor", "nn", "ntk", "operators", "optim"),
-    *("quantities", "recursions"),
+    *("codegen", "functional", "geometry", "losses", "models", "monitor", "nn", "ntk"),
+    *("operators", "optim", "quantities", "recursions"),
 )
-_WHERE = dict.fromkeys(_OF_MODELS, "models") | dict.fromkeys(_OF_OPERATORS, "operators")
+_WHERE = {
+    **dict.fromkeys(("Program", "compile"), "codegen"),
+    **dict.fromkeys(_OF_TIERS, "codegen.tiers"),
+    **dict.fromkeys(_OF_MODELS, "models"),
+    **dict.fromkeys(_OF_OPERATORS, "operators"),
+}
 """What is imported when it is asked for, so that diagrams alone do not wait for it."""
 
 
@@ -127,10 +127,12 @@ def contract(network: Expression, /, **operands: Tensor) -> Tensor:
         ValueError: an operand is missing, unknown, or of another shape, dtype or device.
         TypeError: an operand is not a tensor.
     """
+    from tnconv.codegen.tiers import device_of, looked_up
+
     device = device_of(next(iter(operands.values()), None))
     program: Program = looked_up(_compiled, device, network)
     return program(**operands)
 
 
-def _compiled(compiled: Build, device: str, network: Expression) -> Program:
+def _compiled(compiled: "Build", device: str, network: Expression) -> "Program":
     return compiled(network, device=device)

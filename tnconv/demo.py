@@ -210,14 +210,14 @@ def _show_compiler(settings: Settings, console: Console) -> None:
     console.rule("What the compiler did: the input factor of the second convolution")
     console.out(compile(factor).explain(), highlight=False)
     console.out(f"simplified, in form V\n  {simplified}", highlight=False)
-    console.print(WORDS)
+    console.print(" ".join(WORDS.split()))
     _compare(factor, settings, console)
     settings.folder.mkdir(parents=True, exist_ok=True)
     steps = [("as written", factor.terms[0]), ("simplified, in form V", simplified)]
     for suffix in ("svg", "png"):
         console.out("wrote", factor.draw(settings.folder / f"factor.{suffix}"))
         console.out("wrote", draw_steps(steps, settings.folder / f"factor-simplified.{suffix}"))
-    console.print(NEXT)
+    console.print(NEXT, soft_wrap=True)
 
 
 def _compare(factor: Expression, settings: Settings, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The ways to write one matrix product: they are priced first, and only the best is written."""
+"""The ways to compute one matrix product: all are priced, and only the chosen one is written."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.arrangements import Arrangement, Matrix
-from tnconv.codegen.lowering.matrices import Product, copied, is_matrix, products
+from tnconv.codegen.lowering.matrices import Product, copied, is_matrix, least_seconds, products
 from tnconv.codegen.lowering.strided import Strided, strided
 from tnconv.codegen.lowering.values import Value
 from tnconv.codegen.lowering.writer import Step, Writer
@@ -15,16 +15,23 @@ from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg
 
 Wanted = tuple[Sequence[Leg], Collection[Leg]]
-"""The order of legs in the end, and those that a later product sums: see `pairs.pair`."""
+"""The order of legs of the final result, and the legs that a later product sums: `pairs.pair`."""
 
 
 class Way(NamedTuple):
-    """One way to write a product, with its price.
+    """One way to compute a product, with its price.
 
-    ``summed_last`` says how copies lie, and ``number`` which of the `products` it is. ``new`` is
-    how many steps it adds, ``within`` the seconds of the copies that torch makes inside of the
-    product, ``reordering`` those of a copy of the result into the wanted order of legs, and
-    ``seconds`` those of all steps so far.
+    Args:
+        plan: Which legs are batch, rows, summed and columns, in which order.
+        factors: The two matrices.
+        copies: The steps that make them, where strides do not allow a view.
+        product: The call.
+        within: The seconds of copies that torch makes inside of the call.
+        new: The number of steps that are not written yet.
+        seconds: The predicted time of all steps up to and including these.
+        reordering: The seconds of a copy of the result into the wanted order of legs.
+        summed_last: Whether copies have the summed legs last, rather than before the others.
+        number: Which of `products` the call is.
     """
 
     plan: Arrangement
@@ -44,9 +51,9 @@ class Way(NamedTuple):
 
 
 class Candidates:
-    """The ways to write one product: they are priced first, and only the chosen one is written.
+    """Prices the ways to compute one product, and writes the chosen one.
 
-    Many arrangements have a factor in common.
+    Matrices and reorderings are kept, because many arrangements have them in common.
     """
 
     def __init__(self, writer: Writer, a: Value, b: Value, wanted: Wanted) -> None:
@@ -55,26 +62,51 @@ class Candidates:
         self._matrices: dict[tuple[object, ...], Matrix] = {}
         self._reorderings: dict[tuple[Leg, ...], float] = {}
         self._earlier = {step.value.size for step in writer.steps}
+        self._mirrored = a.array.origin is b.array.origin
 
     def cheapest(self, plans: Sequence[Arrangement], best: Way | None = None) -> Way:
-        """The first of the cheapest, if it is cheaper than the ``best`` so far."""
-        for plan in plans:
-            way = self.way(plan, summed_last=True)
+        """The cheapest way by any of these arrangements, or the ``best`` so far.
+
+        They are written in the order of their bounds, until those exceed the best price.
+        """
+        first, place = best, -1  # of equally cheap ones the first is taken
+        for least, at in sorted([(self._least(plan), at) for at, plan in enumerate(plans)]):
+            if first is not None and (least, at) > (first.price, place):
+                break
+            way = self.way(plans[at], summed_last=True)
             if way.new > 1:  # copies have the summed legs before the others if that is cheaper
-                other = self.way(plan, summed_last=False)
+                other = self.way(plans[at], summed_last=False)
                 way = other if other.seconds < way.seconds else way
-            if best is None or way.price < best.price:
-                best = way
-        assert best is not None
-        return best
+            if first is None or (way.price, at) < (first.price, place):
+                first, place = way, at
+        assert first is not None
+        return first
+
+    def _least(self, plan: Arrangement) -> float:
+        """A lower bound of the price of an arrangement, from sizes and strides alone.
+
+        Terms are added in the order of `way`, so that rounding leaves it a bound.
+        """
+        size, seconds = self._size, self._writer.seconds
+        copies = [
+            matrix.least_copy
+            for matrix in (self._left(plan), self._right(plan))
+            if matrix.entries not in self._earlier  # else the copy may be written already
+        ]
+        for copy in copies[:1] if self._mirrored else copies:
+            seconds += copy
+        batch, rows, summed, columns = (
+            prod([size[leg] for leg in legs])
+            for legs in (plan.lead + plan.batch, plan.rows, plan.summed, plan.columns)
+        )
+        if batch * rows * columns not in self._earlier:  # else the product may be
+            seconds += least_seconds(batch, rows, summed, columns, self._mirrored)
+        return seconds + self._reordering(plan.legs)
 
     def way(self, plan: Arrangement, summed_last: bool, number: int | None = None) -> Way:
-        """The product by an arrangement, and what it costs together with all steps so far.
-
-        It is the cheapest of the `products`, or the one of a ``number``.
-        """
-        left, first = self._matrix(plan.left, plan, plan.rows).factor(summed_last, False)
-        right, second = self._matrix(plan.right, plan, plan.columns).factor(summed_last, True)
+        """The product by an arrangement: the cheapest of the `products`, or that of a number."""
+        left, first = self._left(plan).factor(summed_last, False)
+        right, second = self._right(plan).factor(summed_last, True)
         front = _front(left, right)
         ways = list(products(left, right, front))
         if number is None or number >= len(ways):
@@ -103,7 +135,7 @@ class Candidates:
     def written(
         self, way: Way, choice: tuple[int, bool, int] | None = None
     ) -> tuple[Writer, Value]:
-        """The steps of a way, written by this choice."""
+        """The writer after the steps of a way, and the result. The choice is recorded."""
         writer, plan = self._writer, way.plan
         writer = writer if choice is None else writer.choosing("product", choice)
         for step in way.copies:
@@ -124,6 +156,12 @@ class Candidates:
         assert split is not None
         return writer, Value(split, plan.legs)
 
+    def _left(self, plan: Arrangement) -> Matrix:
+        return self._matrix(plan.left, plan, plan.rows)
+
+    def _right(self, plan: Arrangement) -> Matrix:
+        return self._matrix(plan.right, plan, plan.columns)
+
     def _matrix(self, value: Value, plan: Arrangement, keep: tuple[Leg, ...]) -> Matrix:
         lead = tuple([leg for leg in plan.lead if leg in value.legs])
         key = (value.array, value.legs, lead, plan.batch, keep, plan.summed)
@@ -133,7 +171,7 @@ class Candidates:
         return known
 
     def _reordering(self, legs: tuple[Leg, ...]) -> float:
-        """The seconds of the copy that a last product takes if its legs are in another order."""
+        """The seconds of the copy that a result with legs in this order needs in the end."""
         if (known := self._reorderings.get(legs)) is None:
             known = self._reorderings[legs] = self._reordered(legs)
         return known

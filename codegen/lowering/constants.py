@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tnconv.codegen.lowering.strided import LIKE
 from tnconv.codegen.lowering.writer import Step
 
-LARGEST = 2**22  # entries: larger constants are not kept
+LARGEST = 2**22  # entries: larger constants are made at each call, lest a program hold much memory
 
 
 def constant_steps(steps: Sequence[Step]) -> list[Step]:

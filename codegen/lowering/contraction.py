@@ -1,22 +1,24 @@
 """Contraction of dense values along the best path."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from math import inf, prod
 
+from tnconv.codegen.lowering.exhaustive import best_path
+from tnconv.codegen.lowering.greedy import greedy_path
 from tnconv.codegen.lowering.pairs import pair, sum_out
-from tnconv.codegen.lowering.paths import RANDOM, searched
+from tnconv.codegen.lowering.paths import RANDOM, Path, searched
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
-from tnconv.codegen.lowering.writer import Writer, cheapest
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.affine import Leg, Sizes
 from tnconv.diagrams.network import TensorNetwork
 
 SEARCHES = ("auto", "optimal", "dp")  # of the order of contractions, for `compile`
 GREEDY = "greedy"  # the order that the baseline compiler takes without a search
+FEW = 8  # largest number of values whose path is found in a table of their subsets
 EXHAUSTIVE = 12  # largest number of values for which the search is exhaustive
 PROGRAMMED = 24  # largest number for dynamic programming, which takes seconds from 60 values on
 
@@ -26,13 +28,27 @@ def contraction_path(
 ) -> tuple[tuple[int, ...], ...]:
     """Which values to contract in turn: positions in a list that loses them and gains the product.
 
-    ``optimize`` is ``"optimal"`` (cotengra's exhaustive search), ``"dp"`` (opt_einsum's dynamic
-    programming), or ``"auto"``: the former up to 12 values, the latter up to 24, and beyond that
-    the best of some random greedy orders, improved part by part.
+    ``optimize`` is ``"optimal"`` (exhaustive: up to 8 values by a table of their subsets, else by
+    cotengra), ``"dp"`` (opt_einsum's dynamic programming), or ``"auto"``: the former up to 12
+    values, the latter up to 24, and beyond that the best of some random greedy orders, improved
+    part by part.
 
     Raises:
         ValueError: another ``optimize``.
     """
+    path = _path_within(inputs, output, sizes, optimize, inf)
+    assert path is not None
+    return path
+
+
+def _path_within(
+    inputs: Sequence[Sequence[Leg]],
+    output: Sequence[Leg],
+    sizes: Sizes,
+    optimize: str,
+    most: float,
+) -> Path | None:
+    """The path as in `contraction_path`; None for few values if it has ``most`` multiplications."""
     if optimize not in SEARCHES:
         raise ValueError(f"optimize is {optimize!r}; expected 'auto', 'optimal' or 'dp'")
     if len(inputs) < 3:
@@ -40,56 +56,20 @@ def contraction_path(
     number: dict[Leg, int] = {}
     for leg in (leg for legs in (*inputs, output) for leg in legs):
         number.setdefault(leg, len(number))
-    return searched(
-        tuple(tuple(number[leg] for leg in legs) for legs in inputs),
-        tuple(number[leg] for leg in output),
-        tuple(sizes[leg] for leg in number),
-        _for_many(len(inputs)) if optimize == "auto" else optimize,
+    numbered = (
+        tuple([tuple([number[leg] for leg in legs]) for legs in inputs]),
+        tuple([number[leg] for leg in output]),
+        tuple([sizes[leg] for leg in number]),
     )
+    if len(inputs) <= FEW and optimize != "dp":
+        return best_path(*numbered, most)
+    return searched(*numbered, _for_many(len(inputs)) if optimize == "auto" else optimize)
 
 
 def _for_many(values: int) -> str:
     if values <= EXHAUSTIVE:
         return "optimal"
     return "dp" if values <= PROGRAMMED else RANDOM
-
-
-def greedy_path(
-    inputs: Sequence[Sequence[Leg]], output: Sequence[Leg], sizes: Sizes
-) -> tuple[tuple[int, ...], ...]:
-    """A path that always contracts two neighbours with the smallest product.
-
-    >>> greedy_path(["ij", "jk", "kl"], "il", {"i": 8, "j": 8, "k": 8, "l": 2})
-    ((1, 2), (0, 1))
-    """
-    if len(inputs) < 3:
-        return (tuple(range(len(inputs))),)
-    left, path = [frozenset(legs) for legs in inputs], []
-    while len(left) > 1:
-        held = Counter(leg for legs in (*left, frozenset(output)) for leg in legs)
-        made = {pair: _product_legs(left, pair, held) for pair in _neighbours(left)}
-        best = min(made, key=lambda pair: prod(sizes[leg] for leg in made[pair]))
-        path.append(best)
-        left = [*(legs for at, legs in enumerate(left) if at not in best), made[best]]
-    return tuple(path)
-
-
-def _neighbours(left: Sequence[frozenset[Leg]]) -> list[tuple[int, int]]:
-    """Pairs of values that hold one leg, next to each other among its holders; or any pair."""
-    holders: dict[Leg, list[int]] = defaultdict(list)
-    for at, legs in enumerate(left):
-        for leg in legs:
-            holders[leg].append(at)
-    found = dict.fromkeys(pair for held in holders.values() for pair in pairwise(held))
-    return sorted(found) or [(0, 1)]
-
-
-def _product_legs(
-    left: Sequence[frozenset[Leg]], pair: tuple[int, int], held: Counter[Leg]
-) -> frozenset[Leg]:
-    """The legs of two values that others, or the result, hold as well."""
-    first, second = (left[at] for at in pair)
-    return frozenset(leg for leg in first | second if held[leg] > (leg in first) + (leg in second))
 
 
 def path_flops(network: TensorNetwork) -> int:
@@ -121,14 +101,28 @@ def contract(
 ) -> tuple[Writer, Value] | None:
     """``Σ Π values`` over all legs but ``output``, pair by pair along the best path.
 
-    Of mirrored halves, which are one value used twice, a path may also make each by itself. None
-    stands for what takes longer than the ``limit``, a number of seconds for all steps.
+    Where the values are two mirrored halves, contracting each half to one value first is tried as
+    well. None stands for a contraction that takes longer than the ``limit`` in seconds, all steps
+    so far included.
+
+    Args:
+        writer: The steps so far.
+        values: The dense values.
+        output: The legs of the result.
+        sizes: The size of each leg.
+        optimize: The path search, or `GREEDY`.
+        limit: The most seconds of all steps.
     """
-    how = output, sizes, optimize, limit
+    how = output, sizes, optimize
     if optimize == GREEDY or len(values) < 4 or (halves := _halves(values)) is None:
-        return _along_path(values, *how, writer)
-    ways = [partial(_along_path, values, *how), partial(_by_halves, halves, *how)]
-    return cheapest("halves", writer, ways)
+        return _along_path(values, *how, limit, writer)
+    given, found = writer.scripted("halves"), None
+    if given != 0:
+        found = _by_halves(halves, *how, limit, writer.choosing("halves", 1))
+    if given != 1:  # no slower than by halves, which bounds the search for a path
+        limit = limit if found is None else min(limit, found[0].seconds)
+        found = _along_path(values, *how, limit, writer.choosing("halves", 0)) or found
+    return found
 
 
 def _by_halves(
@@ -156,7 +150,7 @@ def _legs(values: Sequence[Value]) -> Iterator[Leg]:
 
 
 def _halves(values: Sequence[Value]) -> tuple[list[Value], list[Value]] | None:
-    """Two halves, array by array the same, that an exchange of legs maps onto each other."""
+    """Two halves of the same arrays, one of which is the other with some legs exchanged."""
     twins: dict[Strided, list[Value]] = defaultdict(list)
     for value in values:
         twins[value.array].append(value)
@@ -183,12 +177,9 @@ def _along_path(
     later: Collection[Leg] = (),
 ) -> tuple[Writer, Value] | None:
     left = list(values)
-    search = greedy_path if optimize == GREEDY else partial(contraction_path, optimize=optimize)
-    if (path := writer.scripted("path")) is None:
-        path = search([value.legs for value in left], output, sizes)
-    writer = writer.choosing("path", path)
-    if limit < inf and writer.seconds + _least_seconds(path, values, output, sizes) > limit:
+    if (path := _path(writer, values, output, sizes, optimize, limit)) is None:
         return None
+    writer = writer.choosing("path", path)
     for positions in path:
         chosen = [left[at] for at in positions]
         left = [value for at, value in enumerate(left) if at not in positions]
@@ -203,12 +194,38 @@ def _along_path(
     return writer, left[0]
 
 
-def _least_seconds(
+def _path(
+    writer: Writer,
+    values: Sequence[Value],
+    output: Sequence[Leg],
+    sizes: Sizes,
+    optimize: str,
+    limit: float,
+) -> Path | None:
+    """The path of a script, or the best one; None if its products alone exceed the limit.
+
+    They take no less than their flops at peak speed, mirrored halves once.
+    """
+    mirrored = len({value.array for value in values}) < len(values)
+    most = (2 if mirrored else 1) * (limit - writer.seconds) / cost.least_product(2)
+    path: Path | None = writer.scripted("path")
+    if path is None:
+        legs = [value.legs for value in values]
+        if optimize == GREEDY:
+            path = greedy_path(legs, output, sizes)
+        else:
+            path = _path_within(legs, output, sizes, optimize, most)
+    if path is None or _multiplications(path, values, output, sizes) > most:
+        return None
+    return path
+
+
+def _multiplications(
     path: Sequence[Sequence[int]], values: Sequence[Value], output: Sequence[Leg], sizes: Sizes
-) -> float:
-    """A lower bound of the seconds along a path: its matrix products at full speed."""
+) -> int:
+    """How many the matrix products along a path have."""
     left = [frozenset(value.legs) for value in values]
-    flops = 0
+    total = 0
     for positions in path:
         first, *others = (left[at] for at in positions)
         left = [legs for at, legs in enumerate(left) if at not in positions]
@@ -216,8 +233,7 @@ def _least_seconds(
             needed = frozenset(output).union(*left) if len(others) == 1 else frozenset(sizes)
             one, two = first & (needed | other), other & (needed | first)
             if one != two and not one & two <= needed:
-                flops += 2 * prod(sizes[leg] for leg in one | two)
+                total += prod(sizes[leg] for leg in one | two)
             first = (one | two) & needed
         left.append(first)
-    mirrored = len({value.array for value in values}) < len(values)  # half of the work is equal
-    return cost.least_product(flops) / (2 if mirrored else 1)
+    return total

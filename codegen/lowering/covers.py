@@ -15,8 +15,12 @@ from tnconv.diagrams.network import TensorNetwork
 class Cover:
     """A partly lowered network: what is left, the steps written so far, and the routes used.
 
-    The tensors of ``network`` are read from ``arrays``: operands, or results of earlier steps, each
-    under one name of the cover's own. ``indices`` are the operands of its selections.
+    Args:
+        network: What is left. Its tensors have names of the cover's own.
+        arrays: What each name stands for: an operand, or the result of a step.
+        writer: The steps.
+        routes: The routes used so far.
+        indices: The index operands of the network's selections.
     """
 
     network: TensorNetwork
@@ -48,7 +52,11 @@ class Cover:
 
     def choosing(self, kind: str, what: Hashable) -> "Cover":
         """With one more choice made: see `Writer`."""
-        return replace(self, writer=self.writer.choosing(kind, what))
+        return self.after(self.writer.choosing(kind, what))
+
+    def after(self, writer: Writer) -> "Cover":
+        """The same cover after further steps."""
+        return Cover(self.network, self.arrays, writer, self.routes, self.indices)
 
     def named(self, array: Strided) -> tuple[str, Mapping[str, Strided]]:
         """The name of an array, and all arrays with it."""
@@ -82,7 +90,7 @@ class Cover:
         assert isinstance(node, Tensor)
         array, sizes = self.arrays[node.name], self.network.sizes
         writer, value = read(self.writer, array, node.view, sizes)
-        return replace(self, writer=writer), value
+        return self if writer is self.writer else self.after(writer), value
 
     def needed(self, leg: Leg, *but: int) -> bool:
         """Whether the result or a node that is not one of ``but`` holds the leg."""
@@ -90,7 +98,7 @@ class Cover:
         return leg in self.network.open_legs or any(at not in but for at in held)
 
     def put(self, writer: Writer, covered: tuple[int, ...], value: Value, route: str) -> "Cover":
-        """The nodes at ``covered`` become the tensor ``value``; legs of theirs alone are gone."""
+        """The nodes at ``covered`` become the tensor ``value``; legs that they alone hold go."""
         tn = self.network
         sizes = {
             leg: size
@@ -101,7 +109,7 @@ class Cover:
         node: Node = Tensor(name, View.of(sizes, *value.legs))
         nodes = (node, *(n for at, n in enumerate(tn.nodes) if at not in covered))
         network, routes = tn.with_(nodes, sizes=sizes), (*self.routes, route)
-        return replace(self, network=network, arrays=arrays, writer=writer, routes=routes)
+        return Cover(network, arrays, writer, routes, self.indices)
 
 
 Route = Callable[[Cover], Iterator[Cover]]

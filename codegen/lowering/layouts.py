@@ -72,7 +72,7 @@ def run(shape: Ints, strides: Ints) -> int:
 def innermost(shape: Ints, strides: Ints) -> tuple[int, int, int, int]:
     """The inner loops of a copy: entries of a row, their step, and rows.
 
-    The last number is how many entries are read in turn that conflict in caches.
+    The last number counts the entries that are read in turn and fall into one cache set.
     """
     loops: list[tuple[int, int]] = []
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):

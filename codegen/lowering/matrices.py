@@ -1,8 +1,8 @@
 """Products of two matrices, or batches of them: the ways in which torch can compute one."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.strided import Strided
@@ -31,8 +31,7 @@ GRAM = '''def gram(x, blocks):
 SYMMETRIC = Operation("gram", lambda x, blocks: f"gram({x}, {blocks})", helper=GRAM)
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(NamedTuple):
     """A way to compute a matrix product: its price, its call, and the shape of its result."""
 
     kernel: cost.Kernel
@@ -50,7 +49,7 @@ def products(left: Strided, right: Strided, front: tuple[int, ...]) -> Iterator[
     how = {"along": along, "conflict": _conflicts(left), "across": across}
     kernel = cost.matmul(prod(front), m, n, k, **how)
     yield Product(kernel, MATMUL, (left, right), (*front, m, n))
-    if m == n and (left.mT is right or left is right.mT):
+    if m == n and left.origin is right.origin and (left.mT is right or left is right.mT):
         half = left if left.mT is right else right.mT
         for blocks in (b for b in BLOCKS if m >= b * LEAST_ROWS):
             kernel = cost.gram(prod(front), m, k, blocks)
@@ -64,8 +63,23 @@ def products(left: Strided, right: Strided, front: tuple[int, ...]) -> Iterator[
         yield Product(kernel, MATMUL, (parts, repeated), (m // rows, rows, n))
 
 
+def least_seconds(batch: int, m: int, k: int, n: int, mirrored: bool) -> float:
+    """A lower bound of the price of all `products` of these sizes, whatever their strides.
+
+    Args:
+        batch: The number of products.
+        m: Rows of the result.
+        k: Summed entries.
+        n: Columns of the result.
+        mirrored: Whether the factors may be one matrix and its transpose.
+    """
+    if mirrored or (batch == 1 and min(m, n) >= LARGE and k <= FEW):
+        return cost.least_product(2 * batch * m * k * n) / (2 if mirrored else 1)
+    return cost.matmul(batch, m, n, k, along=True).seconds
+
+
 def copied(array: Strided, front: tuple[int, ...]) -> int:
-    """Entries of the copy that torch makes of an operand whose batch dimensions do not merge."""
+    """Entries of the copy that torch makes of a factor whose batch dimensions cannot be merged."""
     matrix = array.shape[-2:]
     if len(front) < 2 or len(array.shape) < 3:
         return 0
@@ -77,7 +91,7 @@ def copied(array: Strided, front: tuple[int, ...]) -> int:
 
 
 def _conflicts(array: Strided) -> bool:
-    """Whether the columns of a transposed factor compete for the same places of a cache."""
+    """Whether the columns of a transposed factor fall into the same cache sets."""
     row, column = array.strides[-2:]
     return row == 1 < column and cost.conflicts(column)
 

@@ -66,7 +66,7 @@ def overlapped(writer: Writer, array: Strided, axes: Sequence[Overlap]) -> tuple
 
 
 def _added(array: Strided, axes: Sequence[Overlap], writer: Writer) -> tuple[Writer, Strided]:
-    """Part by part into zeros."""
+    """Each part added in turn into a tensor of zeros."""
     sizes, starts, steps = zip(*((x.size, x.start, x.step) for x in axes), strict=True)
     taps = tuple((at, tap) for at, x in enumerate(axes) for tap in x.taps)
     lead = array.shape[: len(array.shape) - len(axes) - len(taps)]

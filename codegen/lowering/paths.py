@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
-from math import prod
 
+from tnconv.codegen.lowering.greedy import greedy_flops
 from tnconv.codegen.prices import store
 from tnconv.codegen.prices.store import Json
 
@@ -65,8 +65,8 @@ def _search(inputs: tuple[Numbers, ...], output: Numbers, sizes: Numbers, optimi
             tree.subtree_reconfigure_(subtree_size=SUBTREE, **how)
         path = tree.get_path()
     else:
-        least = max(prod(sizes[leg] for leg in legs) for legs in (*inputs, output))
-        cap = 2 ** max(1, least.bit_length() - 1)  # doubled until a path costs less; by itself 2
+        # the search begins with paths of at most 2 flops, and begins again with twice as many
+        cap = greedy_flops(inputs, output, dict(enumerate(sizes)))
         tree = cotengra.array_contract_tree(
             [tuple(legs) for legs in names[:-1]],
             tuple(names[-1]),

@@ -12,10 +12,12 @@ from tnconv.codegen.lowering.strided import PERMUTE, RESHAPE, UNFOLD, Strided
 from tnconv.codegen.lowering.writer import Choices, Step
 from tnconv.codegen.prices import cost
 
-CLEARLY = 1.4  # speed-up that another plan must promise to replace one native kernel (0002, 0011)
-SHARED = 1.2  # ... and to replace a GEMM on several threads, whose time is known better (0008)
+CLEARLY = 1.4  # predicted speed-up at which another plan replaces one native kernel (0002, 0011)
+SHARED = (
+    1.2  # ... at which it replaces a GEMM on several threads, whose time is known better (0008)
+)
 DENSE = (
-    1.3  # ... by which a plan with a dense pattern, mostly zeros, must be ahead of others (0011)
+    1.3  # predicted speed-up that a plan with a dense pattern needs, as it is mostly zeros (0011)
 )
 
 
@@ -28,7 +30,7 @@ class Plan:
         routes: The routes that cover its patterns.
         steps: What is computed, in order.
         output: The result.
-        choices: By which the steps were written, and can be for other sizes.
+        choices: The choices by which the steps were written, to write them for other sizes.
     """
 
     form: str
@@ -58,33 +60,33 @@ class Plan:
 
     @cached_property
     def _peaks(self) -> dict[int, int]:
-        """What was found, by the size of items: a search asks many times."""
+        """Peaks by bytes of an entry; a search asks for them many times."""
         return {}
 
     @property
     def risk(self) -> float:
-        """How many times as fast as others it has to be predicted to be chosen."""
+        """The predicted speed-up over other plans that it needs in order to be chosen."""
         return DENSE if "dense" in self.routes else 1.0
 
     @property
     def unfolds(self) -> bool:
-        """Whether windows of all samples are copied: an unfolded input."""
+        """Whether it copies the windows of all samples, which is an unfolded input (im2col)."""
         copies = [step for step in self.steps if step.kernel.kind == "copy"]
         return "window" in self.routes and reads_through(copies, UNFOLD)
 
     @property
     def is_torchs(self) -> bool:
-        """Whether this is one native kernel on the operands, mirrored or not, or their products."""
+        """Whether it is one native kernel on operands as they are, flipped or multiplied."""
         alone = all(step.kernel.kind in ("elementwise", "flip") for step in self.steps[:-1])
         natively = self.routes == ("native",) and alone and self.margin > 1.0
         return natively and not reads_through(self.steps, PERMUTE, RESHAPE)
 
     @property
     def margin(self) -> float:
-        """How many times as fast another plan has to be to replace this one, if it is torch's.
+        """The predicted speed-up at which another plan replaces this one, if it `is_torchs`.
 
-        Pointwise input gradients are plain GEMMs, whose time is known as well as another plan's,
-        unless several threads share them.
+        Input gradients of 1x1 kernels are plain GEMMs: on one thread their time is predicted as
+        reliably as that of any other plan, and no margin is needed.
         """
         if self.steps[-1].kernel.kind != "pointwise input gradient":
             return CLEARLY

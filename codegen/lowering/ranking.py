@@ -7,10 +7,10 @@ from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.prices import cost
 from tnconv.diagrams.network import TensorNetwork
 
-AS_FAST = 1.1  # inputs are not unfolded if another plan is within this factor (0007),
-UNFOLDED = 0.5  # unless the plan holds less than this share of what each of those holds (0015)
-NEARLY = 1.05  # if the fastest holds more than the operands, of those within this factor (0007) ...
-LEANER = 0.9  # ... the leanest is taken, if it holds at most this share (0008)
+AS_FAST = 1.1  # a plan that unfolds inputs yields to another within this factor of time (0007),
+UNFOLDED = 0.5  # unless it holds less than this share of the memory of each such plan (0015)
+NEARLY = 1.05  # if the fastest plan holds more than the operands, a plan within this factor (0007)
+LEANER = 0.9  # replaces it, if that holds less than this share of its memory (0008)
 
 
 def ranked(
@@ -18,8 +18,8 @@ def ranked(
 ) -> list[Plan]:
     """Plans for the forms of one network, the chosen one first; those that do not fit come last.
 
-    Of plans that are about as fast as the fastest, a lean one is taken. One native kernel for the
-    whole network stays unless another plan is clearly faster.
+    Among plans that are about as fast as the fastest, the one that holds least memory is chosen.
+    One native kernel for the whole network is kept unless another plan is clearly faster.
     """
     simplest = list(forms)[::-1]
     found.sort(key=lambda plan: (plan.risk * plan.seconds, simplest.index(plan.form)))
@@ -37,7 +37,7 @@ def ranked(
 
 
 def _sparing(near: Sequence[Plan]) -> Sequence[Plan]:
-    """Without plans that unfold inputs, unless they hold far less than all others that are near."""
+    """Without plans that unfold inputs, except those that hold far less memory than the others."""
     others = [plan for plan in near if not plan.unfolds]
     if not others or len(others) == len(near):
         return near
@@ -46,7 +46,7 @@ def _sparing(near: Sequence[Plan]) -> Sequence[Plan]:
 
 
 def _within(factor: float, found: Sequence[Plan]) -> list[Plan]:
-    """Those that are predicted to take no more than this many times the first one's time."""
+    """The plans whose predicted time is at most this factor of the first one's."""
     most = factor * found[0].risk * found[0].seconds
     return [plan for plan in found if plan.risk * plan.seconds <= most]
 

@@ -1,5 +1,6 @@
 """Schedules: steps in order, how much they hold at a time, and what to give back when."""
 
+from bisect import insort
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,12 +33,12 @@ class Schedule:
 
         Every result is given back after its last use. Autograd keeps more for the backward pass.
         """
-        return self._most(item, {at + 1: dying for at, dying in self._dying.items()})
+        return max(item * entries + scratch for entries, scratch in self._moments)
 
     def held(self, item: int, spare: int, kept: Collection[Step] = ()) -> int:
-        """The most bytes held at a time if results are only given back by `releases`.
+        """The most bytes held at a time if results are deleted by `releases` alone.
 
-        Those that are ``kept`` for later calls are there from the beginning.
+        Results that are ``kept`` for later calls are held from the beginning.
         """
         deleted = {
             at: [step for step in dead if step not in kept]
@@ -46,9 +47,9 @@ class Schedule:
         return self._most(item, deleted, kept)
 
     def _most(
-        self, item: int, deleted: Mapping[int, Sequence[Step]], kept: Collection[Step] = ()
+        self, item: int, deleted: Mapping[int, Sequence[Step]], kept: Collection[Step]
     ) -> int:
-        """The most bytes held at a time if before some steps results are deleted."""
+        """The most bytes held at a time, with the results to delete before some steps."""
         held = sum(item * step.value.size for step in kept) + HELD_BY_ONE * self._reads_one
         most = held
         for at, step in enumerate(self.steps):
@@ -58,23 +59,35 @@ class Schedule:
         return most
 
     def releases(self, spare: int = 0) -> dict[int, list[Step]]:
-        """The steps to delete before a step, lest the peak be higher by more than ``spare``.
+        """For each step, the earlier steps whose results have to be deleted before it.
 
-        So many bytes in float32, and in proportion for items of every other size.
+        They are the fewest with which no more than ``spare`` bytes are held beyond the `peak` in
+        float32, and in proportion in any other precision.
         """
         bounds = {item: self.peak(item) + spare * item // cost.ITEM for item in ITEMS}
         held = dict.fromkeys(ITEMS, 0)
-        dead: list[Step] = []
+        dead: list[Step] = []  # the smallest first
         deleted: dict[int, list[Step]] = {}
         for at, step in enumerate(self.steps):
-            dead.sort(key=lambda old: old.value.size)
             while dead and any(held[i] + need(step, i) > bounds[i] for i in ITEMS):
                 old = dead.pop()
                 deleted.setdefault(at, []).append(old)
                 held = {item: bytes - item * old.value.size for item, bytes in held.items()}
             held = {item: bytes + item * step.value.size for item, bytes in held.items()}
-            dead += self._dying.get(at, ())
+            for died in self._dying.get(at, ()):
+                insort(dead, died, key=_entries)
         return deleted
+
+    @cached_property
+    def _moments(self) -> list[tuple[int, int]]:
+        """What each step holds if results are given back at once: entries, and other bytes."""
+        held, constant = 0, HELD_BY_ONE * self._reads_one
+        found = [(0, constant)]
+        for at, step in enumerate(self.steps):
+            held += step.value.size
+            found.append((held, constant + step.kernel.scratch))
+            held -= sum(dead.value.size for dead in self._dying.get(at, ()))
+        return found
 
     @cached_property
     def _reads_one(self) -> bool:
@@ -83,7 +96,7 @@ class Schedule:
 
     @cached_property
     def _dying(self) -> dict[int, list[Step]]:
-        """For each step the steps, earlier ones or itself, whose results nothing later uses."""
+        """For each step the steps, up to itself, whose results no later step uses."""
         last = {step.value: at for at, step in enumerate(self.steps)}
         for at, step in enumerate(self.steps):
             last.update(dict.fromkeys(step.value.reads, at))
@@ -93,6 +106,10 @@ class Schedule:
             if step.value not in kept:
                 dying.setdefault(last[step.value], []).append(step)
         return dying
+
+
+def _entries(step: Step) -> int:
+    return step.value.size
 
 
 def need(step: Step, item: int) -> int:

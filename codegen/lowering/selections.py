@@ -160,9 +160,9 @@ def _spread(one: Selected) -> Cover | None:
 
 
 def _masked(one: Selected) -> Cover | None:
-    """``m[i] = Σ_r S[r, i]``, how often i is listed, multiplied into a tensor that patterns join.
+    """``m[i] = Σ_r S[r, i]``, how often i is listed, multiplied into a tensor that holds i.
 
-    So that patterns still find one tensor; without one, m is a tensor by itself.
+    Routes join two tensors, so that m had better not be a third; without one, m stays.
     """
     if not one.alone:
         return None

@@ -7,8 +7,8 @@ printed. Shapes and strides tell the planner which reshapes are free before any 
 
 from collections.abc import Hashable, Iterator, Sequence
 from math import prod
-from threading import Lock
-from weakref import WeakValueDictionary
+from threading import RLock
+from weakref import ref
 
 from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.layouts import Ints
@@ -113,8 +113,11 @@ class Strided:
     @property
     def mT(self) -> "Strided":
         """With the last two dimensions exchanged."""
-        *others, rows, columns = range(len(self.shape))
-        return self.permute((*others, columns, rows))
+        if self.operation is PERMUTE and self.attributes[1]:
+            return self.inputs[0]
+        (*shape, m, n), (*strides, row, column) = self.shape, self.strides
+        order = (*range(len(shape)), len(shape) + 1, len(shape))
+        return self._view(PERMUTE, (order, True), (*shape, n, m), (*strides, column, row))
 
     def free_reshape(self, shape: Sequence[int]) -> "Strided | None":
         """The reshape, if it is a view."""
@@ -190,8 +193,21 @@ class Strided:
         return strided(operation, (self,), attributes, shape, strides)
 
 
-_known: WeakValueDictionary[object, Strided] = WeakValueDictionary()
-_lock = Lock()
+class _Known(ref[Strided]):
+    """A weak reference that knows its key: a `WeakValueDictionary` takes twice as long."""
+
+    __slots__ = ("key",)
+    key: object
+
+
+_known: dict[object, _Known] = {}
+_lock = RLock()  # a reference may die while its thread holds the lock
+
+
+def _forget(dead: _Known) -> None:
+    with _lock:
+        if _known.get(dead.key) is dead:
+            del _known[dead.key]
 
 
 def strided(
@@ -211,14 +227,21 @@ def strided(
         strides: The strides of the result.
     """
     key = operation, inputs, attributes, shape, strides
-    if (known := _known.get(key)) is not None:
+    found = _known.get(key)
+    if found is not None and (known := found()) is not None:
         return known
     new = Strided.__new__(Strided)
     new.operation, new.inputs, new.attributes, new.shape, new.strides = key
     new.size, new._run, new._innermost = prod(shape), None, None
     new.origin = inputs[0].origin if operation.view else new
+    reference = _Known(new, _forget)
+    reference.key = key
     with _lock:  # several threads may compile
-        return _known.setdefault(key, new)
+        found = _known.get(key)
+        if found is not None and (known := found()) is not None:
+            return known
+        _known[key] = reference
+    return new
 
 
 def operand(at: int, shape: Sequence[int], channels_last: bool = False) -> Strided:

@@ -1,4 +1,4 @@
-"""Substitution: steps on values that are now computed otherwise."""
+"""Substitution: values in the place of others, in whatever is computed from these."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +10,7 @@ Names = Mapping[Strided, Strided]
 
 
 def substituted(value: Strided, names: Names) -> Strided:
-    """A value, or a view of one, by the value that has taken its place.
+    """A value with whatever it is, or is a view of, replaced by what ``names`` maps that to.
 
     >>> from tnconv.codegen.lowering.strided import operand
     >>> x, y = operand(0, (2, 3)), operand(1, (2, 3))
@@ -27,7 +27,7 @@ def substituted(value: Strided, names: Names) -> Strided:
 
 
 def recomputed(value: Strided, names: Names) -> Strided:
-    """The same operation on inputs that are substituted, and in loops the same steps."""
+    """The same operation on substituted inputs; the steps inside of a loop likewise."""
     inputs = tuple(substituted(each, names) for each in value.inputs)
     if inputs == value.inputs:
         return value

@@ -79,9 +79,9 @@ def turns_of(loop: Strided) -> Turns:
 
 
 def held(steps: Sequence[Step], added: int) -> int:
-    """The most bytes in a loop: a turn's values replace those of the one before, one by one.
+    """The most bytes that a loop holds, where the last step of a turn makes ``added`` entries.
 
-    After the last of them ``added`` entries are made.
+    The values of the turn before are replaced one by one, so that both are held for a while.
     """
     sizes = [cost.bytes_per_entry() * step.value.size for step in steps]
     new = [size + step.kernel.scratch for size, step in zip(sizes, steps, strict=True)]

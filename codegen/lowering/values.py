@@ -34,8 +34,8 @@ class Value:
 def read(writer: Writer, array: Strided, view: View, sizes: Sizes) -> tuple[Writer, Value]:
     """The operand ``array`` read through ``view``: reshape, pad, windows, diagonals, flips.
 
-    Everything is a strided view except padding, which an axis that reaches outside needs, and
-    flips of negative coefficients.
+    Everything is a strided view, except zero padding where an axis reaches outside of the array,
+    and flips where a coefficient is negative.
     """
     key = array, view, tuple([sizes[leg] for leg in view.legs])
     if (known := writer.readings.get(key)) is None:  # routes read the same tensors over and over
@@ -67,7 +67,7 @@ def _reading(array: Strided, view: View, sizes: Sizes) -> tuple[tuple[Step, ...]
 
 
 def _proper(view: View) -> tuple[Axis, ...]:
-    """The axes without those that are one constant position: a reshape drops and adds them."""
+    """The axes without constant ones of size one, which a reshape drops and adds."""
     return tuple(axis for axis in view.axes if axis.terms or axis.offset or axis.size != 1)
 
 
@@ -155,7 +155,7 @@ def _places(axes: Sequence[Axis]) -> list[tuple[int, Leg]]:
 def _spread_diagonals(
     writer: Writer, array: Strided, names: list[Leg], view: View
 ) -> tuple[Writer, Strided, list[Leg]]:
-    """Give a leg that several axes hold a dimension for each of them; returns their order."""
+    """Give a leg that several axes hold one dimension for each; returns the order of dimensions."""
     order: list[Leg] = []
     for _, leg in _places(view.axes):
         name = leg

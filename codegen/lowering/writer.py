@@ -50,7 +50,7 @@ class Step:
 
 
 Choice = tuple[str, Any]
-"""Which of several ways was taken: the kind of choice, and what is enough to make it again."""
+"""The kind of a choice, and what was chosen: enough to choose the same again."""
 Choices = tuple[Choice, ...]
 
 
@@ -58,15 +58,16 @@ Choices = tuple[Choice, ...]
 class Writer:
     """The steps written so far. Equal expressions are one step, so mirrored halves run once.
 
-    ``choices`` are those by which these steps were written, in order. A writer with a ``script``
-    makes the same ones, without pricing what else there is, on tensors of other sizes.
+    ``choices`` are the choices by which these steps were written, in order. A writer with a
+    ``script`` repeats the choices of another plan, on tensors of other sizes: alternatives to them
+    are neither written nor priced. See decision 0022.
     """
 
     steps: tuple[Step, ...] = ()
     seen: dict[Strided, int] = field(default_factory=dict, compare=False, repr=False)
-    """Where a writer of this family has a step of this value: shared, and checked when used."""
+    """The index of each value's step, in any writer that continues the same one: a hint."""
     readings: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What the family has read: see `values.read`."""
+    """What writers that continue the same one have read so far: see `values.read`."""
     choices: Choices = field(default=(), compare=False, repr=False)
     script: Choices = field(default=(), compare=False, repr=False)
 
@@ -76,12 +77,12 @@ class Writer:
         return Writer(self.steps, self.seen, self.readings, choices, self.script)
 
     def scripted(self, kind: str) -> Any:
-        """What the script chooses here; None without one, or where it makes another choice."""
+        """The script's next choice if it is of this kind, else None, as without a script."""
         here = self.script[len(self.choices) : len(self.choices) + 1]
         return next((what for known, what in here if known == kind), None)
 
     def deciding(self, kind: str, what: bool) -> tuple["Writer", bool]:
-        """A choice that sizes make, or the script."""
+        """Record a decision that depends on sizes: the script's if it has one, else ``what``."""
         given = self.scripted(kind)
         what = what if given is None else given
         return self.choosing(kind, what), what
@@ -129,7 +130,7 @@ class Writer:
         return Writer(steps, self.seen, self.readings, self.choices, self.script)
 
     def has(self, value: Strided) -> bool:
-        """Whether there is a step; all are searched only if another writer has it elsewhere."""
+        """Whether a step computes the value. All are searched only where the hint is wrong."""
         if (at := self.seen.get(value)) is None:
             return False
         if at < len(self.steps) and self.steps[at].value is value:
@@ -182,9 +183,10 @@ class Writer:
         return self.run(FLIP, [array], array.shape, kernel, "flip", (dims,), strides)
 
     def sum(self, array: Strided, dims: Sequence[int]) -> tuple["Writer", Strided]:
-        """Sum over dimensions: together, or where none alone is contiguous, one by one.
+        """Sum over dimensions: in one call, or one after the other where none is contiguous.
 
-        Then the dimension of the largest stride is first: what is between stays a contiguous run.
+        The dimension of the largest stride is then summed first, so that each call reads
+        contiguous runs.
         """
         if not dims:
             return self, array
@@ -208,7 +210,10 @@ class Writer:
         return prod(shape[dim] for dim in alike)
 
     def _sum_outermost(self, array: Strided, dims: Sequence[int]) -> tuple["Writer", Strided]:
-        """One dimension first, of what is between steps as well if that is cheaper."""
+        """The outermost dimension first; of a strided slice, or of all that it is a slice of.
+
+        The whole is read contiguously, so that summing it can be cheaper than summing the slice.
+        """
         first, last = max(dims, key=lambda dim: array.strides[dim]), len(array.shape) - 1
         if (read := _read_in_steps(array)) is None or first == last:
             return self._one_by_one(array, dims)
@@ -238,9 +243,10 @@ Way = TypeVar("Way", bound=tuple[Any, ...] | None)
 
 
 def cheapest(kind: str, writer: Writer, ways: Sequence[Callable[[Writer], Way]]) -> Way:
-    """The way that takes least time, or the one of a script.
+    """The result of the way that takes least time, or of the one that a script chooses.
 
-    What a way returns begins with the writer of its steps, or is None if there is no such way.
+    Each way returns a tuple that begins with the writer after its steps, or None if it does not
+    apply.
     """
     given = writer.scripted(kind)
     tried = range(len(ways)) if given is None else range(given, given + 1)
@@ -260,7 +266,7 @@ def copying(array: Strided, shape: Sequence[int]) -> Step:
 
 
 def _read_in_steps(array: Strided) -> tuple[Strided, int] | None:
-    """What the last dimension is read from in steps, and from which position on."""
+    """For an array whose last dimension is a strided slice: the array sliced, and the start."""
     if array.operation is NARROW:
         dim, start, *_ = array.attributes
         (whole,) = array.inputs
@@ -271,9 +277,10 @@ def _read_in_steps(array: Strided) -> tuple[Strided, int] | None:
 
 
 def _loops(shape: Sequence[int], broken: Sequence[bool]) -> tuple[int, int]:
-    """The two inner loops, entries of a row and rows, into a tensor of more than ``shape``.
+    """The lengths of the two innermost loops of a copy into a part of a larger tensor.
 
-    It is larger in the ``broken`` dimensions, so that they do not merge with those before.
+    The larger tensor exceeds ``shape`` in the ``broken`` dimensions, which therefore do not merge
+    with the dimension before them.
     """
     sizes = [1, 1]
     at = 0

@@ -129,7 +129,7 @@ def _known(device: torch.device, dtype: torch.dtype, key: str) -> Table:
         return table
     if device.type != "cpu":
         return calibrate(device, dtype)
-    table = _calibrated(device, torch.float32)
+    table = None if dtype is torch.float32 else _calibrated(device, torch.float32)
     return table or shipped(device, dtype, torch.get_num_threads())
 
 

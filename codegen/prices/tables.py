@@ -136,7 +136,7 @@ def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
 
     @wraps(function)
     def answer(*arguments: Hashable) -> Answer:
-        answers, key = in_use().answers, (function, _entry.get(), arguments)
+        answers, key = _in_use.get().answers, (function, _entry.get(), arguments)
         found = answers.get(key, answers)
         if found is answers:
             if len(answers) >= KEPT:

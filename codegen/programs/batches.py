@@ -1,4 +1,4 @@
-"""Batches: the sizes of one leg that one program serves, and what it is predicted to take."""
+"""Batches: the sizes of one leg for which a program runs, and its predicted time for each."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Shape = tuple[int | Affine, ...]
 
 @dataclass(frozen=True)
 class Price:
-    """Predicted seconds for one size: of a program, and of the best plans that are known."""
+    """Predicted seconds at one size: of a program, and of the best plans that are known."""
 
     size: int
     seconds: float
@@ -25,15 +25,15 @@ class Price:
 
 @dataclass(frozen=True)
 class Batches:
-    """What a program does for the sizes of a leg between the first and the last of its prices.
+    """How a program runs for all sizes of a leg between the first and the last of its prices.
 
     Args:
         leg: The leg.
         own: Its size in the program's network.
         powers: For each term of each network, the power of the size that its scale divides by.
         schedule: The steps, whose numbers are expressions of the size.
-        shapes: Those of the operands.
-        prices: What the program takes, for a few sizes in ascending order.
+        shapes: The shapes of the operands, likewise.
+        prices: The predicted time of the program at a few sizes, in ascending order.
     """
 
     leg: Leg
@@ -45,17 +45,17 @@ class Batches:
 
     @property
     def name(self) -> str:
-        """The variable that is the size in the program's source."""
+        """The variable that holds the size in the program's source."""
         return next(each.name for shape in self.shapes.values() for each in _affine(shape))
 
     @property
     def sizes(self) -> range:
-        """Those that the program serves."""
+        """The sizes for which the program runs."""
         return range(self.prices[0].size, self.prices[-1].size + 1)
 
     @property
     def place(self) -> tuple[str, int]:
-        """An operand and its dimension that tell the size."""
+        """An operand and the dimension of it from which the size is read."""
         return next(
             (operand, dim)
             for operand, shape in self.shapes.items()
@@ -80,7 +80,7 @@ class Batches:
         return number.each
 
     def shapes_at(self, size: int) -> dict[str, tuple[int, ...]]:
-        """The shapes of operands for a size."""
+        """The shapes of the operands at a size."""
         return {
             operand: tuple(n.at(size) if isinstance(n, Affine) else n for n in shape)
             for operand, shape in self.shapes.items()
@@ -92,7 +92,7 @@ class Batches:
         return shapes[list(self.shapes).index(operand)][dim] // self._unit
 
     def shapes_for(self, given: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
-        """The shapes that operands should have, by the one that tells the size if it can."""
+        """The shapes that operands should have at the size of the given ones, if that is known."""
         operand, dim = self.place
         shape = tuple(getattr(given.get(operand), "shape", ()))
         size, rest = divmod(shape[dim], self._unit) if len(shape) > dim else (0, 0)
@@ -105,7 +105,7 @@ class Batches:
         return found
 
     def price(self, size: int) -> Price:
-        """What is predicted for a size, by a straight line between the two that are known."""
+        """The predicted time for a size: linear between the known sizes next to it."""
         for low, high in pairwise(self.prices):
             if low.size <= size <= high.size:
                 share = (size - low.size) / (high.size - low.size)

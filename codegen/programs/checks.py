@@ -1,4 +1,4 @@
-"""Checks of a call's operands, written out for each program: loops take as long as a kernel."""
+"""Checks of a call's operands, written out for each program: loops take as long as kernels."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
@@ -54,11 +54,15 @@ def by_position(
     casts: Sequence[str] = (),
     batches: Batches | None = None,
 ) -> Callable[..., Any]:
-    """A function of a program and its operands: ``contraction``, after checks.
+    """A function of a program and its operands that checks them and calls ``contraction``.
 
-    Under autocast it is the program's ``run_cast``, as where one of ``casts`` is true of the first
-    operand: texts that follow its name, which ``{}`` stands for. With ``batches`` shapes are those
-    of any size that it serves.
+    Args:
+        contraction: The program's function.
+        shapes: The shapes of the operands by name.
+        indices: The operands that are integers.
+        casts: Conditions on the first operand, as source that follows its name (again for ``{}``),
+            under which the program's ``run_cast`` is called instead, as it is under autocast.
+        batches: The sizes for which the program runs, if it runs for several.
     """
     variables = {name: f"operand_{at}" for at, name in enumerate(shapes)}
     first, *others = [variables[name] for name in shapes if name not in indices] or ["operand_0"]
@@ -102,7 +106,7 @@ def by_name(
     indices: Collection[str],
     batches: Batches | None = None,
 ) -> Callable[..., Any]:
-    """A function of a program and a dictionary of its operands: `by_position`."""
+    """A function of a program and a dictionary of its operands, which calls ``by_position``."""
     text = _BY_NAME.format(
         count=len(shapes),
         missing="".join(f" or {name!r} not in given" for name in shapes),
@@ -123,7 +127,7 @@ def _defined(name: str, text: str, **known: Any) -> Callable[..., Any]:
 
 @lru_cache(maxsize=256)
 def _code(text: str) -> CodeType:
-    """The compiled text: checks of programs that differ in sizes only have one."""
+    """The compiled text. Programs that differ in sizes only have the same checks."""
     return compile(text, "<checks of a tnconv program>", "exec")
 
 

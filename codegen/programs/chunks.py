@@ -12,13 +12,13 @@ from tnconv.diagrams.affine import Leg
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 
-MOST_PIECES = 64
+MOST_PIECES = 64  # of one network (0023)
 Build = Callable[[Expression, int], Program]
-"""Compile a network for a memory limit, or as lean as it can be."""
+"""From a network and a memory limit to its program, as lean as it can be if it does not fit."""
 
 
 def whole(program: Program) -> Chunks[Program]:
-    """A network in one piece."""
+    """A network as a single piece."""
     piece = Piece(0, 0, 0, ())
     return Chunks("", None, program.networks[0].shape, (program,), (piece,))
 
@@ -26,7 +26,14 @@ def whole(program: Program) -> Chunks[Program]:
 def chunked(network: Expression, limit: int, item: int, build: Build) -> Chunks[Program]:
     """The fastest chunks that stay below the limit, or the leanest.
 
-    Legs are compared by a piece from the middle: only for the chosen one all pieces are compiled.
+    Legs are compared by the program of one piece, from the middle; the others are compiled for the
+    chosen leg only.
+
+    Args:
+        network: The network.
+        limit: The bytes that a call may hold.
+        item: Bytes of an entry.
+        build: The planner.
     """
     left = limit - item * prod(network.shape)
     ways = [_Way(network, dim, legs, left, item, build) for dim, legs in _legs(network)]
@@ -54,7 +61,7 @@ def chunked(network: Expression, limit: int, item: int, build: Build) -> Chunks[
 
 
 def _legs(network: Expression) -> Iterator[tuple[int | None, tuple[Leg, ...]]]:
-    """Result dimensions with the outermost leg there of each term, then summed legs (None)."""
+    """The ways to cut: a result dimension and its leg in each term; None and a summed leg."""
     for dim in range(len(network.shape)):
         found = [outermost(term.result, dim) for term in network.terms]
         legs = tuple(
@@ -77,7 +84,10 @@ def _summed(term: TensorNetwork, leg: Leg) -> bool:
 
 @dataclass(frozen=True)
 class _Way:
-    """To cut a network along a leg of each term; pieces may hold ``limit`` bytes."""
+    """A way to cut a network: along one leg in each term, into pieces of at most ``limit`` bytes.
+
+    ``dim`` is the dimension of the result that is cut, None if the leg is summed.
+    """
 
     network: Expression
     dim: int | None
@@ -92,21 +102,21 @@ class _Way:
 
     @property
     def counts(self) -> list[int]:
-        """Numbers of pieces to try, few first."""
+        """The numbers of pieces to try, in ascending order."""
         most = min(self.size, MOST_PIECES)
         return [*(n for at in range(1, 10) if (n := 2**at) < most), most]
 
     def floor(self, count: int) -> int:
-        """Bytes that pieces like the one in the middle hold at least."""
+        """A lower bound of the bytes that ``count`` pieces hold: results, and copied operands."""
         part, windows = self._middle(count)
         result = prod(self.network.shape)
         own = prod(part.shape) + copied(part.operands, windows)
         return self.item * (result + (own if self.dim is not None else max(own, 2 * result)))
 
     def leanest(self) -> tuple[int, int]:
-        """The peak and number of the finest pieces, or of larger ones while those hold less.
+        """The least peak, and its number of pieces: usually the finest.
 
-        Kernels that pad few channels to whole vectors hold more the fewer there are.
+        Coarser pieces can hold less, since kernels round few channels up to whole SIMD vectors.
         """
         finest, *others = reversed(self.counts)
         best = (self.sketch(finest).peak(self.item)[0], finest)
@@ -128,7 +138,7 @@ class _Way:
         )
 
     def sketch(self, count: int) -> Chunks[Program]:
-        """All pieces as if they were like the one in the middle."""
+        """The chunks as if all pieces were like the one in the middle."""
         part, windows = self._middle(count)
         program = self._built(part, windows)
         pieces = (Piece(0, 0, 0, windows),) * count

@@ -18,7 +18,7 @@ KIND = 25  # columns of the longest kind of kernel
 
 
 def explain(program: Program[Any]) -> str:
-    """Networks, rules that fired, plans, steps in order with costs, alternatives and why not."""
+    """Networks, rules that fired, plans and steps with costs, and why not the alternatives."""
     lines: list[str] = [line for net in program.networks for line in _indented("network", str(net))]
     lines += _indented("operands", "\n".join(_shapes(program)) or "none")
     lines += _indented("rules that fired", "\n".join(map(_fired, program.firings)) or "none")
@@ -52,7 +52,7 @@ def _planned(program: Program[Any]) -> Iterator[str]:
 
 
 def _form(term: TensorNetwork, name: str) -> TensorNetwork:
-    """What a plan computes: its equation is that of the form which it covers."""
+    """The form of the network that a plan covers."""
     return term if name == "as given" else forms_of(term)[0][name]
 
 

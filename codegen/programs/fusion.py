@@ -23,10 +23,7 @@ FREE = cost.Kernel("part of a loop", 0, 0, 0.0)
 def fused(
     steps: Sequence[Step], outputs: Sequence[Strided]
 ) -> tuple[tuple[Step, ...], tuple[Strided, ...]]:
-    """The same steps, with one loop for all sums over the same parts that can run together.
-
-    And the ``outputs``, computed by these steps.
-    """
+    """The steps and outputs with loops over the same parts fused, where they can run together."""
     groups: dict[tuple[Strided, ...], list[Strided]] = defaultdict(list)
     for step in steps:
         if step.operation is ADDED:
@@ -39,17 +36,17 @@ def fused(
 
 
 def shares(turns: Turns) -> dict[Hashable, float]:
-    """The seconds of each step in a loop, over all turns, by what tells it from others."""
+    """The seconds of each step in a loop, over all turns; loops that share it have its key."""
     return {(turns.parts, step.value): turns.count * step.kernel.seconds for step in turns.steps}
 
 
 def _together(
     steps: list[Step], loops: Sequence[Strided], names: dict[Strided, Strided]
 ) -> list[Step]:
-    """One loop in the place of the first, and its results in those of all.
+    """The steps with one loop in the place of the first of several, and its results for all.
 
-    That loop adds products without computing them first, which pays for a single one as well.
-    ``names`` learns which values have taken the places of others.
+    The loop adds products without computing them first, which pays for a single sum as well. The
+    values that were replaced are added to ``names``.
     """
     at = next(at for at, step in enumerate(steps) if step.value is loops[0])
     later = {step.value for step in steps[at:]}
@@ -72,7 +69,7 @@ def _together(
 
 
 def _renewed(step: Step, names: dict[Strided, Strided]) -> Step:
-    """The step on values that have taken the places of others, or such a value itself."""
+    """The step on the values that have replaced others, or the free step of such a value."""
     if step.value in names:
         return Step(names[step.value], FREE)
     value = recomputed(step.value, names)
@@ -82,7 +79,7 @@ def _renewed(step: Step, names: dict[Strided, Strided]) -> Step:
 
 
 def _kernel(turns: Turns, sums: Sequence[Step]) -> cost.Kernel:
-    """All turns, what they hold, and adding up what they give."""
+    """The price of all turns of the fused loop, sums included, and the bytes that it holds."""
     entries = [step.value.size for step in sums]
     added = [cost.added(size) for size in entries]
     kernels = [*(step.kernel for step in turns.steps), *added]

@@ -1,4 +1,4 @@
-"""Several plans in one program: equal steps are one, and plans are chosen with that in mind."""
+"""Several plans in one program: equal steps run once, and plans are chosen for what they share."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ Steps = dict[Strided, Step]
 
 
 def scheduled(sums: Sequence[Sequence[Plan]]) -> Schedule:
-    """The steps of all plans, equal ones once; the plans of each sum are added."""
+    """The steps of all plans, equal ones once, and the addition of the terms of each sum."""
     steps: Steps = {}
     outputs = []
     for plans in sums:
@@ -43,7 +43,10 @@ def _added(total: Strided, other: Strided, steps: Steps) -> Strided:
 
 
 def _biased(total: Strided, other: Strided, steps: Steps) -> Strided | None:
-    """A native convolution, the last step, with a vector as its bias that channels add to it."""
+    """A sum of a native convolution and a vector over channels as that convolution with a bias.
+
+    None unless the convolution is the last step, so that nothing else reads it.
+    """
     channels = tuple(int(dim == 1) for dim in range(len(total.shape)))
     spread = all(x.operation in (UNSQUEEZE, EXPAND, PERMUTE, RESHAPE) for x in other.views)
     if not (total.operation is CONVOLUTION and len(total.inputs) == 2 and spread):
@@ -67,12 +70,13 @@ class _Candidate:
 
 
 def chosen_together(lists: Sequence[Sequence[Plan]]) -> list[Plan]:
-    """One plan of each list (ranked, the best first) such that together they take least time.
+    """One plan of each ranked list, such that together they take the least time.
 
-    Steps that plans have in common count once, and so do those of loops over the same parts.
-    Beside the first of a list, only plans that have a
-    step in common with plans of other lists are considered. A step counts with the least weight of
-    the plans that want it: what torch does natively stays unless others are clearly faster.
+    Steps that several plans have in common count once, as do steps in loops over the same parts.
+    Beside the first of a list only plans that have a step in common with another list are
+    considered. A step counts with the least `weight` of the chosen plans that have it. Starting
+    from every single exchange of the first choice, one plan at a time is exchanged as long as the
+    total falls.
     """
     if len(lists) < 2:
         return [plans[0] for plans in lists]
@@ -107,7 +111,7 @@ def chosen_together(lists: Sequence[Sequence[Plan]]) -> list[Plan]:
 
 
 def _units_of(plan: Plan, seconds: dict[Hashable, float]) -> tuple[Hashable, ...]:
-    """What is paid once by all who need it: steps, and those inside of loops."""
+    """What several plans can share: steps, and steps inside of loops. Also fills ``seconds``."""
     units: dict[Hashable, float] = {}
     for step in plan.steps:
         inside = shares(turns_of(step.value)) if step.operation is ADDED else {}
@@ -119,7 +123,10 @@ def _units_of(plan: Plan, seconds: dict[Hashable, float]) -> tuple[Hashable, ...
 
 
 def weight(plan: Plan, first: Plan) -> float:
-    """How many times its seconds a plan counts beside the ``first``, which torch's own stays."""
+    """The factor of a plan's seconds in comparisons: its risk, and the margin of torch's own plan.
+
+    ``first`` is the plan that comes first in the plan's list.
+    """
     return plan.risk * (
         first.margin if first.is_torchs and first.form == "as given" and plan is not first else 1.0
     )

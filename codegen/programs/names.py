@@ -16,9 +16,9 @@ FIXED = frozenset(
         *("contraction", "contraction_constants", "result", "part", "piece"),
     }
 )
-"""Names that programs give to other things than operands, beside those of helpers."""
+"""Names in programs that operands cannot have, beside those of helper functions."""
 NUMBERED = ("t", "u", "operand_", "result_", "part_", "piece_")
-"""And those to which they add a number."""
+"""Prefixes of numbered names, likewise."""
 
 
 def argument_names(operands: Iterable[str]) -> dict[str, str]:
@@ -31,7 +31,7 @@ def argument_names(operands: Iterable[str]) -> dict[str, str]:
 
 
 def _is_free(name: str) -> bool:
-    """Whether a variable can have the name, and be no other's in Python's eyes."""
+    """Whether a variable can have this name, which Python normalizes to no other."""
     fine = name.isidentifier() and not keyword.iskeyword(name) and normalize("NFKC", name) == name
     plain = name.removesuffix("_constants").rstrip("0123456789")
     return fine and name not in FIXED | helpers() and (plain == name or plain not in NUMBERED)
@@ -91,7 +91,7 @@ class Names:
 
 
 def operations(arrays: Iterable[Strided]) -> Iterator[Operation]:
-    """What these are computed by, and the views and loops that they read."""
+    """The operations by which these are computed, with those of the views and loops they read."""
     for array in arrays:
         yield array.operation
         yield from (view.operation for each in array.inputs for view in each.views)

@@ -10,11 +10,11 @@ from tnconv.simplify import fixed_point
 from tnconv.simplify.rules import crop
 
 Window = tuple[str, int, int, int]
-"""Of an operand's dimension the positions from a start to a stop."""
+"""Positions of an operand: its name, a dimension, and the start and stop in it."""
 
 
 def narrowed(term: TensorNetwork, leg: Leg, start: int, length: int, opened: bool) -> TensorNetwork:
-    """The part of a term at some positions of a leg; other legs keep what meets these."""
+    """The part of a term at some positions of a leg; other legs are cropped to what these meet."""
     if opened:
         part = term.narrow(leg, start, length)
     else:
@@ -25,7 +25,7 @@ def narrowed(term: TensorNetwork, leg: Leg, start: int, length: int, opened: boo
 def read_only_what_is_needed(
     terms: Sequence[TensorNetwork],
 ) -> tuple[Expression, tuple[Window, ...]]:
-    """The same terms on parts of the operands, and which parts: all positions that any reads."""
+    """The same terms on the parts of the operands that any of them reads, and those parts."""
     expression: Expression = Sum(tuple(terms)) if len(terms) > 1 else terms[0]
     windows = []
     for name, shape in expression.operands.items():
@@ -54,7 +54,7 @@ def _span(view: View, dim: int, term: TensorNetwork) -> tuple[int, int, int]:
 
 
 def _shifted(term: TensorNetwork, name: str, dim: int, start: int, stop: int) -> TensorNetwork:
-    """The operand is read from a part of it."""
+    """The term with the operand's part from ``start`` to ``stop`` in the place of the operand."""
 
     def moved(view: View) -> View:
         at = outermost(view, dim)

@@ -73,12 +73,12 @@ class Chunks(Generic[P]):
 
 
 def copied(operands: Mapping[str, tuple[int, ...]], windows: Sequence[Window]) -> int:
-    """Entries of the parts of operands that are not contiguous: pieces read copies of them."""
+    """Entries of the copies that pieces read where their parts of operands are not contiguous."""
     return sum(prod(operands[name]) for name in apart(operands, windows))
 
 
 def apart(operands: Mapping[str, tuple[int, ...]], windows: Sequence[Window]) -> set[str]:
-    """The operands whose parts are not contiguous, which pieces are planned for."""
+    """The operands whose parts are not contiguous, and are copied: plans assume contiguous ones."""
     return {name for name, dim, *_ in windows if prod(operands[name][:dim]) > 1}
 
 

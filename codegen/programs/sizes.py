@@ -1,4 +1,4 @@
-"""Numbers of steps as expressions of one size, found by writing the same steps for several."""
+"""Numbers in steps as expressions of one size, found from the same steps at several sizes."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +15,8 @@ EXACT = 1e-12  # relative; factors are doubles
 T = TypeVar("T")
 
 
-class Different(Exception):  # an answer, and no error
-    """The steps for other sizes are of another structure, or no expression fits their numbers."""
+class Different(Exception):  # an answer rather than an error
+    """The steps differ in structure between sizes, or no expression fits their numbers."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Affine:
     __radd__, __rmul__ = __add__, __mul__
 
     def __gt__(self, other: int) -> bool:
-        """For the sizes that programs serve, which are at least two."""
+        """Whether it exceeds a number at size two, the least for which such programs run."""
         return 2 * self.each + self.constant > other
 
     def at(self, size: int) -> int:
@@ -63,7 +63,7 @@ def _affine(each: int, constant: int, name: str) -> int | Affine:
 
 @dataclass(frozen=True)
 class Share:
-    """``total / size ** power``: the factor of a mean, or a count."""
+    """``total / size ** power``: the factor of a mean, the root of one, or a count."""
 
     total: float
     power: float
@@ -77,9 +77,10 @@ class Share:
 def generalized(schedules: Sequence[tuple[int, Schedule]], name: str) -> Schedule:
     """The steps of the first schedule, with numbers as expressions of the size that is ``name``.
 
-    All schedules are those of one network, each for another size. Shapes, strides and prices stay
-    those of the first. Where an integer is affine in the size at three sizes, and is what minima
-    and maxima make of affine ones, it is so for all sizes between.
+    All schedules compute one network, each at another size. Shapes, strides and prices stay those
+    of the first. Three sizes are enough: integers in steps are products of sizes, or minima or
+    maxima of affine expressions, so that one which meets a line at three sizes is that line
+    between them.
 
     Raises:
         Different: the structures differ, or numbers are no such expressions.
@@ -93,14 +94,14 @@ def generalized(schedules: Sequence[tuple[int, Schedule]], name: str) -> Schedul
 
 
 def depends(schedule: Schedule) -> bool:
-    """Whether any number of a schedule depends on the size."""
+    """Whether any number in a schedule depends on the size."""
     views = (view for output in schedule.outputs for view in output.views)
     steps = (step.value for step in schedule.steps)
     return any(map(varies, steps)) or any(_varies(view.attributes) for view in views)
 
 
 def varies(value: Strided) -> bool:
-    """Whether computing a value, from what it reads, takes a number that depends on the size."""
+    """Whether the step of a value, or a view that it reads, has numbers that depend on the size."""
     return _varies(value.attributes) or any(
         _varies(view.attributes) for each in value.inputs for view in each.views
     )
@@ -124,7 +125,7 @@ def _zipped(several: Sequence[Sequence[T]]) -> list[tuple[T, ...]]:
 
 
 class _Found:
-    """Values that were generalized, by what they are at each of the sizes."""
+    """Generalizes values, given what each is at every size, and remembers them."""
 
     def __init__(self, sizes: Sequence[int], name: str) -> None:
         self.sizes, self.name = sizes, name

@@ -86,9 +86,9 @@ class Definition:
         indices: Those of them that are integers.
         schedule: The steps that it runs.
         several: Whether it returns a tuple.
-        spare: Results are deleted as soon as more bytes than these would be held for nothing.
-            Without any bytes to spare nothing is kept for the next call.
-        size: The line that reads the one size that numbers of steps depend on, if they do.
+        spare: The bytes that dead results may hold before they are deleted. With none, constants
+            are not kept for the next call either.
+        size: The line that reads the batch size, if numbers in steps depend on it.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Definition:
     def function(
         self, body: Sequence[str], read: Collection[Strided], results: Sequence[str]
     ) -> tuple[str, list[Operation]]:
-        """The text of the function, from its lines and results, and what its beginning calls."""
+        """The text of the function, from its lines and results, and what its first lines call."""
         values = [argument for argument in self.arguments if argument not in self.indices]
         first, used = _beginning(values, read)
         lines = [*filter(None, [self.size]), *first, *body, returned(results, self.several)]
@@ -116,7 +116,7 @@ class Definition:
 
 
 def printed(definition: Definition) -> list[Function]:
-    """The function in torch's words, and one that makes its constants."""
+    """The function as torch calls, and one that makes its constants."""
     schedule, spare = definition.schedule, definition.spare
     names = Names.of(definition.arguments, schedule.steps)
     once = {step.value for step in constants(schedule, spare, bool(definition.size))}
@@ -144,7 +144,7 @@ def printed(definition: Definition) -> list[Function]:
 
 
 def constants(schedule: Schedule, spare: int, sized: bool = False) -> list[Step]:
-    """The steps whose results are kept for later calls; none that depends on a size."""
+    """The steps whose results are kept for later calls; none of them depends on a size."""
     steps = [step for step in schedule.steps if not (sized and varies(step.value))]
     return constant_steps(steps) if spare else []
 

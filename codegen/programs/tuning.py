@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice, product
 
 import torch
@@ -17,12 +16,12 @@ from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify import simplify
 
 KIND = "tuning"
-MOST_MEASURED = 6  # programs
-MOST_COMBINED = 64  # ways to combine the plans of several terms that are considered
-PLAUSIBLE = 4.0  # a program that is predicted to take this many times the best is not measured
-BUDGET = 0.3  # seconds for all programs of a network
+MOST_MEASURED = 6  # programs (0023)
+MOST_COMBINED = 64  # combinations of the plans of several terms that are considered (0023)
+PLAUSIBLE = 4.0  # predicted time relative to the best above which a program is not measured (0023)
+BUDGET = 0.3  # seconds for measuring all programs of a network (0023)
 FAILED = 1e9  # seconds that JSON can hold, where a program could not run
-FASTER = 0.97  # another program replaces the planner's choice if it takes less than this share
+FASTER = 0.97  # share of the planner's time below which another program replaces its choice (0023)
 
 
 def tuned(
@@ -34,8 +33,15 @@ def tuned(
 ) -> Program:
     """The fastest of the best few programs as measured, now or in an earlier process.
 
-    What is remembered counts only if it has a time for each of these programs: those of another
-    version of the compiler, or of other options, are measured anew. ``limit`` is in bytes.
+    Remembered times are used only if there is one for each of these programs. Another version of
+    the compiler, or other options, can lead to other programs, which are then measured.
+
+    Args:
+        program: The planner's program.
+        device: Where it is measured.
+        dtype: The dtype of the operands.
+        options: The options of the search, as part of the key on disk.
+        limit: The bytes that a call may hold.
     """
     found = {_digest(way): way for way in candidates(program, limit, dtype.itemsize)}
     if len(found) == 1:
@@ -55,12 +61,13 @@ def tuned(
 
 
 def candidates(program: Program, limit: int | None = None, item: int = 4) -> list[Program]:
-    """The program, then others that differ in their code, most promising first.
+    """The program, then others with different code, the fastest by prediction first.
 
-    Of plans by the same routes only the best is measured, so that the few differ in kind.
+    Of plans by the same routes only the best is measured, so that the few candidates differ in
+    kind.
     """
     lists = [_distinct(plans) for plans in program.terms]
-    ways = [program, *(_with(program, way) for way in islice(product(*lists), MOST_COMBINED))]
+    ways = [program, *(program.taking(way) for way in islice(product(*lists), MOST_COMBINED))]
     fitting = [way for way in ways if limit is None or _held(way, item) <= limit]
     bound = PLAUSIBLE * min((way.schedule.seconds for way in fitting), default=0.0)
     others = sorted(
@@ -78,24 +85,15 @@ def _held(way: Program, item: int) -> int:
 
 
 def _distinct(plans: Sequence[Plan]) -> list[Plan]:
-    """The first plan, what torch would do, and the best plan by each set of routes."""
+    """The best plan by each set of routes; torch's own kernel counts as a set of its own."""
     best: dict[object, Plan] = {}
     for plan in plans:
         best.setdefault((plan.is_torchs, frozenset(plan.routes)), plan)
     return list(best.values())
 
 
-def _with(program: Program, choice: Sequence[Plan]) -> Program:
-    """The program with these plans first."""
-    terms = (
-        (plan, *(other for other in plans if other is not plan))
-        for plan, plans in zip(choice, program.terms, strict=True)
-    )
-    return replace(program, terms=tuple(terms))
-
-
 def _digest(program: Program) -> str:
-    """What a program computes by which calls, whatever its comments say."""
+    """A hash of a program's calls, without their comments."""
     schedule = program.schedule
     names = Names.of([f"operand_{at}" for at in range(len(program.operands))], schedule.steps)
     codes = [f"{names.text(step.value)} = {names.call(step.value)}" for step in schedule.steps]
@@ -104,7 +102,7 @@ def _digest(program: Program) -> str:
 
 
 def _described(network: Expression) -> Json:
-    """Equal networks alike, up to the names of legs, and others not."""
+    """Text that is the same for networks that are equal up to the names of legs, and no others."""
     return [
         f"{t.nodes} {t.result} {sorted(t.sizes.items())} {t.scale}" for t in _canonical(network)
     ]

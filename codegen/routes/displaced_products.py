@@ -238,7 +238,7 @@ def _product(writer: Writer, left: Strided, right: Strided) -> tuple[Writer, Str
     """``(g, rows, c)`` and ``(g, rows, c')`` to ``(g, c, c')``."""
     (groups, rows, m), n = left.shape, right.shape[-1]
     plain, *ways = products(left.mT, right, (groups,))
-    plain = replace(plain, kernel=cost.matmul(groups, m, n, rows, across=True))  # single channels
+    plain = plain._replace(kernel=cost.matmul(groups, m, n, rows, across=True))  # single channels
     best = min([plain, *ways], key=lambda way: way.kernel.seconds)
     copied = [half.size for half in (left, right) if groups > 1 and half.run < half.size]
     scratch = best.kernel.scratch + cost.bytes_per_entry() * sum(copied)

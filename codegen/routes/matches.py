@@ -1,6 +1,6 @@
 """Two tensors that index patterns join, as torch's convolutions take them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import prod
 from typing import Literal
@@ -44,6 +44,10 @@ class Match:
     a: int
     b: int
     joints: tuple[Joint, ...]
+    _values: dict[bool, "tuple[Cover, Value, Value, Roles]"] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    """What `values` has returned, also for the same tensors in swapped roles."""
 
     @property
     def covered(self) -> tuple[int, ...]:
@@ -83,6 +87,11 @@ class Match:
 
         If ``apart``, all shared legs are kept, those that are to be summed as well.
         """
+        if apart not in self._values:
+            self._values[apart] = self._read(apart)
+        return self._values[apart]
+
+    def _read(self, apart: bool) -> tuple[Cover, Value, Value, "Roles"]:
         cover, a = self.cover.value(self.a)
         cover, b = cover.value(self.b)
         spatial = {leg for joint in self.joints for leg in (joint.i, joint.o, joint.k)}
@@ -105,7 +114,7 @@ class Match:
             tuple(leg for leg in first if leg not in shared),
             tuple(leg for leg in second if leg not in shared),
         )
-        return replace(cover, writer=writer), dense[0], dense[1], roles
+        return cover.after(writer), dense[0], dense[1], roles
 
 
 @dataclass(frozen=True)

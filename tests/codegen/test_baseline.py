@@ -18,7 +18,8 @@ from tests.strategies import (
 )
 from tnconv import compile
 from tnconv.codegen.baseline import baseline
-from tnconv.codegen.lowering.contraction import contraction_path, greedy_path
+from tnconv.codegen.lowering.contraction import contraction_path
+from tnconv.codegen.lowering.greedy import greedy_path
 from tnconv.codegen.lowering.strided import operand
 from tnconv.codegen.routes.native import CONVOLUTION
 from tnconv.diagrams import Sum, TensorNetwork, conv, kfac_expand, with_bias

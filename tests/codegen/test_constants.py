@@ -121,7 +121,7 @@ def test_large_constants_are_not_kept() -> None:
 def test_constants_leave_loops() -> None:
     (network,) = conv((4, 2, 9, 11), (3, 2, 3, 3), stride=2).vjp("weight", per_sample=True).terms
     start = Cover.of(network, {name: at for at, name in enumerate(network.operands)})
-    (cover,) = looped(start, [dense])
+    (cover,) = looped(start, {"dense": dense})
     *before, loop = cover.writer.steps
     assert [step.operation for step in before] == [PATTERN, PATTERN]
     assert loop.operation is JOINED and len(turns_of(loop.value).parts) == 2

@@ -1,14 +1,19 @@
 """Products of two tensors are written as they are wanted."""
 
 import random
+from collections.abc import Sequence
 from math import prod
 
+import cotengra
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.strategies import assert_close, operands_for
 from tnconv.codegen import compile
 from tnconv.codegen.lowering.contraction import contraction_path
+from tnconv.codegen.lowering.exhaustive import best_path
 from tnconv.codegen.lowering.strided import operand
 from tnconv.codegen.lowering.writer import CONTIGUOUS, MATMUL, SUM
 from tnconv.diagrams import conv, kfac_reduce, linear, per_sample_gradients
@@ -112,3 +117,40 @@ def test_orders_of_long_chains_are_nearly_the_best(seed: int) -> None:
                 best[a, b] + best[b, d] + sizes[a] * sizes[b] * sizes[d] for b in range(a + 1, d)
             )
     assert work <= 1.02 * best[0, 60]
+
+
+@given(data=st.data(), count=st.integers(3, 6))
+def test_no_path_of_few_values_is_better(data: st.DataObject, count: int) -> None:
+    """Against cotengra, also for hyper-edges, scalars, and networks that fall apart."""
+    legs = st.lists(st.integers(0, 6), max_size=4, unique=True).map(tuple)
+    inputs = data.draw(st.lists(legs, min_size=count, max_size=count))
+    used = sorted({leg for some in inputs for leg in some})
+    output = data.draw(st.lists(st.sampled_from(used), max_size=3, unique=True)) if used else []
+    sizes = data.draw(st.lists(st.sampled_from((2, 3, 8, 16)), min_size=7, max_size=7))
+    names = [tuple(f"l{leg}" for leg in some) for some in (*inputs, output)]
+    sized = {f"l{leg}": size for leg, size in enumerate(sizes)}
+    search = cotengra.OptimalOptimizer(minimize="flops")
+    tree = cotengra.array_contract_tree(names[:-1], names[-1], sized, optimize=search)
+    path = best_path(inputs, tuple(output), tuple(sizes))
+    assert multiplications(path, inputs, output, sizes) <= multiplications(
+        tree.get_path(), inputs, output, sizes
+    )
+
+
+def multiplications(
+    path: Sequence[Sequence[int]],
+    inputs: Sequence[tuple[int, ...]],
+    output: Sequence[int],
+    sizes: Sequence[int],
+) -> int:
+    """Those along a path, where legs that nothing else holds are summed first."""
+    left, total = [frozenset(legs) for legs in inputs], 0
+    for positions in path:
+        first, second = (left[at] for at in positions)
+        left = [legs for at, legs in enumerate(left) if at not in positions]
+        needed = frozenset(output).union(*left)
+        met = first & (needed | second) | second & (needed | first)
+        total += prod(sizes[leg] for leg in met)
+        left.append(met & needed)
+    assert len(left) == 1 and left[0] == frozenset(output)
+    return total

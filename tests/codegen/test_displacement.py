@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import Case, assert_close, geometries, operands_for
-from tnconv.codegen import compile, planner
+from tnconv.codegen import compile, search
 from tnconv.codegen.programs.program import Program
 from tnconv.codegen.routes import displacement
 from tnconv.diagrams import (
@@ -25,7 +25,7 @@ from tnconv.diagrams import (
 def displaced(network: Expression) -> list[Program]:
     """A program for every plan that takes the route, however slow."""
     with (
-        patch.object(planner, "HOPELESS", inf),
+        patch.object(search, "HOPELESS", inf),
         patch.object(displacement, "_exceeds", return_value=False),
     ):
         program = compile(network, routes=["displacement"])

@@ -8,6 +8,7 @@ from tests.strategies import Case, assert_close, geometries, operands_for, shipp
 from tnconv import Program, compile
 from tnconv.codegen import ROUTES, planner
 from tnconv.codegen.lowering.covers import Cover
+from tnconv.codegen.lowering.finish import finished
 from tnconv.diagrams import (
     TensorNetwork,
     conv,
@@ -24,9 +25,9 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 def late(network: TensorNetwork) -> list[Program]:
     """All programs that sum a network's shared leg last."""
     start = Cover.of(network, {name: at for at, name in enumerate(network.operands)})
-    tried = [route for name, route in ROUTES.items() if name != "loop"]
+    tried = {name: route for name, route in ROUTES.items() if name != "loop"}
     found = [
-        planner.finished(cover, "as given", "auto", True)
+        finished(cover, "as given", "auto", "contiguous")
         for cover in planner.summed_late(start, tried)
     ]
     return [Program(network, ((plan,),), ()) for plan in found if plan is not None]

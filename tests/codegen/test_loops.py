@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from benchmarks.measure import peak_memory
 from tests.strategies import Case, assert_close, geometries, operands_for, shipped
 from tnconv import Program
-from tnconv.codegen import ROUTES, planner
+from tnconv.codegen import ROUTES
 from tnconv.codegen.lowering.covers import Cover
+from tnconv.codegen.lowering.finish import finished
 from tnconv.codegen.planner import looped
 from tnconv.codegen.prices import cost
 from tnconv.diagrams import (
@@ -39,9 +40,9 @@ ONE_BY_ONE = [
 def programs(network: TensorNetwork, *routes: str) -> Iterator[Program]:
     """The programs that compute one position at a time, however slow, by all or these routes."""
     start = Cover.of(network, {name: at for at, name in enumerate(network.operands)})
-    tried = [ROUTES[route] for route in routes or ROUTES if route != "loop"]
+    tried = {route: ROUTES[route] for route in routes or ROUTES if route != "loop"}
     for cover in looped(start, tried):
-        yield Program(network, ((planner.finished(cover, "as given", "auto", True),),), ())
+        yield Program(network, ((finished(cover, "as given", "auto", "contiguous"),),), ())
 
 
 @pytest.mark.parametrize("network", ONE_BY_ONE, ids=str)

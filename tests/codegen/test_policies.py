@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DECISIONS = {path.name[:4] for path in (ROOT / "docs" / "decisions").iterdir()}
 ROOMS = ("prices", "lowering", "routes")
-FILES = ("planner.py", "baseline.py", "families.py", "programs/joint.py")
+FILES = (
+    *("search.py", "planner.py", "baseline.py", "families.py", "tiers.py"),
+    *(f"programs/{name}.py" for name in ("joint", "chunks", "limits", "program", "tuning")),
+)
 OTHERS = {  # what bounds the work of a search, or is a fact, chooses between no plans
     "prices": "bounds of timing and fitting, units, and facts of devices and libraries",
     "lowering/paths.py": "bounds of the search for paths",
@@ -25,11 +28,13 @@ OTHERS = {  # what bounds the work of a search, or is a fact, chooses between no
     "routes/pixel_gram.py": "bounds of the length of sources and of memory",
     "routes/taps.py": "a bound of the length of sources",
     "routes/window.py MOST_OVERLAPS": "a bound of the length of sources",
-    "planner.py NUMBER": "bytes of a factor",
+    "lowering/finish.py NUMBER": "bytes of a factor",
     "families.py POWERS": "what scales of networks divide by",
     "families.py MOST_FAMILIES": "a bound of memory",
     "families.py MOST_MEMBERS": "a bound of memory",
     "families.py MOST_VAIN": "a bound of the search",
+    "tiers.py MOST_PROGRAMS": "a bound of memory",
+    "programs/tuning.py FAILED": "what JSON can hold",
 }
 
 

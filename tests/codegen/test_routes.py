@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import ZOO, Case, assert_close, geometries, operands_for
 from tnconv import Program, compile
-from tnconv.codegen import ROUTES, planner
+from tnconv.codegen import ROUTES, search
 from tnconv.codegen.routes import window
 
 LAYERS = ("conv", "conv_transpose", "input_vjp", "weight_vjp", "per_sample", "gradient_norms")
@@ -31,7 +31,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
 def nothing_is_pruned() -> Iterator[None]:
     """For small tensors a dense pattern is so cheap that other plans would not be completed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "HOPELESS", float("inf"))
+        patch.setattr(search, "HOPELESS", float("inf"))
         patch.setattr(window, "GROWN", float("inf"))
         yield
 

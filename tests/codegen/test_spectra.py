@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import assert_close, operands_for
-from tnconv.codegen import compile, planner
+from tnconv.codegen import compile, search
 from tnconv.codegen.lowering.strided import operand
 from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.programs.program import Program
@@ -25,7 +25,7 @@ KERNEL, POSITIONS = st.tuples(*[st.integers(2, 4)] * 2), st.tuples(*[st.integers
 def spectral(network: TensorNetwork) -> list[Program]:
     """A program for every plan that transforms, however slow."""
     with (
-        patch.object(planner, "HOPELESS", inf),
+        patch.object(search, "HOPELESS", inf),
         patch.object(displacement, "_exceeds", return_value=False),
     ):
         program = compile(network, routes=["displacement"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.monitor.oracle import chain
-from tnconv.monitor import HessTrace, Monitor, configuration
+from tnconv.monitor import HessTrace, Monitor, TICDiag, TICTrace, configuration
 from tnconv.monitor.budgets import Budget, Group
 
 GROUPS: tuple[Group, ...] = ("samples", "curvature", "spectrum")
@@ -61,6 +61,7 @@ def test_in_a_run() -> None:
     model, loss_fn = chain(), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     kinds = [*configuration("economy"), HessTrace("diag_ggn_exact")]
+    kinds += [TICTrace("diag_h"), TICDiag("diag_h")]
     monitor = Monitor(model, loss_fn, kinds, budget=2.0)
     assert monitor.budget is not None
     for _ in range(60):
@@ -74,9 +75,10 @@ def test_in_a_run() -> None:
     noisy = [r for r in records if "NormTest" in r]
     assert 0 < len(noisy) < 60 and all("Alpha" in r for r in noisy[:-1])
     assert not any("NormTest" in r and "HessTrace" in r for r in records)
-    assert {m.curvature for m in monitor.measurements if isinstance(m, HessTrace)} == {
-        "diag_ggn_mc"
-    }
-    assert set(monitor.budget.report()) == {"limit", "reached", "samples", "turns", "prices"}
+    report = monitor.budget.report()
+    assert set(report) == {"limit", "reached", "samples", "instead", "turns", "prices"}
+    expected = {"HessTrace": "diag_ggn_mc", "TICTrace": "diag_h_mc", "TICDiag": "hesscale"}
+    assert report["instead"] == expected
+    assert any({"HessTrace", "TICTrace", "TICDiag"} <= r.keys() for r in records)
     with pytest.raises(ValueError, match="budget is 0"):
         Monitor(model, loss_fn, budget=0.0)

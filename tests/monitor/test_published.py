@@ -122,6 +122,21 @@ def test_curvatures(kind: Any, reduction: str) -> None:
     close(monitor.records[0]["TICDiag"], (moments / (d + 1e-7)).sum())
 
 
+def test_samples_of_the_hessian_are_unbiased() -> None:
+    model, loss_fn = chain(), nn.CrossEntropyLoss()
+    x, y = batch(6)
+    monitor = Monitor(model, loss_fn, [HessTrace("diag_h_mc")])
+    for _ in range(80):
+        with monitor.step():
+            model.zero_grad()
+            loss_fn(model(x), y).backward()
+    traces = torch.tensor([record["HessTrace"] for record in monitor.records])
+    oracle = Oracle(model, loss_fn, x, y)
+    expected = torch.stack([d.sum() for d in oracle.by_parameter(oracle.hessian().diagonal())])
+    errors = traces.std(0) / len(traces) ** 0.5
+    assert (traces.mean(0) - expected).abs().lt(4 * errors + 1e-12).all() and (errors > 0).any()
+
+
 def test_both_ends_of_the_spectrum() -> None:
     model, loss_fn = Residual(), nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

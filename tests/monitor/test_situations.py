@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from tests.monitor.oracle import Oracle, chain
 from tnconv.monitor import (
@@ -28,6 +29,7 @@ from tnconv.monitor import (
 )
 
 KINDS = ["NormTest", "InnerTest", "OrthoTest", "MeanGSNR", "Loss", "GradNorm", "GradHist1d"]
+SHARDED = ("Loss", "GradNorm", "UpdateSize", "Distance")
 TESTS = ("NormTest", "InnerTest", "OrthoTest", "MeanGSNR", "Loss")
 
 
@@ -245,7 +247,7 @@ def worker(rank: int, port: str, folder: str) -> None:
     model, loss_fn = chain(), nn.CrossEntropyLoss()
     wrapped = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    kinds = [*KINDS, "Alpha", "HessTrace", "UpdateSize", HessMaxEV(40, 1e-6)]
+    kinds = [*KINDS, "Alpha", "HessTrace", "UpdateSize", "Distance", HessMaxEV(40, 1e-6)]
     monitor = Monitor(wrapped, loss_fn, kinds, folder=f"{folder}/run")
     for step in range(2):
         x, y = batch(6, step)
@@ -254,8 +256,21 @@ def worker(rank: int, port: str, folder: str) -> None:
             optimizer.zero_grad()
             loss_fn(wrapped(x[at].double()), y[at]).backward()
             optimizer.step()
+    torch.manual_seed(0)
+    sharded = chain()
+    fully_shard(sharded)
+    optimizer = torch.optim.SGD(sharded.parameters(), lr=0.1)
+    kinds = [*SHARDED, "NormTest", "HessMaxEV"]
+    others = Monitor(sharded, loss_fn, kinds, process_group=dist.group.WORLD)
+    for step in range(2):
+        x, y = batch(6, step)
+        at = slice(rank * 3, rank * 3 + 3)
+        with others.step():
+            optimizer.zero_grad()
+            loss_fn(sharded(x[at].double()), y[at]).backward()
+            optimizer.step()
     if rank == 0:
-        torch.save(monitor.records, f"{folder}/records.pt")
+        torch.save((monitor.records, others.records, others.subject.left_out), f"{folder}/found.pt")
     assert (rank == 0) == (monitor._writer is not None)
     dist.destroy_process_group()
 
@@ -264,11 +279,11 @@ def worker(rank: int, port: str, folder: str) -> None:
 def test_workers_measure_the_whole_batch(tmp_path: Any) -> None:
     port = str(29500 + os.getpid() % 2000)
     mp.start_processes(worker, (port, str(tmp_path)), nprocs=2, start_method="fork")
-    found = torch.load(tmp_path / "records.pt", weights_only=False)
+    found, sharded, left_out = torch.load(tmp_path / "found.pt", weights_only=False)
     torch.manual_seed(0)
     model, loss_fn = chain(), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    kinds = [*KINDS, "Alpha", "HessTrace", "UpdateSize", HessMaxEV(40, 1e-6)]
+    kinds = [*KINDS, "Alpha", "HessTrace", "UpdateSize", "Distance", HessMaxEV(40, 1e-6)]
     monitor = Monitor(model, loss_fn, kinds)
     for step in range(2):
         x, y = batch(6, step)
@@ -286,3 +301,8 @@ def test_workers_measure_the_whole_batch(tmp_path: Any) -> None:
             assert one[name] == pytest.approx(other[name], rel=1e-9)
         assert (one["GradHist1d"]["hist"] == other["GradHist1d"]["hist"]).all()
     assert {GradNorm().name, UpdateSize().name} <= found[0].keys()
+    for one, other in zip(sharded, monitor.records, strict=True):
+        assert one.keys() == {"step", *SHARDED}
+        for name in SHARDED:
+            assert one[name] == pytest.approx(other[name], rel=1e-9)
+    assert len(left_out) == 2 and all("sharded" in why for why in left_out.values())

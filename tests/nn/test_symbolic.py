@@ -11,22 +11,6 @@ from tnconv.nn import UnfoldNd, convert, save_memory, tensor_dropout
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def model() -> nn.Module:
-    """Every kind of layer that is converted, stores less, or is sampled."""
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2),
-        nn.ReLU(),
-        nn.ConvTranspose2d(4, 2, 3, stride=2, padding=1, output_padding=1),
-        nn.Conv2d(2, 2, 3, padding="same", padding_mode="circular"),
-        nn.BatchNorm2d(2),
-        nn.LeakyReLU(),
-        nn.MaxPool2d(2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(2, 3),
-    )
-
-
 WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "converted": convert,
     "memory": save_memory,
@@ -34,10 +18,32 @@ WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_one_graph_serves_every_size(way: str) -> None:
-    plain = model()
-    own = WAYS[way](plain)
+def parts() -> dict[str, nn.Module]:
+    """Layers of every kind that is converted, stores less, or is sampled, one after the other."""
+    return {
+        "converted": nn.Sequential(
+            nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(4, 2, 3, stride=2, padding=1, output_padding=1),
+            nn.Conv2d(2, 2, 3, padding="same", padding_mode="circular"),
+        ),
+        "memory": nn.Sequential(
+            nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.LeakyReLU(), nn.MaxPool2d(2)
+        ),
+        "dropout": nn.Sequential(
+            nn.Conv2d(2, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3)
+        ),
+    }
+
+
+def models() -> tuple[nn.Module, nn.Module]:
+    """The plain layers, and each part of them in its way, with the same parameters."""
+    plain = parts()
+    return nn.Sequential(*plain.values()), nn.Sequential(*(WAYS[n](m) for n, m in plain.items()))
+
+
+def test_one_graph_serves_every_size() -> None:
+    plain, own = models()
     torch._dynamo.reset()
     compiled = torch.compile(own, backend="aot_eager", fullgraph=True, dynamic=True)
     graphs = []
@@ -57,12 +63,11 @@ def test_one_graph_serves_every_size(way: str) -> None:
     assert graphs[1] == graphs[2]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_exported_with_a_symbolic_batch(way: str) -> None:
-    plain = model().eval()
+def test_exported_with_a_symbolic_batch() -> None:
+    plain, own = (model.eval() for model in models())
     batch = {0: torch.export.Dim("batch", min=2)}
     x = torch.randn(4, 2, 12, 16)
-    program = torch.export.export(WAYS[way](plain), (x,), dynamic_shapes=(batch,)).module()
+    program = torch.export.export(own, (x,), dynamic_shapes=(batch,)).module()
     for samples in (2, 4, 7):
         other = torch.randn(samples, 2, 12, 16)
         torch.testing.assert_close(program(other), plain(other))

@@ -33,9 +33,9 @@ MUTANTS = [
     ("values = quotients(pattern.values, g)", "values = pattern.values"),
     ("values[-1] // g + 1, values.step // common)", "values[-1] // g + 1, values.step)"),
     ("meet(pattern.values, same.values))", "pattern.values)"),
-    ("if same.terms == pattern.terms", "if same.legs == pattern.legs"),
+    ("same.terms == pattern.terms", "same.legs == pattern.legs"),
     ("range(-axis.offset, axis.size - axis.offset)", "range(-axis.offset, axis.size)"),
-    ("== len(inside):", "<= len(inside):"),
+    ("== len(inside)", "<= len(inside)"),
     ("step_j = -a if b > 0 else a", "step_j = -a"),
     ("start_j = (c - a * first) // b", "start_j = (c + a * first) // b"),
     ("lambda a, b: gcd(a, b) == 1", "lambda a, b: True"),
@@ -75,8 +75,9 @@ def test_the_rules_themselves_pass() -> None:
 
 @pytest.mark.parametrize(("old", "new"), MUTANTS)
 def test_mutants_are_caught(old: str, new: str) -> None:
+    modules = mutated(old, new)
     with pytest.raises((AssertionError, ValueError, KeyError, IndexError, StopIteration)):
-        check(mutated(old, new))
+        check(modules)
 
 
 def mutated(old: str, new: str) -> dict[str, ModuleType]:
@@ -178,7 +179,9 @@ def others() -> list[Example]:
     tensors = [Tensor(leg, View.of(sizes, leg)) for leg in sizes]
     band = TensorNetwork((*tensors, Pattern(terms, range(2))), View((), ()), sizes)
     even = band.with_((*tensors, exactly({"i": 2, "o": -2}, 2)))
-    return list(map(Example, [band, even, *drawn(networks(max_points=300), 60)]))
+    forms = exactly({"i": 1, "k": -1}, 1), exactly({"i": 1, "k": -2}, 0)  # of the same legs
+    both = band.with_((*tensors, *forms))
+    return list(map(Example, [band, even, both, *drawn(networks(max_points=300), 60)]))
 
 
 def drawn(strategy: st.SearchStrategy[TensorNetwork], count: int) -> list[TensorNetwork]:

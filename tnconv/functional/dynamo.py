@@ -48,7 +48,7 @@ def _when_imported(tell: Tell) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the tracer as the others do, and has those that wait told after its import."""
+    """Finds the tracer like other finders, and tells those who wait when it is imported."""
 
     def find_spec(
         self, name: str, path: Any, target: ModuleType | None = None

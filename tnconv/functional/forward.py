@@ -37,7 +37,9 @@ def conv(
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
     h = Hyperparameters(stride, padding, dilation, groups)
-    return convolution(x, weight, bias, h)
+    if bias is None:
+        return _convolution((x, weight), x.shape, weight.shape, h)
+    return _convolution_bias((x, weight, bias), x.shape, weight.shape, h)
 
 
 def conv_transpose(
@@ -69,7 +71,9 @@ def conv_transpose(
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
     h = Hyperparameters(stride, padding, dilation, groups, True, output_padding)
-    return convolution(x, weight, bias, h)
+    if bias is None:
+        return _convolution((x, weight), x.shape, weight.shape, h)
+    return _convolution_bias((x, weight, bias), x.shape, weight.shape, h)
 
 
 def linear(
@@ -214,28 +218,6 @@ def unfolded_kernel(
     """
     h = Hyperparameters(stride, padding, dilation, groups)
     return _unfolded_kernel((weight,), input_shape, weight.shape, h)
-
-
-def convolution(
-    x: torch.Tensor,  # (n, g·c, *i) or (g·c, *i)
-    weight: torch.Tensor,  # (g·d, c, *k), or (g·c, d, *k) if transposed
-    bias: torch.Tensor | None,  # (g·d,)
-    h: Hyperparameters,
-) -> torch.Tensor:
-    """`conv` or `conv_transpose`, as the hyper-parameters say.
-
-    Args:
-        x: the input, with or without batch.
-        weight: the kernel.
-        bias: one number per output channel, or None.
-        h: the hyper-parameters.
-
-    Raises:
-        ValueError: shapes or hyper-parameters that do not fit together or give no output.
-    """
-    if bias is None:
-        return _convolution((x, weight), x.shape, weight.shape, h)
-    return _convolution_bias((x, weight, bias), x.shape, weight.shape, h)
 
 
 @operation

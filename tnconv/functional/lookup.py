@@ -73,15 +73,17 @@ def operation(
 
     @wraps(build)
     def run(operands: tuple[Tensor, ...], *settings: *Settings) -> Tensor:
+        first = operands[0]  # most often a plain tensor of the CPU: asked for without a call
+        device = "cpu" if type(first) is Tensor and first.is_cpu else device_of(first)
         found: Program
-        key = device_of(operands[0]), channels_last(operands), build
+        key = device, channels_last(operands), build
         try:
             found = searched(program, *key, *settings)
         except FirstLookup as first:
             found = first.program
         except TypeError:  # sizes can be symbols or in lists, which do not hash
             found = looked_up(program, *key, *map(_hashable, settings))
-        return found.run(*operands)
+        return found.on(*operands)
 
     # For torch.compile an operation is one call: it runs our compiler, but never traces it.
     return allow_in_graph(run)

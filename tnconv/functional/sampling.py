@@ -145,7 +145,7 @@ def _sampled_input_vjp(
 
 
 def _sampled(product: Sum, layer: TensorNetwork, samples: Samples, scale: Ratio | None) -> Sum:
-    """A product with the Jacobian of which each leg in ``samples`` has so many positions."""
+    """A vector-Jacobian product in which legs count at as many positions as ``samples`` says."""
     unbiased = Fraction(1)
     for leg, length in samples:
         product = product.sampled(leg, length)

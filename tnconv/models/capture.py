@@ -225,7 +225,8 @@ class _Hook:
         Raises:
             NotImplementedError: batch normalisation by the batch's statistics.
         """
-        if mixes_samples(module) and isinstance(output, Tensor) and output.requires_grad:
+        seen = not self.watch.silent and isinstance(output, Tensor) and output.requires_grad
+        if seen and mixes_samples(module):
             raise NotImplementedError(
                 f"layer {self.name!r} normalises by the batch's statistics, so no sample has a "
                 "gradient of its own; expected evaluation mode and running statistics"

@@ -60,6 +60,7 @@ class Budget:
     extra: float = 0.0
     total: float = 0.0
     last: Group | None = None
+    instead: dict[str, str] = field(default_factory=dict)
     _alone: deque[float] = field(default_factory=lambda: deque(maxlen=31))
 
     def __post_init__(self) -> None:
@@ -114,12 +115,16 @@ class Budget:
                 self.prices[group] *= self.samples / now
 
     def report(self) -> dict[str, object]:
-        """What was chosen and reached: turns and prices in steps by group, samples, overhead."""
+        """What was chosen and reached: turns and prices in steps by group, samples, overhead.
+
+        ``instead`` has the curvature that measurements take in the place of an exact one.
+        """
         step = self.step or 1.0
         return {
             "limit": self.limit,
             "reached": self.reached,
             "samples": self.samples,
+            "instead": dict(self.instead),
             "turns": dict(self.turns),
             "prices": {group: price / step for group, price in self.prices.items()},
         }

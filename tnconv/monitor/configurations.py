@@ -80,10 +80,16 @@ def measurements(
 
 
 def sampled(measurement: Measurement) -> Measurement:
-    """With Monte Carlo columns in the place of exact ones."""
-    if isinstance(measurement, OfCurvature) and measurement.curvature == "diag_ggn_exact":
-        return replace(measurement, curvature="diag_ggn_mc")
-    return measurement
+    """With random samples of the curvature in the place of exact columns.
+
+    One sample of the Hessian's diagonal is good for its trace, and no denominator of single
+    entries: there HesScale is the cheap estimate.
+    """
+    if not isinstance(measurement, OfCurvature):
+        return measurement
+    hessian: Curvature = "hesscale" if isinstance(measurement, TICDiag) else "diag_h_mc"
+    cheaper: dict[Curvature, Curvature] = {"diag_ggn_exact": "diag_ggn_mc", "diag_h": hessian}
+    return replace(measurement, curvature=cheaper.get(measurement.curvature, measurement.curvature))
 
 
 def _one(given: Measurement | str | type[Measurement], curvature: Curvature) -> Measurement:

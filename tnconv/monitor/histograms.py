@@ -38,11 +38,22 @@ class Binning:
         return round(at) if abs(at - round(at)) < 1e-9 * max(1.0, abs(at)) else None
 
     @property
+    def offset(self) -> float:
+        """The place of zero, in widths of a bin: an integer where zero is an edge."""
+        return -self.bins.low / self.width if self.zero is None else float(self.zero)
+
+    def places(self, multiples: Tensor) -> Tensor:
+        """The bin of each number of widths from zero, as if there were bins everywhere."""
+        if self.zero is None:
+            return (multiples + self.offset).floor_()
+        return multiples.floor().add_(self.zero)  # signs stay, however small
+
+    @property
     def near_zero(self) -> float | None:
         """The magnitude below which an entry's sign tells its bin, where zero is an edge."""
-        if self.zero is None or not 0 < self.zero < self.bins.count:
+        if self.zero is None or not 0 < self.zero < self.bins.count or not self.scale > 0:
             return None
-        return min(1.0, 0.999 * self.width / max(abs(self.scale), 1e-300))
+        return min(1.0, 0.999 * self.width / max(self.scale, 1e-300))
 
     def numbers(self, entries: Tensor, kind: torch.dtype = torch.int16) -> Tensor:
         """The bin of each entry, as integers."""
@@ -67,9 +78,11 @@ class Binning:
     @property
     def edges(self) -> Tensor:
         """Of all bins, one more than there are."""
-        return torch.linspace(
-            self.bins.low, self.bins.high, self.bins.count + 1, dtype=torch.float64
-        )
+        bins = self.bins
+        found = torch.linspace(bins.low, bins.high, bins.count + 1, dtype=torch.float64)
+        if self.zero is not None and 0 <= self.zero <= bins.count:
+            found[self.zero] = 0.0
+        return found
 
 
 def counted(entries: Tensor, binning: Binning) -> Tensor:
@@ -139,12 +152,31 @@ def _negative(pieces: Tensor) -> Tensor:
 def counted_pairs(first: Tensor, numbers: Tensor, one: Binning, other: int) -> Tensor:
     """How many pairs of an entry and a known bin number below ``other`` are in each pair of bins.
 
-    ``first`` is ``(n, j)``, ``numbers`` ``(j)`` the same for all n.
+    ``first`` is ``(n, j)``, ``numbers`` the same or ``(j)`` for all n. In columns all of whose
+    entries are next to zero, signs tell the bins: they are counted first, the numbers once.
     """
-    found = torch.zeros(one.bins.count * other, dtype=torch.int64, device=first.device)
-    kind = torch.int16 if one.bins.count * other < 2**15 else torch.int64
+    found = torch.zeros(one.bins.count, other, dtype=torch.int64, device=first.device)
+    zero, bound, columns = one.zero, one.near_zero, first.shape[1] if first.dim() > 1 else 0
+    if zero is None or bound is None or numbers.dim() > 1 or first.numel() < FEW:
+        return _pairs(first, numbers, one, found)
+    near = (first.amax(0) < bound) & (first.amin(0) > -bound)
+    if 2 * int(near.sum()) < columns:
+        return _pairs(first, numbers, one, found)
+    below = -torch.floor(first).sum(0)[near]
+    for at, weights in ((zero - 1, below), (zero, len(first) - below)):
+        counts = torch.bincount(numbers[near], weights.double(), minlength=other)
+        found[at] += counts.to(torch.int64)
+    far = ~near
+    return _pairs(first[:, far], numbers[far], one, found)
+
+
+def _pairs(first: Tensor, numbers: Tensor, one: Binning, found: Tensor) -> Tensor:
+    """Add the counts of pairs, a few rows at a time."""
+    bins, other = found.shape
+    kind = torch.int16 if bins * other < 2**15 else torch.int64
     rows = max(1, BLOCK // max(1, first.shape[1]))
-    for block in torch.split(first, rows):
-        codes = one.numbers(block, kind).mul_(other).add_(numbers.to(kind))
-        found += torch.bincount(codes.reshape(-1), minlength=len(found))
-    return found.reshape(one.bins.count, other)
+    for at in range(0, len(first), rows):
+        own = numbers if numbers.dim() == 1 else numbers[at : at + rows]
+        codes = one.numbers(first[at : at + rows], kind).mul_(other).add_(own.to(kind))
+        found += torch.bincount(codes.reshape(-1), minlength=bins * other).reshape(bins, other)
+    return found

@@ -45,6 +45,7 @@ class TermCollector(Collector):
     terms: list[tuple[nn.Parameter, Term, Pass, int]] = field(default_factory=list)
     chosen: Chosen = lambda samples: None
     wanted: Set[nn.Parameter] | None = None  # None for all
+    in_parts: bool = True  # where gradients of samples are written out
     indices: dict[Pass, Tensor | None] = field(default_factory=dict)
 
     def receive(
@@ -66,7 +67,8 @@ class TermCollector(Collector):
         index, plain = self._index(here), _is_plain(call, here.samples)
         if index is not None and plain:
             call, grad_output = _narrowed(call, index), grad_output[index]
-        sizes = [_part(call, p, here.uses[p] == 1) if plain else 0 for _, p in call.parameters]
+        split = plain and self.in_parts
+        sizes = [_part(call, p, here.uses[p] == 1) if split else 0 for _, p in call.parameters]
         named = list(zip(call.parameters, sizes, strict=True))
         whole = [each for each, size in named if not size]
         if whole == [*call.parameters]:
@@ -120,14 +122,16 @@ class KeepingObservation(Observation):
         chosen: Chosen,
         wanted: Set[nn.Parameter] | None = None,
         batch_dim: int = 0,
+        in_parts: bool = True,
     ) -> None:
-        self._chosen, self._wanted = chosen, wanted
+        self._chosen, self._wanted, self._in_parts = chosen, wanted, in_parts
         super().__init__(model, [Kept(), *more], batch_dim=batch_dim)
 
     def _reset(self) -> None:
         super()._reset()
         assert isinstance(self.collector, TermCollector)
         self.collector.chosen, self.collector.wanted = self._chosen, self._wanted
+        self.collector.in_parts = self._in_parts
 
     @property
     def kept(self) -> TermCollector:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tnconv.monitor.further_measurements import Smoothed
+from tnconv.monitor.lanczos_experience import Experience
 from tnconv.monitor.seen import Seen
 from tnconv.monitor.subject import copies
 
@@ -28,6 +29,7 @@ def state_of(monitor: "Monitor") -> dict[str, Any]:
         "ranges": asdict(monitor._ranges),
         "generator": subject.generator.get_state(),
         "vectors": {end: v.clone() for end, v in subject.spectra.vectors.items()},
+        "experience": {end: e.state() for end, e in subject.spectra.experience.items()},
         "smoothed": {m.name: _copy(m.state) for m in _smoothed(monitor)},
         "alerts": dict(monitor._rules.said),
     }
@@ -52,6 +54,8 @@ def restore(monitor: "Monitor", state: Mapping[str, Any]) -> None:
         setattr(monitor._ranges, each.name, state["ranges"][each.name])
     monitor.subject.generator.set_state(state["generator"].cpu())
     monitor.subject.spectra.vectors = {k: v.clone() for k, v in state["vectors"].items()}
+    known = _copy(state["experience"])
+    monitor.subject.spectra.experience = {end: Experience.of(e) for end, e in known.items()}
     for smoothed in _smoothed(monitor):
         smoothed.state.clear()
         smoothed.state.update(_copy(state["smoothed"].get(smoothed.name, {})))

@@ -5,9 +5,15 @@ from typing import Literal
 
 from tnconv.losses.diagonals import Method
 
-Curvature = Method | Literal["diag_ggn_exact", "diag_ggn_mc", "diag_h"]
-"""Hessian diagonals: HesScale's methods, exact and sampled Gauss-Newton, and the exact Hessian."""
-CURVATURES = ("hesscale", "gn", "bl89", "hesscale+", "diag_ggn_exact", "diag_ggn_mc", "diag_h")
+Curvature = Method | Literal["diag_ggn_exact", "diag_ggn_mc", "diag_h", "diag_h_mc"]
+"""Hessian diagonals: HesScale's methods, Gauss-Newton and Hessian, both exact and sampled.
+
+A sample of the Hessian's is one product with it; its trace is good for sums over many entries.
+"""
+CURVATURES = (
+    *("hesscale", "gn", "bl89", "hesscale+"),
+    *("diag_ggn_exact", "diag_ggn_mc", "diag_h", "diag_h_mc"),
+)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class UpdateSize(Measurement):
     needs = ("updates",)
 
     def value(self, seen: Seen) -> list[float]:
-        return _norms(seen.updates)
+        return list(seen.update_sizes)
 
 
 class NormTest(Measurement):

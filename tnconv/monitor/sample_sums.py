@@ -5,7 +5,7 @@ outer products that are not written out; where it has many, they are contracted 
 everything, and freed. Nothing here knows a layer's type.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -15,16 +15,20 @@ from torch import Tensor
 
 from tnconv import diagrams
 from tnconv.codegen import Program, compile
+from tnconv.diagrams import Expression, TensorNetwork, View
 from tnconv.diagrams.affine import Tensor as Operand
 from tnconv.models.layers import Operation, explicit
 from tnconv.models.terms import Term
 from tnconv.monitor.histograms import Binning, counted, counted_pairs
+from tnconv.monitor.histograms_of_products import counted_product_pairs, counted_products
 from tnconv.monitor.kept_terms import samples_of
 from tnconv.monitor.needs import GradientHistogram, JointHistogram
+from tnconv.quantities.base import Statistic
 from tnconv.quantities.first_order import NORMS, SQUARES
 
 MEASURED = 2**18  # entries of gradients from which on it pays to measure programs for them
-ROWS = 2**20  # entries of outer products that are written out at a time
+LONG = 2**12  # entries of a row that are worth a call of their own
+FORWARD = 1  # directions up to which forward passes are cheaper than gradients of samples
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Wanted:
     parameter_bins: Mapping[Hashable, Sequence[Tensor]] = field(default_factory=dict)
     largest: bool = False
     unit: float = 1.0
+
+    @property
+    def nothing_else(self) -> bool:
+        """Whether nothing is wanted but projections, if any."""
+        return not (self.norms or self.squares or self.histograms or self.largest)
 
 
 @dataclass
@@ -78,7 +87,8 @@ class Directions:
     def rows(self, numbers: tuple[int, ...], like: Tensor) -> Tensor:
         """``(k, j)``, of the entries of some parameters one after the other."""
         if numbers not in self._stacked:
-            rows = [torch.cat([each[at].reshape(-1) for at in numbers]) for each in self._sources]
+            parts = [[each[at].reshape(-1) for at in numbers] for each in self._sources]
+            rows = [own[0] if len(own) == 1 else torch.cat(own) for own in parts]
             self._stacked[numbers] = torch.stack(rows).to(like.dtype)
         return self._stacked[numbers]
 
@@ -95,6 +105,10 @@ def contracted(term: Term, wanted: Wanted, directions: Directions, at: int) -> F
     """
     if (factors := outer_factors(term)) is not None:
         return _of_products(*factors, wanted, directions.of(at), at)
+    own = directions.of(at)
+    if wanted.nothing_else and len(own) <= FORWARD and term.v is not None and term.vectors is None:
+        each = [_projection(term, u) for u in own]
+        return Found(projections=torch.stack(each) if each else None)
     if wanted.histograms or directions or term.v is None:
         return together({at: _written_out(term).flatten(1)}, wanted, directions)
     return _by_program(term, wanted)
@@ -108,8 +122,7 @@ def together(given: Mapping[int, Tensor], wanted: Wanted, directions: Directions
     if wanted.norms:
         found.norms = [torch.linalg.vector_norm(g, dim=1).square_() for g in parts]
     if wanted.squares:
-        squares = torch.linalg.vector_norm(each, dim=0).square_()
-        found.squares = torch.split(squares, [g.shape[1] for g in parts])
+        found.squares = torch.split(_squares(each), [g.shape[1] for g in parts])
     if directions:
         found.projections = directions.rows(tuple(given), each) @ each.T
     for key, (need, binning) in wanted.histograms.items():
@@ -126,6 +139,16 @@ def together(given: Mapping[int, Tensor], wanted: Wanted, directions: Directions
     return found
 
 
+def _squares(each: Tensor) -> Tensor:
+    """``Σ_n g[n, j]²``; rows one after the other where the sum stays in the cache."""
+    if each.shape[1] < LONG or each.dtype.itemsize < 4:
+        return each.square().sum(0)
+    found = each[0].square()
+    for row in each[1:]:
+        found.addcmul_(row, row)
+    return found
+
+
 def _written_out(term: Term) -> Tensor:
     """The gradients ``(n, *θ)``: of many entries by the program that is the fastest here."""
     operands = term.operands
@@ -133,23 +156,50 @@ def _written_out(term: Term) -> Tensor:
     known = term.v is None or term.vectors is not None or term.operation.recipe is explicit
     if known or not like.is_cpu:
         return term.gradients
-    program = _fastest(term.operation, term.operand, like.dtype)
+    program = _fastest(diagrams.per_sample_gradients, term.operation, term.operand, like.dtype)
     if program is None:
         return term.gradients
     return program.run(*[operands[name] for name in program.operands])
 
 
+def _projection(term: Term, direction: Tensor) -> Tensor:
+    """``Σ_θ J[n, θ] u[θ]`` for one direction: a forward pass of the layer, and a dot product."""
+    like = next(iter(term.operands.values()))
+    shape = term.operation.networks[term.operand].operands[term.operand]
+    given = term.operands | {"vector": direction.reshape(shape).to(like.dtype)}
+    if like.is_cpu and term.operation.recipe is not explicit:
+        program = _fastest(products, term.operation, term.operand, like.dtype)
+        if program is not None:
+            return program.run(*[given[name] for name in program.operands])
+    return term.values([PRODUCTS], given=given)[0]
+
+
+def products(layer: Expression, operand: str, vectors: None = None) -> TensorNetwork:
+    """``p[n] = Σ_θ J[n, θ] u[θ]``, with u operand ``vector``."""
+    j = diagrams.per_sample_gradients(layer, operand, vectors)
+    vector = Operand("vector", View(j.shape[1:], j.result.axes[1:]))
+    return j.with_((*j.nodes, vector), View(j.shape[:1], j.result.axes[:1]))
+
+
+PRODUCTS = Statistic(products, samples=0)
+
+
 @lru_cache(maxsize=1024)
-def _fastest(operation: Operation, operand: str, dtype: torch.dtype) -> Program | None:
+def _fastest(
+    diagram: Callable[[Expression, str], TensorNetwork],
+    operation: Operation,
+    operand: str,
+    dtype: torch.dtype,
+) -> Program | None:
     """Measured once: it runs at every step that is watched. None where that is not worth it.
 
     What is measured draws no random numbers of the run's.
     """
-    network = diagrams.per_sample_gradients(operation.networks[operand], operand)
-    if prod(network.shape) < MEASURED:
+    layer = operation.networks[operand]
+    if prod(diagrams.per_sample_gradients(layer, operand).shape) < MEASURED:
         return None
     with torch.random.fork_rng(devices=[]):
-        return compile(network, tune=True, dtype=dtype)
+        return compile(diagram(layer, operand), tune=True, dtype=dtype)
 
 
 def _joint(need: GradientHistogram | JointHistogram) -> bool:
@@ -194,49 +244,12 @@ def _of_products(
     joint = {k: h for k, h in wanted.histograms.items() if isinstance(h[0], JointHistogram)}
     for key, (_, binning) in wanted.histograms.items():
         if key not in joint:
-            found.count(key, _counts_of_products(v, x, binning))
-    if joint:
-        _joint_of_products(v, x, wanted, joint, at, found)
+            found.count(key, counted_products(v, x, binning))
+    for key, (need, binning) in joint.items():
+        assert isinstance(need, JointHistogram)
+        numbers = wanted.parameter_bins[key][at].reshape(v.shape[1], x.shape[1])
+        found.count(key, counted_product_pairs(v, x, numbers, binning, need.parameter.count))
     return found
-
-
-def _counts_of_products(v: Tensor, x: Tensor, binning: Binning) -> Tensor:
-    """The histogram of ``v[n, d] x[n, c]``.
-
-    Rows whose entries are all next to zero are told from signs, if zero is an edge; others are
-    written out, a few at a time.
-    """
-    zero, counts = binning.zero, torch.zeros(binning.bins.count, dtype=torch.int64, device=x.device)
-    near = torch.zeros(v.shape, dtype=torch.bool, device=v.device)
-    if zero is not None and 0 < zero < binning.bins.count:
-        bound = 0.999 * binning.width / max(binning.scale, 1e-300)
-        near = v.abs() * x.abs().amax(1, keepdim=True) < bound
-        up, down = (near & (v > 0)).sum(1), (near & (v < 0)).sum(1)
-        below = (up * (x < 0).sum(1) + down * (x > 0).sum(1)).sum()
-        counts[zero - 1] += below
-        counts[zero] += near.sum() * x.shape[1] - below
-    rows, outputs = (~near).nonzero(as_tuple=True)
-    size = max(1, ROWS // x.shape[1])
-    for n, d in zip(torch.split(rows, size), torch.split(outputs, size), strict=True):
-        if len(n):
-            counts += counted(v[n, d][:, None] * x[n], binning)
-    return counts
-
-
-def _joint_of_products(
-    v: Tensor,
-    x: Tensor,
-    wanted: Wanted,
-    joint: Mapping[Hashable, tuple[GradientHistogram | JointHistogram, Binning]],
-    at: int,
-    found: Found,
-) -> None:
-    for n in range(len(v)):
-        each = (v[n][:, None] * x[n]).reshape(1, -1)
-        for key, (need, binning) in joint.items():
-            assert isinstance(need, JointHistogram)
-            numbers = wanted.parameter_bins[key][at]
-            found.count(key, counted_pairs(each, numbers, binning, need.parameter.count))
 
 
 def outer_factors(term: Term) -> tuple[Tensor, Tensor] | None:

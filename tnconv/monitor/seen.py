@@ -95,9 +95,14 @@ class Seen(Shown):
         return sum(self.squared_norms) if self.squared_norms else nan
 
     @cached_property
+    def update_sizes(self) -> Sequence[float]:
+        """``|update|`` by parameter."""
+        return [sqrt(square) for square in squared_norms(self.updates)]
+
+    @property
     def update_size(self) -> float:
         """``|update|``."""
-        return sqrt(sum(squared_norms(self.updates)))
+        return sqrt(sum(size**2 for size in self.update_sizes))
 
 
 def squared_norms(tensors: Sequence[Tensor]) -> list[float]:

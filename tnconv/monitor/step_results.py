@@ -24,6 +24,7 @@ from tnconv.monitor.needs import (
 from tnconv.monitor.sample_sums import Directions, Found, Wanted, contracted, together
 from tnconv.monitor.seen import Seen
 from tnconv.monitor.step_watch import Portion, StepWatch
+from tnconv.monitor.subject import whole
 
 DIRECTIONS = ("inner", "along", "ahead")
 LEAST_RANGE = 1e-6
@@ -83,8 +84,7 @@ def seen_of(
     if watch.norms:
         seen.has.add("gradient_norms")
     if "updates" in needs:
-        now = [p.detach() for _, p in named]
-        seen.updates = list(torch._foreach_sub(now, list(before)))
+        seen.updates = list(torch._foreach_sub(subject.values, list(before)))
         seen.has.add("updates")
     _losses(watch, seen)
     own = sum(p.samples for p in watch.portions) or sum(watch.passes.values())
@@ -92,10 +92,14 @@ def seen_of(
     unit = _unit(watch, seen.samples)
     if "gradients" in needs and watch.gradients:
         seen.gradients = [
-            torch.zeros_like(p) if g is None else g if unit == 1 else g / unit
+            torch.zeros_like(whole(p)) if g is None else g if unit == 1 else g / unit
             for (_, p), g in zip(named, watch.gradients, strict=True)
         ]
         seen.has.add("gradients")
+        if not watch.constants and all(p.dtype.itemsize > 2 for _, p in named):
+            seen.squared_norms_of_mean = [
+                (norm * scale / unit) ** 2 for norm in seen.gradient_norms
+            ]
     if watch.terms and watch.failure is None:
         factor = seen.samples / subject.workers.count / unit
         _by_sample(watch, seen, factor, last_updates, ranges)
@@ -111,6 +115,7 @@ def seen_of(
 def _unit(watch: StepWatch, samples: int) -> float:
     """What the gradients that arrived are multiples of: S in ``p.grad = S g``."""
     subject, factors = watch.subject, [p.factor for p in watch.portions]
+    factors = [1.0] * len(factors) if watch.constants else factors
     total = sum(factors) if factors else subject.scale
     if subject.reduction == "mean":
         return total
@@ -330,7 +335,10 @@ def _normalisation(
     """``Σ_n |g[n]|²`` and ``|g|²`` in the parameters of normalisation layers alone."""
     chosen = {*watch.subject.normalising}
     at = [number for number, (_, p) in enumerate(watch.named) if p in chosen]
-    mean = sum((float(watch.norms[number]) / unit) ** 2 for number in at)
+    norms_of_mean = watch.norms
+    if watch.constants:
+        norms_of_mean = [torch.zeros(()) if g is None else g.norm() for g in watch.gradients]
+    mean = sum((float(norms_of_mean[number]) / unit) ** 2 for number in at)
     return weight * sum(norms[number] for number in at), mean
 
 

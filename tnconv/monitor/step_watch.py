@@ -9,19 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tnconv.losses.diagonals import LossFunction
 from tnconv.models.calls import Pass
-from tnconv.models.capture import Inert
+from tnconv.models.capture import Inert, alone
 from tnconv.models.terms import Term
 from tnconv.monitor.activity import ActivityWatch
+from tnconv.monitor.constant_statistics import Beginning, constant_statistics
 from tnconv.monitor.kept_terms import KeepingObservation, index_of
 from tnconv.monitor.needs import Activity, Diagonal, Spectrum
 from tnconv.monitor.sample_losses import sample_losses
-from tnconv.monitor.step_curvature import HessianProducts, by_layers, by_walk, exactly
+from tnconv.monitor.step_curvature import (
+    WALKED,
+    HessianProducts,
+    by_layers,
+    by_product,
+    by_walk,
+    exactly,
+)
 from tnconv.monitor.subject import Subject, whole
 
-OF_ALL = frozenset(
-    ("squared_norms", "largest_sample", "inner", "along", "ahead", "squares", "histograms")
-)
+PROJECTIONS = frozenset(("inner", "along", "ahead"))
+OF_ALL = PROJECTIONS | {"squared_norms", "largest_sample", "squares", "histograms"}
 """Needs that take gradients of single samples in all parameters."""
 BY_SAMPLE = OF_ALL | {"normalisation"}
 """Needs that take gradients of single samples."""
@@ -59,7 +67,9 @@ class StepWatch:
         self._queued, self._busy = False, False
         self._observation: KeepingObservation | None = None
         self._activity: ActivityWatch | None = None
-        self._inputs: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+        self._beginning: Beginning | None = None
+        self._returned: Any = None
+        self.constants = False  # gradients are of a pass with the batch's statistics as constants
 
     def open(self) -> None:
         """Register the hooks."""
@@ -78,12 +88,17 @@ class StepWatch:
         if self.needs.intersection(BY_SAMPLE) or layered:
             chosen = partial(index_of, measured=subject.samples, generator=subject.generator)
             some = None if self.needs & OF_ALL else frozenset(subject.normalising)
+            in_parts = len(self.needs & OF_ALL) > 1 or not self.needs & PROJECTIONS
             self._observation = KeepingObservation(
-                subject.model, layered, chosen, some, subject.batch_dim
+                subject.model, layered, chosen, some, subject.batch_dim, in_parts
             )
-            self._stack.enter_context(self._observation.watched())
-        if Diagonal("diag_h") in self.needs:
+            watch = self._stack.enter_context(self._observation.watched())
+            self.constants = subject.constants and subject.mixing is not None
+            watch.paused = self.constants
+        if self.constants or Diagonal("diag_h") in self.needs:
             hook = subject.core.register_forward_pre_hook(Inert(self._called), with_kwargs=True)
+            self._stack.callback(hook.remove)
+            hook = subject.core.register_forward_hook(Inert(self._gave))
             self._stack.callback(hook.remove)
         activities = self._of(Activity)
         if activities:
@@ -93,7 +108,7 @@ class StepWatch:
     def close(self) -> None:
         """Remove the hooks."""
         self._stack.close()
-        self._observation = None
+        self._observation = self._beginning = self._returned = None
 
     def loss(self, output: Any, targets: Any) -> Tensor:
         """The loss of a function that is no module, watched."""
@@ -109,8 +124,14 @@ class StepWatch:
             return
         self._busy = True
         try:
+            observation = self._observation if self.constants else None
+            if observation is not None:
+                observation.attempt(partial(self._pass_again, observation, output, targets))
             portion = Portion(loss.detach(), self._samples(output))
             self.portions.append(portion)
+            if observation is not None:
+                self._collect(observation)
+                observation._watch.paused = True
             loss.register_hook(partial(self._reached, portion))  # type: ignore[no-untyped-call]
             self._measure(portion, output, targets, loss)
         finally:
@@ -152,7 +173,7 @@ class StepWatch:
     def _measure(self, portion: Portion, output: Any, targets: Any, loss: Tensor) -> None:
         """What is made of the graph while it is there."""
         parameters = [p for _, p in self.named]
-        self._measure_spectra(portion, loss, parameters)
+        self._measure_products(portion, loss, parameters)
         subject, loss_fn = self.subject, self.subject.loss_fn
         if loss_fn is None:
             lost = [n for n in self.needs if n == "losses" or isinstance(n, Diagonal)]
@@ -163,38 +184,86 @@ class StepWatch:
             portion.each = subject.attempt(
                 "losses", lambda: sample_losses(loss_fn, output, targets, portion.samples)
             )
-        walked = [d for d in self._of(Diagonal) if by_layers(d, subject.generator) is None]
-        if len(walked) < len(self._of(Diagonal)):
+        walked = [d for d in self._of(Diagonal) if d.kind in (*WALKED, "diag_h")]
+        layered = any(by_layers(d, subject.generator) for d in self._of(Diagonal))
+        if layered and not self.constants:
             self._propagate(output, targets)
         for need in walked:
             if need.kind == "diag_h":
-                inputs = self._inputs
-                names = [name for name, _ in self.named]
-                how = (subject.core, loss_fn, inputs, targets, names, parameters)
-                found = subject.attempt(need, partial(exactly, *how))
+                found = subject.attempt(need, partial(self._exactly, output, targets))
             else:
                 walk = (need, subject.core, loss_fn, output, targets, parameters)
                 found = subject.attempt(need, partial(by_walk, *walk))
             if found is not None:
                 portion.diagonals[need] = found
 
-    def _measure_spectra(
+    def _measure_products(
         self, portion: Portion, loss: Tensor, parameters: Sequence[Tensor]
     ) -> None:
+        """What is made of products with the Hessian, on one graph of the gradient."""
         subject, spectra = self.subject, self._of(Spectrum)
-        if spectra:
-            products = subject.attempt(
-                spectra[0],
-                lambda: HessianProducts(subject.core, loss, parameters, subject.workers),
-            )
-            for need in spectra if products is not None else ():
-                found = subject.attempt(need, partial(subject.spectra.of, products, need))
-                if found is not None:
-                    portion.spectra[need] = found
+        sampled = [d for d in self._of(Diagonal) if d.kind == "diag_h_mc"]
+        if not spectra and not sampled:
+            return
+        products = subject.attempt(
+            (*spectra, *sampled)[0],
+            lambda: HessianProducts(subject.core, loss, parameters, subject.workers),
+        )
+        for need in spectra if products is not None else ():
+            found = subject.attempt(need, partial(subject.spectra.of, products, need))
+            if found is not None:
+                portion.spectra[need] = found
+        for diagonal in sampled if products is not None else ():
+            found = subject.attempt(diagonal, partial(by_product, products, subject.generator))
+            if found is not None:
+                portion.diagonals[diagonal] = found
 
     def _called(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._busy and torch.is_grad_enabled():
-            self._inputs = args, kwargs
+            self._beginning = Beginning.of(args, kwargs, self.named[0][1].device)
+
+    def _gave(self, model: nn.Module, args: Any, output: Any) -> None:
+        if not self._busy and torch.is_grad_enabled():
+            self._returned = output
+
+    def _pass_of(self, output: Any) -> tuple[LossFunction, Beginning]:
+        """What to repeat the pass with that an output comes from.
+
+        Raises:
+            NotImplementedError: the loss reads something else.
+        """
+        loss_fn = self.subject.loss_fn
+        if loss_fn is None or self._beginning is None or output is not self._returned:
+            raise NotImplementedError(
+                "the loss reads something else than what the model returned, so that its pass is "
+                "not repeated; expected loss_fn(model(inputs), targets)"
+            )
+        return loss_fn, self._beginning
+
+    def _exactly(self, output: Any, targets: Any) -> list[Tensor]:
+        loss_fn, begun = self._pass_of(output)
+        names, parameters = zip(*self.named, strict=True)
+        given = begun.args, begun.kwargs
+        return exactly(self.subject.core, loss_fn, given, targets, names, parameters)
+
+    def _pass_again(self, observation: KeepingObservation, output: Any, targets: Any) -> None:
+        """The pass with the batch's statistics as constants, forwards and backwards."""
+        loss_fn, begun = self._pass_of(output)
+        core, workers, watch = self.subject.core, self.subject.workers, observation._watch
+        parameters = [p for _, p in self.named]
+        watch.paused = False
+        try:
+            with alone(core, watch), constant_statistics(core), begun.replayed():
+                again = core(*begun.args, **begun.kwargs)
+                observation.propagate(loss_fn, again, targets)
+                found = torch.autograd.grad(loss_fn(again, targets), parameters, allow_unused=True)
+        finally:
+            watch.paused = True
+        pairs = zip(parameters, found, strict=True)
+        own = workers.sums([torch.zeros_like(p) if g is None else g for p, g in pairs])
+        shared = [each / workers.count for each in own] if workers.count > 1 else own
+        held = [g for g in self.gradients if g is not None]
+        self.gradients = [*(torch._foreach_add(held, shared) if held else shared)]
 
     def _propagate(self, output: Any, targets: Any) -> None:
         observation, loss_fn = self._observation, self.subject.loss_fn
@@ -203,9 +272,14 @@ class StepWatch:
 
     def _reached(self, portion: Portion, gradient: Tensor) -> None:
         portion.factor = float(gradient.reshape(-1)[0])
+        if self.subject.sharded:  # parameters that no gradient is added to by autograd
+            self._ask_for_the_end()
 
     def _accumulated(self, parameter: Tensor) -> None:
         """A gradient of the user's backward pass is complete; the first asks for its end."""
+        self._ask_for_the_end()
+
+    def _ask_for_the_end(self) -> None:
         if not self._queued:
             self._queued = True
             torch.autograd.Variable._execution_engine.queue_callback(self._almost_over)
@@ -224,6 +298,8 @@ class StepWatch:
         norms = iter(torch._foreach_norm(present) if present else ())
         zero = torch.zeros(())
         self.norms = [zero if g is None else next(norms) for g in given]
+        if self.constants:
+            return
         if "gradients" in self.needs:
             self._keep(given)
         if self._observation is not None:

@@ -30,16 +30,25 @@ class Subject:
     samples: int | None = None
     scaler: Any = None
     batch_dim: int = 0
+    constants: bool = False  # statistics of batches, where gradients of single samples are asked
     left_out: dict[Hashable, str] = field(default_factory=dict)
+    named: list[tuple[str, nn.Parameter]] = field(init=False)  # that learn
+    sharded: bool = field(init=False)  # whether some worker holds a part of a parameter alone
 
     def __post_init__(self) -> None:
         self.core = unwrapped(self.model)
         self.spectra = Spectra(self.generator)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Look the parameters up that learn: wrappers replace them."""
+        self.named = [(name, p) for name, p in self.core.named_parameters() if p.requires_grad]
+        self.sharded = any(hasattr(p, "full_tensor") for _, p in self.named)
 
     @property
-    def named(self) -> list[tuple[str, nn.Parameter]]:
-        """The parameters that learn, looked up anew: wrappers replace them."""
-        return [(name, p) for name, p in self.core.named_parameters() if p.requires_grad]
+    def values(self) -> list[Tensor]:
+        """What these parameters are now, also where each worker holds a shard of them."""
+        return [whole(p.detach()) for _, p in self.named]
 
     @property
     def scale(self) -> float:

@@ -20,7 +20,14 @@ from tnconv.monitor.configurations import Configuration, measurements, sampled
 from tnconv.monitor.events import event_of
 from tnconv.monitor.measurement import Following, Measurement
 from tnconv.monitor.monitor_state import KEPT, restore, state_of
-from tnconv.monitor.needs import Curvature, GradientHistogram, JointHistogram
+from tnconv.monitor.needs import (
+    Curvature,
+    Diagonal,
+    GradientHistogram,
+    JointHistogram,
+    Spectrum,
+)
+from tnconv.monitor.published import OfCurvature
 from tnconv.monitor.run_folder import RunWriter, frame
 from tnconv.monitor.schedules import Linear, Schedule
 from tnconv.monitor.seen import Seen
@@ -67,6 +74,10 @@ class Monitor:
             samples, by what it measures; exact Gauss-Newton columns become sampled ones. See
             ``monitor.budget.report()``.
         process_group: of workers, where DistributedDataParallel does not tell.
+        batch_statistics_as_constants: where batch normalisation trains, measure gradients of single
+            samples as if the batch's mean and variance were constants, in a pass of their own
+            through the model. Their mean, which tests and projections then take for the gradient,
+            is not ``p.grad``.
 
     >>> from tnconv.monitor import Monitor
     >>> model, loss_fn = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), nn.MSELoss()
@@ -106,20 +117,24 @@ class Monitor:
         seed: int = 0,
         budget: float | None = None,
         process_group: "dist.ProcessGroup | Literal['local'] | None" = None,
+        batch_statistics_as_constants: bool = False,
     ) -> None:
         instances(model=model, **optional(loss_fn=loss_fn))
         if samples is not None and samples < 1:
             raise ValueError(f"samples is {samples}; expected at least 1")
         self.budget = None if budget is None else Budget(budget, samples)
         self.measurements = measurements(quantities, curvature, products)
-        if budget is not None:
-            self.measurements = [sampled(each) for each in self.measurements]
+        if self.budget is not None:
+            given, self.measurements = self.measurements, [sampled(m) for m in self.measurements]
+            pairs = zip(given, self.measurements, strict=True)
+            self.budget.instead = {m.name: m.curvature for old, m in pairs
+                                   if m != old and isinstance(m, OfCurvature)}  # fmt: skip
         self.schedule = Linear(every) if isinstance(every, int) else every
         self.optimizer = optimizer
         self._expect_plain_sgd()
         generator, reduction = torch.Generator().manual_seed(seed), reduction_in(loss_fn, reduction)
         workers = Workers(process_group, model)
-        settings = workers, generator, samples, scaler, batch_dim
+        settings = workers, generator, samples, scaler, batch_dim, batch_statistics_as_constants
         self.subject = Subject(model, loss_fn, reduction, *settings)
         self.sinks, self._rules = tuple(sinks), Alerts(tuple(alerts))
         self._prepare(folder)
@@ -135,7 +150,7 @@ class Monitor:
         self.records: list[dict[str, Any]] = []
         self.alerts: list[tuple[int, Alert]] = []
         self.steps = 0
-        self._start = copies([p for _, p in named]) if self._ever("start") else []
+        self._start = copies(self.subject.values) if self._ever("start") else []
         self._ranges, self._warned = Ranges(), False
         self._last: Seen | None = None
         self._followed: tuple[Measurement, ...] = ()
@@ -219,7 +234,8 @@ class Monitor:
     def _begin(self) -> None:
         if self._watch is not None:
             raise RuntimeError("a step is going on already; expected the one before to end")
-        begin, named = self._now(), self.subject.named
+        begin = self._now()
+        self.subject.look_again()
         self._due = [m for m in self.measurements if (m.every or self.schedule)(self.steps)]
         if self.budget is not None:
             self._due = self._afforded(self.budget, self._due)
@@ -228,8 +244,8 @@ class Monitor:
         needs |= self._implied(needs)
         needs = self._possible(needs)
         if "before" in needs:
-            self._before = copies([p for _, p in named])
-        self._watch = StepWatch(self.subject, frozenset(needs), named)
+            self._before = copies(self.subject.values)
+        self._watch = StepWatch(self.subject, frozenset(needs), self.subject.named)
         if self._due or self._followed:
             self._watch.open()
         self._began, self._own = begin, self._now() - begin
@@ -239,14 +255,23 @@ class Monitor:
         subject = self.subject
         if "normalisation" in needs and not subject.normalising:
             needs = needs - {"normalisation"}
-        if not needs.intersection(BY_SAMPLE) and not any(map(of_samples, needs)):
+        if subject.sharded:
+            lost = {n for n in needs if of_samples(n) or isinstance(n, Diagonal | Spectrum)}
+            for need in lost:
+                reason = "parameters are sharded, and layers compute with others"
+                subject.leave_out(
+                    "gradients of single samples" if of_samples(need) else need, reason
+                )
+            return needs - lost
+        if not any(map(of_samples, needs)):
             return needs
         mixing = subject.mixing
-        if mixing is None:
+        if mixing is None or subject.constants:
             return needs
         if needs.intersection(OF_ALL):
             reason = f"layer {mixing!r} normalises by the batch's statistics, so no sample has a "
-            subject.leave_out("gradients of single samples", f"{reason}gradient of its own")
+            reason += "gradient of its own (batch_statistics_as_constants=True gives them another)"
+            subject.leave_out("gradients of single samples", reason)
         return {need for need in needs if not of_samples(need)}
 
     def _now(self) -> float:

@@ -5,9 +5,7 @@ through it and nothing runs forwards again. The same gives a Jacobian times a ta
 linear in w, so its derivative in w, transposed, is J.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +20,7 @@ from tnconv.models.capture import alone
 from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.modules import uncompiled
 from tnconv.operators.parameter_space import Vector
+from tnconv.operators.second_derivative import SecondDerivative, named_if_missing
 
 
 @dataclass(eq=False)
@@ -59,7 +58,7 @@ class Graph:
 
     def hessian(self, vector: Vector) -> Vector:
         """``Σ_j ∂²L / ∂θ_i ∂θ_j v_j``."""
-        return derivative(self._gradient, self.parameters, vector)
+        return self._second(vector)
 
     def push(self, vector: Vector) -> Vector:
         """``Σ_j ∂y_i / ∂θ_j v_j`` for every output y."""
@@ -85,10 +84,10 @@ class Graph:
         return tuple(each for each in tree_flatten(self.output)[0] if _learned(each))
 
     @cached_property
-    def _gradient(self) -> Vector:
+    def _second(self) -> SecondDerivative:
         with torch.enable_grad():
             loss = _scalar(self.loss_fn(self.output, self.targets))
-            return gradient(loss, self.parameters)
+            return SecondDerivative(loss, self.parameters)
 
     @cached_property
     def _cotangents(self) -> Vector:
@@ -125,7 +124,7 @@ def derivative(values: Vector, ends: Vector, vector: Vector) -> Vector:
     given = [(each, v) for each, v in zip(values, vector, strict=True) if each.requires_grad]
     if not given or not ends:
         return tuple(torch.zeros_like(end) for end in ends)
-    with _named_if_missing():
+    with named_if_missing():
         return torch.autograd.grad(
             [each for each, _ in given],
             ends,
@@ -134,26 +133,6 @@ def derivative(values: Vector, ends: Vector, vector: Vector) -> Vector:
             allow_unused=True,
             materialize_grads=True,
         )
-
-
-@contextmanager
-def _named_if_missing() -> Iterator[None]:
-    """Say what to do where an operation has no second derivative.
-
-    Raises:
-        NotImplementedError: there is one.
-    """
-    try:
-        yield
-    except RuntimeError as reason:
-        if not re.search(r"derivative for .* is not implemented|not.*double backward", str(reason)):
-            raise
-        raise NotImplementedError(
-            "an operation of the model has no second derivative in torch, which products with "
-            f"matrices need ({reason}); expected another implementation of it: for attention "
-            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), for cuDNN's recurrent layers "
-            "torch.backends.cudnn.flags(enabled=False)"
-        ) from reason
 
 
 def _learned(value: Any) -> bool:
