@@ -7,6 +7,7 @@ from itertools import islice, product
 
 from tnconv.codegen.programs.chunks import chunked, whole
 from tnconv.codegen.programs.program import Program, together
+from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.diagrams.expression import Expression
 
 MOST_CHOICES = 64  # combinations of plans that are tried for a limit (0023)
@@ -58,7 +59,8 @@ def in_turn(
         chunks.append(min(fitting, key=lambda way: way.seconds) if fitting else least)
         held += chunks[-1].peak(item)[1]
     if (least_peak := together([chunk.peak(item) for chunk in chunks])) > limit:
-        raise ValueError(
-            f"memory_limit is {limit} bytes; the least that would do is {least_peak} bytes"
+        raise TooLittleMemory(
+            f"memory_limit is {limit} bytes; the least that would do is {least_peak} bytes",
+            least_peak,
         )
     return replace(program, terms=(), chunks=tuple(chunks))

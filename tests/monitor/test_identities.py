@@ -23,6 +23,7 @@ from tnconv.monitor import (
     logarithmic,
 )
 from tnconv.monitor.lanczos import extreme
+from tnconv.monitor.lanczos_experience import Experience
 
 pytestmark = pytest.mark.usefixtures("float64")
 TESTS = [NormTest(), InnerTest(), OrthoTest()]
@@ -122,6 +123,25 @@ def test_largest_magnitude() -> None:
     matrix = torch.diag(torch.tensor([-6.0, 2.0, 1.0]))
     assert extreme(lambda v: matrix @ v, torch.ones(3)).value == pytest.approx(-6)
     assert extreme(lambda v: matrix @ v, torch.ones(3), "largest").value == pytest.approx(2)
+
+
+def test_short_runs_know_what_long_ones_showed() -> None:
+    """Matrices of alike spectra in other bases and scales: fewer products, within the tolerance."""
+    experience, taken, alone = Experience(), [], []
+    spectrum = torch.cat([torch.ones(1), torch.linspace(0.5, -0.2, 59)])
+    weights = torch.rand(60) + 0.2
+    weights[0] = 2.0
+    for step in range(40):
+        q, scale = torch.linalg.qr(torch.randn(60, 60))[0], 0.5 + float(torch.rand(()))
+        matrix = scale * (q * spectrum) @ q.T
+        start = q @ (weights * (1 + 0.05 * torch.randn(60)))
+        how = lambda v, m=matrix: m @ v, start, "magnitude", 12, 0.01
+        found = extreme(*how, experience)
+        assert found.value == pytest.approx(scale, rel=0.012), step
+        taken.append(found.products)
+        alone.append(extreme(*how).products)
+    assert sum(taken[16:]) < 0.8 * sum(alone[16:]) and max(taken[:2]) > min(alone)
+    assert Experience.of(experience.state()) == experience
 
 
 def test_schedules() -> None:

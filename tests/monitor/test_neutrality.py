@@ -36,8 +36,10 @@ EVERYTHING = [
         Smoothed(CriticalBatchSize()),
     ),
 ]
-EVERYTHING = [m for m in EVERYTHING if m.name not in ("GradHist2d", "Parameters", "HessTrace")]
-EVERYTHING += [HessTrace("diag_ggn_mc"), HessSpectrum(products=3), GradHist2d(every=every(5))]
+SLOW = ("GradHist2d", "Parameters", "HessTrace", "HessMaxEV")
+EVERYTHING = [m for m in EVERYTHING if m.name not in SLOW]
+EVERYTHING += [HessTrace("diag_ggn_mc"), GradHist2d(every=every(5))]
+EVERYTHING += [HessMaxEV(3), HessSpectrum(2, every=every(3))]
 
 
 def net() -> nn.Sequential:

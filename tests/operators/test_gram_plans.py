@@ -12,6 +12,7 @@ from tests.strategies import Case, assert_close, geometries, operands_for
 from tnconv import compile
 from tnconv.codegen.baseline import baseline
 from tnconv.diagrams import conv, gradient_dots, ntk_block, per_sample_gradients
+from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.operators.low_rank import gram_plans, low_rank_ggn
 from tnconv.operators.low_rank.gram_plans import Settings, planned
 from tnconv.operators.low_rank.tiles import OTHER, Tiled, block_rows, squares, tiled
@@ -64,16 +65,12 @@ def test_tiles_where_memory_is_limited(order: str) -> None:
     least = 8 * 18 * 18 + 6000  # the result, and one tile
     plan = planned(Settings(compile, "cpu", order, (least, torch.float64)), network, pair, rows)
     assert isinstance(plan.way, Tiled) and plan.way.peak(8) <= least and plan.form is None
+    with pytest.raises(TooLittleMemory, match="memory_limit is 100 bytes; the Gram matrix alone"):
+        planned(Settings(compile, "cpu", order, (100, torch.float64)), network, pair, rows)
     operands = operands_for(network)
     for way in (whole, plan):
         found = way.run(*[operands[name] for name in way.operands])
         assert_close(found, network.reference(**operands), 1e-10)
-
-
-def test_too_little_memory_is_refused() -> None:
-    model, loss_fn, x, targets = case("strided")
-    with pytest.raises(ValueError, match=r"memory_limit is 100 bytes; the Gram matrix alone takes"):
-        low_rank_ggn(model, loss_fn, x, targets, memory_limit=100).eigvalsh()
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "squares"])

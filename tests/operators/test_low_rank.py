@@ -403,7 +403,7 @@ def test_functions_and_partials_are_losses() -> None:
     close(ggn.trace(), 5 * low_rank_ggn(model, F.cross_entropy, x, targets).trace())
 
 
-@pytest.mark.parametrize("count", [1, 2, 16, 17, 33])
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 17])
 def test_any_number_of_combinations(count: int) -> None:
     """Of rows, a few at a time: a remainder of one as well."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from tests.strategies import assert_close
-from tnconv.recursions import Rows, column_plan
+from tnconv.recursions import Rows, column_plan, columns_walk
 from tnconv.recursions.column_step import _RULES
 from tnconv.recursions.step import operation
 
@@ -98,6 +98,19 @@ def test_operations(chosen: list[int] | None) -> None:
     torch.manual_seed(1)
     for function in cases().values():
         check(function, torch.randn(SAMPLES, 3, 6, 6), chosen)
+
+
+@pytest.mark.parametrize("chosen", [None, [3, 0]], ids=str)
+def test_large_vectors_go_a_few_at_a_time(
+    chosen: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one vector is large already, and where two are."""
+    torch.manual_seed(1)
+    for function in cases().values():
+        x = torch.randn(SAMPLES, 3, 6, 6)
+        for large in (1, 2 * function(x).nbytes):
+            monkeypatch.setattr(columns_walk, "LARGE", large)
+            check(function, x, chosen)
 
 
 def _keeps_shape(name: str) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tnconv.codegen import Program
 from tnconv.codegen.tiers import Build, device_of, looked_up
+from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.quantities.base import Statistic
 
@@ -25,7 +26,7 @@ def values(
     may hold beside the operands.
 
     Raises:
-        ValueError: a memory limit below what is needed, naming the operand and its layer's shapes.
+        TooLittleMemory: a limit below what is needed, naming the operand and its layer's shapes.
     """
     if not statistics:
         return []
@@ -34,11 +35,10 @@ def values(
     what = tuple(statistics), operation, operand, vectors, limit
     try:
         program = looked_up(_program, device_of(like), *what)
-    except ValueError as error:
-        if limit is None:
-            raise
+    except TooLittleMemory as error:
         shapes = {name: tuple(array.shape) for name, array in operands.items()}
-        raise ValueError(f"{operand!r} of a layer with operands {shapes}: {error}") from error
+        what_for = f"{operand!r} of a layer with operands {shapes}"
+        raise TooLittleMemory(f"{what_for}: {error}", error.least) from error
     return list(program.run(*[operands[name] for name in program.operands]))
 
 

@@ -152,27 +152,41 @@ class Observation:
             return
         if not factor > 0:
             raise ValueError(f"factor is {factor}; expected a positive number")
-        passes = self._watch.passes
-        self._propagation = Propagation(self.collector, passes, output, self.fallback.meetings)
-        try:
-            refuse_reentrant_nodes(self._propagation.nodes)
-            if not self._propagation.calls and any(here.calls for here in self._watch.passes):
-                raise ValueError(
-                    f"an output of shape {tuple(output.shape)} comes from no layer; expected what "
-                    "the model gave since the last result, before loss.backward()"
-                )
-            owners = self._owners(output)
-            with alone(self._watch.model, self._watch):
-                self._propagation.run(loss_fn, targets, factor, owners, chosen)
-                calls = self._propagation.calls
-                self.walks.run(self._watch.model, calls, loss_fn, output, targets, factor)
-            for here in set(self._propagation.calls.values()):
+        with self.propagating(output) as propagation:
+            propagation.run(loss_fn, targets, factor, self._owners(output), chosen)
+            calls = propagation.calls
+            self.walks.run(self._watch.model, calls, loss_fn, output, targets, factor)
+            for here in {*calls.values()}:
                 of = [m for y, m in zip(here.outputs, here.maps, strict=False) if y is output]
                 if of:
                     self.expect_apart(loss_fn, output, targets, here, of)
             for source in self._others:
-                self._seen[source].update(self._propagation.calls.values())
-            self.narrowed = self._propagation.narrowed
+                self._seen[source].update(calls.values())
+            self.narrowed = propagation.narrowed
+
+    @contextmanager
+    def propagating(
+        self, output: Tensor, collector: Collector | None = None
+    ) -> Iterator[Propagation]:
+        """How vectors go backwards from an output, to a collector: by default the own one.
+
+        Raises:
+            NotImplementedError: a reentrant checkpoint on the way.
+            ValueError: an output of nothing that was observed.
+        """
+        passes, meetings = self._watch.passes, self.fallback.meetings
+        self._propagation = found = Propagation(
+            collector or self.collector, passes, output, meetings
+        )
+        try:
+            refuse_reentrant_nodes(found.nodes)
+            if not found.calls and any(here.calls for here in passes):
+                raise ValueError(
+                    f"an output of shape {tuple(output.shape)} comes from no layer; expected what "
+                    "the model gave since the last result, before loss.backward()"
+                )
+            with alone(self._watch.model, self._watch):
+                yield found
         finally:
             self._propagation = None
 

@@ -7,6 +7,7 @@ by one through autograd's engine, whose hooks after layers hand them over.
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from math import prod, sqrt
 from typing import Any
@@ -28,6 +29,18 @@ from tnconv.recursions import ColumnPlan, Rows, column_plan
 LossFunction = Callable[[Any, Any], Tensor]
 AT_A_TIME = 32  # vectors that are held after all layers
 FRONT = 2**24  # bytes of vectors after one layer, where rows line up
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What each vector holds on its way, in bytes: the most, and while a layer's are worked on.
+
+    ``total`` is what is held after all layers together.
+    """
+
+    most: int
+    after: Mapping[Call, int]
+    total: int
 
 
 class Propagation:
@@ -103,13 +116,59 @@ class Propagation:
                     continue
                 self._source = source
                 self._choose(None if chosen is None else chosen[source])
-                given = loss_fn, self.output.detach(), targets, self._at_a_time(source)
-                parts: Callable[..., Iterator[Tensor]] = source.parts
-                if owners is not None and source.by_sample:
-                    parts = partial(parts, owners=owners)
-                for self._part, vectors in enumerate(parts(*given)):
+                parts = self.parts(source, loss_fn, targets, owners, self._at_a_time(source))
+                for self._part, vectors in enumerate(parts):
                     self._send(vectors if factor == 1 else sqrt(factor) * vectors)
                 self.collector.close(self.calls, source)
+
+    def parts(
+        self,
+        source: Vectors,
+        loss_fn: LossFunction,
+        targets: Any,
+        owners: Tensor | None = None,
+        size: int = sys.maxsize,
+    ) -> Iterator[Tensor]:
+        """The vectors of a source, so many at a time; ``owners`` as for `run`."""
+        given = loss_fn, self.output.detach(), targets, size
+        parts: Callable[..., Iterator[Tensor]] = source.parts
+        if owners is not None and source.by_sample:
+            parts = partial(parts, owners=owners)
+        return parts(*given)
+
+    def send(self, vectors: Tensor, source: Vectors) -> None:
+        """Send some vectors, all at once: what arrives counts as a source's.
+
+        Raises:
+            RuntimeError: a vector that passed a layer unseen.
+        """
+        with self._unmarked():
+            self._source, self._part = source, 0
+            self._choose(None)
+            self._send(vectors)
+
+    def footprint(self, chosen: Sequence[int] | None = None) -> Footprint:
+        """What vectors of chosen samples, or of all, would hold: from shapes alone."""
+        self._choose(chosen)
+        own = {call: self._bytes(call) for call in self.calls}
+        uses = {p for here in {*self.calls.values()} for p, count in here.uses.items() if count > 1}
+        tied = {call for call in own if any(p in uses for _, p in call.parameters)}
+        total = sum(own.values())
+        waiting = 2 * sum(own[call] for call in tied)  # until all have arrived, and then joined
+        if self._plan is None:
+            held = total + waiting
+            return Footprint(held, dict.fromkeys(own, held), total)
+        ends = {(c.edge.node, c.edge.output_nr): c for c in own if c.edge is not None}
+        most, taken = self._plan.held(self._rows, ends)
+        after = {ends[edge]: held + waiting for edge, held in taken.items()}
+        return Footprint(most + waiting, after, total)
+
+    def _bytes(self, call: Call) -> int:
+        """What a vector takes after a call."""
+        entries = prod(self._calls[call].output_shape)
+        if isinstance(call.map, Shared):
+            entries *= self.calls[call].samples
+        return entries * self.output.element_size()
 
     def receive(self, here: Pass, call: Call, vector: Tensor) -> None:
         """Take what a vector became after a layer."""

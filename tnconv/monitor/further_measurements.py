@@ -17,8 +17,9 @@ from tnconv.monitor.seen import Seen
 class HessSpectrum(Measurement):
     """``{"largest", "smallest"}``: both ends of the Hessian's spectrum by Lanczos.
 
-    Each end starts from its own vector of the step before, and ends after so many ``products`` or
-    at a relative error estimated below ``tolerance``; ``"products"`` says how many both took.
+    The largest is found as in `HessMaxEV`, the smallest from its vector of the step before, with
+    so many ``products`` or to a relative error estimated below ``tolerance``; ``"products"`` says
+    how many both took.
     """
 
     products: int = 12

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any, Literal
 
-import torch
+import numpy as np
 
 End = Literal["largest", "smallest", "magnitude"]
 RUNS = 3  # long ones that are remembered
@@ -85,13 +85,10 @@ def ritz(
 ) -> tuple[float, list[float], float]:
     """A Ritz value, its vector in the basis, and its distance to the nearest other."""
     n = len(diagonal)
-    matrix = torch.diag(torch.tensor([*diagonal], dtype=torch.float64))
-    if n > 1:
-        off = torch.tensor([*beside], dtype=torch.float64)
-        matrix.diagonal(1).copy_(off)
-        matrix.diagonal(-1).copy_(off)
-    values, vectors = torch.linalg.eigh(matrix)
-    ends = {"largest": n - 1, "smallest": 0, "magnitude": int(values.abs().argmax())}
+    matrix = np.diag(np.asarray([*diagonal], dtype=np.float64))
+    matrix[range(n - 1), range(1, n)] = matrix[range(1, n), range(n - 1)] = beside
+    values, vectors = np.linalg.eigh(matrix)
+    ends = {"largest": n - 1, "smallest": 0, "magnitude": int(np.abs(values).argmax())}
     at = ends[end]
     others = [abs(float(values[at] - values[k])) for k in range(n) if k != at]
     return float(values[at]), vectors[:, at].tolist(), min(others, default=0.0)

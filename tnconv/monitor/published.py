@@ -223,7 +223,12 @@ class HessTrace(OfCurvature):
 
 @dataclass(frozen=True)
 class HessMaxEV(Measurement):
-    """The Hessian's eigenvalue of largest magnitude, by Lanczos from the last one's vector."""
+    """The Hessian's eigenvalue of largest magnitude, by Lanczos from the gradient on.
+
+    A run takes at most ``products``, but for the first ones and then ever fewer, down to every
+    32nd, which take up to twelve: others stop after as many as these needed for a relative error
+    below ``tolerance``, and are completed by their coefficients.
+    """
 
     products: int = 12
     tolerance: float = 0.01

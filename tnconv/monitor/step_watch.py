@@ -1,6 +1,6 @@
 """Watching one step: losses when they are computed, gradients when a backward pass ends."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,6 +61,8 @@ class StepWatch:
     gradients: list[Tensor | None] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
     backwards: int = 0
+    now: Callable[[], float] = lambda: 0.0
+    spent: float = 0.0  # seconds at losses and at the ends of backward passes
 
     def __post_init__(self) -> None:
         self._stack = ExitStack()
@@ -122,7 +124,7 @@ class StepWatch:
         """Take note of a loss, before it goes backwards."""
         if self._busy or not loss.requires_grad or not torch.is_grad_enabled():
             return
-        self._busy = True
+        self._busy, began = True, self.now()
         try:
             observation = self._observation if self.constants else None
             if observation is not None:
@@ -136,6 +138,7 @@ class StepWatch:
             self._measure(portion, output, targets, loss)
         finally:
             self._busy = False
+            self.spent += self.now() - began
 
     @property
     def activity(self) -> ActivityWatch | None:
@@ -291,6 +294,11 @@ class StepWatch:
     @torch.no_grad()
     def _over(self) -> None:
         """A backward pass is over: take its gradients before anybody clips them."""
+        began = self.now()
+        self._look_at_gradients()
+        self.spent += self.now() - began
+
+    def _look_at_gradients(self) -> None:
         self._queued = False
         self.backwards += 1
         given = [whole(p.grad) if p.grad is not None else None for _, p in self.named]

@@ -245,7 +245,8 @@ class Monitor:
         needs = self._possible(needs)
         if "before" in needs:
             self._before = copies(self.subject.values)
-        self._watch = StepWatch(self.subject, frozenset(needs), self.subject.named)
+        what = self.subject, frozenset(needs), self.subject.named
+        self._watch = StepWatch(*what, now=self._now)
         if self._due or self._followed:
             self._watch.open()
         self._began, self._own = begin, self._now() - begin
@@ -314,7 +315,8 @@ class Monitor:
             self._look(watch, step, last)
         if self.budget is not None:
             now = self._now()
-            self.budget.spent(now - self._began, self._own + now - ended)
+            own = self._own + watch.spent + now - ended
+            self.budget.spent(now - self._began, own)
 
     def _look(self, watch: StepWatch, step: int, last: Seen | None) -> None:
         """Make records of a step that is over."""

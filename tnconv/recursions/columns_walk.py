@@ -7,8 +7,9 @@ the same rows before it, and there are as many for each sample, one sample after
 one operation on the way has no such rule there is no plan, and nothing was done.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from tnconv.recursions.plan import Edge, End, users_last
 from tnconv.recursions.step import shape_of
 
 Take = Callable[[Tensor], None]
+LARGE = 2**23  # bytes of vectors that go through one operation at a time: what heaps reuse
 
 
 @dataclass(repr=False)
@@ -69,7 +71,7 @@ class ColumnPlan(Shown):
     ) -> None:
         wants = self.wants[node]
         mine = mine and sum(wants) == 1
-        found = self.rules[node](At(node, wants, rows, mine), v)
+        found = _through(self.rules[node], At(node, wants, rows, mine), v)
         own = v.untyped_storage().data_ptr()
         for each, (below, nr) in zip(found, node.next_functions, strict=False):
             if each is None or below is None:
@@ -81,6 +83,76 @@ class ColumnPlan(Shown):
                 held[nr] = (before.add_(each) if free else before + each), True
             else:
                 held[nr] = each, fresh
+
+    def held(self, rows: Rows, takes: Container[Edge]) -> tuple[int, dict[Edge, int]]:
+        """What is held of each vector, in bytes: the most on the way, and while one is taken.
+
+        Results that are views, or take the place of what they are made of, count as others do.
+        """
+        arrived: dict[Edge, int] = {self.start: _bytes(self.start, rows)}
+        most, taken = arrived[self.start], dict[Edge, int]()
+        for node in self.order:
+            total = sum(arrived.values())
+            here = [edge for edge in arrived if edge[0] is node]
+            taken |= {edge: total for edge in here if edge in takes}
+            if node in self.rules and here:
+                ends = zip(self.wants[node], node.next_functions, strict=True)
+                below = [(end, nr) for want, (end, nr) in ends if want and end is not None]
+                most = max(most, total + sum(_bytes(edge, rows) for edge in below))
+                arrived |= {edge: _bytes(edge, rows) for edge in below}
+            for edge in here:
+                del arrived[edge]
+        return most, taken
+
+
+def _bytes(edge: Edge, rows: Rows) -> int:
+    """What one vector at a value's rows takes."""
+    node: Any = edge[0]
+    dtype = (
+        node.variable.dtype if hasattr(node, "variable") else node._input_metadata[edge[1]].dtype
+    )
+    return prod(rows.shape(shape_of(*edge))) * int(dtype.itemsize)
+
+
+def _through(rule: ColumnRule, at: At, v: Tensor) -> Sequence[Tensor | None]:
+    """What a rule makes of vectors, a few of them at a time where they are large.
+
+    So whatever it holds beside its result is small. Results that are views are free for all.
+    """
+    few = max(1, LARGE // max(1, v[:1].nbytes))
+    if len(v) <= few:
+        return rule(at, v)
+    first, *others = torch.split(v, few)
+    found = rule(at, first)
+    if not all(each is None or _is_same(each, first) or _is_new(each, v) for each in found):
+        return rule(at, v)
+    whole = [each if each is None else v if _is_same(each, first) else _room(each, len(v))
+             for each in found]  # fmt: skip
+    start = 0
+    for part in (first, *others):
+        for place, each in zip(whole, found if part is first else rule(at, part), strict=True):
+            if place is not None and place is not v and each is not None:
+                place[start : start + len(part)].copy_(each)
+        start += len(part)
+    return whole
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether a tensor was passed on, or changed in place."""
+    alike = one.shape == other.shape and one.stride() == other.stride()
+    return alike and one.data_ptr() == other.data_ptr()
+
+
+def _is_new(each: Tensor, v: Tensor) -> bool:
+    """Whether a result has memory of its own, for every entry."""
+    if each.untyped_storage().data_ptr() == v.untyped_storage().data_ptr():
+        return False
+    return all(step or size == 1 for step, size in zip(each.stride(), each.shape, strict=True))
+
+
+def _room(part: Tensor, count: int) -> Tensor:
+    """Memory for as many vectors, each laid out as those of a part are."""
+    return part.new_empty_strided((count, *part.shape[1:]), (part[0].numel(), *part.stride()[1:]))
 
 
 def column_plan(start: GradientEdge, ends: Sequence[Edge], samples: int = 1) -> ColumnPlan | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tnconv.displays import Shown
 from tnconv.operators.low_rank.damping import Damping
+from tnconv.operators.low_rank.row_products import Rows
 from tnconv.operators.low_rank.rows import JacobianRows
 
 Named = Mapping[str, Tensor]
@@ -50,12 +51,18 @@ class DirectionalDerivatives(Shown):
 class Gradients:
     """``g_n = Σ_m weights[m] J[m, n]``, what sample n adds to the loss's gradient, from rows."""
 
-    rows: JacobianRows
+    rows: Rows
     weights: Tensor  # (m,)
 
     @property
     def samples(self) -> int:
         return self.rows.samples
+
+    @property
+    def explicit(self) -> JacobianRows:
+        """The rows, which hold their vectors: where they are of a batch of their own, they do."""
+        assert isinstance(self.rows, JacobianRows)
+        return self.rows
 
     def total(self) -> dict[str, Tensor]:
         """``Σ_n g_n`` by parameter name."""
@@ -93,7 +100,7 @@ class LowRankBlock:
         gradient_scale: of sums over the gradients' samples.
     """
 
-    rows: JacobianRows
+    rows: Rows
     scale: Tensor  # (m, n)
     gradients: Gradients
     averages: bool
@@ -106,7 +113,7 @@ class LowRankBlock:
         return self.scale.double().flatten() * sqrt(self.curvature_scale)
 
     @cached_property
-    def _columns(self) -> JacobianRows:
+    def _columns(self) -> Rows:
         """The rows of V's columns alone."""
         count = len(self.scale)
         return self.rows if count == self.rows.vectors else self.rows.between(0, count)
@@ -114,11 +121,7 @@ class LowRankBlock:
     @cached_property
     def _products(self) -> Tensor:
         """``J[m, n] · J[m', n']`` of all vectors m and the columns m', in double precision."""
-        count = len(self.scale)
-        if count == self.rows.vectors:
-            return self.rows.gram().double()
-        rows = self.rows.formed()
-        return rows.cross_gram(rows.between(0, count)).double()
+        return self.rows.gram_with(len(self.scale)).double()
 
     def _expect_gradients(self) -> None:
         """Take all inner products at once, where those with gradients are wanted, too."""
@@ -141,7 +144,7 @@ class LowRankBlock:
         if self.gradients.rows is self.rows:
             every = self._products
         else:
-            every = self.gradients.rows.cross_gram(self._columns).double()
+            every = self._columns.gram_under(self.gradients.explicit).double()
         found = torch.einsum("m,mnij->nij", self.gradients.weights.double(), every)
         return found.flatten(1) * (self.gradient_scale * self._factors)
 

@@ -1,18 +1,18 @@
 """Gauss-Newton matrices of mini-batches by their low rank: a block for each group of parameters."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tnconv.given import instances
-from tnconv.losses.reductions import batch_size, divisor, reduction_of
+from tnconv.losses.reductions import batch_size, reduction_of
 from tnconv.models.computing import Inputs
 from tnconv.models.propagation import LossFunction
+from tnconv.operators.low_rank.batch_parts import Batch
 from tnconv.operators.low_rank.block import (
     Criterion,
     DirectionalDerivatives,
@@ -23,16 +23,16 @@ from tnconv.operators.low_rank.block import (
 )
 from tnconv.operators.low_rank.damping import Damping
 from tnconv.operators.low_rank.orders import Orders, check_orders
-from tnconv.operators.low_rank.rows import JacobianRows
+from tnconv.operators.low_rank.parameter_groups import Groups, partition
+from tnconv.operators.low_rank.row_products import Rows
 from tnconv.operators.low_rank.sources import LossGradients, WithGradient
+from tnconv.operators.low_rank.within_limit import Limit
 from tnconv.operators.parameter_space import Space
 from tnconv.quantities.second_order import Fisher, columns
 
 if TYPE_CHECKING:
     import numpy as np
 
-Groups = Literal["network", "layer", "parameter"] | Mapping[str, Sequence[str]]
-"""One block for the whole network, for each layer, for each parameter, or names by block."""
 V = TypeVar("V", bound="Tensor | Mapping[str, Tensor] | np.ndarray[Any, Any]")
 
 
@@ -68,7 +68,11 @@ def low_rank_ggn(
         gradient_samples: Positions in the batch whose gradients are used for slopes and steps.
         groups: ``"network"``, ``"layer"``, ``"parameter"``, or a mapping from names of blocks to
             names of parameters; the matrix is block-diagonal over them, and zero elsewhere.
-        memory_limit: How many bytes the products of one parameter may hold at a time.
+        memory_limit: How many bytes vectors, products of one parameter and Gram matrices may hold
+            beside what autograd does. Where vectors after all layers take more than half of it,
+            they are not held, but go backwards again for every product: as many at a time as fit,
+            in b blocks for a Gram matrix, each of which goes backwards b - 1 times. Eigenvectors
+            and other results in the parameters' shapes are not counted.
         order: How Gram matrices are contracted: ``"auto"``, one of ``"parameter_space"``,
             ``"data_space"``, ``"mixed"``, ``"one_sided"`` and ``"pixel_gram"``, or a mapping from
             names of parameters to these; see `JacobianRows`.
@@ -83,27 +87,23 @@ def low_rank_ggn(
         NotImplementedError: a loss without a known root, a layer that mixes samples, or one that
             has no diagram.
         ValueError: positions outside the batch, an empty subset, repeated or foreign names in
-            groups, a memory limit below what is needed, an unknown order.
+            groups, an unknown order, or a memory limit below what is needed: `TooLittleMemory`,
+            which has the ``least`` that would do.
     """
     instances(model=model, loss_fn=loss_fn)
-    batch = _Batch(inputs, targets, batch_size(inputs, batch_dim), loss_fn, batch_dim)
+    batch = Batch(model, loss_fn, inputs, targets, batch_size(inputs, batch_dim), batch_dim)
     curved = batch.positions("curvature_samples", curvature_samples)
     used = batch.positions("gradient_samples", gradient_samples)
     source, names = columns(fisher, samples, generator), partition(model, groups)
-    how: dict[str, Any] = {
-        "memory_limit": memory_limit,
-        "order": order,
-        "keep": True,
-        "batch_dim": batch_dim,
-    }
     check_orders(order, dict(model.named_parameters()))
+    limit = Limit(memory_limit, order, len(names))
     if used == curved:
         joined = WithGradient(source, fisher == "type-2")
-        rows = JacobianRows.of(model, loss_fn, *batch.part(curved), joined, **how)
-        rows, scale, gradients = parted(rows, joined)
+        rows, scale, gradients = parted(limit.rows(batch.with_vectors(joined, curved)), joined)
     else:
-        rows = JacobianRows.of(model, loss_fn, *batch.part(curved), source, **how)
-        other = JacobianRows.of(model, loss_fn, *batch.part(used), LossGradients(), **how)
+        rows, other = limit.both(
+            batch.with_vectors(source, curved), batch.with_vectors(LossGradients(), used)
+        )
         scale = torch.ones(rows.vectors, rows.samples).to(rows.device, rows.dtype)
         gradients = Gradients(other, torch.ones(1).to(scale))
     averages = reduction_of(loss_fn) == "mean"
@@ -112,8 +112,8 @@ def low_rank_ggn(
 
 
 def parted(
-    rows: JacobianRows, source: WithGradient, chosen: Sequence[int] | None = None
-) -> tuple[JacobianRows, Tensor, Gradients]:
+    rows: Rows, source: WithGradient, chosen: Sequence[int] | None = None
+) -> tuple[Rows, Tensor, Gradients]:
     """Of rows from a source, of chosen samples, the columns', their scale, and the gradients."""
     if (root := source.roots[-1]) is not None:
         scale = root.scale if chosen is None else root.scale[:, list(chosen)]
@@ -126,7 +126,7 @@ def parted(
 
 def blocked(
     names: Mapping[str, Sequence[str]],
-    rows: JacobianRows,
+    rows: Rows,
     scale: Tensor,
     gradients: Gradients,
     averages: bool,
@@ -289,100 +289,3 @@ class LowRankGGN:
     def _joined(self, found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         every = {name: value for each in found.values() for name, value in each.items()}
         return {name: every[name] for name in self.names}
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A batch, parts of it, and what makes sums over a part unbiased for all."""
-
-    inputs: Inputs
-    targets: Any
-    size: int
-    loss_fn: LossFunction
-    batch_dim: int = 0
-
-    def positions(self, name: str, given: Sequence[int] | Tensor | None) -> tuple[int, ...] | None:
-        """Positions in the batch, as `positions` checks them."""
-        return positions(name, given, self.size)
-
-    def part(self, positions: tuple[int, ...] | None) -> tuple[Inputs, Any]:
-        """The inputs and targets at some positions.
-
-        Raises:
-            ValueError: targets of another size than the batch.
-        """
-        if positions is None:
-            return self.inputs, self.targets
-        for each in tree_leaves(self.targets):
-            if isinstance(each, Tensor) and each.dim() and len(each) != self.size:
-                raise ValueError(
-                    f"targets have shape {tuple(each.shape)}; expected a row for each of "
-                    f"{self.size} samples, of which some are chosen"
-                )
-
-        def chosen(each: Any, dim: int) -> Any:
-            if isinstance(each, Tensor) and each.shape[dim : dim + 1] == (self.size,):
-                return each.index_select(dim, torch.tensor(positions, device=each.device))
-            return each
-
-        found = tree_map(partial(chosen, dim=self.batch_dim), self.inputs)
-        return found, tree_map(partial(chosen, dim=0), self.targets)
-
-    def scale(self, positions: tuple[int, ...] | None) -> float:
-        """``N/K · r/r_K`` with the factors of the loss's reduction on all and on K samples."""
-        if positions is None:
-            return 1.0
-        ratio = self.size / len(positions)
-        if reduction_of(self.loss_fn) == "mean":
-            part = divisor(self.loss_fn, *self.part(positions), self.batch_dim)
-            ratio *= part / divisor(self.loss_fn, self.inputs, self.targets, self.batch_dim)
-        return ratio
-
-
-def positions(name: str, given: Sequence[int] | Tensor | None, size: int) -> tuple[int, ...] | None:
-    """Positions in a batch, checked; None for all.
-
-    Raises:
-        ValueError: none at all, or one outside the batch.
-    """
-    if given is None:
-        return None
-    found = tuple(int(each) for each in given)
-    if not found or min(found) < 0 or max(found) >= size:
-        raise ValueError(f"{name} are {found}; expected positions from 0 to {size - 1}")
-    return None if found == tuple(range(size)) else found
-
-
-def partition(model: nn.Module, groups: Groups) -> dict[str, list[str]]:
-    """The parameters of each block.
-
-    Raises:
-        ValueError: another word, or names that are repeated, foreign or frozen.
-    """
-    learned = [name for name, p in model.named_parameters() if p.requires_grad]
-    if groups == "network":
-        return {"network": learned}
-    if groups == "parameter":
-        return {name: [name] for name in learned}
-    if groups == "layer":
-        found: dict[str, list[str]] = {}
-        for name in learned:
-            found.setdefault(name.rpartition(".")[0], []).append(name)
-        return found
-    if isinstance(groups, str):
-        raise ValueError(f"groups is {groups!r}; expected 'network', 'layer' or 'parameter'")
-    found = {name: list(own) for name, own in groups.items()}
-    if empty := [name for name, own in found.items() if not own]:
-        raise ValueError(f"groups: block {empty[0]!r} has no names; expected at least one")
-    _check_partition([name for own in found.values() for name in own], learned)
-    return found
-
-
-def _check_partition(named: Iterable[str], learned: Sequence[str]) -> None:
-    given = list(named)
-    foreign = sorted(set(given) - set(learned))
-    repeated = sorted({name for name in given if given.count(name) > 1})
-    if foreign or repeated or not given:
-        wrong = f"no parameters that learn are called {', '.join(foreign)}" if foreign else ""
-        wrong = wrong or (f"{', '.join(repeated)} repeated" if repeated else "no names")
-        raise ValueError(f"groups: {wrong}; expected the model's own names, each once")

@@ -1,7 +1,8 @@
 """How a Gram matrix is computed: in which order, in one call or in tiles, by the least price."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor
 
 from tnconv.codegen import Program
+from tnconv.codegen.baseline import baseline
+from tnconv.codegen.planner import ROUTES
 from tnconv.codegen.tiers import is_first
 from tnconv.diagrams import Expression, TensorNetwork, View, gradient_dots
+from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.operators.low_rank.orders import Order, nest, worth_trying
 from tnconv.operators.low_rank.tiles import Tiled, block_rows, samples_of, squares, tiled
@@ -26,6 +30,12 @@ SMALL = 2**22  # ... or have at most this many entries
 MUCH = 2**26  # bytes that are worth smaller tiles
 
 
+def _baseline(network: Expression, routes: Sequence[str], **options: Any) -> Program:
+    """Whatever routes the baseline takes."""
+    found: Program = baseline(network, **options)
+    return found
+
+
 @dataclass(frozen=True)
 class Settings:
     """How plans are searched for: a compiler, a device, an order, and bytes of items of a dtype."""
@@ -38,8 +48,12 @@ class Settings:
     def compile(
         self, network: Expression, order: Order | None, limited: bool = False, **options: Any
     ) -> Program:
-        """A program by an order, or by the planner's own."""
-        options["device"] = self.device
+        """A program by an order, or by the planner's own.
+
+        One that serves other batches, too, has the price and the peak of the batch that it was
+        searched for, and ways are compared by these: with routes given, there is none (0022).
+        """
+        options = {"device": self.device, "routes": tuple(ROUTES)} | options
         if order is not None:
             options["order"] = nest(network, order)
         if self.limit is not None:
@@ -51,19 +65,26 @@ class Settings:
         """Raise if a result alone is more than there is room for.
 
         Raises:
-            ValueError: it is.
+            TooLittleMemory: it is.
         """
         if self.limit is not None and (least := entries * self.limit[1].itemsize) > self.limit[0]:
-            raise ValueError(
-                f"memory_limit is {self.limit[0]} bytes; the Gram matrix alone takes {least} bytes"
+            raise TooLittleMemory(
+                f"memory_limit is {self.limit[0]} bytes; the Gram matrix alone takes {least} bytes",
+                least,
             )
 
     def fits(self, way: "Program | Tiled") -> bool:
-        if self.limit is None:
-            return True
-        limit, dtype = self.limit
-        peak = way.peak(dtype.itemsize) if isinstance(way, Tiled) else way.peak_memory(dtype)
-        return peak <= limit
+        return self.limit is None or self.peak(way) <= self.limit[0]
+
+    def peak(self, way: "Program | Tiled") -> int:
+        """The bytes that a way holds at most."""
+        dtype = torch.float32 if self.limit is None else self.limit[1]
+        return way.peak(dtype.itemsize) if isinstance(way, Tiled) else way.peak_memory(dtype)
+
+    @property
+    def simple(self) -> "Settings":
+        """Programs without a search."""
+        return replace(self, compiled=_baseline)
 
 
 @dataclass(frozen=True)
@@ -106,7 +127,7 @@ def planned(
         rows: The network of the rows, if both sides are the same.
 
     Raises:
-        ValueError: a memory limit below what is needed.
+        TooLittleMemory: a memory limit below what is needed.
     """
     settings.check(prod(network.shape))
     if is_first(settings.compiled) and (first_call := _unsearched(settings, network, pair, rows)):
@@ -118,19 +139,25 @@ def planned(
         ways |= {order: settings.compile(network, order) for order in worth_trying(network)}
     ways[given] = first
     fitting: list[Program | Tiled] = [way for way in ways.values() if settings.fits(way)]
+    lean: list[Program | Tiled] = [*ways.values()]
     if pair is not None and min(samples_of(pair)) > 1:
         mirrored = rows is not None
         best = min(ways, key=lambda order: ways[order].seconds)
         if mirrored and best != "parameter_space" and first.seconds > QUICK:
-            fitting += _fitting(settings, pair, mirrored, best, triangle=True)
+            fitting += _triangle(settings, pair, best)
         for order, way in ways.items():
             if not settings.fits(way):
-                fitting += _fitting(settings, pair, mirrored, order)
+                lean += (tiles := [*_tiles(settings, pair, mirrored, order)])
+                fitting += filter(settings.fits, tiles)
+    if not fitting and (simple := _unsearched(settings.simple, network, pair, rows)) is not None:
+        fitting.append(simple)  # which the first call of a size ran
+    if not fitting and given is not None:
+        return GramPlan(settings.compile(network, given, limited=True))
     if not fitting:
-        return GramPlan(settings.compile(network, _forced(settings), limited=True))
+        raise _least(settings, lean)
     cheapest = min(fitting, key=lambda way: way.seconds)
     if isinstance(cheapest, Program) and cheapest.has_native_kernels:
-        order = next(order for order, way in ways.items() if way is cheapest)
+        order = next((order for order, way in ways.items() if way is cheapest), given)
         cheapest = _of_products(settings, network, order, cheapest)
     form = None if rows is None else _form(settings, network, rows, cheapest.seconds)
     return GramPlan(cheapest, form)
@@ -146,7 +173,18 @@ def _unsearched(
     careful = replace(settings, limit=(MUCH, torch.float32))
     if careful.fits(first) or pair is None or min(samples_of(pair)) < 2:
         return first
-    return next(_fitting(careful, pair, rows is not None, _forced(settings)), first)
+    tiles = _tiles(careful, pair, rows is not None, _forced(settings))
+    return next((way for way in tiles if careful.fits(way)), first)
+
+
+def _least(settings: Settings, ways: Iterable["Program | Tiled"]) -> TooLittleMemory:
+    """What to raise where no way fits, naming what the leanest one holds."""
+    assert settings.limit is not None
+    least = min(map(settings.peak, ways))
+    return TooLittleMemory(
+        f"memory_limit is {settings.limit[0]} bytes; the least that would do is {least} bytes",
+        least,
+    )
 
 
 def _of_products(
@@ -165,33 +203,31 @@ def _forced(settings: Settings) -> Order | None:
     return None if settings.order == "auto" else settings.order
 
 
-def _fitting(
-    settings: Settings,
-    pair: TensorNetwork,
-    mirrored: bool,
-    order: Order | None,
-    triangle: bool = False,
-) -> Iterator[Tiled]:
-    """Block rows of the upper triangle, or the fewest square tiles that fit."""
+def _triangle(
+    settings: Settings, pair: TensorNetwork, order: Order | None
+) -> Iterator["Program | Tiled"]:
+    """Block rows of the upper triangle, if they fit."""
+    rows, _ = samples_of(pair)
+    build = partial(settings.compile, order=order)
+    found = tiled(pair, True, block_rows(rows, BLOCK_ROWS), build)
+    if found.peak(4) > MUCH:
+        found = tiled(pair, True, block_rows(rows, 2 * BLOCK_ROWS), build)
+    if settings.fits(found):
+        yield found
 
-    def build(part: Expression) -> Program:
-        return settings.compile(part, order)
 
+def _tiles(
+    settings: Settings, pair: TensorNetwork, mirrored: bool, order: Order | None
+) -> Iterator["Program | Tiled"]:
+    """More and more square tiles, up to the fewest that fit."""
+    build = partial(settings.compile, order=order)
     rows, columns = samples_of(pair)
-    if triangle:
-        found = tiled(pair, mirrored, block_rows(rows, BLOCK_ROWS), build)
-        if found.peak(4) > MUCH:
-            found = tiled(pair, mirrored, block_rows(rows, 2 * BLOCK_ROWS), build)
-        if settings.fits(found):
-            yield found
-        return
-    count = 1
-    while count < max(rows, columns):
+    count, fits = 1, False
+    while not fits and count < max(rows, columns):
         count = min(2 * count, max(rows, columns))
         found = tiled(pair, mirrored, squares(rows, columns, count, mirrored), build)
-        if settings.fits(found):
-            yield found
-            return
+        yield found
+        fits = settings.fits(found)
 
 
 def _form(

@@ -9,6 +9,7 @@ from torch import Tensor
 from tnconv import diagrams
 from tnconv.codegen.tiers import Build, device_of, looked_up
 from tnconv.diagrams import Expression, Leg, TensorNetwork
+from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.models.terms import Term
 from tnconv.operators.low_rank.gram_plans import GramPlan, Limit, Settings, planned
@@ -21,7 +22,7 @@ def gram(term: Term, order: Order = "auto", memory_limit: int | None = None) -> 
     """``K[m, n, m', n'] = Σ_θ J[m, n, θ] J[m', n', θ]``.
 
     Raises:
-        ValueError: a memory limit below what is needed, naming the operand and its layer's shapes.
+        TooLittleMemory: a limit below what is needed, naming the operand and its layer's shapes.
     """
     return ran(gram_plan(term, order, memory_limit), term)
 
@@ -30,7 +31,7 @@ def gram_plan(term: Term, order: Order = "auto", memory_limit: int | None = None
     """How `gram` is computed.
 
     Raises:
-        ValueError: a memory limit below what is needed, naming the operand and its layer's shapes.
+        TooLittleMemory: a limit below what is needed, naming the operand and its layer's shapes.
     """
     what = term.operation, term.operand, term.vectors
     return _found(_gram_plan, term.operands, what, term.operand, order, memory_limit)
@@ -82,13 +83,28 @@ def cross_gram(
     """``K[m, n, m', n'] = Σ_θ J[m, n, θ] J'[m', n', θ]``; explicit rows where layers differ.
 
     Raises:
-        ValueError: a memory limit below what is needed, naming the operand and its layer's shapes.
+        TooLittleMemory: a limit below what is needed, naming the operand and its layer's shapes.
     """
     term, other = comparable(term, other)
-    what = term.operation, other.operation, term.operand, term.vectors, other.vectors
-    given = term.operands | {f"other_{name}": each for name, each in other.operands.items()}
-    plan = _found(_cross_plan, given, what, term.operand, order, memory_limit)
+    plan = cross_plan(term, other, order, memory_limit)
+    given = _operands(term, other)
     return plan.run(*[given[name] for name in plan.operands])
+
+
+def cross_plan(
+    term: Term, other: Term, order: Order = "auto", memory_limit: int | None = None
+) -> GramPlan:
+    """How `cross_gram` is computed for terms that are `comparable`.
+
+    Raises:
+        TooLittleMemory: a limit below what is needed, naming the operand and its layer's shapes.
+    """
+    what = term.operation, other.operation, term.operand, term.vectors, other.vectors
+    return _found(_cross_plan, _operands(term, other), what, term.operand, order, memory_limit)
+
+
+def _operands(term: Term, other: Term) -> dict[str, Tensor]:
+    return term.operands | {f"other_{name}": each for name, each in other.operands.items()}
 
 
 def comparable(term: Term, other: Term) -> tuple[Term, Term]:
@@ -127,11 +143,10 @@ def _found(
     limit = None if memory_limit is None else (memory_limit, like.dtype)
     try:
         plan: GramPlan = looked_up(build, device_of(like), order, limit, *what)
-    except ValueError as error:
-        if limit is None:
-            raise
+    except TooLittleMemory as error:
         shapes = {name: tuple(array.shape) for name, array in given.items()}
-        raise ValueError(f"{operand!r} of a layer with operands {shapes}: {error}") from error
+        what_for = f"{operand!r} of a layer with operands {shapes}"
+        raise TooLittleMemory(f"{what_for}: {error}", error.least) from error
     return plan
 
 

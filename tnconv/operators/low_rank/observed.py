@@ -11,18 +11,15 @@ from tnconv.given import instances
 from tnconv.losses.reductions import reduction_of
 from tnconv.models.modules import unwrapped
 from tnconv.models.propagation import LossFunction
+from tnconv.operators.low_rank.batch_parts import positions
 from tnconv.operators.low_rank.block import Gradients
-from tnconv.operators.low_rank.ggn import (
-    Groups,
-    LowRankGGN,
-    blocked,
-    parted,
-    partition,
-    positions,
-)
+from tnconv.operators.low_rank.ggn import LowRankGGN, blocked, parted
 from tnconv.operators.low_rank.orders import Orders, check_orders
-from tnconv.operators.low_rank.rows import RowsObservation
+from tnconv.operators.low_rank.parameter_groups import Groups, partition
+from tnconv.operators.low_rank.row_products import Rows
+from tnconv.operators.low_rank.rows import JacobianRows, RowsObservation
 from tnconv.operators.low_rank.sources import LossGradients, WithGradient
+from tnconv.operators.low_rank.within_limit import held_within
 from tnconv.quantities.base import Vectors
 from tnconv.quantities.second_order import Fisher, columns
 
@@ -76,10 +73,16 @@ class LowRankObservation:
         curved = positions("curvature_samples", curvature_samples, size)
         used = positions("gradient_samples", gradient_samples, size)
         joined, source, gradient = self._sources
-        wanted: dict[Vectors, tuple[int, ...] | None]
+        wanted: dict[Any, tuple[int, ...] | None]
         wanted = {joined: curved} if curved == used else {source: curved, gradient: used}
-        observation.propagate(loss_fn, output, targets, chosen=wanted)
-        rows, *others = observation.taken(wanted)
+        given = observation, loss_fn, output, targets
+        rows: Rows
+        others: list[JacobianRows]
+        if observation.memory_limit is None:
+            observation.propagate(loss_fn, output, targets, chosen=wanted)
+            rows, *others = observation.taken(wanted)
+        else:
+            rows, *others = held_within(observation.memory_limit, wanted, *given)
         if others:
             scale = torch.ones(rows.vectors, rows.samples).to(rows.device, rows.dtype)
             gradients = Gradients(others[0], torch.ones(1).to(scale))
@@ -112,7 +115,9 @@ def observe_low_rank(
         samples: The number of sampled columns for each sample of the batch.
         generator: Where they are drawn; torch's default generator where it is None.
         groups: Blocks of parameters, as for `low_rank_ggn`.
-        memory_limit: How many bytes the products of one parameter may hold at a time.
+        memory_limit: How many bytes vectors after all layers, which are to take one half of it,
+            and products of one parameter may hold beside what autograd does. Vectors of
+            `low_rank_ggn`, which runs the model itself, take less.
         order: How Gram matrices are contracted, as for `low_rank_ggn`.
 
     >>> model, loss_fn = nn.Linear(3, 4), nn.CrossEntropyLoss()

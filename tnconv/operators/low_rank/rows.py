@@ -9,7 +9,6 @@ samples first (data space), the orders between, and products of pixels before th
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Any, cast
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression
+from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.displays import Shown
 from tnconv.models import computing
 from tnconv.models.calls import Call, Pass
@@ -25,12 +25,15 @@ from tnconv.models.modules import unwrapped
 from tnconv.models.observation import Observation
 from tnconv.models.propagation import LossFunction
 from tnconv.models.terms import Term
-from tnconv.operators.low_rank.collected_terms import Kept, TermCollector, samples_first
+from tnconv.operators.low_rank import term_parts
+from tnconv.operators.low_rank.collected_terms import Kept, TermCollector
 from tnconv.operators.low_rank.grams import cross_gram, formed, gram_plan, ran, shortened
 from tnconv.operators.low_rank.orders import Order, Orders, check_orders, order_of
+from tnconv.operators.low_rank.row_products import Rows
+from tnconv.operators.low_rank.sources import Given
 from tnconv.quantities.base import Statistic, Vectors
 
-AT_A_TIME = 16  # combinations of rows
+AT_A_TIME = 8  # combinations of rows: mixed vectors of a layer are as many times as large
 
 
 class RowsObservation(Observation):
@@ -78,10 +81,41 @@ class RowsObservation(Observation):
         """The size of all batches since rows were taken."""
         return sum(here.samples for here in self._watch.passes)
 
-    def taken(self, wanted: Mapping[Vectors, Sequence[int] | None]) -> list["JacobianRows"]:
+    def drawn(
+        self, source: Vectors, loss_fn: LossFunction, output: Tensor, targets: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """All vectors of a source, and the samples of the output's entries, unless rows are these.
+
+        Raises:
+            NotImplementedError: a loss without them.
+        """
+        with self.propagating(output) as propagation:
+            owners = self._owners(output)
+            parts = [*propagation.parts(source, loss_fn, targets, owners)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts), owners
+
+    def send_given(
+        self,
+        given: Mapping[Given, Sequence[int] | None],
+        loss_fn: LossFunction,
+        output: Tensor,
+        targets: Any,
+    ) -> None:
+        """Propagate vectors that were drawn, in the place of their sources'."""
+        statistics = [each for source in given for each in Kept(source).statistics().values()]
+        skipped = self.collector.skipped
+        self.collector = TermCollector(statistics, torch.float32, skipped=skipped)
+        super().propagate(loss_fn, output, targets, chosen=dict(given.items()))
+
+    def taken(
+        self,
+        wanted: Mapping[Any, Sequence[int] | None],
+        memory_limit: int | None = None,
+    ) -> list["JacobianRows"]:
         """The rows, after the vectors were propagated; what follows is another batch.
 
-        ``wanted`` are the sources, with the samples whose rows are wanted, or None for all.
+        ``wanted`` are the sources, with the samples whose rows are wanted, or None for all;
+        ``memory_limit`` is that of the rows, by default the own one.
 
         Raises:
             RuntimeError: a vector that passed a layer unseen.
@@ -98,28 +132,23 @@ class RowsObservation(Observation):
             if chosen is not None:
                 samples = len(chosen)
                 if source not in self.narrowed:
-                    terms = {n: _at(term, chosen) for n, term in terms.items()}
+                    terms = {n: term_parts.at(term, chosen) for n, term in terms.items()}
             vectors = next((t.vectors for t in terms.values() if t.vectors is not None), 0)
-            how = self.memory_limit, self.order, self.keep
+            how = memory_limit or self.memory_limit, self.order, self.keep
             found.append(JacobianRows(terms, like, vectors, samples, *how))
         self._watch.forget()
         self._reset()
         return found
 
 
-def _at(term: Term, chosen: Sequence[int]) -> Term:
-    """The term at some samples of all, from explicit gradients."""
-    each = term.gradients
-    return Term.known(each.index_select(1, torch.tensor(chosen, device=each.device)), term.vectors)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
-class JacobianRows(Shown):
+class JacobianRows(Shown, Rows):
     """``J[m, n, θ]`` for the vectors m and samples n of a batch, θ all entries of some parameters.
 
     ``terms`` has, by parameter name, the operation that θ enters with its operands; ``like`` the
     parameters themselves. A parameter without a term has rows that are zero. ``memory_limit`` is
-    how many bytes the products of one parameter may hold beside their operands.
+    how many bytes the products of one parameter may hold beside their operands, and beside results
+    in the parameter's shape.
 
     ``order`` is how Gram matrices are contracted, for all parameters or by parameter name:
     ``"parameter_space"``, ``"data_space"``, ``"mixed"``, ``"one_sided"`` or ``"pixel_gram"`` (see
@@ -191,7 +220,7 @@ class JacobianRows(Shown):
 
     def between(self, start: int, stop: int) -> "JacobianRows":
         """The rows of the vectors ``start <= m < stop``."""
-        terms = {name: _between(term, start, stop) for name, term in self.terms.items()}
+        terms = {name: term_parts.between(term, start, stop) for name, term in self.terms.items()}
         return replace(self, terms=terms, vectors=stop - start)
 
     def of_samples(self, start: int, stop: int) -> "JacobianRows":
@@ -203,12 +232,12 @@ class JacobianRows(Shown):
 
     def scaled(self, factors: Tensor) -> "JacobianRows":  # (m, n)
         """The rows ``factors[m, n] J[m, n, θ]``."""
-        terms = {name: _scaled(term, factors) for name, term in self.terms.items()}
+        terms = {name: term_parts.scaled(term, factors) for name, term in self.terms.items()}
         return replace(self, terms=terms)
 
     def to(self, dtype: torch.dtype) -> "JacobianRows":
         """The rows in another dtype."""
-        terms = {name: _converted(term, dtype) for name, term in self.terms.items()}
+        terms = {name: term_parts.converted(term, dtype) for name, term in self.terms.items()}
         return replace(self, terms=terms, like={n: p.to(dtype) for n, p in self.like.items()})
 
     @property
@@ -217,16 +246,6 @@ class JacobianRows(Shown):
         every = (each for term in self.terms.values() for each in term.operands.values())
         stored = {each.untyped_storage().data_ptr(): each.untyped_storage() for each in every}
         return sum(each.nbytes() for each in stored.values())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What holds the entries of all parameters."""
-        dtypes = [each.dtype for each in self.like.values()]
-        return max(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
-
-    @property
-    def device(self) -> torch.device:
-        return next(iter(self.like.values())).device
 
     def gram(self, order: Orders | None = None) -> Tensor:
         """``K[m, n, m', n'] = Σ_θ J[m, n, θ] J[m', n', θ]``; halves that mirror are made once.
@@ -269,6 +288,17 @@ class JacobianRows(Shown):
             total += cross_gram(*both, how, self.memory_limit)
         return total
 
+    def gram_with(self, count: int) -> Tensor:
+        """The Gram matrix's columns of the vectors ``m' < count``."""
+        if count == self.vectors:
+            return self.gram()
+        rows = self.formed()
+        return rows.cross_gram(rows.between(0, count))
+
+    def gram_under(self, other: "JacobianRows") -> Tensor:
+        """``K[m, n, m', n'] = Σ_θ J'[m, n, θ] J[m', n', θ]`` with rows J' of another batch."""
+        return other.cross_gram(self)
+
     def _alike(self, other: "JacobianRows", name: str, order: Order) -> Term:
         """The term of a parameter, as explicit rows where the others are, if rows are kept."""
         if self.keep and other.terms[name].v is None:
@@ -304,8 +334,8 @@ class JacobianRows(Shown):
         if term.v is None:
             given, how = {"coefficients": coefficients}, (len(coefficients),)
             return self._value(term, given, diagrams.combined_gradients, how)
-        mixed = _mixed(term, coefficients)
-        return self._value(mixed, {}, diagrams.gradient_sum, (mixed.vectors is not None,))
+        few = term_parts.mixed(term, coefficients)
+        return self._value(few, {}, diagrams.gradient_sum, (few.vectors is not None,))
 
     def summed(self, vector: int = 0) -> dict[str, Tensor]:
         """``Σ_n J[m, n, θ]`` of one vector m, by parameter name."""
@@ -315,7 +345,7 @@ class JacobianRows(Shown):
             if term is None:
                 found[name] = torch.zeros_like(like)
             elif term.v is None:
-                found[name] = _between(term, vector, vector + 1).gradients.sum((0, 1))
+                found[name] = term_parts.between(term, vector, vector + 1).gradients.sum((0, 1))
             else:
                 one = replace(term, v=term.v[vector], vectors=None)
                 found[name] = self._value(one, {}, diagrams.gradient_sum).reshape(like.shape)
@@ -340,7 +370,9 @@ class JacobianRows(Shown):
     def squares(self) -> dict[str, Tensor]:
         """``Σ_{m,n} J[m, n, θ]²`` by parameter name: the diagonal of ``Jᵀ J``."""
         return {
-            name: self._value(self.terms[name], {}, diagrams.ggn_diagonal).reshape(like.shape)
+            name: term_parts.squares(self.terms[name], self.samples, self.memory_limit).reshape(
+                like.shape
+            )
             if name in self.terms
             else torch.zeros_like(like)
             for name, like in self.like.items()
@@ -362,48 +394,9 @@ class JacobianRows(Shown):
         diagram: Callable[..., Expression],
         arguments: tuple[Any, ...] = (),
     ) -> Tensor:
-        return term.values([Statistic(diagram, arguments)], self.memory_limit, given)[0]
-
-
-def _between(term: Term, start: int, stop: int) -> Term:
-    if term.v is None:
-        first_samples = samples_first(term)
-        each = term.read["x"].narrow(int(first_samples), start, stop - start)
-        return Term.known(each, stop - start, first_samples)
-    return replace(term, v=term.v[start:stop], vectors=stop - start)
-
-
-def _mixed(term: Term, coefficients: Tensor) -> Term:  # (f, m, n)
-    """The term with the vectors ``Σ_m c[f, m, n] v[m, n]``; without a dimension f if there is one.
-
-    Weight gradients of one vector are a native kernel.
-    """
-    assert term.v is not None
-    axes = term.operation.networks[term.operand].result.axes
-    at = [axis.terms for axis in axes].index((("n", 1),))
-    before, after = (prod(axis.size for axis in some) for some in (axes[:at], axes[at + 1 :]))
-    v = term.v.reshape(len(term.v), before, -1, after)
-    if len(v) == 1:
-        mixed = coefficients[:, :, None, :, None].squeeze(1) * v
-    else:
-        mixed = torch.einsum("fmn,mpnq->fpnq", coefficients, v)
-    if len(mixed) == 1:
-        return replace(term, v=mixed.reshape(term.v.shape[1:]), vectors=None)
-    return replace(term, v=mixed.reshape(-1, *term.v.shape[1:]), vectors=len(mixed))
-
-
-def _converted(term: Term, dtype: torch.dtype) -> Term:
-    v = None if term.v is None else term.v.to(dtype)
-    return replace(term, read={name: x.to(dtype) for name, x in term.read.items()}, v=v)
-
-
-def _scaled(term: Term, factors: Tensor) -> Term:
-    if term.v is None:
-        each = term.gradients
-        lead = factors.reshape(*factors.shape, *[1] * (each.dim() - 2))
-        return Term.known(each * lead.to(each), term.vectors)
-    axes = term.operation.networks[term.operand].result.axes
-    shape = [len(factors), *(1 for _ in axes)]
-    shape[1 + [axis.terms for axis in axes].index((("n", 1),))] = factors.shape[1]
-    by_axis = term.v.reshape(len(factors), *(axis.size for axis in axes))
-    return replace(term, v=(by_axis * factors.reshape(shape).to(term.v)).reshape(term.v.shape))
+        """What a diagram is; its result alone may be larger than the limit."""
+        each = Statistic(diagram, arguments)
+        try:
+            return term.values([each], self.memory_limit, given)[0]
+        except TooLittleMemory:
+            return term.values([each], None, given)[0]

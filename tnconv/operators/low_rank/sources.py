@@ -12,6 +12,22 @@ from tnconv.operators.low_rank.label_columns import LabelRoot, has_label_root, l
 from tnconv.quantities.base import Vectors
 
 
+@dataclass(frozen=True, eq=False)
+class Given(Vectors):
+    """Vectors that are there already."""
+
+    vectors: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def columns(self, loss_fn: LossFunction, output: Tensor, targets: Any) -> Tensor:
+        return self.vectors
+
+
 @dataclass(frozen=True)
 class LossGradients(Vectors):
     """The loss's own gradient in the model's output as a single vector m."""
