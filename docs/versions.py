@@ -95,7 +95,7 @@ def record(binary: Path, what: str, last: str) -> None:
     code = "import platform, torch; print(platform.python_version(), torch.__version__)"
     said = subprocess.run([binary, "-c", code], capture_output=True, text=True, check=True)
     python, torch = said.stdout.split()
-    kind = what if what == DOCTESTS else "tests"
+    kind = "doctests" if what == DOCTESTS else "tests"
     counts = {word: number(word, last) for word in ("passed", "failed", "error", "skipped")}
     counts["failed"] += counts.pop("error")
     row = {"torch": torch.partition("+")[0], "python": python, "kind": kind, "what": what}
