@@ -12,6 +12,7 @@ import tnconv
 from tests.models.test_geometries import layers
 from tests.ntk.oracle import jacobian
 from tests.operators.test_low_rank import NETWORKS
+from tests.quick_programs import quick_programs
 from tests.strategies import assert_close
 from tnconv import ntk
 from tnconv.losses import curvature
@@ -62,7 +63,8 @@ def test_drift_of_geometries(case: tuple[nn.Module, Tensor], chunks: int | None)
     except RuntimeError:  # torch refuses the geometry
         assume(False)
     model = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(entries, 2))
-    check_drift(model, x, moved(model), chunks)
+    with quick_programs():
+        check_drift(model, x, moved(model), chunks)
 
 
 class Unused(nn.Module):
