@@ -1,8 +1,9 @@
 """What tnconv has to reach on convolutions: one table, and what a run's rows say about it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import geometric_mean
+from typing import Any
 
 from benchmarks.cases import Layer
 from benchmarks.contestants import PEERS
@@ -95,11 +96,33 @@ BARS = (
 )
 
 
-def lines(found: Sequence[Row]) -> Iterator[str]:
+AS_RUN = (
+    *(Bar(bar.name, bar.operations, "torch", 0.98, 0.85) for bar in BARS[:3]),
+    Bar("KFAC-reduce", _REDUCE, "torch", worst=1.3),
+    Bar("KFAC-expand", _EXPAND, "torch", worst=1.3),
+)
+"""In another dtype or memory format, against torch in the same one."""
+
+
+def _on_threads(bar: Bar) -> Bar:
+    """The same mean; the worst row may be slower, and more so where nothing was measured."""
+    if bar.memory:
+        return bar
+    return replace(bar, worst=0.6 if bar.peer == BEST and bar.ours == OURS else 0.85)
+
+
+def of_run(saved: Mapping[str, Any]) -> Sequence[Bar]:
+    """The bars for a results file, by the settings that it names."""
+    if saved.get("dtype", "float32") != "float32" or saved.get("channels_last"):
+        return AS_RUN
+    return BARS if saved["environment"]["threads"] == 1 else [*map(_on_threads, BARS)]
+
+
+def lines(found: Sequence[Row], asked: Sequence[Bar] = BARS) -> Iterator[str]:
     """A table in Markdown: one line for each bar of which there are rows; nothing without any."""
     rows = {
         bar: [(ratio, row.shapes) for row in found if (ratio := bar.ratio(row)) is not None]
-        for bar in BARS
+        for bar in asked
     }
     if any(rows.values()):
         yield "| bar | against | layers | asked | geometric mean | asked | worst | at |"

@@ -19,6 +19,7 @@ from benchmarks.per_sample import PER_SAMPLE, TooLargeError, squared_norms, unfo
 from tnconv import diagrams, functional
 from tnconv.diagrams import Expression, Hyperparameters
 from tnconv.diagrams.layer_networks import layer
+from tnconv.functional.lookup import channels_last
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 """The largest difference to torch's result, relative to its largest entry, by dtype."""
@@ -103,6 +104,13 @@ def network(operation: str, case: Case) -> Expression:
     return net.vjp(operand) if operand else net
 
 
+def compiled(operation: str, case: Case, **options: Any) -> tnconv.Program:
+    """The program for an operation on operands that lie as the case's do."""
+    net = network(operation, case)
+    last = [name for name in net.operands if channels_last([getattr(case, name)])]
+    return tnconv.compile(net, channels_last=last, **options)
+
+
 def _tnconv(operation: str, case: Case) -> Call:
     """The user's call, its look-up by shapes included; compiling happens in the first one."""
     x, w, v = case.x, case.weight, case.grad_output
@@ -124,7 +132,7 @@ def _tnconv(operation: str, case: Case) -> Call:
 
 def tuned(operation: str, case: Case) -> Call:
     """A program that was chosen by measuring the best few."""
-    program = tnconv.compile(network(operation, case), tune=True, device=case.x.device)
+    program = compiled(operation, case, tune=True, device=case.x.device)
     return partial(program, **{name: getattr(case, name) for name in program.operands})
 
 

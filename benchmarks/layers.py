@@ -18,7 +18,6 @@ from statistics import median
 import torch
 from torch import Tensor
 
-import tnconv
 from benchmarks import cases, contestants, further, measure
 from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE, TUNED, Case, TooLargeError
 from tnconv.codegen.programs.names import Names
@@ -85,7 +84,7 @@ def _described(operation: str, case: Case) -> Row:
     )
     if operation in OPERATIONS:
         started = time.process_time()
-        program = tnconv.compile(contestants.network(operation, case), dtype=case.x.dtype)
+        program = contestants.compiled(operation, case, dtype=case.x.dtype)
         result.compiling = time.process_time() - started
         names = Names.of(list(program.operands), program.steps)
         code = "; ".join(names.call(step.value) for step in program.steps)
@@ -96,7 +95,7 @@ def _described(operation: str, case: Case) -> Row:
 
 
 def _other_plans(operation: str, case: Case, count: int) -> Makers:
-    program = tnconv.compile(contestants.network(operation, case))
+    program = contestants.compiled(operation, case)
     operands = {name: getattr(case, name) for name in program.operands}
     (best, *rest), *_ = program.terms
     return {

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
         else:
             found = rows(file)
             text += ["Above 1, tnconv is faster; of memory, below 1 it needs less.", ""]
-            asked = list(bars.lines(found))
+            asked = list(bars.lines(found, bars.of_run(saved)))
             text += [*asked, "", "## Ratios", ""] if asked else []
             text.append(table(found))
             plot(found, picture)

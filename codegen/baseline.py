@@ -1,16 +1,24 @@
 """The baseline compiler: a program by the structure of its networks alone, without a search."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import torch
 
-from tnconv.codegen.compiler import check_operands, compile, networks_of, without_plans
+from tnconv.codegen.compiler import (
+    check_channels_last,
+    check_operands,
+    compile,
+    layout_of,
+    networks_of,
+    without_plans,
+)
 from tnconv.codegen.lowering.contraction import GREEDY
 from tnconv.codegen.lowering.covers import Cover, Route
 from tnconv.codegen.lowering.finish import finished
+from tnconv.codegen.lowering.layouts import Layout
 from tnconv.codegen.lowering.nested import Nest
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.selections import selected
@@ -34,6 +42,7 @@ def baseline(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     order: Nest | None = None,
+    channels_last: Collection[str] = (),
 ) -> Program[Any]:
     """A program in a few milliseconds: native kernels, or windows and products in a greedy order.
 
@@ -46,48 +55,45 @@ def baseline(
         dtype: The operands' precision, for what the program holds.
         device: Where it runs, for the prices of kernels.
         order: A forced order of contraction, as for `compile`, which then takes over.
+        channels_last: Operands with channels last, as for `compile`.
     """
+    options: Any = {"memory_limit": memory_limit, "dtype": dtype, "device": device}
+    options |= {"channels_last": channels_last}
     if order is not None:
-        return _compiled(network, memory_limit, dtype, device, order)
+        return compile(network, order=order, **options)
     networks = networks_of(network)
     check_operands(networks)
-    one = isinstance(network, Expression)
+    one, last = isinstance(network, Expression), check_channels_last(networks, channels_last)
     with cost.using(coefficients(torch.device(device), dtype), dtype.itemsize):
-        empty: Program[Any] = without_plans(networks[0] if one else networks)
+        given = networks[0] if one else networks
+        empty: Program[Any] = without_plans(given, channels_last=last)
         terms = tuple(
-            (first_plan(term, empty.positions, len(net.terms) == 1),)
+            (first_plan(term, empty.positions, layout_of(term, len(net.terms), last), last),)
             for net in networks
             for term in net.terms
         )
         program = replace(empty, terms=terms)
         slow = sum(plan.seconds for (plan,) in terms) > SEARCH
     if slow or (memory_limit is not None and program.peak_memory(dtype) > memory_limit):
-        return _compiled(network, memory_limit, dtype, device)
+        return compile(network, **options)
     return program
 
 
-def _compiled(
-    network: Expression | Sequence[Expression],
-    memory_limit: int | None,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    order: Nest | None = None,
-) -> Program[Any]:
-    return compile(network, memory_limit=memory_limit, dtype=dtype, device=device, order=order)
-
-
 def first_plan(
-    network: TensorNetwork, positions: Mapping[str, int], contiguous_result: bool
+    network: TensorNetwork,
+    positions: Mapping[str, int],
+    layout: Layout,
+    channels_last: Collection[str] = (),
 ) -> Plan:
     """The native kernel of the whole network, or the faster of native kernels and of windows."""
     if network.scale == 0 or 0 in network.sizes.values():
         normal = simplify(network).normal
         assert isinstance(normal, TensorNetwork)
         network = normal
-    start = multiplied(Cover.of(network, positions))
+    start = multiplied(Cover.of(network, positions, channels_last=channels_last))
 
     def plan(routes: Sequence[Route]) -> Plan:
-        found = finished(_covered(start, routes), "as given", GREEDY, contiguous_result)
+        found = finished(_covered(start, routes), "as given", GREEDY, layout)
         assert found is not None
         return found
 

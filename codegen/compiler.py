@@ -1,6 +1,6 @@
 """The compiler: forms of networks, the plans for them, and the program of the best ones."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, overload
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tnconv.codegen.lowering.contraction import SEARCHES
 from tnconv.codegen.lowering.forms import forms_of
+from tnconv.codegen.lowering.layouts import Layout
 from tnconv.codegen.lowering.nested import Nest, check_nest
 from tnconv.codegen.planner import ROUTES, plans
 from tnconv.codegen.prices import cost
@@ -39,6 +40,7 @@ class Options:
     memory_limit: int | None
     style: str = "torch"
     order: Nest | None = None
+    channels_last: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise unless the options exist and go together.
@@ -71,6 +73,7 @@ def compile(
     device: torch.device | str = "cpu",
     style: str = "torch",
     order: Nest | None = None,
+    channels_last: Collection[str] = (),
 ) -> Program: ...
 @overload
 def compile(
@@ -86,6 +89,7 @@ def compile(
     device: torch.device | str = "cpu",
     style: str = "torch",
     order: Nest | None = None,
+    channels_last: Collection[str] = (),
 ) -> Program[tuple[Tensor, ...]]: ...
 def compile(
     network: Expression | Sequence[Expression] | str,
@@ -100,6 +104,7 @@ def compile(
     device: torch.device | str = "cpu",
     style: str = "torch",
     order: Nest | None = None,
+    channels_last: Collection[str] = (),
 ) -> Program | Program[tuple[Tensor, ...]]:
     """Find the cheapest program for a network, or one for several that shares what they can.
 
@@ -124,6 +129,8 @@ def compile(
             path, with patterns as 0/1 tensors: for reading, and as slow as einsums are.
         order: An order of contraction that is forced on one network: nests of its tensors, each of
             which becomes one dense tensor first. What is inside of a nest is planned freely.
+        channels_last: The operands, images or volumes, that are in torch's channels-last memory
+            format. Results with as many dimensions are then written in it, as by torch's kernels.
 
     >>> from tnconv.diagrams import conv
     >>> print(compile(conv((8, 3, 32, 32), (16, 3, 3, 3), padding=1)).source)
@@ -143,8 +150,8 @@ def compile(
     Raises:
         ValueError: an equation that does not fit its shapes, shapes without one, an unknown route,
             path search or style, no network, an operand that has two shapes, a memory limit below
-            what the network needs, or in einsum style, or an order of other tensors, or of several
-            networks.
+            what the network needs, or in einsum style, an order of other tensors, or of several
+            networks, or channels last of no operand, or one of other than 4 or 5 dimensions.
     """
     network = _imported(network, shapes)
     one = isinstance(network, Expression)
@@ -152,8 +159,9 @@ def compile(
     check_operands(networks)
     if order is not None:
         _check_order(order, networks)
+    last = check_channels_last(networks, channels_last)
     used = _usable(routes, style, dtype)
-    options = Options(simplify, optimize, used, dtype.itemsize, memory_limit, style, order)
+    options = Options(simplify, optimize, used, dtype.itemsize, memory_limit, style, order, last)
     options.check()
     with cost.using(coefficients(torch.device(device), dtype), dtype.itemsize):
         program = _planned(networks[0] if one else networks, options)
@@ -195,7 +203,9 @@ def _imported(
 def _named(options: Options) -> dict[str, Json]:
     """The options in a key on disk."""
     named = {**asdict(options), "routes": list(options.routes), "order": repr(options.order)}
-    return named if options.order else {k: v for k, v in named.items() if k != "order"}
+    named["channels_last"] = list(options.channels_last)
+    new = {"order": options.order, "channels_last": options.channels_last}
+    return {k: v for k, v in named.items() if new.get(k, True)}
 
 
 def _check_order(order: Nest, networks: Sequence[Expression]) -> None:
@@ -228,31 +238,68 @@ def check_operands(networks: Sequence[Expression]) -> None:
                 )
 
 
+def check_channels_last(
+    networks: Sequence[Expression], channels_last: Collection[str]
+) -> tuple[str, ...]:
+    """The operands that are said to have channels last, each once.
+
+    Raises:
+        ValueError: one that is no operand, or has other than 4 or 5 dimensions.
+    """
+    shapes = {name: shape for net in networks for name, shape in net.operands.items()}
+    for name in channels_last:
+        if len(shapes.get(name, ())) not in (4, 5):
+            found = f"has shape {shapes[name]}" if name in shapes else "is no operand"
+            raise ValueError(
+                f"channels_last names {name!r}, which {found}; expected operands of 4 or 5 "
+                "dimensions"
+            )
+    return tuple(name for name in shapes if name in channels_last)
+
+
 def _limited(options: Options, network: Expression, limit: int) -> Program:
     """A network by itself, within this limit if that can be."""
     return _planned(network, replace(options, memory_limit=limit))
 
 
 def without_plans(
-    network: Expression | tuple[Expression, ...], spare_memory: int = SPARE, style: str = "torch"
+    network: Expression | tuple[Expression, ...],
+    spare_memory: int = SPARE,
+    style: str = "torch",
+    channels_last: tuple[str, ...] = (),
 ) -> Program:
     """A program without plans yet: what planning does not change."""
-    return Program(network, (), (), (), spare_memory, Services(compile, explain), style)
+    services = Services(compile, explain)
+    return Program(network, (), (), (), spare_memory, services, style, None, channels_last)
+
+
+def layout_of(term: TensorNetwork, terms: int, channels_last: Collection[str]) -> Layout:
+    """How a plan's result is to lie, for a term of a sum of so many.
+
+    As torch's own kernels write it: with channels last like an operand of as many dimensions. The
+    sum of several terms is contiguous anyway.
+    """
+    dims = [len(shape) for name, shape in term.operands.items() if name in channels_last]
+    if len(term.shape) in dims:
+        return "channels last"
+    return "contiguous" if terms == 1 else "any"
 
 
 def _planned(network: Expression | tuple[Expression, ...], options: Options) -> Program:
     """The program of the plans that are best together; within a limit, or as lean as it can be."""
     limit = options.memory_limit
-    program = without_plans(network, SPARE if limit is None else 0, options.style)
+    spare, last = SPARE if limit is None else 0, options.channels_last
+    program = without_plans(network, spare, options.style, last)
     alone = isinstance(network, Expression) and len(network.terms) == 1
     lists, firings = [], []
     room = Room(limit, options.item, shared=limit is not None and not alone)
     for net in program.networks:
         for term in net.terms:
             forms, fired = forms_of(term, options.simplify, options.style)
-            plain = len(net.terms) == 1  # the sum of several is contiguous anyway
-            how = program.positions, options.routes, options.optimize, plain, room
-            lists.append(plans(forms, *how, several=len(program.networks) > 1, order=options.order))
+            layout = layout_of(term, len(net.terms), last)
+            how = program.positions, options.routes, options.optimize, layout, room
+            several, order = len(program.networks) > 1, options.order
+            lists.append(plans(forms, *how, several=several, order=order, channels_last=last))
             firings += fired
     program = replace(program, firings=tuple(firings))
     best = replace(program, terms=tuple(map(tuple, lists))).taking(chosen_together(lists))
@@ -270,7 +317,9 @@ def again(
     The result is None if the choices of a chosen plan do not fit the new sizes. Prices are those of
     the table in use.
     """
-    empty = without_plans(networks[0] if isinstance(program.network, Expression) else (*networks,))
+    last = program.channels_last
+    one = isinstance(program.network, Expression)
+    empty = without_plans(networks[0] if one else (*networks,), channels_last=last)
     known, terms = iter(zip(program.terms, rivals, strict=True)), []
     for net in networks:
         for term in net.terms:
@@ -280,8 +329,9 @@ def again(
                 plans,
                 forms,
                 empty.positions,
-                contiguous_result=len(net.terms) == 1,
+                layout=layout_of(term, len(net.terms), last),
                 several=len(networks) > 1,
+                channels_last=last,
             )
             first, *others = [write(script=plan.choices) for plan in ranked[: 1 + most]]
             if not first:

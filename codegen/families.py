@@ -71,7 +71,11 @@ class Kin:
 
 
 def kin(
-    networks: Sequence[Expression], one: bool, device: torch.device | str, dtype: torch.dtype
+    networks: Sequence[Expression],
+    one: bool,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    channels_last: tuple[str, ...] = (),
 ) -> Kin | None:
     """The networks as a member of their family; None if no other batch can be given to them.
 
@@ -80,6 +84,7 @@ def kin(
         one: Whether it is one network, rather than a sequence of one.
         device: The device on which programs run.
         dtype: The dtype for which they are chosen.
+        channels_last: The operands that are in this memory format.
     """
     terms = [term for network in networks for term in network.terms]
     sizes = {term.sizes[BATCH] for term in terms if BATCH in term.sizes}
@@ -88,7 +93,8 @@ def kin(
     structure = tuple(_structure(each) for each in alike if each is not None)
     if None in alike:
         return None
-    return Kin((one, str(device), dtype, structure), (*networks,), sizes.pop(), str(device), dtype)
+    family = one, str(device), dtype, channels_last, structure
+    return Kin(family, (*networks,), sizes.pop(), str(device), dtype)
 
 
 def _structure(networks: Sequence[Expression]) -> Hashable:

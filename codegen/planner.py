@@ -1,11 +1,12 @@
 """The planner: enumerate covers of a network's forms, price them, take the cheapest."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from math import inf
 
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.finish import with_scaled_operand
 from tnconv.codegen.lowering.forms import POLYPHASE
+from tnconv.codegen.lowering.layouts import Layout
 from tnconv.codegen.lowering.nested import Nest, nested, same_tensors
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.ranking import ranked
@@ -60,7 +61,7 @@ def summed_late(cover: Cover, routes: Routes) -> Iterator[Cover]:
     Every plan for the results per sample gives a cover: another network may need those results,
     and which plan it shares is chosen later.
     """
-    search = Search(routes, contiguous_result=False, several=True)
+    search = Search(routes, layout="any", several=True)
     for late in late_sums(cover):
         bodies: list[Plan] = []
         plain, turned = (late.body.choosing("late", name) for name in ("plain", "loop"))
@@ -86,11 +87,12 @@ def plans(
     positions: Mapping[str, int],
     routes: Sequence[str] = tuple(ROUTES),
     optimize: str = "auto",
-    contiguous_result: bool = True,
+    layout: Layout = "contiguous",
     room: Room = UNLIMITED,
     several: bool = False,
     order: Nest | None = None,
     script: Choices = (),
+    channels_last: Collection[str] = (),
 ) -> list[Plan]:
     """Every complete plan that was not pruned, the chosen one first.
 
@@ -103,25 +105,26 @@ def plans(
         positions: The positions of the operands in a call.
         routes: The names of the routes that may be used.
         optimize: The path search, as for `compile`.
-        contiguous_result: Whether the result has to be contiguous.
+        layout: How the result is to lie in memory.
         room: The memory that a plan may hold.
         several: Whether it is one of several networks. Then loops and late sums are planned as
             well, which pay if other networks need the same products.
         order: An order of contraction that is forced on all forms.
         script: The choices of a plan for other sizes. They are followed, and the result is that
             plan alone, or nothing if it does not fit these sizes.
+        channels_last: The operands that are in this memory format.
     """
     found: list[Plan] = []
     if order is not None:
-        ordered = Search(_named(routes), optimize, contiguous_result, room)
+        ordered = Search(_named(routes), optimize, layout, room)
         _add_in_order(found, forms, positions, ordered, order)
     for form, network in forms.items() if not found else ():
         if script and script[0] != ("form", form):
             continue
         left_out = ("dense",) if form == POLYPHASE and len(forms) > 1 else ()
         tried = _named([name for name in routes if name not in left_out])
-        search = Search(tried, optimize, contiguous_result, room, several)
-        given = Cover.of(network, positions, script).choosing("form", form)
+        search = Search(tried, optimize, layout, room, several)
+        given = Cover.of(network, positions, script, channels_last).choosing("form", form)
         again = form == "as given" and "in form N" in forms
         _add_form(found, given, form, search, "loop" in routes and not again, not again)
     return found if script else ranked(found, forms, room.fits)
@@ -169,7 +172,7 @@ def _add_in_order(
         only = {name: each for name, each in search.routes.items() if name == route}
         for routes in (only, search.routes):
             if not plans:
-                inside = Search(routes, search.optimize, contiguous_result=False)
+                inside = Search(routes, search.optimize, layout="any")
                 inside.add(plans, multiplied(cover), "part")
         fits = search.room.fits
         return min(plans, key=lambda plan: (not fits(plan), plan.risk * plan.seconds))

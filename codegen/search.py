@@ -7,6 +7,7 @@ from math import inf
 
 from tnconv.codegen.lowering.covers import Cover, Route
 from tnconv.codegen.lowering.finish import finished
+from tnconv.codegen.lowering.layouts import Layout
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import need
 from tnconv.codegen.lowering.selections import opened, scatter, selected
@@ -50,14 +51,14 @@ class Search:
     Args:
         routes: The routes that may be used, by name.
         optimize: The path search, as for `compile`.
-        contiguous_result: Whether the result has to be contiguous.
+        layout: How the result is to lie in memory.
         room: The memory that a plan may hold.
         several: Whether the network is one of several, which may share its steps.
     """
 
     routes: Routes
     optimize: str = "auto"
-    contiguous_result: bool = True
+    layout: Layout = "contiguous"
     room: Room = UNLIMITED
     several: bool = False
 
@@ -74,7 +75,7 @@ class Search:
             return
         if cover.selection is None and cover.pattern is None:
             limit = inf if self.several or self.room.shared else most
-            plan = finished(cover, form, self.optimize, self.contiguous_result, limit)
+            plan = finished(cover, form, self.optimize, self.layout, limit)
             found += [] if plan is None else [plan]
             return
         for after in self._covered(cover) if cover.selection is None else self._selected(cover):
@@ -97,7 +98,7 @@ class Search:
         one, body = found
         slices: list[Plan] = []
         body = body.choosing("scatter", True)
-        Search(self.routes, contiguous_result=False).add(slices, body, "body")
+        Search(self.routes, layout="any").add(slices, body, "body")
         if not slices and body.writer.script:
             return
         best = min(slices, key=lambda plan: plan.risk * plan.seconds)

@@ -8,7 +8,7 @@ programs shares one bounded table. See decisions 0009 and 0022.
 """
 
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import lru_cache
 from threading import Lock
 from types import TracebackType
@@ -79,15 +79,17 @@ class _Compiler:
         device: torch.device | str = "cpu",
         order: Nest | None = None,
         routes: Sequence[str] | None = None,
+        channels_last: Collection[str] = (),
     ) -> Program[Any]:
         options: Any = {"memory_limit": memory_limit, "dtype": dtype, "device": device}
-        options |= {"order": order}
+        options |= {"order": order, "channels_last": channels_last}
         networks = networks_of(network)
         alone = memory_limit is None and order is None and routes is None
         if self.first and not (alone and _families.met(networks)):
             self.provisional = True
             return baseline(network, **options)
-        found = kin(networks, isinstance(network, Expression), device, dtype) if alone else None
+        how = isinstance(network, Expression), device, dtype, tuple(channels_last)
+        found = kin(networks, *how) if alone else None
         if found is not None and (served := _families.serving(found)) is not None:
             return served
         if self.first and (found is None or _families.searched(found)):

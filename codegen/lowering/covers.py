@@ -1,6 +1,6 @@
 """Covers: routes replace patterns, with the tensors they join, by dense tensors."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -31,12 +31,20 @@ class Cover:
 
     @classmethod
     def of(
-        cls, network: TensorNetwork, positions: Mapping[str, int], script: Choices = ()
+        cls,
+        network: TensorNetwork,
+        positions: Mapping[str, int],
+        script: Choices = (),
+        channels_last: Collection[str] = (),
     ) -> "Cover":
-        """Nothing is done yet; ``positions`` are those of the operands in a call."""
+        """Nothing is done yet; ``positions`` are those of the operands in a call.
+
+        Operands that ``channels_last`` names lie so in memory, and all others are contiguous.
+        """
         names = {name: f"operand {at}" for name, at in positions.items()}
         given = {
-            names[name]: operand(positions[name], shape) for name, shape in network.operands.items()
+            names[name]: operand(positions[name], shape, name in channels_last)
+            for name, shape in network.operands.items()
         }
         indices = {names[name]: given.pop(names[name]) for name in network.indices}
         writer = Writer(script=script)

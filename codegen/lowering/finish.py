@@ -7,20 +7,21 @@ from math import inf, isqrt, prod, sqrt
 from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.contraction import contract
 from tnconv.codegen.lowering.covers import Cover
+from tnconv.codegen.lowering.layouts import Layout
 from tnconv.codegen.lowering.pairs import sum_out
 from tnconv.codegen.lowering.plans import Plan
-from tnconv.codegen.lowering.strided import ONE
+from tnconv.codegen.lowering.strided import ONE, Strided
 from tnconv.codegen.lowering.values import Value, write
 from tnconv.codegen.lowering.writer import CONTIGUOUS, SCALE, Writer
 from tnconv.codegen.prices import cost
-from tnconv.diagrams.affine import Leg, Sizes
+from tnconv.diagrams.affine import Leg, Sizes, View
 from tnconv.diagrams.network import TensorNetwork
 
 NUMBER = 16  # bytes of a factor as a tensor, in double precision and in that of the operands
 
 
 def finished(
-    cover: Cover, form: str, optimize: str, contiguous_result: bool, limit: float = inf
+    cover: Cover, form: str, optimize: str, layout: Layout, limit: float = inf
 ) -> Plan | None:
     """Contract the dense tensors that are left, scale, and write the result's view.
 
@@ -30,7 +31,8 @@ def finished(
     for at in range(len(network.nodes)):
         cover, value = cover.value(at)
         values.append(value)
-    output = [leg for leg in network.result.legs if network.holders[leg]]
+    wanted = _in_memory(network.result, layout)
+    output = [leg for leg in wanted if network.holders[leg]]
     loose = [leg for leg in network.sizes if not network.holders[leg]]
     scale = network.scale * prod(
         network.sizes[leg] for leg in loose if leg not in network.open_legs
@@ -40,10 +42,33 @@ def finished(
         return None
     writer, value = contracted
     writer, result = write(writer, value, network.result, network.sizes)
-    if contiguous_result and result.run < result.size:
-        kernel = cost.copy(result.size, *result.innermost)
-        writer, result = writer.run(CONTIGUOUS, [result], result.shape, kernel)
+    writer, result = _laid_out(writer, result, layout)
     return Plan(form, cover.routes, writer.steps, result, writer.choices)
+
+
+def _in_memory(result: View, layout: Layout) -> tuple[Leg, ...]:
+    """The legs of a result in the order in which it is to lie in memory."""
+    if layout != "channels last":
+        return result.legs
+    axes, of_dims = iter(result.axes), list[list[Leg]]()
+    for size in result.shape:
+        legs, found = list[Leg](), 1
+        while found != size:
+            axis = next(axes)
+            legs, found = [*legs, *(leg for leg, _ in axis.terms)], found * axis.size
+        of_dims.append(legs)
+    moved = [leg for dim in layouts.channels_moved(len(of_dims)) for leg in of_dims[dim]]
+    return tuple(dict.fromkeys([*moved, *result.legs]))  # of one position: in any order
+
+
+def _laid_out(writer: Writer, array: Strided, layout: Layout) -> tuple[Writer, Strided]:
+    """The array in a layout: a copy, unless it lies so."""
+    there = array.channels_moved() if layout == "channels last" else array
+    if layout == "any" or there.run == there.size:
+        return writer, array
+    kernel = cost.copy(there.size, *there.innermost)
+    writer, there = writer.run(CONTIGUOUS, [there], there.shape, kernel)
+    return writer, there.channels_moved(back=True) if layout == "channels last" else there
 
 
 def _contract_scaled(

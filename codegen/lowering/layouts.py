@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import takewhile
 from math import prod
+from typing import Literal
 
 from tnconv.codegen.prices import cost
 
 Ints = tuple[int, ...]
+Layout = Literal["any", "contiguous", "channels last"]
+"""Of a result: the strides of the last two are those of torch's memory formats of these names."""
 KEPT = 2**14  # answers in memory: a search asks for the same ones over and over
 
 
@@ -22,6 +25,37 @@ def contiguous(shape: Sequence[int]) -> Ints:
         strides.append(stride)
         stride *= size
     return tuple(reversed(strides))
+
+
+def channels_last(shape: Sequence[int]) -> Ints:
+    """The strides of a tensor whose channels, dimension 1, lie innermost in memory.
+
+    >>> channels_last((2, 3, 4, 5))
+    (60, 1, 15, 3)
+    """
+    strides = contiguous([shape[dim] for dim in channels_moved(len(shape))])
+    return (strides[0], strides[-1], *strides[1:-1])
+
+
+def channels_moved(dims: int) -> Ints:
+    """The order of dimensions that has channels, dimension 1, last."""
+    return (0, *range(2, dims), 1)
+
+
+def is_channels_last(shape: Ints, strides: Ints) -> bool:
+    """Whether torch's kernels for images and volumes take a tensor as channels last.
+
+    They then write their results so. As in torch's ``suggest_memory_format``, entries may lie
+    apart.
+    """
+    if len(shape) not in (4, 5) or strides[1] == 0 or 0 in shape:
+        return False
+    least = 0
+    for dim in reversed(channels_moved(len(shape))):
+        if strides[dim] < least or (dim == 0 and least == strides[1]):
+            return False
+        least = strides[dim] * (shape[dim] if shape[dim] > 1 else 1)
+    return True
 
 
 def run(shape: Ints, strides: Ints) -> int:

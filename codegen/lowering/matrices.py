@@ -45,7 +45,9 @@ def products(left: Strided, right: Strided, front: tuple[int, ...]) -> Iterator[
     """Ways to compute ``left @ right``."""
     m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
     along = left.strides[-1] == right.strides[-2] == 1
-    kernel = cost.matmul(prod(front), m, n, k, along=along, conflict=_conflicts(left))
+    across = left.strides[-2] == right.strides[-1] == 1 < left.strides[-1]
+    how = {"along": along, "conflict": _conflicts(left), "across": across}
+    kernel = cost.matmul(prod(front), m, n, k, **how)
     yield Product(kernel, MATMUL, (left, right), (*front, m, n))
     if m == n and left.origin is right.origin and (left.mT is right or left is right.mT):
         half = left if left.mT is right else right.mT

@@ -19,6 +19,7 @@ class Operation:
         native: Whether it is one of torch's convolution kernels, which real dtypes alone have.
         imports: The modules that the call needs: ``"torch"``, ``"F"``, ``"itertools"``.
         helper: The source of a function that the call needs, which has the operation's name.
+        precise: Whether numbers of sixteen bits are too coarse for it: see `Program.run_cast`.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Operation:
     native: bool = False
     imports: tuple[str, ...] = ()
     helper: str = ""
+    precise: bool = False
 
     def __post_init__(self) -> None:
         assert _operations.setdefault((self.call.__module__, self.name), self) is self, self.name

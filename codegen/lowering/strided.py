@@ -16,7 +16,7 @@ from tnconv.codegen.lowering.operations import Operation, items
 
 
 class Strided:
-    """A tensor that torch will compute, and its shape and strides (for contiguous operands).
+    """A tensor that torch will compute, its shape, and its strides for operands laid out as told.
 
     Make it by `strided` or by the methods below, which are views.
     """
@@ -83,6 +83,17 @@ class Strided:
         while here.operation.view:
             yield here
             here = here.inputs[0]
+
+    @property
+    def is_channels_last(self) -> bool:
+        """Whether torch takes it as channels last: `layouts.is_channels_last`."""
+        return layouts.is_channels_last(self.shape, self.strides)
+
+    def channels_moved(self, back: bool = False) -> "Strided":
+        """With channels, dimension 1, as the last dimension; or ``back`` from there."""
+        dims = len(self.shape)
+        there = layouts.channels_moved(dims)
+        return self.permute((0, dims - 1, *range(1, dims - 1)) if back else there)
 
     def permute(self, dims: Sequence[int]) -> "Strided":
         order, last = tuple(dims), len(self.shape) - 1
@@ -233,9 +244,10 @@ def strided(
     return new
 
 
-def operand(at: int, shape: Sequence[int]) -> Strided:
-    """The operand at a position."""
-    return strided(OPERAND, (), (at,), tuple(shape), layouts.contiguous(shape))
+def operand(at: int, shape: Sequence[int], channels_last: bool = False) -> Strided:
+    """The operand at a position, contiguous or with channels last."""
+    strides = layouts.channels_last(shape) if channels_last else layouts.contiguous(shape)
+    return strided(OPERAND, (), (at,), tuple(shape), strides)
 
 
 def _narrow(x: str, dim: int, start: int, count: int, step: int, size: int) -> str:

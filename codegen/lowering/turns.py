@@ -5,14 +5,20 @@ from dataclasses import dataclass
 
 from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.strided import Strided
-from tnconv.codegen.lowering.writer import Step
+from tnconv.codegen.lowering.writer import MULTIPLY, Step
 from tnconv.codegen.prices import cost
 
 TOTALS = '''def totals(rows):
-    """The sum of each column of rows."""
+    """The sum of each column of rows; of pairs their products."""
     sums = None
     for row in rows:
-        sums = row if sums is None else [total + value for total, value in zip(sums, row)]
+        if sums is None:
+            sums = [new[0] * new[1] if type(new) is tuple else new for new in row]
+        else:
+            sums = [
+                torch.addcmul(old, *new) if type(new) is tuple else old + new
+                for old, new in zip(sums, row)
+            ]
     return sums
 '''
 
@@ -25,7 +31,7 @@ PART = Operation("part", lambda x, dim: f"{x}.split(1{f', {dim}' if dim else ''}
 """The part of an array at the position of a loop along a dimension."""
 ADDED = Operation("sum of turns", _call("sum"))
 JOINED = Operation("turns", lambda *given: f"torch.cat([{given[-1]}])", imports=("torch",))
-ADDED_TOGETHER = Operation("totals", _call("totals"), helper=TOTALS)
+ADDED_TOGETHER = Operation("totals", _call("totals"), imports=("torch",), helper=TOTALS)
 PICKED = Operation("sum", lambda sums, at: f"{sums}[{at}]")
 
 
@@ -43,6 +49,17 @@ class Turns:
         (whole,), (dim,) = self.parts[0].inputs, self.parts[0].attributes
         assert isinstance(dim, int)
         return whole.shape[dim]
+
+    @property
+    def products(self) -> tuple[Strided, ...]:
+        """Outputs that are products of two values of their shape, and that no step reads."""
+        read = {array for step in self.steps for array in step.value.reads}
+        return tuple(
+            step.value
+            for step in self.steps
+            if step.operation is MULTIPLY and step.value in self.outputs and step.value not in read
+            if all(factor.shape == step.shape for factor in step.value.inputs)
+        )
 
     @property
     def reads(self) -> tuple[Strided, ...]:

@@ -170,7 +170,8 @@ class Writer:
             row, rows = within
         both = array.size + prod(shape)  # zeros everywhere, then the array
         kernel = cost.copy(prod(shape), min(row, within[0]), step, rows, competing, both)
-        return self.run(PAD, [array], shape, kernel, "zero padding", (tuple(flat),))
+        strides = layouts.channels_last(shape) if array.is_channels_last else None
+        return self.run(PAD, [array], shape, kernel, "zero padding", (tuple(flat),), strides)
 
     def flip(self, array: Strided, dims: Sequence[int]) -> tuple["Writer", Strided]:
         """Positions of these dimensions in reverse."""

@@ -25,7 +25,7 @@ class PointwiseConvolution(Kind):
     """``t = t_product(groups, m, n, k) + passes · moved / bandwidth``: a convolution of one tap.
 
     That is a GEMM on arranged operands: of output channels by positions, or for weight gradients
-    of channels by channels.
+    of channels by channels. With channels last nothing is to be arranged.
     """
 
     decisions: ClassVar = ("0007",)
@@ -42,7 +42,8 @@ class PointwiseConvolution(Kind):
         rows, columns = sorted((summed, kept))
         to_weight = kind == "weight gradient"
         sizes = (rows, columns, positions) if to_weight else (kept, positions, summed)
-        arranged = self.machine.passes * entry * moved / self.calls.bandwidth
+        passes = 0 if c.channels_last else self.machine.passes
+        arranged = passes * entry * moved / self.calls.bandwidth
         seconds = self.products.price(c.groups, *sizes).seconds + arranged
         return Kernel(f"pointwise {kind}", c.flops, entry * moved, seconds)
 
@@ -51,7 +52,8 @@ class PointwiseConvolution(Kind):
 class DenseConvolution(Kind):
     """``t = launch + flops / (speed · useful) + passes · moved / bandwidth + pages``.
 
-    Operands and result are arranged once in blocks of SIMD lanes. ``useful`` is the share of
+    Operands and result are arranged once in blocks of SIMD lanes, unless channels are last, which
+    lie next to each other as they are. ``useful`` is the share of
     products that count after channels were rounded up to whole blocks: to ``lanes`` for the output
     channels of forward and input-gradient kernels, to ``narrow`` for all others; the few channels
     of a first layer are read as they are. Groups of channels that fill no block run without SIMD,
@@ -88,6 +90,7 @@ class DenseConvolution(Kind):
         if c.grouped and not (machine.onednn and has_simd(kind, c)):
             speed = min(speed, self._without_simd(kind, summed, kept))
         passes = machine.grouped_passes if c.grouped else machine.passes
+        passes = 0 if c.channels_last else passes
         arranged = passes * entry * moved / self.calls.bandwidth
         seconds = self.calls.launch + c.flops / speed + arranged
         seconds += self.calls.pages(entry * c.entries.of(kind))

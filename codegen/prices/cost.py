@@ -63,9 +63,10 @@ def matmul(
     in_blocks: bool = False,
     along: bool = False,
     conflict: bool = False,
+    across: bool = False,
 ) -> Kernel:
     """``(batch, m, k) @ (batch, k, n)``: see `Product.price`."""
-    return _kernel(Product, batch, m, n, k, in_blocks, along, conflict)
+    return _kernel(Product, batch, m, n, k, in_blocks, along, conflict, across)
 
 
 def least_product(flops: int) -> float:

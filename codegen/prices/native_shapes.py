@@ -26,7 +26,10 @@ class Entries:
 
 @dataclass(frozen=True)
 class Convolution:
-    """An image ``(n, g·c, *i)``, a kernel ``(g·d, c, *k)`` and an output ``(n, g·d, *o)``."""
+    """An image ``(n, g·c, *i)``, a kernel ``(g·d, c, *k)`` and an output ``(n, g·d, *o)``.
+
+    With ``channels_last`` all of them are in torch's memory format of this name.
+    """
 
     x: Shape
     w: Shape
@@ -35,6 +38,7 @@ class Convolution:
     strides: Shape
     dilations: Shape
     paddings: Shape
+    channels_last: bool = False
 
     @property
     def entries(self) -> Entries:

@@ -120,6 +120,7 @@ class Product(Kind):
         in_blocks: bool = False,
         along: bool = False,
         conflict: bool = False,
+        across: bool = False,
     ) -> Kernel:
         """``(batch, m, k) @ (batch, k, n)``.
 
@@ -131,12 +132,14 @@ class Product(Kind):
             in_blocks: whether a single product is a batch of blocks of rows to torch.
             along: whether both factors lie along the summed entries.
             conflict: whether columns of the first factor conflict in caches.
+            across: whether both factors lie across the summed entries: then remainders of columns
+                count, however few rows there are (0027).
         """
         calls, entry = self.calls, self.machine.entry
         flops = 2 * batch * m * n * k
         speed = self.gemm * _efficiency(m, self.half) * _efficiency(n, self.half)
         speed *= _efficiency(k, self.half)
-        speed *= self._in_tiles(n) if m >= self.machine.tile else 1.0
+        speed *= self._in_tiles(n) if across or m >= self.machine.tile else 1.0
         speed = max(speed, self.dots * _efficiency(k, self.half_dot)) if along else speed
         speed *= self._occupied(batch, m, n)
         moved, written = entry * batch * (m * k + k * n + m * n), entry * batch * m * n

@@ -60,8 +60,8 @@ def by_position(
         contraction: The program's function.
         shapes: The shapes of the operands by name.
         indices: The operands that are integers.
-        casts: Conditions on the first operand, as source, under which the program's ``run_cast``
-            is called instead, as it is under autocast.
+        casts: Conditions on the first operand, as source that follows its name (again for ``{}``),
+            under which the program's ``run_cast`` is called instead, as it is under autocast.
         batches: The sizes for which the program runs, if it runs for several.
     """
     variables = {name: f"operand_{at}" for at, name in enumerate(shapes)}
@@ -72,7 +72,7 @@ def by_position(
     fits += [f"{other}.dtype is {first}.dtype" for other in others]
     fits += [f"{variables[name]}.dtype is int64" for name in shapes if name in indices]
     fits += [f"{other}.device == {first}.device" for other in variables.values() if other != first]
-    asked = ["autocasts()", *(f"{first}.{question}" for question in casts if shapes)]
+    asked = ["autocasts()", *(f"{first}.{question.format(first)}" for question in casts if shapes)]
     words = {
         "given": ", ".join(variables.values()),
         "fits": " and ".join(fits) or "True",

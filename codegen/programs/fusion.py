@@ -30,7 +30,7 @@ def fused(
             groups[turns_of(step.value).parts].append(step.value)
     found, names = list(steps), dict[Strided, Strided]()
     for group in groups.values():
-        if len(group) > 1:
+        if len(group) > 1 or turns_of(group[0]).products:
             found = _together(found, [substituted(value, names) for value in group], names)
     return tuple(found), tuple(substituted(output, names) for output in outputs)
 
@@ -45,12 +45,13 @@ def _together(
 ) -> list[Step]:
     """The steps with one loop in the place of the first of several, and its results for all.
 
-    The values that were replaced are added to ``names``.
+    The loop adds products without computing them first, which pays for a single sum as well. The
+    values that were replaced are added to ``names``.
     """
     at = next(at for at, step in enumerate(steps) if step.value is loops[0])
     later = {step.value for step in steps[at:]}
     sums = [s for s in steps[at:] if s.value in loops and later.isdisjoint(s.value.reads)]
-    if len(sums) < 2:
+    if len(sums) < 2 and not turns_of(loops[0]).products:
         return steps
     each = [turns_of(step.value) for step in sums]
     inner = {step.value: step for turns in each for step in turns.steps}

@@ -65,13 +65,22 @@ class Names:
         return array.operation.call(*map(self.text, array.inputs), *array.attributes)
 
     def _clauses(self, turns: Turns, operation: Operation) -> str:
-        """A loop as a generator: its outputs, the parts of arrays, and its steps."""
+        """A loop as a generator: its outputs, the parts of arrays, and its steps.
+
+        Where several are added together, products are not computed, but added as such.
+        """
+        pairs = turns.products if operation is ADDED_TOGETHER else ()
         parts = {part: f"part_{at}" for at, part in enumerate(turns.parts, 1)}
-        steps = {step.value: f"u{at}" for at, step in enumerate(turns.steps, 1)}
+        values = [step.value for step in turns.steps if step.value not in pairs]
+        steps = {value: f"u{at}" for at, value in enumerate(values, 1)}
         inside = Names(self.arguments, {**self.given, **parts, **steps})
         wholes = [self.call(part) for part in parts]
         over = wholes[0] if len(wholes) == 1 else f"zip({', '.join(wholes)})"
-        outputs = ", ".join(map(inside.text, turns.outputs))
+        texts = [
+            f"({', '.join(map(inside.text, each.inputs))})" if each in pairs else inside.text(each)
+            for each in turns.outputs
+        ]
+        outputs = ", ".join(texts)
         return " ".join(
             [
                 f"({outputs})" if operation is ADDED_TOGETHER else outputs,

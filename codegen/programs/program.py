@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from itertools import count
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
@@ -15,6 +16,8 @@ from typing_extensions import TypeVar
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.schedule import Schedule
 from tnconv.codegen.lowering.writer import Step
+from tnconv.codegen.prices import cost
+from tnconv.codegen.prices.halves import HALVES, are_slow
 from tnconv.codegen.programs import source
 from tnconv.codegen.programs.batches import Batches
 from tnconv.codegen.programs.checks import after_autocast, by_name, by_position
@@ -54,6 +57,7 @@ class Program(Generic[Result]):
         style: How steps are printed: one of `STYLES`.
         batches: How the program runs at other sizes of a leg, if it does. Everything else that a
             program tells about itself holds for the sizes of its network.
+        channels_last: The operands in this memory format for which the program was planned.
     """
 
     network: Expression | tuple[Expression, ...]
@@ -64,6 +68,7 @@ class Program(Generic[Result]):
     services: "Services | None" = field(default=None, compare=False, repr=False)
     style: str = "torch"
     batches: Batches | None = None
+    channels_last: tuple[str, ...] = ()
 
     @property
     def networks(self) -> tuple[Expression, ...]:
@@ -118,9 +123,11 @@ class Program(Generic[Result]):
         """
         if self.chunks:
             return together([chunk.peak(dtype.itemsize) for chunk in self.chunks])
-        spare = self.spare_memory
+        spare, wide = self.spare_memory, dtype in self._slow_halves
         kept = source.constants(self.schedule, spare) if self.style == "torch" else []
-        return self.schedule.held(dtype.itemsize, spare, kept)
+        held = self.schedule.held(cost.ITEM if wide else dtype.itemsize, spare, kept)
+        copied = cost.ITEM * sum(map(prod, self.operands.values())) if wide else 0
+        return held + copied
 
     @cached_property
     def source(self) -> str:
@@ -216,25 +223,47 @@ class Program(Generic[Result]):
         """The result on operands that were checked, where their dtype needs attention.
 
         Under autocast they are cast. Complex operands take a program without native convolutions.
-        Sums in float16 that are scaled afterwards might overflow: they are computed in float32 and
-        rounded once (decision 0012).
+        Numbers of sixteen bits are computed in float32 and rounded once where sums that are scaled
+        afterwards might leave the range of float16 (decision 0012), where a step needs more
+        precision, and on processors that compute them slowly (decision 0025).
         """
         cast = [array.to(after_autocast(array)) for array in given]
-        if self.scales and any(array.dtype == torch.float16 for array in cast):
+        if any(self._is_widened(array) for array in cast):
             return self._wide(cast)
         if self.has_native_kernels and any(array.is_complex() for array in cast):
             return self._for_complex(cast)
         return self.function(*cast)
 
+    def _is_widened(self, array: Tensor) -> bool:
+        if array.dtype not in HALVES:
+            return False
+        if self._needs_precision or (self.scales and array.dtype == torch.float16):
+            return True
+        return array.is_cpu and array.dtype in self._slow_halves
+
+    @cached_property
+    def _needs_precision(self) -> bool:
+        """Whether a step is too coarse in sixteen bits."""
+        if self.chunks:
+            return any(part._needs_precision for chunk in self.chunks for part in chunk.parts)
+        return any(each.precise for each in operations(step.value for step in self.steps))
+
+    @cached_property
+    def _slow_halves(self) -> tuple[torch.dtype, ...]:
+        """What is computed in float32 on processors, unless memory is limited."""
+        return tuple(filter(are_slow, HALVES)) if self.spare_memory else ()
+
     def _wide(self, given: Sequence[Tensor]) -> Result:
-        device = given[0].device.type
-        half = [array.dtype == torch.float16 for array in given]
-        with torch.autocast(device, enabled=False):
-            wide = [a.float() if narrow else a for a, narrow in zip(given, half, strict=True)]
-            found: Any = self.function(*wide)
+        half = next(array.dtype for array in given if array.dtype in HALVES)
+        wide = [array.float() if array.dtype is half else array for array in given]
+        if torch._C._is_any_autocast_enabled():
+            with torch.autocast(given[0].device.type, enabled=False):
+                found: Any = self.function(*wide)
+        else:
+            found = self.function(*wide)
         if isinstance(self.network, tuple):
-            return tuple(each.half() for each in found)  # type: ignore[return-value]
-        result: Result = found.half()
+            return tuple(each.to(half) for each in found)  # type: ignore[return-value]
+        result: Result = found.to(half)
         return result
 
     @cached_property
@@ -245,6 +274,8 @@ class Program(Generic[Result]):
     @cached_property
     def _by_position(self) -> Callable[..., Result]:
         casts = {"is_complex()": self.has_native_kernels, "dtype is float16": self.scales}
+        casts |= {"dtype.itemsize == 2 and {}.is_cpu": bool(self._slow_halves)}
+        casts |= {"dtype.itemsize == 2": self._needs_precision}
         where = [question for question, asked in casts.items() if asked]
         return by_position(self.function, self.operands, self.indices, where, self.batches)
 

@@ -132,7 +132,12 @@ def _remembered(key: Mapping[str, Json], names: Sequence[str]) -> dict[str, floa
 def _measured(
     programs: Mapping[str, Program], device: torch.device, dtype: torch.dtype
 ) -> dict[str, float]:
-    shapes = next(iter(programs.values())).operands.values()
-    operands = [torch.randn(shape, device=device, dtype=dtype) for shape in shapes]
+    program = next(iter(programs.values()))
+    operands = [
+        torch.randn(shape, device=device, dtype=dtype) for shape in program.operands.values()
+    ]
+    for at, name in enumerate(program.operands):
+        if name in program.channels_last:
+            operands[at] = operands[at].movedim(1, -1).contiguous().movedim(-1, 1)
     calls = [lambda run=program.run: run(*operands) for program in programs.values()]
     return dict(zip(programs, timing.seconds_of(calls, device, BUDGET), strict=True))

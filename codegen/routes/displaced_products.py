@@ -1,22 +1,25 @@
 """Products of displaced halves: the core that tap pairs share, and the strips beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
+from tnconv.codegen.lowering.matrices import products
 from tnconv.codegen.lowering.operations import Operation
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.writer import (
     ADD,
     CONCATENATE,
     CONTIGUOUS,
-    MATMUL,
     STACK,
     SUBTRACT,
     Writer,
 )
 from tnconv.codegen.prices import cost
 from tnconv.codegen.routes.tap_pairs import Dimension, Shared
+
+Known = Mapping[tuple[int, int], Strided]
+"""Products ``(g, c, c')`` of all positions by their displacement, of two equal halves."""
 
 
 def unfolded_taps(
@@ -43,19 +46,37 @@ def flattened(writer: Writer, array: Strided) -> tuple[Writer, Strided]:
     return writer, array
 
 
+def laid_out(writer: Writer, array: Strided) -> tuple[Writer, Strided]:
+    """A contiguous array, of which many strips are copied."""
+    if array.run == array.size:
+        return writer, array
+    kernel = cost.copy(array.size, *array.innermost)
+    return writer.run(CONTIGUOUS, [array], array.shape, kernel, "copy in a new order")
+
+
 def block_rows(
-    writer: Writer, left: Strided, right: Strided, dimensions: Sequence[Dimension]
+    writer: Writer,
+    left: Strided,
+    right: Strided,
+    dimensions: Sequence[Dimension],
+    known: Known | None = None,
 ) -> tuple[Writer, list[Strided]]:
-    """For each k1 ``[g, k2, .., k1', k2', .., c, c']`` of halves ``(g, t1, t2, .., rows, c)``."""
+    """For each k1 ``[g, k2, .., k1', k2', .., c, c']`` of halves ``(g, t1, t2, .., rows, c)``.
+
+    Where that is less, or with products that are ``known``, sums are of all windows, of which each
+    pair subtracts what it has not.
+    """
     first, *rest = dimensions
     blocks: dict[tuple[int, int], Strided] = {}
     for shared in first.pairs(symmetric=left == right):
         writer, halves = _phases(writer, (left, right), 1, shared, first.stride)
-        writer, core = _core(writer, halves, shared, rest)
-        if len(shared.pairs) > 1:
-            writer, strips = _strips(writer, halves, shared, rest)
-            writer, core = _combined(writer, ADD, core, strips)
-        blocks |= {pair: core.select(1, at) for at, pair in enumerate(shared.pairs)}
+        less = known is not None or shared.leaner
+        parts = shared.others if less else shared.strips
+        writer, core = _core(writer, halves, shared.whole if less else shared, rest, known)
+        if parts:
+            writer, strips = _strips(writer, halves, shared, parts, rest)
+            writer, core = _combined(writer, SUBTRACT if less else ADD, core, strips)
+        blocks |= {pair: core.select(1, at if parts else 0) for at, pair in enumerate(shared.pairs)}
     return _table(writer, blocks, first.taps, len(rest))
 
 
@@ -75,11 +96,15 @@ def _phases(
 
 
 def _core(
-    writer: Writer, halves: Sequence[Strided], shared: Shared, rest: Sequence[Dimension]
+    writer: Writer,
+    halves: Sequence[Strided],
+    shared: Shared,
+    rest: Sequence[Dimension],
+    known: Known | None,
 ) -> tuple[Writer, Strided]:
     """What all pairs have in common: ``[g, 1, *k, *k', c, c']``."""
     if rest:
-        writer, rows = _flat_rows(writer, halves, shared, rest[0])
+        writer, rows = _flat_rows(writer, halves, shared, rest[0], known)
         writer, array = stacked(writer, rows, 1, "all pairs of taps")
         return writer, array.unsqueeze(1)
     start, length = shared.core
@@ -93,7 +118,11 @@ def _core(
 
 
 def _flat_rows(
-    writer: Writer, halves: Sequence[Strided], outer: Shared, second: Dimension
+    writer: Writer,
+    halves: Sequence[Strided],
+    outer: Shared,
+    second: Dimension,
+    known: Known | None,
 ) -> tuple[Writer, list[Strided]]:
     """For each k2 ``[g, k2', c, c']``, summed over the core of the first dimension.
 
@@ -105,12 +134,16 @@ def _flat_rows(
     same = halves[0] == halves[1] and outer.shift == 0
     for shared in second.pairs(symmetric=same):
         writer, pair = _phases(writer, halves, 2, shared, second.stride)
-        writer, whole = _offset_product(writer, pair, outer, shared)
+        if known is not None:
+            whole = known[outer.shift, shared.shift]
+        else:
+            writer, whole = _offset_product(writer, pair, outer, shared)
         whole = whole.unsqueeze(1)
-        if len(shared.pairs) > 1:
+        if shared.others:
             writer, others = _others(writer, pair, outer, shared)
             writer, whole = _combined(writer, SUBTRACT, whole, others)
-        blocks |= {pair: whole.select(1, at) for at, pair in enumerate(shared.pairs)}
+        last = whole.shape[1] - 1
+        blocks |= {pair: whole.select(1, min(at, last)) for at, pair in enumerate(shared.pairs)}
     return _table(writer, blocks, second.taps, 0)
 
 
@@ -188,7 +221,8 @@ def stacked(
         cost.copy(like.size, min(row, inner), *others).seconds - cost.launch()
         for row, *others in (part.innermost for part in parts)
     ]
-    kernel = replace(cost.copy(prod(shape), inner), seconds=cost.launch() + sum(copies))
+    views = len(parts) * cost.launch()  # before each copy
+    kernel = replace(cost.copy(prod(shape), inner), seconds=cost.launch() + views + sum(copies))
     return writer.run(STACK, parts, shape, kernel, comment, (dim,))
 
 
@@ -196,24 +230,33 @@ def _cat(writer: Writer, parts: Sequence[Strided], dim: int) -> tuple[Writer, St
     like, length = parts[0], sum(part.shape[dim] for part in parts)
     shape = (*like.shape[:dim], length, *like.shape[dim + 1 :])
     kernel = cost.copy(prod(shape), prod(like.shape[dim + 1 :]))
+    kernel = replace(kernel, seconds=kernel.seconds + len(parts) * cost.launch())
     return writer.run(CONCATENATE, parts, shape, kernel, "border strips", (dim,))
 
 
 def _product(writer: Writer, left: Strided, right: Strided) -> tuple[Writer, Strided]:
     """``(g, rows, c)`` and ``(g, rows, c')`` to ``(g, c, c')``."""
     (groups, rows, m), n = left.shape, right.shape[-1]
+    plain, *ways = products(left.mT, right, (groups,))
+    plain = plain._replace(kernel=cost.matmul(groups, m, n, rows, across=True))  # single channels
+    best = min([plain, *ways], key=lambda way: way.kernel.seconds)
     copied = [half.size for half in (left, right) if groups > 1 and half.run < half.size]
-    kernel = replace(cost.matmul(groups, m, n, rows), scratch=cost.bytes_per_entry() * sum(copied))
-    return writer.run(MATMUL, [left.mT, right], (groups, m, n), kernel, "products")
+    scratch = best.kernel.scratch + cost.bytes_per_entry() * sum(copied)
+    call = best.operation, best.factors, best.shape, replace(best.kernel, scratch=scratch)
+    return writer.run(*call, "products", best.attributes)
 
 
 def _strips(
-    writer: Writer, halves: Sequence[Strided], shared: Shared, rest: Sequence[Dimension]
+    writer: Writer,
+    halves: Sequence[Strided],
+    shared: Shared,
+    windows: Sequence[tuple[int, int]],
+    rest: Sequence[Dimension],
 ) -> tuple[Writer, Strided]:
-    """What each pair has beside the core, ``[g, pair, *k, *k', c, c']``, by unfolding the rest."""
+    """What each pair has in ``windows``, ``[g, pair, *k, *k', c, c']``, by unfolding the rest."""
     groups, pairs, parts = halves[0].shape[0], len(shared.pairs), []
     for array, shift in zip(halves, (0, shared.shift), strict=True):
-        pieces = [array.narrow(1, start + shift, length) for start, length in shared.strips]
+        pieces = [array.narrow(1, start + shift, length) for start, length in windows]
         writer, strip = _cat(writer, pieces, 1)
         writer, strip = unfolded_taps(writer, strip, 2, rest)
         width = strip.shape[-1]

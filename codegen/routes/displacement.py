@@ -14,11 +14,17 @@ from math import prod
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
-from tnconv.codegen.lowering.writer import (
-    Writer,
-)
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
-from tnconv.codegen.routes.displaced_products import block_rows, flattened, stacked, unfolded_taps
+from tnconv.codegen.routes.displaced_products import (
+    Known,
+    block_rows,
+    flattened,
+    laid_out,
+    stacked,
+    unfolded_taps,
+)
+from tnconv.codegen.routes.spectra import lag_products, period
 from tnconv.codegen.routes.tap_pairs import Dimension
 from tnconv.codegen.routes.window import window_on
 from tnconv.diagrams.affine import Leg
@@ -47,8 +53,10 @@ def displacement(cover: Cover) -> Iterator[Cover]:
         assert one is not None
         yield one
         if len(dimensions) > 1 and _worthwhile(dimensions[0], dimensions[1]):
-            two = _covered(cover, tensors, dimensions, 2, one.writer.seconds)
-            yield from [two] if two else []
+            most = one.writer.seconds
+            for spectral in (True, False):
+                two = _covered(cover, tensors, dimensions, 2, most, spectral)
+                yield from [two] if two else []
 
 
 def _meet(x: Dimension) -> bool:
@@ -79,7 +87,7 @@ def _dimension(cover: Cover, at: int) -> tuple[tuple[int, int], Dimension] | Non
         alike = (steps[o], steps[k], padding, tn.sizes[k])
         if twin != k and alike == (there[2][o], there[2][twin], there[3], tn.sizes[twin]):
             if not {tensor, there[0]} & {*tn.holders[k], *tn.holders[twin]}:
-                numbers = (tn.sizes[o], tn.sizes[k], steps[o], steps[k], padding)
+                numbers = (tn.sizes[o], tn.sizes[k], steps[o], steps[k], padding, tn.sizes[i])
                 places = ((at, mirrors[0]), (i, there[1]), (k, twin))
                 return (tensor, there[0]), Dimension(*places, *numbers)
     return None
@@ -91,8 +99,14 @@ def _covered(
     dimensions: Sequence[Dimension],
     count: int,
     most: float = float("inf"),
+    spectral: bool = False,
 ) -> Cover | None:
-    """Displace ``count`` dimensions, unfold the others; unless that takes ``most`` seconds."""
+    """Displace ``count`` dimensions, unfold the others; unless that takes ``most`` seconds.
+
+    The sums over all positions of two dimensions may be ``spectral``.
+    """
+    if spectral and any(x.stride > 1 for x in dimensions[:2]):
+        return None
     covered = (*tensors, *(at for x in dimensions for at in x.at))
     cover, a = cover.value(tensors[0])
     cover, b = cover.value(tensors[1])
@@ -109,22 +123,32 @@ def _covered(
         value = Value(array, tuple(leg for leg in value.legs if leg not in own or leg in kept))
         summed = [leg for leg in shared if leg not in group]
         lengths = [x.span for x in dimensions]
-        if count == 2:
+        if count == 2 and not spectral:
             lengths[1] = _gapped(dimensions[1], value.array.shape[value.legs.index(inputs[1])])
         places = list(zip(inputs, dimensions, lengths, strict=True))
         writer, array = _arranged(writer, value, places, (group, summed, kept))
         halves.append(array)
         channels.append([*(x.k[side] for x in unfolded), *kept])
-    if count == 2 and writer.seconds + _least_seconds(halves, *displaced) >= most:
+    if spectral and halves[0] != halves[1]:
         return None
+    if count == 2 and not spectral:
+        if _exceeds(writer.seconds + _least_seconds(halves, *displaced), most):
+            return None
     for side in (0, 1):
         writer, array = unfolded_taps(writer, halves[side], 1 + count, unfolded)
-        writer, halves[side] = flattened(writer, array) if count == 2 else (writer, array)
-    writer, rows = block_rows(writer, halves[0], halves[1], displaced)
+        if count == 2:
+            writer, array = laid_out(writer, array) if spectral else flattened(writer, array)
+        halves[side] = array
+    known = None
+    if spectral:
+        writer, known = _all_lags(writer, halves[0], *displaced)
+        if _exceeds(writer.seconds, most):
+            return None
+    writer, rows = block_rows(writer, halves[0], halves[1], displaced, known)
     taps = [x.k[side] for side in (0, 1) for x in displaced]
     legs = [*group, *taps, *channels[0], *channels[1]]
     writer, value = _joined(writer, rows, legs, taps[0], network)
-    return cover.put(writer, covered, value, "displacement")
+    return cover.put(writer, covered, value, "spectra" if spectral else "displacement")
 
 
 def _joined(
@@ -139,6 +163,27 @@ def _joined(
         parts.append(Value(array, left).arranged([leg for leg in order if leg != tap]))
     writer, array = stacked(writer, parts, order.index(tap), "all pairs of taps")
     return writer, Value(array, tuple(order))
+
+
+def _all_lags(
+    writer: Writer, half: Strided, first: Dimension, second: Dimension
+) -> tuple[Writer, Known]:
+    """The products of all positions with displaced ones."""
+    lags = [
+        (outer.shift, inner.shift)
+        for outer in first.pairs(symmetric=True)
+        for inner in second.pairs(symmetric=outer.shift == 0)
+    ]
+    for dim, x in enumerate((first, second), 1):  # padding has no part in sums
+        start, stop = max(0, x.padding), min(x.span, x.padding + x.inputs)
+        half = half.narrow(dim, start, stop - start) if start < stop else half
+    periods = period(first), period(second)
+    return lag_products(writer, half, list(dict.fromkeys(lags)), periods)
+
+
+def _exceeds(seconds: float, most: float) -> bool:
+    """Whether a cover is not worth completing."""
+    return seconds >= most
 
 
 def _least_seconds(halves: Sequence[Strided], first: Dimension, second: Dimension) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.pairs import sum_out
 from tnconv.codegen.lowering.plans import Plan
+from tnconv.codegen.lowering.strided import PERMUTE
 from tnconv.codegen.lowering.values import Value
 from tnconv.diagrams.affine import Leg, Tensor, View
 
@@ -33,10 +34,22 @@ class LateSum:
         """The sum of what a plan for the body gives."""
         writer = replace(self.cover.writer, steps=plan.steps, choices=plan.choices)
         legs = self._legs
-        writer, value = sum_out(writer, Value(plan.output, (self.leg, *legs)), legs)
+        whole = _in_memory(Value(plan.output, (self.leg, *legs)))  # less is left to be reordered
+        writer, value = sum_out(writer, whole, legs)
         every = tuple(range(len(self.cover.network.nodes)))
         cover = self.cover.put(writer, every, value, "late sum")
         return replace(cover, routes=(*cover.routes, *plan.routes))
+
+
+def _in_memory(value: Value) -> Value:
+    """A value with its dimensions in the order in which they lie, the innermost last."""
+    array, legs = value.array, value.legs
+    if array.operation is PERMUTE:
+        (before,), (order, _) = array.inputs, array.attributes
+        assert isinstance(order, tuple)
+        array, legs = before, tuple(legs[order.index(dim)] for dim in range(len(legs)))
+    dims = sorted(range(len(legs)), key=lambda dim: -array.strides[dim])
+    return Value(array.permute(dims), tuple(legs[dim] for dim in dims))
 
 
 def late_sums(cover: Cover) -> Iterator[LateSum]:

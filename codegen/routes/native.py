@@ -13,7 +13,7 @@ from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.onednn import MARGIN, NARROWEST
 from tnconv.codegen.routes.matches import Match, Roles, matched
-from tnconv.codegen.routes.native_prices import price
+from tnconv.codegen.routes.native_prices import price, strides
 from tnconv.diagrams.affine import Leg, Tensor
 
 MOST_REPEATED = 4  # channels that read the same one; each has a copy of it (0006)
@@ -115,10 +115,12 @@ def _mirrored(match: Match) -> Iterator[Cover]:
     """An input gradient as a convolution with the mirrored kernel, where torch does that faster.
 
     With unit strides ``o = i + d·(K-1-k) - (d·(K-1) - p)``. Kernels for input gradients sum whole
-    vectors of channels, and take longer if depthwise.
+    vectors of channels, and take longer if depthwise; but not with channels last.
     """
     *_, roles = match.values()
-    if any(joint.stride > 1 for joint in match.joints):
+    if match.cover.value(match.b)[1].array.is_channels_last or any(
+        joint.stride > 1 for joint in match.joints
+    ):
         return
     summed, kept = match.size(*roles.summed), match.size(*roles.a)
     joints = (joint.mirrored(match.size(joint.k)) for joint in match.joints)
@@ -146,7 +148,8 @@ def _forward(match: Match, apart: bool = False, mirrored: bool = False) -> Cover
     shape = (image.shape[0], kernel.shape[0], *match.sizes("o"))
     work = price(match, roles, "convolution", image, kernel, shape, padding)
     call = CONVOLUTION, [image, kernel], shape, work, f"convolution over {', '.join(i)}"
-    writer, array = writer.run(*call, _numbers(match, padding, roles))
+    lies = strides("convolution", image, kernel, shape)
+    writer, array = writer.run(*call, _numbers(match, padding, roles), lies)
     return _put(match, cover, writer, array, (*roles.a, *roles.group, *roles.b, *o))
 
 
@@ -169,7 +172,8 @@ def _weight_gradient(match: Match) -> Cover:
     shape = (given.shape[1], match.size(*roles.a), *match.sizes("k"))
     work = price(match, roles, "weight gradient", image, given, shape, padding)
     call = WEIGHT_GRADIENT, [given, image], shape, work, f"weight gradient over {', '.join(i)}"
-    writer, array = writer.run(*call, (shape, *_numbers(match, padding, roles)))
+    lies = strides("weight gradient", given, image, shape)
+    writer, array = writer.run(*call, (shape, *_numbers(match, padding, roles)), lies)
     return _put(match, cover, writer, array, (*roles.group, *roles.b, *roles.a, *k))
 
 
@@ -185,7 +189,8 @@ def _input_gradient(match: Match) -> Cover:
     shape = (given.shape[0], match.size(*roles.group, *roles.a), *sizes)
     work = price(match, roles, "input gradient", given, kernel, shape, padding)
     call = INPUT_GRADIENT, [given, kernel], shape, work, f"input gradient over {', '.join(i)}"
-    writer, array = writer.run(*call, (shape, *_numbers(match, padding, roles)))
+    lies = strides("input gradient", given, kernel, shape)
+    writer, array = writer.run(*call, (shape, *_numbers(match, padding, roles)), lies)
     if whole is None:
         crops = [
             (-joint.padding, size + joint.padding - full)

@@ -1,10 +1,12 @@
-"""The price of one of torch's convolution kernels, for a matched part of a network."""
+"""The price of one of torch's convolution kernels, for a matched part of a network, and layouts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
+from tnconv.codegen.lowering import layouts
+from tnconv.codegen.lowering.layouts import Ints
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.native_shapes import Convolution, Shape
@@ -32,12 +34,31 @@ def price(
         shape: of the result.
         padding: that the kernel adds, for each dimension.
     """
+    last = is_channels_last(kind, first, second)
     layer = _layer(match, roles, kind, (first.shape, second.shape), shape, padding)
-    copied = [array for array in (first, second) if array.run < array.size]
+    layer = replace(layer, channels_last=last)
+    wanted = [array.channels_moved() if last else array for array in (first, second)]
+    copied = [array for array in wanted if array.run < array.size]
     copies = [cost.copy(array.size, *array.innermost).seconds for array in copied]
     kernel = cost.convolution(kind, layer, copies)
     held = cost.bytes_per_entry() * sum(array.size for array in copied)
     return replace(kernel, scratch=held + _workspace(kind, layer))
+
+
+def is_channels_last(kind: str, first: Strided, second: Strided) -> bool:
+    """Whether torch computes with channels last, as its image or its kernel lies.
+
+    Of gradients it is told a kernel's shape, or an image in the layout of the output's gradient.
+    """
+    told = {"weight gradient": (second,), "convolution": (first, second)}
+    return any(array.is_channels_last for array in told.get(kind, (first, second)))
+
+
+def strides(kind: str, first: Strided, second: Strided, shape: tuple[int, ...]) -> Ints:
+    """The strides in which a kernel writes a result of this shape."""
+    if is_channels_last(kind, first, second):
+        return layouts.channels_last(shape)
+    return layouts.contiguous(shape)
 
 
 def _workspace(kind: str, layer: Convolution) -> int:

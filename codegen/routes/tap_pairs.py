@@ -1,6 +1,7 @@
 """Pairs of taps of one dimension, and which of them multiply the same pairs of positions."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 from tnconv.diagrams.affine import Leg
@@ -18,6 +19,7 @@ class Dimension:
     stride: int
     dilation: int
     padding: int
+    inputs: int
 
     @property
     def span(self) -> int:
@@ -43,26 +45,38 @@ class Dimension:
         shared = []
         for (r, q, shift), pairs in found.items():
             starts = [self.dilation * k // self.stride for k, _ in pairs]
+            alike = (r, q), shift, self.outputs, self._filled(r, q, shift)
             if starts[-1] - starts[0] < self.outputs:
-                shared.append(Shared((r, q), shift, self.outputs, tuple(pairs), tuple(starts)))
+                shared.append(Shared(*alike, tuple(pairs), tuple(starts)))
             else:
                 shared += [
-                    Shared((r, q), shift, self.outputs, (pair,), (start,))
+                    Shared(*alike, (pair,), (start,))
                     for pair, start in zip(pairs, starts, strict=True)
                 ]
         return shared
+
+    def _filled(self, phase: int, other: int, shift: int) -> range:
+        """The positions of one phase, and those of the other by a shift, that are no padding."""
+        both = [
+            range(-((r - low) // self.stride) - moved, -((r - high) // self.stride) - moved)
+            for r, moved in ((phase, 0), (other, shift))
+            for low, high in ((self.padding, self.padding + self.inputs),)
+        ]
+        return range(max(each.start for each in both), min(each.stop for each in both))
 
 
 @dataclass(frozen=True)
 class Shared:
     """Pairs that multiply position t of one phase by position t + shift of another.
 
-    Their windows of ``outputs`` positions begin at ``starts``, which ascend.
+    Their windows of ``outputs`` positions begin at ``starts``, which ascend. Other than at the
+    ``filled`` positions one of both is zero.
     """
 
     phases: tuple[int, int]
     shift: int
     outputs: int
+    filled: range
     pairs: tuple[tuple[int, int], ...]
     starts: tuple[int, ...]
 
@@ -83,12 +97,40 @@ class Shared:
         return [(start, length) for start, length in parts if length]
 
     @property
+    def whole(self) -> "Shared":
+        """The one window that all windows together are."""
+        every = range(self.starts[0], self.starts[-1] + self.outputs)
+        some = range(max(every.start, self.filled.start), min(every.stop, self.filled.stop))
+        window = some or every
+        return replace(self, outputs=len(window), pairs=self.pairs[:1], starts=(window.start,))
+
+    @property
+    def leaner(self) -> bool:
+        """Whether windows have less that is not zero beside them than beyond the core."""
+        return sum(length for _, length in self.others) < sum(length for _, length in self.strips)
+
+    @property
     def others(self) -> list[tuple[int, int]]:
-        """Start and length of what some windows have and each has not, as `strips`."""
-        first, last = self.starts[0], self.starts[-1]
-        parts = [
-            part
-            for start in self.starts
-            for part in ((first, start - first), (start + self.outputs, last - start))
+        """Start and length of what some windows have and each has not, as `strips`.
+
+        Of padding no more than makes it as much for each.
+        """
+        every = range(self.starts[0], self.starts[-1] + self.outputs)
+        missed = [
+            [at for at in every if not start <= at < start + self.outputs] for start in self.starts
         ]
-        return [(start, length) for start, length in parts if length]
+        most = max(sum(at in self.filled for at in some) for some in missed)
+        kept = [sorted(some, key=lambda at: at not in self.filled)[:most] for some in missed]
+        return [run for some in kept for run in _runs(sorted(some))]
+
+
+def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
+    """Start and length of the runs of successive positions."""
+    found: list[tuple[int, int]] = []
+    for at in positions:
+        start, length = found[-1] if found else (at, 0)
+        if at == start + length:
+            found[-1:] = [(start, length + 1)]
+        else:
+            found.append((at, 1))
+    return found

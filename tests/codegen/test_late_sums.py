@@ -27,7 +27,8 @@ def late(network: TensorNetwork) -> list[Program]:
     start = Cover.of(network, {name: at for at, name in enumerate(network.operands)})
     tried = {name: route for name, route in ROUTES.items() if name != "loop"}
     found = [
-        finished(cover, "as given", "auto", True) for cover in planner.summed_late(start, tried)
+        finished(cover, "as given", "auto", "contiguous")
+        for cover in planner.summed_late(start, tried)
     ]
     return [Program(network, ((plan,),), ()) for plan in found if plan is not None]
 

@@ -42,7 +42,7 @@ def programs(network: TensorNetwork, *routes: str) -> Iterator[Program]:
     start = Cover.of(network, {name: at for at, name in enumerate(network.operands)})
     tried = {route: ROUTES[route] for route in routes or ROUTES if route != "loop"}
     for cover in looped(start, tried):
-        yield Program(network, ((finished(cover, "as given", "auto", True),),), ())
+        yield Program(network, ((finished(cover, "as given", "auto", "contiguous"),),), ())
 
 
 @pytest.mark.parametrize("network", ONE_BY_ONE, ids=str)

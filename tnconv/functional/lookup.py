@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tnconv.codegen import Program
+from tnconv.codegen.lowering import layouts
 from tnconv.codegen.tiers import Build, FirstLookup, device_of, looked_up, searched
 from tnconv.diagrams import Expression, Hyperparameters, TensorNetwork
 from tnconv.diagrams.layer_networks import layer
@@ -18,17 +19,40 @@ Shape = Sequence[int]
 
 
 def program(
-    compiled: Build, device: str, build: Callable[[*Settings], Expression], *settings: *Settings
+    compiled: Build,
+    device: str,
+    channels_last: tuple[int, ...],
+    build: Callable[[*Settings], Expression],
+    *settings: *Settings,
 ) -> Program:
     """The diagram that ``build`` makes of the settings, compiled by one of the compilers.
 
     Args:
         compiled: the compiler of a tier.
         device: for whose prices the program is chosen.
+        channels_last: the positions of operands that lie so.
         build: a function to a diagram.
         settings: its arguments.
     """
-    return compiled(build(*settings), device=device)
+    network = build(*settings)
+    operands = list(network.operands)
+    return compiled(network, device=device, channels_last=[operands[at] for at in channels_last])
+
+
+def channels_last(operands: Sequence[Tensor]) -> tuple[int, ...]:
+    """The positions of images and volumes that lie with their channels last.
+
+    >>> channels_last((torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5, 3).movedim(3, 1)))
+    (1,)
+    """
+    found: tuple[int, ...] = ()
+    for at, array in enumerate(operands):
+        if not isinstance(array, Tensor):
+            continue  # refused later
+        strides = array.stride()  # memory formats cannot be asked for where torch maps functions
+        if 3 < len(strides) < 6 and strides[1] == 1 and not array.is_contiguous():
+            found += (at,) if strides == layouts.channels_last(array.shape) else ()
+    return found
 
 
 def operation(
@@ -52,12 +76,13 @@ def operation(
         first = operands[0]  # most often a plain tensor of the CPU: asked for without a call
         device = "cpu" if type(first) is Tensor and first.is_cpu else device_of(first)
         found: Program
+        key = device, channels_last(operands), build
         try:
-            found = searched(program, device, build, *settings)
+            found = searched(program, *key, *settings)
         except FirstLookup as first:
             found = first.program
         except TypeError:  # sizes can be symbols or in lists, which do not hash
-            found = looked_up(program, device, build, *map(_hashable, settings))
+            found = looked_up(program, *key, *map(_hashable, settings))
         return found.on(*operands)
 
     # For torch.compile an operation is one call: it runs our compiler, but never traces it.
