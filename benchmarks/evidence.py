@@ -23,6 +23,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 
 import tnconv
+from benchmarks import measure
 from benchmarks.models import cifar_resnet20
 from tnconv.models import samples
 from tnconv.quantities import SquaredNorms
@@ -53,10 +54,14 @@ def network() -> nn.Module:
 
 
 def medians(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Process time of each, after one round to warm up."""
+    """Process time of each, after one round to warm up.
+
+    Every second round goes backwards: the first to call this library after torch's own step runs
+    with caches full of other code.
+    """
     taken: dict[str, list[float]] = {name: [] for name in works}
     for at in range(rounds + 1):
-        for name, work in works.items():
+        for name, work in [*works.items()][:: -1 if at % 2 else 1]:
             start = time.process_time()
             work()
             if at:
@@ -64,7 +69,7 @@ def medians(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: median(each) for name, each in taken.items()}
 
 
-def row(model: nn.Module, x: Tensor, y: Tensor, rounds: int = 15) -> tuple[float, ...]:
+def row(model: nn.Module, x: Tensor, y: Tensor, rounds: int = 30) -> tuple[float, ...]:
     """Known, evidence, checks (per cent), fallback, and a pass by torch alone, over a step."""
     values = {name: p.detach() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9)
@@ -121,6 +126,8 @@ def every_layer(model: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, list[Grad
 
 
 if __name__ == "__main__":
+    measure.with_allocator("benchmarks.evidence", sys.argv[1:])
+    measure.touch_pages()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "There is a performance drop")
     columns = ("known", "evidence", "checks %", "fallback", "pass")

@@ -31,6 +31,17 @@ class Residual(nn.Module):
         return self.head(torch.tanh(self.mix(y)))
 
 
+class TimeFirst(nn.Module):
+    """Reads its batch in dimension 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.transpose(0, 1))
+
+
 def case() -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
     return Residual(), torch.randn(5, 1, 4, 4), torch.randint(3, (5,))
@@ -52,6 +63,25 @@ def test_in_one_call(method: str) -> None:
     for quantity in (SquaredNorms(), others):
         for name, value in reference[quantity].items():
             assert torch.equal(result[quantity][name], value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_operator_by_sample(method: str) -> None:
+    """Parts of samples add up, of chosen parameters, wherever the inputs have the batch."""
+    model, x, y = case()
+    turned = TimeFirst(model)
+    whole = tnconv.hesscale(turned, LOSS, x.transpose(0, 1), y, method)
+    names = ["model.first.weight", "model.head.bias"]
+    how = {"parameters": names, "per_sample": True, "batch_dim": 1}
+    found = tnconv.hesscale(turned, LOSS, x.transpose(0, 1), y, method, **how)
+    assert list(found) == names
+    for name, each in found.items():
+        assert each.shape == (5, *whole[name].shape)
+        assert_close(each.sum(0), whole[name], 1e-12)
+        alone = tnconv.hesscale(turned, LOSS, x[3:4].transpose(0, 1), y[3:4], method)
+        assert_close(each[3], alone[name] / 5, 1e-12)
+    with pytest.raises(ValueError, match="backward is True with per_sample"):
+        tnconv.hesscale(turned, LOSS, x.transpose(0, 1), y, method, backward=True, per_sample=True)
 
 
 def test_in_a_loop() -> None:

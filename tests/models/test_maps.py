@@ -384,19 +384,55 @@ def test_nothing_is_asked_where_samples_stay_together(passes: list[bool]) -> Non
 
 
 def test_a_layout_that_changes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By sizes at once; by codes when it is their turn."""
+    """By other operations at once; by codes when it is their turn."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
-        y = x if not m.turned else x.transpose(0, 1)
+        y = x.permute(m.order)
         z = torch.tanh(m.first(y.flatten(0, 1))).unflatten(0, y.shape[:2])
-        return m.head((z if not m.turned else z.transpose(0, 1)).mean(1))
+        return m.head((z.transpose(0, 1) if m.turned else z.permute(m.order)).mean(1))
 
     model = Made(forward, first=nn.Linear(3, 4), head=nn.Linear(4, 3))
-    model.turned = False
-    check(model, torch.randn(3, 4, 3), labels(3))
+    model.order, model.turned = (0, 1, 2), False
+    check(model, torch.randn(3, 3, 3), labels(3))
+    model.order, model.turned = (1, 0, 2), True
+    check(model, torch.randn(3, 3, 3), labels(3))
     monkeypatch.setattr(samples, "EVERY", 1)
-    model.turned = True
-    check(model, torch.randn(3, 4, 3), labels(3))
+    model.turned = False
+    check(model, torch.randn(3, 3, 3), labels(3))
+
+
+def test_kinds_of_batches_are_forgotten(passes: list[bool]) -> None:
+    """A model whose operations differ from batch to batch fills no memory."""
+    model = Made(
+        lambda m, x: m.head(m.chain(m.first(x))), first=nn.Linear(3, 3), head=nn.Linear(3, 3)
+    )
+    for count in range(samples.MOST_KINDS + 2):
+        model.chain = lambda y, count=count: (
+            [y := y.tanh() for _ in range(count)][-1] if count else y
+        )
+        check(model, torch.randn(2, 3), labels(2))
+    assert len(samples._KNOWN[model]) == samples.MOST_KINDS
+
+
+def test_a_loss_that_comes_to_couple_samples_is_noticed() -> None:
+    """By what it is told, whatever else is the same."""
+
+    class Penalised(nn.Module):
+        weight = 0.0
+
+        def forward(self, y: Tensor, t: Tensor) -> Tensor:
+            return F.cross_entropy(y, t) + self.weight * y.mean(0).square().sum()
+
+    model, x, y, loss_fn = nn.Linear(3, 3), torch.randn(4, 3), labels(4), Penalised()
+
+    def closed(weight: float) -> Any:
+        return lambda y, t: F.cross_entropy(y, t) + weight * y.mean(0).square().sum()
+
+    for losses in ((loss_fn, loss_fn), (closed(0.0), closed(0.5))):
+        tnconv.compute(model, losses[0], x, y, [SquaredNorms()])
+        loss_fn.weight = 0.5
+        with pytest.raises(NotImplementedError, match="the loss couples samples"):
+            tnconv.compute(model, losses[1], x, y, [SquaredNorms()])
 
 
 def test_half_precision() -> None:
@@ -418,7 +454,7 @@ def test_half_precision() -> None:
 
 def looks(g: Tensor, coded: Tensor, codes: Codes) -> list[Any]:
     """What is told by whole gradients, and by sums of them."""
-    pairs = [(Whole.of(g), Whole.of(coded))]
+    pairs = [(Whole(g), Whole(coded))]
     pairs += [tuple(Sketch.of(x, 4, True, None) for x in (g, coded))]
     return [judged(*pair, codes) for pair in pairs]
 
@@ -451,7 +487,7 @@ def test_codes_tell_what_is_shared_or_not_said() -> None:
     sums = (each.sum(0), codes.applied(each, Batch(0)).sum(0))
     assert looks(*sums, codes) == [(Shared(), True)] * 2
     g = torch.randn(5, 4, 4)
-    rows = g * codes.values[torch.tensor([2, 0, 3, 1])][:, None]
+    rows = g * torch.from_numpy(codes.array)[torch.tensor([2, 0, 3, 1])][:, None]
     assert all(isinstance(found[0], Unknown) for found in looks(g, rows, codes))
     nothing = torch.zeros(4, 3)
     assert looks(nothing, nothing, codes) == [(Silent(), False)] * 2
@@ -468,10 +504,12 @@ def test_what_one_pass_shows_is_confirmed(
     x, guess, wrong = torch.randn(4, 3), coded_passes.predicted, list[Any]()
 
     def guessed(coded: Any, codes: Codes) -> Any:
-        if coded.shape == (4, 4) and not wrong:
+        found = guess(coded, codes)
+        places = [at for at, each in enumerate(coded) if each.shape == (4, 4)]
+        if places and not wrong:
             wrong.append(True)
-            return Prediction(Batch(1), 1)
-        return guess(coded, codes)
+            found[places[0]] = Prediction(Batch(1), 1)
+        return found
 
     monkeypatch.setattr(coded_passes, "predicted", guessed)
     check(model, x, labels(4))
@@ -491,8 +529,8 @@ def test_samples_that_see_another_are_refused_whichever_is_hidden(
     def fixed(samples: int, seed: int, *args: Any, hiding: bool = False) -> Codes:
         codes = drawn(samples, seed, *args)
         if hiding:
-            codes.values[:] = torch.tensor([2.0, 2.0])
-            codes.values[hidden] = 0
+            codes.array[:] = 2
+            codes.array[hidden] = 0
         return codes
 
     monkeypatch.setattr(Codes, "drawn", fixed)

@@ -116,6 +116,7 @@ def stepped(fisher: str, inverse: str) -> Consumer:
             optimizer.zero_grad()
             loss_fn(model(x), y).backward()
             optimizer.step()
+            torch.clear_autocast_cache()  # of weights before the step, until autocast ends
         factors = [
             (f"{at} {name}", value)
             for at, state in enumerate(optimizer.state.values())

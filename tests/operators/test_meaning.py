@@ -16,13 +16,14 @@ OPERATORS = (tnconv.GGNOperator, tnconv.HessianOperator, tnconv.FisherOperator)
 
 
 class Checkpointed(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, reentrant: bool = True) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 3)
+        self.reentrant = reentrant
 
     def forward(self, x: Tensor) -> Tensor:
         segment = nn.Sequential(self.first, nn.Tanh())
-        return self.last(checkpoint(segment, x, use_reentrant=True))
+        return self.last(checkpoint(segment, x, use_reentrant=self.reentrant))
 
 
 class Attention(nn.Module):
@@ -126,22 +127,26 @@ def test_reentrant_checkpoints_are_refused(grad: bool) -> None:
         tnconv.hessian_diagonal(model, loss_fn, x, y)
     with pytest.raises(NotImplementedError, match=words):
         tnconv.compute(model, loss_fn, x, y, [q.SquaredNorms()])
-    if grad:
+    for quantity in (q.SquaredNorms(), q.GGNDiagonal(), q.HesScale(), q.KFAC("reduce", "mc")):
         with (
-            pytest.raises(NotImplementedError, match="depends on a reentrant checkpoint"),
-            tnconv.observe(model, [q.GGNDiagonal()]) as observation,
+            pytest.raises(NotImplementedError, match=words),
+            tnconv.observe(model, [quantity]),
         ):
-            observation.propagate(loss_fn, model(x), y)
+            model(x)
 
 
-def test_a_loop_refuses_to_take_samples_apart_behind_reentrant_checkpoints() -> None:
-    """Whose samples rows are is asked of the backward pass, which such a checkpoint refuses."""
-    model, x = Checkpointed(), torch.randn(5, 3, requires_grad=True)
-    with (
-        pytest.raises(NotImplementedError, match="depends on a reentrant checkpoint"),
-        tnconv.observe(model, [q.SquaredNorms()]),
-    ):
-        model(x)
+def test_a_loop_sees_the_gradient_behind_reentrant_checkpoints() -> None:
+    """Layers are seen when they run once more."""
+    x, y = torch.randn(5, 3, requires_grad=True), torch.arange(5) % 3
+    results = []
+    for reentrant in (False, True):
+        torch.manual_seed(0)
+        model = Checkpointed(reentrant)
+        with tnconv.observe(model, [q.Gradient()]) as observation:
+            nn.CrossEntropyLoss()(model(x), y).backward()
+            results.append(dict(observation.result()[q.Gradient]))
+    assert results[1].keys() == {name for name, _ in model.named_parameters()}
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -12,11 +12,13 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.stateful import TOGETHER, shared
 from tests.strategies import assert_close
 from tnconv.optim import KFAC, SINGD, AdaHesScale, RFShampoo, StepSizeScaler
 from tnconv.optim.workers import Workers
 from tnconv.quantities import SampledColumns
 
+STATEFUL = [(name, reduction) for reduction, names in TOGETHER.items() for name in names]
 FISHERS = ("type-2", "mc", "empirical", "forward-only")
 SETTINGS = [
     {"fisher": fisher, "inverse": inverse, "flavour": flavour}
@@ -197,11 +199,12 @@ SCALED = {
 def diagonals(kind: str, reduction: str, rank: int = 0, workers: int = 1) -> list[Tensor]:
     """Parameters after some steps with Hessian diagonals, on this worker's share of each batch.
 
-    Gradients are averaged over workers; those of a sum over samples are made their sum here.
+    Gradients are averaged over two workers: the loss of a sum is half of it, as with weights 1/2.
     """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
-    loss_fn = nn.CrossEntropyLoss(reduction=reduction)
+    halved = torch.full((3,), 0.5) if reduction == "sum" and workers == 1 else None
+    loss_fn = nn.CrossEntropyLoss(halved, reduction=reduction)
     run = DistributedDataParallel(model) if workers > 1 else model
     optimizer = SCALED[kind](run, loss_fn)
     for _ in range(4):
@@ -209,9 +212,6 @@ def diagonals(kind: str, reduction: str, rank: int = 0, workers: int = 1) -> lis
         optimizer.zero_grad()
         loss = loss_fn(run(x[rank::workers]), y[rank::workers])
         loss.backward()
-        if reduction == "sum" and workers > 1:
-            for p in model.parameters():
-                p.grad *= workers
         optimizer.step()
     return [p.detach() for p in model.parameters()]
 
@@ -260,6 +260,7 @@ def work(rank: int, folder: str) -> None:
         assert Workers(group=dist.group.WORLD).owners(costs) == [1, 0, 1, 0]
         for kind, reduction in product(SCALED, ("mean", "sum")):
             found.append(diagonals(kind, reduction, rank, 2))
+        found += [shared(*each, rank, 2) for each in STATEFUL]
         torch.save(found, Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -274,7 +275,17 @@ def test_two_workers_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         for name, expected in trained(settings).items():
             assert torch.equal(one[name], other[name])
             assert_close(one[name], expected, 1e-10)
-    own = [each[len(SETTINGS) :] for each in (first, second)]
+    stateful = [each[-len(STATEFUL) :] for each in (first, second)]
+    for what, one, other in zip(STATEFUL, *stateful, strict=True):
+        if isinstance(one, str):
+            assert one == other and "expected" in one, what
+            continue
+        expected = shared(*what)
+        assert one.keys() == expected.keys(), what
+        for name, value in expected.items():
+            assert torch.equal(one[name], other[name]), (what, name)
+            assert_close(one[name], value, 1e-10)
+    own = [each[len(SETTINGS) : -len(STATEFUL)] for each in (first, second)]
     every = zip(product(SCALED, ("mean", "sum")), *own, strict=True)
     for (kind, reduction), one, other in every:
         for a, b, expected in zip(one, other, diagonals(kind, reduction), strict=True):

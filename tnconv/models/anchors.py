@@ -32,22 +32,24 @@ PROBES = 4096  # entries of an input whose samples are compared
 def anchors(here: Pass, nodes: Iterable[Node] = ()) -> Iterator[Anchor]:
     """Calls, and products among some operations, that read a batched input.
 
-    Views are found before copies, which take a look at all values.
+    Views are found before copies, which take a look at all values: those of inputs that no view
+    was found of.
     """
     given = [(at, each) for at, each in enumerate(here.leaves) if is_batched(here, each)]
     reading = [(call, read) for call in here.calls if (read := _read(call)) is not None]
-    found = set[Call]()
+    viewed = set[int]()
     for call, read in reading:
         for at, source in given:
             if _share(read, source):
                 known = _map_of_view(read, source, here)
                 if known is not None and keeps(call, known):
-                    found.add(call)
+                    viewed.add(at)
                     yield call, known, at
                 break
-    others: list[tuple[Call | Node, Tensor]] = [*reading[:1], *_factors(nodes)]
+    given = [each for each in given if each[0] not in viewed]
+    others: list[tuple[Call | Node, Tensor]] = [*reading[:1], *_factors(nodes)] if given else []
     for place, read in others:
-        for at, source in given if place not in found else ():
+        for at, source in given:
             known = _map_of_copy(read, source, here)
             if known is not None and (not isinstance(place, Call) or keeps(place, known)):
                 yield place, known, at
@@ -139,14 +141,17 @@ def _map_of_copy(copy: Tensor, source: Tensor, here: Pass) -> Owned | None:
         return None
     if copy.device != source.device or copy.device.type == "meta":
         return None
+    one, other = copy.detach(), source.detach()
+    if one.flatten()[0] != other.flatten()[0]:  # no map moves the first entry
+        return None
     n = here.samples
-    rows = source.detach().movedim(here.batch_dim, 0).reshape(n, -1)
+    rows = other.movedim(here.batch_dim, 0).reshape(n, -1)
     possible = candidates(tuple(copy.shape), n)
-    fits = [m for m in possible if torch.equal(front(copy, m, n).reshape(n, -1), rows)]
+    fits = [m for m in possible if torch.equal(front(one, m, n).reshape(n, -1), rows)]
     if len(fits) != 1:
         return None
     sums = rows.double() @ random_weights(rows.shape[1], rows.device, torch.float64)
-    return fits[0] if len(torch.unique(sums)) == n else None
+    return fits[0] if bool(sums.sort().values.diff().all()) else None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.utils._pytree import tree_leaves
 
-from tnconv.models.checkpoints import Held
+from tnconv.models.checkpoints import Held, changed_in_place
 from tnconv.models.layers import Described
 from tnconv.models.sample_maps import SampleMap
 
@@ -55,10 +55,7 @@ class Call:
         if self.held:
             return tuple(each.value(self.name) for each in self.held)
         if tuple(tensor._version for tensor in self.inputs) != self.versions:
-            raise RuntimeError(
-                f"the input of layer {self.name!r} was changed in place after the layer had read "
-                "it; expected it to stay until the backward pass"
-            )
+            raise changed_in_place(self.name)
         return tuple(tensor.detach() for tensor in self.inputs)
 
     @property

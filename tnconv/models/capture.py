@@ -131,7 +131,8 @@ class Watch:
                 return
             call.reached, self._reached = True, here
             if grad is not None:
-                self.receive(here, call, grad.reshape(call.output_shape))
+                whole = grad.shape == call.output_shape
+                self.receive(here, call, grad if whole else grad.reshape(call.output_shape))
 
         here.add(call)
         self._on_backward(output, arrived)

@@ -15,10 +15,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torch.autograd.graph import Node
 from torch.utils.checkpoint import CheckpointFunction
-
-from tnconv.recursions.step import node_name
 
 
 def in_backward() -> bool:
@@ -73,17 +70,25 @@ def refuse_if_reentrant(layer: str) -> None:
         )
 
 
-def refuse_reentrant_nodes(nodes: Iterable[Node]) -> None:
+def refuse_reentrant_nodes(names: Iterable[str]) -> None:
     """Refuse a graph with reentrant checkpoints in it: no vector but the loss's gradient passes.
 
     Raises:
-        NotImplementedError: there is one.
+        NotImplementedError: there is one among the names of its operations.
     """
-    if any(node_name(node) == "CheckpointFunctionBackward" for node in nodes):
+    if any(name == "CheckpointFunctionBackward" for name in names):
         raise NotImplementedError(
             "the output depends on a reentrant checkpoint, which vectors other than the loss's "
             "gradient cannot pass; expected checkpoint(..., use_reentrant=False)"
         )
+
+
+def changed_in_place(layer: str) -> RuntimeError:
+    """What to raise where something is to be made of an input that is no more what it was."""
+    return RuntimeError(
+        f"the input of layer {layer!r} was changed in place after the layer had read it; expected "
+        "it to stay until all that is made of it was computed"
+    )
 
 
 class Held:
@@ -123,10 +128,7 @@ class Held:
                 "expected one backward pass, of the sum of all losses"
             )
         if self._node is None and tensor._version != self._version:
-            raise RuntimeError(
-                f"the input of layer {name!r} was changed in place after the layer had read it; "
-                "expected it to stay until the backward pass"
-            )
+            raise changed_in_place(name)
         return tensor.detach()
 
     def free(self) -> None:

@@ -28,12 +28,12 @@ from tnconv.models.sample_maps import (
     Shared,
     Silent,
     Unknown,
-    along,
     candidates,
     owners,
 )
 
 LEVELS = 8
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, Steele et al. 2014
 SMALL = 1 << 17  # entries of a gradient that is kept whole
 ENTRIES = 257  # of a gradient, looked at one by one
 Array = NDArray[np.float64] | NDArray[np.float32]
@@ -83,23 +83,22 @@ class Sketch:
         return not any(bool(row.any()) for row in self.rows.values()) and not self.entries.any()
 
 
-@dataclass(frozen=True, slots=True)
 class Whole:
     """A gradient that is kept, and some of its entries.
 
     A few operations on few numbers take numpy a fraction of torch's time.
     """
 
-    gradient: Tensor
-    shape: Shape
-    array: Array
-    sample: Array
+    __slots__ = ("array", "gradient", "shape")
 
-    @classmethod
-    def of(cls, gradient: Tensor) -> "Whole":
-        g = gradient.detach()
-        array = _array(g)
-        return cls(g, tuple(g.shape), array, array.reshape(-1)[:: _step(array.size)])
+    def __init__(self, gradient: Tensor) -> None:
+        self.gradient, self.array = gradient, _array(gradient)
+        self.shape: Shape = self.array.shape
+
+    @property
+    def sample(self) -> Array:
+        """Some entries."""
+        return self.array.reshape(-1)[:: _step(self.array.size)]
 
     @property
     def is_zero(self) -> bool:
@@ -109,7 +108,7 @@ class Whole:
     def is_multiple(self, plain: "Sketch | Whole", codes: "Codes", known: Owned) -> bool:
         """Whether codes explain all entries, to the last bit."""
         assert isinstance(plain, Whole)
-        return bool((plain.array * codes.along(known, self.shape) == self.array).all())
+        return bool(np.array_equal(plain.array * codes.along(known, self.shape), self.array))
 
     def sketch(self, samples: int) -> Sketch:
         """All that can be compared but for rounding."""
@@ -130,16 +129,16 @@ def arrived(
 ) -> Arrived:
     """Keep a gradient, or sums of it."""
     if gradient.numel() <= SMALL:
-        return Whole.of(gradient)
+        return Whole(gradient)
     return Sketch.of(gradient, samples, all_dims, first)
 
 
 @dataclass(frozen=True)
 class Codes:
-    """A power of two for each sample, drawn anew for every check."""
+    """A power of two for each sample, drawn anew for every check; they are exact in any dtype."""
 
-    values: Tensor  # (n,)
-    generator: torch.Generator
+    array: NDArray[np.float32]  # (n,)
+    seed: int
     _entries: dict[Shape, NDArray[np.float32]] = field(default_factory=dict)
     _rows: dict[tuple[Owned, int], NDArray[np.float32]] = field(default_factory=dict)
     _hidden: dict[Shape, NDArray[np.bool_]] = field(default_factory=dict)
@@ -150,14 +149,23 @@ class Codes:
 
         If ``hiding``, the lowest code is zero, and some sample has it.
         """
-        generator = torch.Generator("cpu").manual_seed(seed)
-        order = torch.randperm(samples, generator=generator, device="cpu")
-        exponents = torch.randint(levels, (samples,), generator=generator, device="cpu")
-        exponents = order if samples <= levels else exponents
-        values = 2.0 ** exponents.double()
+        drawn = _mixed(seed, samples)
+        order = drawn.argsort().argsort()
+        exponents = order if samples <= levels else drawn % np.uint64(levels)
+        values = np.exp2(exponents.astype(np.float32))
         if hiding:
             values[(exponents == 0) | (order == 0)] = 0
-        return cls(values, generator)
+        return cls(values, seed)
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return len(self.array)
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """Where cotangents are drawn."""
+        return torch.Generator("cpu").manual_seed(self.seed)
 
     def cotangent(self, like: Tensor) -> Tensor:
         """A random cotangent of a tensor's shape."""
@@ -166,22 +174,16 @@ class Codes:
 
     def rows(self, known: Owned, shape: Shape) -> Tensor:
         """The code of every row of a map's dimension."""
-        return self.values[owners(known, shape, len(self.values))]
+        return torch.from_numpy(self.along(known, shape)).reshape(-1)
 
     def applied(self, cotangent: Tensor, known: Owned) -> Tensor:
         """A cotangent, each sample's part of it times its code."""
-        shape = tuple(cotangent.shape)
-        return cotangent * along(self.rows(known, shape).to(cotangent), known, shape)
-
-    @cached_property
-    def array(self) -> NDArray[np.float32]:
-        """The values; powers of two are exact in any dtype."""
-        return self.values.numpy().astype(np.float32)
+        return cotangent * torch.from_numpy(self.along(known, tuple(cotangent.shape))).to(cotangent)
 
     def entries(self, shape: Shape) -> NDArray[np.float32]:  # (maps, entries)
         """The codes of some of a tensor's entries, for each map that its shape allows."""
         if shape not in self._entries:
-            self._entries[shape] = self.array[_table(shape, len(self.values))[1]]
+            self._entries[shape] = self.array[_table(shape, self.samples)[1]]
         return self._entries[shape]
 
     def hidden(self, shape: Shape) -> NDArray[np.bool_]:  # (maps, entries)
@@ -194,7 +196,7 @@ class Codes:
         """The codes of a map's rows, in a shape that multiplies a tensor of the map's."""
         key = known, shape[known.dim]
         if key not in self._rows:
-            self._rows[key] = self.array[owners(known, shape, len(self.values)).numpy()]
+            self._rows[key] = self.array[owners(known, shape, self.samples).numpy()]
         return self._rows[key].reshape((-1, *(1,) * (len(shape) - 1 - known.dim)))
 
 
@@ -227,7 +229,7 @@ def judged(plain: Arrived | None, coded: Arrived | None, codes: Codes) -> Judgem
         return exact, True
     if isinstance(plain, Sketch) and plain.rows and not plain.norms:
         return (Silent(), False) if plain.is_zero else None
-    samples = len(codes.values)
+    samples = codes.samples
     plain = plain.sketch(samples) if isinstance(plain, Whole) else plain
     coded = coded.sketch(samples) if isinstance(coded, Whole) else coded
     return _estimated(plain, coded, codes)
@@ -244,34 +246,76 @@ class Prediction:
     number: int | None = None
 
 
-def predicted(coded: Arrived | None, codes: Codes) -> Prediction:
-    """The first map by which all entries of hidden samples are zero."""
-    if coded is None:
-        return Prediction(Silent())
-    live = coded.sample != 0
-    if not live.any() and coded.is_zero:
-        return Prediction(Silent())
-    maps, _ = _table(coded.shape, len(codes.values))
-    fits = [at for at, hidden in enumerate(codes.hidden(coded.shape)) if not live[hidden].any()]
-    if not fits:
-        return Prediction(Shared())
-    return Prediction(maps[fits[0]], fits[0] if len(fits) == 1 else None)
+def predicted(coded: Sequence[Arrived | None], codes: Codes) -> list[Prediction]:
+    """For each gradient the first map by which all entries of hidden samples are zero."""
+    found = [Prediction(Silent())] * len(coded)
+    given = [
+        (at, each) for at, each in enumerate(coded) if each is not None and prod(each.shape) > 0
+    ]
+    hidden = [codes.hidden(each.shape) for _, each in given]
+    samples = [each.sample for _, each in given]
+    live = _are_live(samples, [np.ones(len(each), bool) for each in samples])
+    seen = [  # of every map's hidden entries, or of all where a shape has fewer maps
+        _are_live(
+            samples, [h[number] if number < len(h) else np.ones(h.shape[1], bool) for h in hidden]
+        )
+        for number in range(max(map(len, hidden), default=0))
+    ]
+    for row, (at, each) in enumerate(given):
+        if live[row] or not each.is_zero:
+            fits = [n for n in range(len(hidden[row])) if not seen[n][row]]
+            known = _table(each.shape, codes.samples)[0][fits[0]] if fits else Shared()
+            found[at] = Prediction(known, fits[0] if len(fits) == 1 else None)
+    return found
 
 
 def confirmed(
-    guess: Prediction, plain: Arrived | None, coded: Arrived | None, codes: Codes
+    guesses: Sequence[Prediction],
+    plain: Sequence[Arrived | None],
+    coded: Sequence[Arrived | None],
+    codes: Codes,
+) -> list[bool | None]:
+    """Whether gradients without and with codes agree with maps; None where they say nothing."""
+    told = [False] * len(guesses)
+    given, masks = list[int](), list[NDArray[np.bool_]]()
+    for at, (guess, one, other) in enumerate(zip(guesses, plain, coded, strict=True)):
+        if guess.number is None or one is None or other is None or one.shape != other.shape:
+            continue
+        given.append(at)
+        masks.append(codes.hidden(one.shape)[guess.number])
+    samples = [each.sample for at in given if (each := plain[at]) is not None]
+    for at, live in zip(given, _are_live(samples, masks), strict=True):
+        told[at] = live
+    every = zip(guesses, plain, coded, told, strict=True)
+    return [_confirmed(*each, codes) for each in every]
+
+
+def _are_live(samples: Sequence[Array], masks: Sequence[NDArray[np.bool_]]) -> list[bool]:
+    """Whether each gradient has an entry that is not zero among those of a mask.
+
+    All are looked at together: a dozen operations for each would take longer than the rest.
+    """
+    if not samples:
+        return []
+    starts = np.cumsum([0, *map(len, samples[:-1])])
+    marked = np.concatenate(masks) & (np.concatenate(samples) != 0)
+    found: list[bool] = np.logical_or.reduceat(marked, starts).tolist()
+    return found
+
+
+def _confirmed(
+    guess: Prediction, plain: Arrived | None, coded: Arrived | None, told: bool, codes: Codes
 ) -> bool | None:
-    """Whether a gradient without and with codes agrees with a map; None where it says nothing."""
-    known, number = guess.map, guess.number
-    if number is not None and isinstance(plain, Whole) and isinstance(coded, Whole):
-        assert isinstance(known, Owned)
-        told = plain.shape == coded.shape and plain.sample[codes.hidden(plain.shape)[number]].any()
-        if told and coded.is_multiple(plain, codes, known):
+    """See `confirmed`; ``told`` is whether hidden samples have a gradient without codes."""
+    whole = isinstance(plain, Whole) and isinstance(coded, Whole) and plain.shape == coded.shape
+    if told and whole and plain is not None and coded is not None:
+        assert isinstance(guess.map, Owned)
+        if coded.is_multiple(plain, codes, guess.map):
             return True
     found = judged(plain, coded, codes)
     if found is None:
         return False
-    return found[0] == known if found[1] else None
+    return found[0] == guess.map if found[1] else None
 
 
 def _exact(plain: Arrived, coded: Arrived, codes: Codes) -> SampleMap | None:
@@ -279,7 +323,7 @@ def _exact(plain: Arrived, coded: Arrived, codes: Codes) -> SampleMap | None:
     if plain.shape != coded.shape:
         return None
     before, after = plain.sample, coded.sample
-    maps, own = _table(plain.shape, len(codes.values))
+    maps, own = _table(plain.shape, codes.samples)
     (fits,) = (before * codes.entries(plain.shape) == after).all(1).nonzero()
     if not len(fits):
         return Shared() if _is_mixed(before, after) else None
@@ -308,7 +352,7 @@ def _estimated(plain: Sketch, coded: Sketch, codes: Codes) -> Judgement:
         return Silent(), False
     if plain.shape != coded.shape:
         return Unknown("its shape changes from pass to pass"), True
-    possible = list(candidates(plain.shape, len(codes.values)))
+    possible = list(candidates(plain.shape, codes.samples))
     fits = [known for known in possible if _agrees(plain, coded, known, codes)]
     if fits:
         return fits[0], len(fits) == 1 and _has_several(plain, fits[0], codes)
@@ -324,7 +368,7 @@ def _estimated(plain: Sketch, coded: Sketch, codes: Codes) -> Judgement:
 def _has_several(plain: Sketch, known: Owned, codes: Codes) -> bool:
     """Whether rows of several samples have a gradient."""
     live = plain.norms[known.dim] > 0
-    own = owners(known, plain.shape, len(codes.values)).to(live.device)[live]
+    own = owners(known, plain.shape, codes.samples).to(live.device)[live]
     return bool((own != own[0]).any())
 
 
@@ -339,6 +383,15 @@ def _agrees(plain: Sketch, coded: Sketch, known: Owned, codes: Codes) -> bool:
 def _tolerance(values: Tensor) -> float:
     """Of what is exact but for the order in which a sum is taken."""
     return 1e-7 if values.dtype == torch.float64 else 1e-3
+
+
+def _mixed(seed: int, count: int) -> NDArray[np.uint64]:
+    """Random numbers by SplitMix64, for which no generator has to be set up."""
+    z = (np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed << 20)) * GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    found: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return found
 
 
 def _step(entries: int) -> int:
@@ -356,8 +409,9 @@ def _sums(parts: Tensor) -> Tensor:
 
 
 def _array(tensor: Tensor) -> Array:
-    plain = tensor.dtype == torch.float32 and tensor.device.type == "cpu"
-    found: Array = (tensor.detach() if plain else _wide(tensor).cpu()).numpy()
+    if tensor.dtype == torch.float32 and tensor.is_cpu and not tensor.requires_grad:
+        return tensor.numpy()
+    found: Array = _wide(tensor).cpu().numpy()
     return found
 
 

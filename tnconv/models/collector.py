@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tnconv.models.calls import Alone, Call, Pass
-from tnconv.models.terms import Arrival, Term
+from tnconv.models.terms import Arrival, Term, detached
 from tnconv.quantities.base import LOSS_GRADIENT, Statistic, Vectors
 
 Key = tuple[Pass, Vectors, nn.Parameter, int]
@@ -74,7 +74,7 @@ class Collector:
             RuntimeError: a second gradient, after the first was used.
         """
         told = None if call.map is None and not isinstance(call, Alone) else here.samples
-        arrival = Arrival(call, grad_output.detach(), vectors, told)
+        arrival = Arrival(call, detached(grad_output), vectors, told)
         self.passes.add(here)
         for name, parameter in call.parameters:
             key = here, source, parameter, part

@@ -216,13 +216,15 @@ def observe(
         batch_dim: the dimension of the inputs that samples are in.
 
     Raises:
-        NotImplementedError: samples that see each other, where a quantity needs them apart.
+        NotImplementedError: samples that see each other, where a quantity needs them apart; or a
+            layer in a reentrant checkpoint, through which nothing goes but the loss's gradient.
         RuntimeError: a gradient that passed a layer unseen, or a backward pass or ``propagate``
             that a micro-batch went without.
         ValueError: a memory limit below what a layer needs.
     """
     observation = _observation(model, quantities, memory_limit, batch_dim)
-    with observation.watched():
+    with observation.watched() as watch:
+        watch.refuses_reentrant = observation.sends_vectors
         yield observation
         observation.finish()
 

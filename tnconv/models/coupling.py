@@ -1,10 +1,11 @@
 """Losses that couple samples: their gradient at one sample's output depends on other samples."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tnconv.losses.roots import recognised
@@ -12,6 +13,41 @@ from tnconv.models.propagation import LossFunction
 from tnconv.models.sample_maps import Owned, SampleMap, along, owners
 
 PART = 0.75  # of another sample's output, in the place of one sample's
+DEPTH = 3  # of losses inside losses that are looked at
+
+
+def kind_of(loss_fn: Any, depth: int = DEPTH) -> object:
+    """What losses that couple samples alike have in common: their code, and what it is told.
+
+    Of numbers that is whether they are zero: a step's weight is no other loss.
+    """
+    if isinstance(loss_fn, partial):
+        told: dict[Any, Any] = dict(enumerate(loss_fn.args)) | loss_fn.keywords
+        code: object = kind_of(loss_fn.func, depth)
+    elif (found := getattr(loss_fn, "__code__", None)) is not None:
+        cells = [each.cell_contents for each in loss_fn.__closure__ or () if _is_filled(each)]
+        code, told = found, dict(enumerate([*cells, *(loss_fn.__defaults__ or ())]))
+    else:
+        code, told = type(loss_fn), dict(getattr(loss_fn, "__dict__", {}))
+        if isinstance(loss_fn, nn.Module):
+            told = {k: v for k, v in told.items() if k[0] != "_"} | loss_fn._modules
+    return code, tuple((name, _word(value, depth)) for name, value in told.items())
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _word(value: Any, depth: int) -> object:
+    if isinstance(value, str | bool):
+        return value
+    if isinstance(value, int | float):
+        return value != 0
+    return kind_of(value, depth - 1) if depth and callable(value) else type(value)
 
 
 def couples(

@@ -106,7 +106,7 @@ class Fallback:
         }
         for parameter in lost:
             call = by_itself(names[parameter], parameter, here.samples)
-            ends[call] = get_gradient_edge(parameter)
+            ends[call] = GradientEdge(graph.leaves[id(parameter)], 0)
             here.uses[parameter] = 1
         if not ends:
             return
@@ -217,7 +217,7 @@ class _Unexplained:
     """The parameters of a pass that some of its calls do not explain."""
 
     def __init__(
-        self, here: Pass, names: Mapping[nn.Parameter, str], leaves: Collection[Node]
+        self, here: Pass, names: Mapping[nn.Parameter, str], leaves: Mapping[int, Node]
     ) -> None:
         self.here, self.names, self.leaves = here, names, leaves
         self._found: dict[tuple[bool, ...], list[nn.Parameter]] = {}
@@ -226,7 +226,8 @@ class _Unexplained:
         """Those without the calls that do."""
         if explain not in self._found:
             calls = [call for call, does in zip(self.here.calls, explain, strict=True) if does]
-            self._found[explain] = unexplained(self.here.outputs, calls, self.names, self.leaves)
+            how = self.here.outputs, calls, self.names, self.leaves.values()
+            self._found[explain] = unexplained(*how)
         return self._found[explain]
 
     def probable(self) -> list[GradientEdge]:
@@ -236,7 +237,7 @@ class _Unexplained:
         """
         calls = self.here.calls
         usual = tuple(call.described and not isinstance(call.module, Bare) for call in calls)
-        lost = [get_gradient_edge(parameter) for parameter in self.by(usual)]
+        lost = [GradientEdge(self.leaves[id(parameter)], 0) for parameter in self.by(usual)]
         described = [call for call, does in zip(calls, usual, strict=True) if does]
         return lost + [
             call.edge
@@ -251,7 +252,7 @@ def _lost(here: Pass, graph: Graph, known: Known, around: _Unexplained) -> list[
     places = tuple(
         None if call.edge is None else graph.places.get(call.edge.node) for call in here.calls
     )
-    key, by_name = (graph.key, places, flags), {name: p for p, name in around.names.items()}
+    key, by_name = (places, flags), {name: p for p, name in around.names.items()}
     if key not in known.lost:
         known.lost[key] = [around.names[p] for p in around.by(flags)]
     lost = [by_name[name] for name in known.lost[key]]

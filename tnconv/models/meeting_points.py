@@ -77,10 +77,14 @@ def points(graph: Graph, end: Node, maps: Mapping[Node, Maps]) -> tuple[list[Poi
             elif parent not in shared:
                 shared.add(parent)
                 waiting.append(parent)
-    region = set(graph.above([end]))
-    for node in shared - {end}:
-        if any(below in region and below not in shared for below, _ in node.next_functions):
-            raise Unsupported("samples are put together and taken apart again on the way to it")
+    beside = {
+        below
+        for node in shared - {end}
+        for below, _ in node.next_functions
+        if below is not None and below not in shared
+    }
+    if beside and not beside.isdisjoint(graph.above([end])):
+        raise Unsupported("samples are put together and taken apart again on the way to it")
     return list(dict.fromkeys(found)), shared
 
 

@@ -133,7 +133,7 @@ def meeting(
         if not all(found.values()):
             raise Unsupported("an output of the model is a parameter")
         return Meeting(here, ends, found, deliver)
-    key = graph.key, tuple(graph.places.get(end.node) for end in ends.values())
+    key = len(graph.nodes), tuple(graph.places.get(end.node) for end in ends.values())
     plan: Sequence[Places] | None = known.plans.get(key)
     told = True
     if plan is None:

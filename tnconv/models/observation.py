@@ -13,16 +13,17 @@ from tnconv.models.calls import Call, Pass
 from tnconv.models.capture import Watch, alone, watching
 from tnconv.models.checkpoints import refuse_reentrant_nodes
 from tnconv.models.collector import Collector
-from tnconv.models.coupling import couples
+from tnconv.models.coupling import couples, kind_of
 from tnconv.models.evidence import Evidence, expect
 from tnconv.models.fallback import Fallback
 from tnconv.models.modules import refuse_complex
 from tnconv.models.propagation import LossFunction, Propagation
 from tnconv.models.result import Result
 from tnconv.models.sample_maps import Owned, SampleMap, Shared, along, is_fast, owners
-from tnconv.models.samples import Samples
+from tnconv.models.samples import EVERY, Samples
 from tnconv.models.walks import Walks
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
+from tnconv.recursions.step import node_name
 
 PROPAGATE = "observation.propagate(loss_fn, output, targets)"
 
@@ -86,6 +87,11 @@ class Observation:
         with watching(*how) as self._watch, noticing(self._watch) if factored else nullcontext():
             self.samples = Samples(self._watch)
             yield self._watch
+
+    @property
+    def sends_vectors(self) -> bool:
+        """Whether other vectors than the loss's gradient go backwards, coded ones among them."""
+        return self.per_sample or bool(self._others or self.walks.quantities)
 
     def _is_users(self) -> bool:
         """Whether the backward pass that is under way is the user's."""
@@ -179,7 +185,7 @@ class Observation:
             collector or self.collector, passes, output, meetings
         )
         try:
-            refuse_reentrant_nodes(found.nodes)
+            refuse_reentrant_nodes(map(node_name, found.nodes))
             if not found.calls and any(here.calls for here in passes):
                 raise ValueError(
                     f"an output of shape {tuple(output.shape)} comes from no layer; expected what "
@@ -237,15 +243,15 @@ class Observation:
         known = self.fallback.known.get(here)
         if known is None or here.samples == 1:
             return
-        key = getattr(loss_fn, "__code__", type(loss_fn))
-        if key in known.losses:
+        key = kind_of(loss_fn)
+        if known.batches - known.losses.get(key, -EVERY) < EVERY:
             return
         if couples(loss_fn, output, targets, here.maps if maps is None else maps, here.samples):
             raise NotImplementedError(
                 "the loss couples samples: its gradient at the output of one depends on others, so "
                 "none has a gradient of its own; expected a sum or mean over samples"
             )
-        known.losses.add(key)
+        known.losses[key] = known.batches
 
     def explain(self, here: Pass, roots: Sequence[Tensor], loss: Tensor | None = None) -> None:
         """Find the parameters that need the fallback in a pass, with a warning for each.

@@ -30,13 +30,14 @@ class Graph:
         self.roots = tuple(self.nodes)
         self.places: dict[Node, int] = {node: at for at, node in enumerate(self.nodes)}
         self.parents: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
-        self.leaves: set[Node] = set()
+        self.leaves: dict[int, Node] = {}  # by their tensors' ids
         kinds, wires = list[str](), [len(self.nodes)]
         for node in self.nodes:  # grows meanwhile
             called = node_name(node)
             if called == LEAF:
-                self.leaves.add(node)
-                called = names.get(id(getattr(node, "variable", None)), LEAF)
+                leaf = id(getattr(node, "variable", None))
+                self.leaves[leaf] = node
+                called = names.get(leaf, LEAF)
             kinds.append(called)
             for at, (below, output) in enumerate(node.next_functions):
                 if below is None:
@@ -68,7 +69,7 @@ class Graph:
         only rearrange what all share come second: to ask for gradients after them takes a product.
         """
         waiting = [node for node in starts if node in self.places]
-        seen, alone = dict[Node, None](), {*waiting, *self.leaves}
+        seen, alone = dict[Node, None](), {*waiting, *self.leaves.values()}
         while waiting:
             for parent, _ in self.parents[waiting.pop()]:
                 seen[parent] = None

@@ -37,6 +37,7 @@ from tnconv.models.sample_maps import (
 )
 
 EVERY = 200
+MOST_KINDS = 64  # of batches, by operations and calls, that are remembered of a model
 Signature = tuple[object, ...]
 Ends = Callable[[], Sequence[GradientEdge]]
 """What samples will have to be told apart above, if anything."""
@@ -54,7 +55,7 @@ class Known:
     plans: dict[Any, Any] = field(default_factory=dict)
     lost: dict[Any, list[str]] = field(default_factory=dict)
     derived: dict[Any, Owned] = field(default_factory=dict)
-    losses: set[object] = field(default_factory=set)
+    losses: dict[object, int] = field(default_factory=dict)  # kinds, and the batch at the check
     open: bool = False  # calls whose gradient was zero, so far
     slow: set[str] = field(default_factory=set)
 
@@ -89,7 +90,7 @@ class Samples:
             NotImplementedError: no output tells the samples apart.
         """
         kept = _KNOWN.setdefault(self.watch.model, {})
-        signature = _signature(self.watch.model, here)
+        signature = _signature(self.watch.model, here, graph)
         known = kept.get(signature)
         if known is not None:
             here.size = known.samples if known.samples in here.sizes else here.size
@@ -97,10 +98,16 @@ class Samples:
             known = _of_one(here)
         elif known is None or not self._still(known, here):
             found = known = self._searched(here, graph, ends(), loss)
-            if self.passes.expected is None:
+
+            def keep() -> None:
                 kept[signature] = found
+                if len(kept) > MOST_KINDS:
+                    del kept[next(iter(kept))]
+
+            if self.passes.expected is None:
+                keep()
             else:
-                self._keep = lambda: kept.__setitem__(signature, found)
+                self._keep = keep
         known.batches += 1
         here.batched = known.batched
         here.maps = tuple(
@@ -157,7 +164,7 @@ class Samples:
         self, here: Pass, graph: Graph, ends: Sequence[GradientEdge], loss: Tensor | None
     ) -> Known:
         """The first batch size among the inputs' for which there is evidence."""
-        refuse_reentrant_nodes(graph.nodes)
+        refuse_reentrant_nodes(graph.key[0])
         first: NotImplementedError | None = None
         for size in here.sizes:
             here.size = size
@@ -228,12 +235,12 @@ def _of_one(here: Pass) -> Known:
     )
 
 
-def _signature(model: nn.Module, here: Pass) -> Signature:
-    """What batches of one kind have in common: calls, ranks and modes, but no sizes."""
+def _signature(model: nn.Module, here: Pass, graph: Graph) -> Signature:
+    """What batches of one kind have in common: operations, calls, ranks and modes, but no sizes."""
     calls = tuple(
         (c.name, c.module.training, len(c.output_shape), tuple(name for name, _ in c.parameters))
         for c in here.calls
     )
     outputs = tuple((y.dim(), y.requires_grad) for y in here.outputs)
     inputs = tuple(x.dim() if isinstance(x, Tensor) else type(x) for x in here.leaves)
-    return model.training, here.batch_dim, calls, outputs, inputs
+    return model.training, here.batch_dim, calls, outputs, inputs, graph.key

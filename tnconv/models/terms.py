@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tnconv.diagrams import per_sample_gradients
 from tnconv.models.arrangement import arranged, operands_of
 from tnconv.models.calls import Alone, Call
+from tnconv.models.checkpoints import changed_in_place
 from tnconv.models.contracted import values
 from tnconv.models.layers import Operands, Operation, explicit, repeated
 from tnconv.models.sample_maps import Silent
@@ -19,6 +20,15 @@ from tnconv.models.unfolding import joined
 from tnconv.quantities.base import Statistic
 
 EACH = Statistic(per_sample_gradients, samples=0)
+
+
+def detached(gradient: Tensor) -> Tensor:
+    """A gradient without its history, if it has one.
+
+    The tensor itself is kept where it has none: autograd would make an alias of it, of which it
+    does not know that somebody reads it, a parameter's gradient, which optimizers change in place.
+    """
+    return gradient.detach() if gradient.requires_grad else gradient
 
 
 @dataclass(eq=False)
@@ -50,7 +60,7 @@ class Arrival:
         shape = operation.networks[operand].shape
         v = given.reshape(*self._lead, *shape).to(dtype)
         read = {name: array.to(dtype) for name, array in operands.items()}
-        return Term(operation, operand, read, v, self.vectors)
+        return Term(operation, operand, read, v, self.vectors, Stamp.of(self.call.name, read))
 
     def _zero(self, parameter: nn.Parameter, samples: int, dtype: torch.dtype) -> "Term":
         """Where no gradient came, whose each row would be is not known.
@@ -71,6 +81,32 @@ class Arrival:
         return () if self.vectors is None else (self.vectors,)
 
 
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """The versions that operands had when a layer's call was taken apart.
+
+    Operands can be views of what the user holds, such as the model's input, and parts of them have
+    the same versions.
+    """
+
+    layer: str
+    versions: Mapping[str, int]
+
+    @classmethod
+    def of(cls, layer: str, read: Operands) -> "Stamp":
+        """The versions of operands now."""
+        return cls(layer, {name: x._version for name, x in read.items()})
+
+    def expect(self, read: Operands) -> None:
+        """Check that operands are what they were.
+
+        Raises:
+            RuntimeError: one was changed in place.
+        """
+        if any(x._version != self.versions[name] for name, x in read.items()):
+            raise changed_in_place(self.layer)
+
+
 @dataclass(frozen=True)
 class Term:
     """One operation and its operands: what statistics are made of."""
@@ -80,6 +116,7 @@ class Term:
     read: Mapping[str, Tensor]  # each (n, ...), or (t, n, ...) for several calls
     v: Tensor | None  # (n, *o) or (m, n, *o), with t before n
     vectors: int | None = None
+    stamp: Stamp | None = None
 
     @classmethod
     def known(
@@ -104,6 +141,8 @@ class Term:
         first, *others = terms
         if not others:
             return first
+        for term in terms:
+            term.expect_unchanged()
         if any(other.operation != first.operation or other.v is None for other in others):
             if factored and (found := cls._unfolded(terms)) is not None:
                 return found
@@ -158,9 +197,28 @@ class Term:
         """``J[m, n, θ]``, all of it."""
         return self.values([EACH])[0]
 
+    def expect_unchanged(self) -> None:
+        """Check that operands are what the layer read.
+
+        Raises:
+            RuntimeError: one was changed in place since.
+        """
+        if self.stamp is not None:
+            self.stamp.expect(self.read)
+
+    def reading(self, read: Operands, v: Tensor | None) -> "Term":
+        """The same operation on other operands."""
+        stamp = None if self.stamp is None else Stamp.of(self.stamp.layer, read)
+        return replace(self, read=read, v=v, stamp=stamp)
+
     @property
     def operands(self) -> dict[str, Tensor]:
-        """What diagrams over the operation read."""
+        """What diagrams over the operation read.
+
+        Raises:
+            RuntimeError: it was changed in place since.
+        """
+        self.expect_unchanged()
         return dict(self.read) | ({} if self.v is None else {"grad_output": self.v})
 
     def values(

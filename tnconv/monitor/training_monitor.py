@@ -132,6 +132,7 @@ class Monitor:
         self.schedule = Linear(every) if isinstance(every, int) else every
         self.optimizer = optimizer
         self._expect_plain_sgd()
+        self._reduction = reduction
         generator, reduction = torch.Generator().manual_seed(seed), reduction_in(loss_fn, reduction)
         workers = Workers(process_group, model)
         settings = workers, generator, samples, scaler, batch_dim, batch_statistics_as_constants
@@ -147,6 +148,7 @@ class Monitor:
     def _prepare(self, folder: str | Path | None) -> None:
         """Everything before the first step."""
         named = self.subject.named
+        self._names = [name for name, _ in named]
         self.records: list[dict[str, Any]] = []
         self.alerts: list[tuple[int, Alert]] = []
         self.steps = 0
@@ -236,6 +238,7 @@ class Monitor:
             raise RuntimeError("a step is going on already; expected the one before to end")
         begin = self._now()
         self.subject.look_again()
+        self._look_for_changes(self.subject.named)
         self._due = [m for m in self.measurements if (m.every or self.schedule)(self.steps)]
         if self.budget is not None:
             self._due = self._afforded(self.budget, self._due)
@@ -250,6 +253,19 @@ class Monitor:
         if self._due or self._followed:
             self._watch.open()
         self._began, self._own = begin, self._now() - begin
+
+    def _look_for_changes(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """The loss's reduction, and which parameters learn, may not be what they were."""
+        self.subject.reduction = reduction_in(self.subject.loss_fn, self._reduction)
+        names = [name for name, _ in named]
+        if names == self._names:
+            return
+        known = dict(zip(self._names, self._start, strict=False))
+        if self._start:
+            now = copies(self.subject.values)
+            self._start = [known.get(name, p) for name, p in zip(names, now, strict=True)]
+        self._names, self._last, self._followed = names, None, ()
+        self.subject.spectra.vectors.clear()
 
     def _possible(self, needs: set[Hashable]) -> set[Hashable]:
         """Without what the model's layers do not allow, with one warning if that is missed."""

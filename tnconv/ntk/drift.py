@@ -179,7 +179,7 @@ def _moved(now: Term | None, before: Term | None) -> Term:
 
 def _with_operands(term: Term, operands: Mapping[str, Tensor]) -> Term:
     read = {name: x for name, x in operands.items() if name != "grad_output"}
-    return replace(term, read=read, v=operands.get("grad_output"))
+    return term.reading(read, operands.get("grad_output"))
 
 
 def _measured(gram: Tensor, layers: Mapping[str, Drift]) -> Drift:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tnconv.ntk.kernel_blocks import matrix_of
 
+CLOSE = 1e-3  # relative: what a kernel in single precision may differ by from call to call
 Kernel = Callable[[Tensor, Tensor | None], Tensor]
 """``k(x, y)`` between two batches, or within one where y is None."""
 
@@ -83,7 +84,7 @@ class IncrementalNTK:
             raise ValueError("rewards were given for some points only; expected all or none")
         if rewards is not None and rewards.shape != (len(x),):
             raise ValueError(f"rewards have shape {tuple(rewards.shape)}; expected ({len(x)},)")
-        own = self._own(x)
+        own, x = self._own(x), x.clone()  # others may put their next point into the same tensor
         own.diagonal().add_(self.damping)
         if self.points is None or self._factor is None:
             self._factor, self.points = torch.linalg.cholesky(own), x
@@ -166,11 +167,29 @@ class IncrementalNTK:
         return matrix_of(self.kernel(x, None)).double().clone()
 
     def _white(self, x: Tensor) -> Tensor:
-        """``L⁻¹ k(points, x)``."""
+        """``L⁻¹ k(points, x)``.
+
+        Raises:
+            RuntimeError: the kernel is another one by now at the points so far.
+        """
         assert self.points is not None and self._factor is not None
-        between = matrix_of(self.kernel(self.points, x)).double()
-        found: Tensor = torch.linalg.solve_triangular(self._factor, between, upper=False)
+        every = torch.cat([self.points[:1], x])
+        between = matrix_of(self.kernel(self.points, every)).double()
+        self._expect_same(between[:, 0])
+        right = between[:, 1:]
+        found: Tensor = torch.linalg.solve_triangular(self._factor, right, upper=False)
         return found
+
+    def _expect_same(self, first: Tensor) -> None:
+        """Check the kernel's column of the first point."""
+        assert self._factor is not None
+        known = self._factor @ self._factor[0]
+        known[0] -= self.damping
+        if not (first - known).norm() <= CLOSE * (known.norm() + self.damping):
+            raise RuntimeError(
+                "the kernel has other values at the points so far than when they were appended; "
+                "expected one whose parameters stay, or a new IncrementalNTK"
+            )
 
     def _white_rewards(self) -> Tensor:
         """``L⁻¹ r``, ``(n, 1)``."""

@@ -246,7 +246,7 @@ class NTKOperator(SymmetricOperator):
 
     def _linear(self) -> list["_Linear"]:
         """The batches' graphs, made anew where a parameter or the mode changed."""
-        state = state_of(self.model)
+        state = state_of(self.model, self.batches)
         if self._held is None or self._held[0] != state:
             made = [
                 _Linear.of(self.model, self.names, x, self.outputs, n)

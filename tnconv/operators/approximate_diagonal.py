@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from tnconv.given import instances
 from tnconv.losses.diagonals import LossFunction, Method
-from tnconv.models.computing import Inputs, arguments
+from tnconv.models.computing import Inputs, arguments, compute
 from tnconv.models.modules import uncompiled, unwrapped
 from tnconv.operators.hessian_diagonal import chosen_parameters
+from tnconv.quantities.hesscale import HesScale
 from tnconv.recursions import check_method, diagonals
 from tnconv.recursions.naming import describing
 
@@ -25,6 +26,8 @@ def hesscale(
     *,
     parameters: Iterable[str] | None = None,
     backward: bool = False,
+    per_sample: bool = False,
+    batch_dim: int = 0,
 ) -> dict[str, Tensor]:
     """``s ≈ ∂²L / ∂θ²`` of every parameter, in its shape, by one recursion backwards.
 
@@ -47,6 +50,9 @@ def hesscale(
         parameters: names of those that count, by default all that learn.
         backward: whether to add the loss's gradient to each parameter's ``grad``, as
             ``loss.backward()`` does, in the same pass.
+        per_sample: whether to give each sample's part, of shape ``(n, *parameter)``; then samples
+            must not see each other, and parameters belong to layers with diagrams.
+        batch_dim: the dimension of the inputs that is the batch, which parts of samples depend on.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 5))
     >>> x, labels = torch.rand(8, 3, 6, 6), torch.randint(5, (8,))
@@ -54,14 +60,25 @@ def hesscale(
     torch.Size([4, 3, 3, 3])
 
     Raises:
-        NotImplementedError: an operation or a loss without a rule.
+        NotImplementedError: an operation or a loss without a rule, or samples that cannot be told
+            apart.
         TypeError: an output that is no tensor.
-        ValueError: an unknown method or parameter.
+        ValueError: an unknown method or parameter, or ``backward`` with ``per_sample``.
     """
     instances(model=model, loss_fn=loss_fn)
     check_method(method)
     whole = unwrapped(model)
     chosen = chosen_parameters(whole, parameters)
+    if per_sample:
+        if backward:
+            raise ValueError(
+                "backward is True with per_sample; expected loss.backward() beside a call with "
+                "per_sample"
+            )
+        each = HesScale(method, per_sample=True)
+        with unfused_attention():
+            result = compute(model, loss_fn, inputs, targets, [each], batch_dim=batch_dim)[each]
+        return {name: result[name] for name in chosen if name in result}
     with torch.enable_grad(), uncompiled(whole), unfused_attention():
         args, kwargs = arguments(inputs)
         output = whole(*args, **kwargs)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_leaves
 
 from tnconv.given import instances
 from tnconv.losses.reductions import Reduction, divisor, reduction_of
@@ -25,6 +26,7 @@ from tnconv.operators.linearization import Graph
 from tnconv.operators.parameter_space import Space, Vector
 from tnconv.operators.symmetric import SymmetricOperator
 
+PLAIN = str | bool | int | float | None
 Product = Callable[[Vector], Vector]
 V = TypeVar("V")  # a tensor or an array, tensors in the parameters' shapes, or these by name
 
@@ -79,6 +81,7 @@ class CurvatureOperator(SymmetricOperator):
         refuse_dropout(self.model)
         self.reduction = reduction or reduction_of(loss_fn)
         self.batch_dim = batch_dim
+        self._settings: object = _settings_of(loss_fn)
         self.shares = _shares(loss_fn, self.batches, self.reduction, batch_dim)
         few = isinstance(self.batches, Sized) and len(self.batches) == 1
         self.retain_graph = few if retain_graph is None else retain_graph
@@ -147,14 +150,28 @@ class CurvatureOperator(SymmetricOperator):
         return self._all([vector])[0]
 
     def _all(self, vectors: Sequence[Vector]) -> list[Vector]:
-        refuse_dropout(self.model)  # the mode can have changed
+        """The products.
+
+        Raises:
+            NotImplementedError: the model drops entries at random by now.
+            RuntimeError: the loss is no more what the operator was made for.
+        """
+        refuse_dropout(self.model)
+        settings = _settings_of(self.loss_fn)
+        if self._settings is None:  # a copy
+            self._settings = settings
+        if settings != self._settings:
+            raise RuntimeError(
+                "loss_fn was changed after the operator was made, which put batches together by "
+                "its reduction and weights; expected a new operator"
+            )
         with alone(self.model):
             return self._products_with(vectors)
 
     def _products_with(self, vectors: Sequence[Vector]) -> list[Vector]:
         if not self.retain_graph:
             return self._sum(self._products(), vectors)
-        state = state_of(self.model)
+        state = state_of(self.model, self.batches)
         if self._held is None or self._held[0] != state:
             self._held = state, list(self._products())
         return self._sum(self._held[1], vectors)
@@ -179,8 +196,8 @@ class CurvatureOperator(SymmetricOperator):
         return Graph.of(self.model, self.names, self.loss_fn, arguments(inputs), targets)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the graphs, which neither copies nor pickles carry."""
-        return self.__dict__ | {"_held": None}
+        """All but the graphs, which neither copies nor pickles carry, and places in memory."""
+        return self.__dict__ | {"_held": None, "_settings": None}
 
 
 class HessianOperator(CurvatureOperator):
@@ -305,11 +322,31 @@ def _shares(
     return [part / total if total else nan for part in parts]
 
 
-def state_of(model: nn.Module) -> object:
-    """What changes when the model's values or mode do."""
+def state_of(model: nn.Module, batches: object = ()) -> object:
+    """What changes when the model's values or mode do, or tensors in batches that are at hand."""
     held = [*model.parameters(), *model.buffers()]
+    if isinstance(batches, Sequence):
+        held += [each for each in tree_leaves(batches) if isinstance(each, Tensor)]
     modes = tuple(module.training for module in model.modules())
-    return [(each.data_ptr(), each._version) for each in held], modes
+    return [_stamp(each) for each in held], modes
+
+
+def _settings_of(loss_fn: LossFunction) -> object:
+    """What changes when the settings of a loss do."""
+    modules = loss_fn.modules() if isinstance(loss_fn, nn.Module) else ()
+    found = []
+    for module in modules:
+        given = vars(module) | module._buffers | module._parameters
+        found += [
+            (name, _stamp(value))
+            for name, value in given.items()
+            if isinstance(value, PLAIN | Tensor) and name != "training"
+        ]
+    return found
+
+
+def _stamp(value: object) -> object:
+    return (value.data_ptr(), value._version) if isinstance(value, Tensor) else value
 
 
 def _scaled(vector: Vector, factor: float) -> Vector:

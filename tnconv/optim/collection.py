@@ -22,7 +22,7 @@ from tnconv.models.calls import Call, Pass
 from tnconv.models.capture import Inert, Watch, alone
 from tnconv.models.graph import before, sources
 from tnconv.models.modules import unwrapped, weak
-from tnconv.models.terms import Arrival
+from tnconv.models.terms import Arrival, detached
 from tnconv.optim.contributions import Contribution, Wanted
 from tnconv.optim.ekfac import Basis
 from tnconv.optim.inverses import wide
@@ -246,7 +246,7 @@ class FactorWatch:
             self._arrived[task] = defaultdict(list)
             Variable._execution_engine.queue_callback(partial(_drop, self._arrived, task))
         if self.kfac.fisher == "empirical":
-            grad_output = grad_output.detach()
+            grad_output = detached(grad_output)
             if self.loss_scale is not None:
                 grad_output = grad_output.to(wide(grad_output)) / self.loss_scale()
         elif self.kfac.fisher == "forward-only":

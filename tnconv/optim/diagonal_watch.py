@@ -62,7 +62,7 @@ class DiagonalWatch:
         if workers.count > 1:
             own = [found[p] if p in found else torch.zeros_like(p) for p in self.parameters]
             pairs = zip(self.parameters, workers.sums(own), strict=True)
-            found = {p: s / (workers.count if mean else 1) for p, s in pairs}
+            found = {p: s / workers.count for p, s in pairs}  # as gradients are averaged
         return found
 
     def propagate(

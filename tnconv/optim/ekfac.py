@@ -40,8 +40,13 @@ def moments(
     basis: Basis,
     joint: bool,  # with the bias's column: patches end with a 1
 ) -> Tensor:
-    """``S[g, d', a'] = Σ_{m,n} (Σ_{d,a} R[g, d, d'] J[m, n, g, d, a] Q[g, a, a'])²``."""
+    """``S[g, d', a'] = Σ_{m,n} (Σ_{d,a} R[g, d, d'] J[m, n, g, d, a] Q[g, a, a'])²``.
+
+    Raises:
+        RuntimeError: what the layer read was changed in place since.
+    """
     assert term.v is not None
+    term.expect_unchanged()
     found = joined([term.operation], term.operand, [(term.read, term.v)], term.vectors)
     assert found is not None
     q, r = (vectors.to(term.v.dtype) for vectors in basis)

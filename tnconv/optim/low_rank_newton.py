@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from tnconv.given import instances
@@ -15,6 +16,7 @@ from tnconv.models.capture import Inert
 from tnconv.models.modules import unwrapped, weak
 from tnconv.operators.low_rank import LowRankBlock, low_rank_ggn
 from tnconv.operators.low_rank.damping import Damping
+from tnconv.optim.workers import Workers
 from tnconv.quantities.second_order import Fisher, columns
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
@@ -86,8 +88,11 @@ class LowRankNewton(torch.optim.Optimizer):
         columns(fisher, samples, generator)  # checks them
         check(settings)
         self.model, self.loss_fn, self.settings = unwrapped(model), loss_fn, settings
+        self._workers = Workers(model=model)
         self._inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._targets: list[Any] = []
+        self._versions: list[tuple[Tensor, int]] = []  # of what the pass read
+        self._modes: list[bool] = []
         self._paused = False  # while the library runs the model itself
         self._handles: list[RemovableHandle] = [
             self.model.register_forward_pre_hook(Inert(weak(self._called)), with_kwargs=True),
@@ -100,6 +105,7 @@ class LowRankNewton(torch.optim.Optimizer):
         """Stop watching the model and the loss; later steps need them again."""
         while self._handles:
             self._handles.pop().remove()
+        self._workers.leave()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more of the model's parameters."""
@@ -120,6 +126,7 @@ class LowRankNewton(torch.optim.Optimizer):
         """Take a step from the one batch whose loss was called since the last one.
 
         Raises:
+            NotImplementedError: several workers.
             RuntimeError: no batch, or several.
         """
         loss = None
@@ -127,6 +134,11 @@ class LowRankNewton(torch.optim.Optimizer):
             self._forget()
             with torch.enable_grad():
                 loss = closure()
+        if (count := self._workers.count) > 1:
+            raise NotImplementedError(
+                f"LowRankNewton is asked for a step of {count} workers, whose gradients are of all "
+                "batches and whose matrix would be of one; expected a single process"
+            )
         blocks = self._curvature()
         for at, group in enumerate(self.param_groups):
             self._update(group, blocks.get(str(at)))
@@ -140,6 +152,7 @@ class LowRankNewton(torch.optim.Optimizer):
                 f"the loss was called {len(self._targets)} times since the last step, and the "
                 f"model {len(self._inputs)} times; expected once each, in training mode"
             )
+        self._expect_the_same_pass()
         names = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
         groups = {
             str(at): [names[p] for p in group["params"] if p.grad is not None and p in names]
@@ -167,6 +180,23 @@ class LowRankNewton(torch.optim.Optimizer):
         finally:
             self._paused = False
         return found.blocks
+
+    def _expect_the_same_pass(self) -> None:
+        """Check that the pass would be what it was.
+
+        Raises:
+            RuntimeError: tensors that it read, or the mode of a module, are no more what they were.
+        """
+        if any(tensor._version != version for tensor, version in self._versions):
+            raise RuntimeError(
+                "inputs or targets were changed in place before step(), which runs the pass once "
+                "more; expected them to stay until then"
+            )
+        if self._modes != _modes(self.model):
+            raise RuntimeError(
+                "the mode of the model changed before step(), which runs the pass once more; "
+                "expected it to stay until then"
+            )
 
     def _subset(self, size: int) -> list[int] | None:
         count, generator = self.settings["curvature_samples"], self.settings["generator"]
@@ -223,6 +253,8 @@ class LowRankNewton(torch.optim.Optimizer):
     def _called(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model.training and torch.is_grad_enabled() and not self._paused:
             self._inputs.append((args, kwargs))
+            self._keep_versions((args, kwargs))
+            self._modes = _modes(model)
 
     def _loss_called(
         self, loss_fn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any
@@ -230,10 +262,19 @@ class LowRankNewton(torch.optim.Optimizer):
         given = dict(zip(("input", "target"), args, strict=False)) | kwargs
         if self._inputs and not self._paused and given["input"].requires_grad:
             self._targets.append(given["target"])
+            self._keep_versions(given["target"])
+
+    def _keep_versions(self, given: Any) -> None:
+        tensors = (each for each in tree_leaves(given) if isinstance(each, Tensor))
+        self._versions += [(each, each._version) for each in tensors]
 
     def _forget(self) -> None:
-        self._inputs.clear()
-        self._targets.clear()
+        for kept in (self._inputs, self._targets, self._versions):
+            kept.clear()
+
+
+def _modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
 
 
 def _gradient(parameter: Tensor) -> Tensor:

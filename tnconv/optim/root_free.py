@@ -111,9 +111,14 @@ class RootFree(torch.optim.Optimizer):
         samples: float,
         group: Mapping[str, Any],
     ) -> None:
-        """``s = 1/B``, so that a first step is one of gradient descent, and nothing else."""
+        """``s = 1/B``, so that a first step is one of gradient descent, and nothing else.
+
+        A state follows its parameter to another device or dtype.
+        """
         for parameter in parameters:
             state = self.state[parameter]
+            for name in {"s", "m"} & state.keys():
+                state[name] = state[name].to(parameter.device, dtype)
             if not state:
                 state["s"] = torch.full_like(parameter, 1 / samples, dtype=dtype)
                 if group.get("momentum", 1):

@@ -54,7 +54,8 @@ def mixed(term: Term, coefficients: Tensor) -> Term:  # (f, m, n)
 def converted(term: Term, dtype: torch.dtype) -> Term:
     """The term with operands in a dtype."""
     v = None if term.v is None else term.v.to(dtype)
-    return replace(term, read={name: x.to(dtype) for name, x in term.read.items()}, v=v)
+    term.expect_unchanged()
+    return term.reading({name: x.to(dtype) for name, x in term.read.items()}, v)
 
 
 def scaled(term: Term, factors: Tensor) -> Term:  # (m, n)
