@@ -142,9 +142,12 @@ def planned(
     lean: list[Program | Tiled] = [*ways.values()]
     if pair is not None and min(samples_of(pair)) > 1:
         mirrored = rows is not None
-        best = min(ways, key=lambda order: ways[order].seconds)
-        if mirrored and best != "parameter_space" and first.seconds > QUICK:
-            fitting += _triangle(settings, pair, best)
+        least = min(way.seconds for way in ways.values())
+        others = [order for order in ways if order not in (given, "parameter_space")]
+        best = [given, *sorted(others, key=lambda order: ways[order].seconds)[:1]]
+        for order in best if mirrored and first.seconds > QUICK else ():
+            if order != "parameter_space" and ways[order].seconds < 2 * least:  # half is left
+                fitting += _triangle(settings, pair, order)
         for order, way in ways.items():
             if not settings.fits(way):
                 lean += (tiles := [*_tiles(settings, pair, mirrored, order)])
