@@ -123,7 +123,7 @@ VECTORS = conv((8, 32, 12, 12), (32, 16, 3, 3), stride=2, padding=1, groups=2)
         (VECTORS.vjp("weight", per_sample=True), "native", "convolution_backward"),
         (VECTORS.vjp("x"), "native", "convolution_backward"),
         (kfac_reduce((16, 64, 32, 32), 3, padding=1), "taps", ".sum("),
-        (kfac_expand((16, 64, 32, 32), 3, padding=1), "displacement", ".mT @"),
+        (kfac_expand((16, 64, 32, 32), 3, padding=1), "spectra", "real_waves("),
         (kfac_expand((8, 3, 128, 128), 3, stride=2), "window", ".unfold("),
         (unfold((8, 3, 32, 32), 3), "window", ".unfold("),
         (linear((8, 3), (4, 3)), "", "@"),
