@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, simplification
+from benchmarks import (
+    half_precision,
+    hesscale_quality,
+    inverse_free,
+    report,
+    root_free,
+    sharpness,
+    simplification,
+    tensor_dropout,
+    training,
+)
 from benchmarks.cases import layers
 from benchmarks.monitor_studies import STUDIES
 
@@ -47,6 +57,31 @@ def test_committed_pictures_are_what_the_library_draws(made, tmp_path):
             pytest.skip("needs Graphviz or pygraphviz")
         assert len(drawn(picture.read_text())) > 20
         assert drawn(picture.read_text()) == drawn((DOCS / "pictures" / name).read_text())
+
+
+PLOTTED = {
+    "half-precision-cpu": half_precision,
+    "hesscale-quality-cpu": hesscale_quality,
+    "inverse-free-resnet20-cpu": inverse_free,
+    "root-free-cpu": root_free,
+    "sharpness-cpu": sharpness,
+    "tensor-dropout-allcnnc-cpu": tensor_dropout,
+    "training-cpu": training,
+}
+
+
+@pytest.mark.parametrize("name", ["layers-cpu-one-thread", *PLOTTED])
+def test_committed_plots_are_those_of_their_results(name, tmp_path):
+    """Up to what another version of matplotlib may draw otherwise."""
+    image = pytest.importorskip("matplotlib.image")
+    file, picture = RESULTS / f"{name}.json", tmp_path / f"{name}.png"
+    if name in PLOTTED:
+        PLOTTED[name].plot(json.loads(file.read_text())["rows"], picture)
+    else:
+        report.plot(report.rows(file), picture)
+    drawn, committed = image.imread(picture), image.imread(RESULTS / picture.name)
+    assert drawn.shape == committed.shape
+    assert abs(drawn - committed).mean() < 2e-3
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
