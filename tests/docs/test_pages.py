@@ -133,3 +133,8 @@ def test_commands_in_pages_are_understood(page):
             given = _parser().parse_args([name, *options])
             layer = getattr(given, "layer", "")
             assert not layer or ":" in layer or network(given).shape
+
+
+def test_decisions_have_numbers_of_their_own():
+    numbers = [path.name.split("-")[0] for path in (DOCS / "decisions").glob("[0-9]*.md")]
+    assert len(numbers) == len({*numbers})
