@@ -4,6 +4,7 @@ Choose with ``--hypothesis-profile=deep`` or ``TNCONV_HYPOTHESIS=deep``.
 """
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,9 @@ settings.load_profile(os.environ.get("TNCONV_HYPOTHESIS", "fast"))
 os.environ.setdefault("TNCONV_CACHE_DIR", tempfile.mkdtemp(prefix="tnconv-tests-"))
 os.environ.setdefault("TNCONV_TIERED_COMPILATION", "0")  # programs as users see them in the end
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts background commands so, and the commands that tests interrupt would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
