@@ -115,7 +115,7 @@ def _seconds(compilation: Callable[[], object]) -> float:
 
 
 def chain(count: int) -> TensorNetwork:
-    """A product of so many matrices, each two by two."""
+    """The product of a chain of ``count`` matrices, each two by two."""
     sizes = {f"a{at}": 2 for at in range(count + 1)}
     nodes = (Tensor(f"m{at}", View.of(sizes, f"a{at}", f"a{at + 1}")) for at in range(count))
     return TensorNetwork(tuple(nodes), View.of(sizes, "a0", f"a{count}"), sizes)

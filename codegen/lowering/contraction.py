@@ -150,7 +150,7 @@ def _legs(values: Sequence[Value]) -> Iterator[Leg]:
 
 
 def _halves(values: Sequence[Value]) -> tuple[list[Value], list[Value]] | None:
-    """Two halves of the same arrays, one of which is the other with some legs exchanged."""
+    """Two halves of a network of the same arrays that differ by an exchange of some legs."""
     twins: dict[Strided, list[Value]] = defaultdict(list)
     for value in values:
         twins[value.array].append(value)

@@ -47,7 +47,7 @@ def flattened(writer: Writer, array: Strided) -> tuple[Writer, Strided]:
 
 
 def laid_out(writer: Writer, array: Strided) -> tuple[Writer, Strided]:
-    """A contiguous array, of which many strips are copied."""
+    """A contiguous array from which many strips are copied."""
     if array.run == array.size:
         return writer, array
     kernel = cost.copy(array.size, *array.innermost)
