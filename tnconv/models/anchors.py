@@ -250,25 +250,16 @@ def _after_all(
     """What is left of every output's maps after a few samples of some inputs were replaced."""
     found = [Replaced(tuple(each), False) for each in possible]
     for sample in sorted({0, here.samples - 1}):
-        _look(found, plain, run(partial(_with_others, batched, [sample], here)), [sample], here)
+        new = run(partial(_with_another, batched, sample, here))
+        pairs = zip(plain, new, strict=False)
+        changes = [_change(before, after) for before, after in pairs]
+        for at, changed in enumerate(changes[: len(found)]):
+            if changed is None:
+                found[at] = Replaced((), True)
+                continue
+            left = [m for m in found[at].left if _within(changed, m, sample, here)]
+            found[at] = Replaced(tuple(left), found[at].changed or bool(changed.any()))
     return found
-
-
-def _look(
-    found: list[Replaced],  # is brought up to date
-    plain: Sequence[Tensor],
-    new: Sequence[Tensor],
-    samples: Sequence[int],
-    here: Pass,
-) -> None:
-    """What is left of every output's maps where some samples were replaced."""
-    changes = [_change(before, after) for before, after in zip(plain, new, strict=False)]
-    for at, changed in enumerate(changes[: len(found)]):
-        if changed is None:
-            found[at] = Replaced((), True)
-            continue
-        left = [m for m in found[at].left if _within(changed, m, samples, here)]
-        found[at] = Replaced(tuple(left), found[at].changed or bool(changed.any()))
 
 
 def _change(before: Tensor, after: Tensor) -> Tensor | None:
@@ -280,52 +271,54 @@ def _change(before: Tensor, after: Tensor) -> Tensor | None:
     return ~((after - before).abs() <= limit) & ~(after.isnan() & before.isnan())
 
 
-def _within(changed: Tensor, known: Owned, samples: Sequence[int], here: Pass) -> bool:
-    """Whether all that changed belongs to some samples."""
+def _within(changed: Tensor, known: Owned, sample: int, here: Pass) -> bool:
+    """Whether all that changed is a sample's own."""
     own = owners(known, tuple(changed.shape), here.samples, changed.device)
     rows = changed.movedim(known.dim, 0).flatten(1).any(1)
-    return not bool((rows & ~torch.isin(own, torch.tensor(samples, device=own.device))).any())
+    return not bool((rows & (own != sample)).any())
 
 
-def _with_others(
-    batched: Sequence[bool], samples: Sequence[int], here: Pass, at: int, x: Tensor
-) -> Tensor:
-    """An input with others in some samples' places, or something of these where all are equal."""
+def _with_another(batched: Sequence[bool], sample: int, here: Pass, at: int, x: Tensor) -> Tensor:
+    """An input with another sample in one's place, or something of itself where all are equal."""
     if not batched[at]:
         return x
-    given = x.detach().unbind(here.batch_dim)
     new = x.detach().clone()
-    for sample in samples:
-        own, *others = given[sample:] + given[:sample]
-        other = next((each for each in others if not torch.equal(each, own)), None)
-        if other is None:
-            first = own.flatten()[:1].reshape([1] * own.dim())
-            other = own / 2 if x.is_floating_point() else first.expand_as(own)
-        new.select(here.batch_dim, sample).copy_(other)
+    own, *others = new.roll(-sample, here.batch_dim).unbind(here.batch_dim)
+    other = next((each for each in others if not torch.equal(each, own)), None)
+    if other is None:
+        first = own.flatten()[:1].reshape([1] * own.dim())
+        other = own / 2 if x.is_floating_point() else first.expand_as(own)
+    new.select(here.batch_dim, sample).copy_(other)
     return new
 
 
-def keep_apart(model: nn.Module, here: Pass, maps: Sequence[SampleMap]) -> bool:
-    """Whether one more run shows that samples change rows of their own alone, by known maps.
+def keeps_apart(model: nn.Module, here: Pass, maps: Sequence[SampleMap]) -> bool:
+    """Whether half of the samples, drawn at random, give their rows of the outputs by themselves.
 
-    Half of them are replaced at once, and the others' rows held against those of the pass itself.
-    A model that is random, or of few samples, shows nothing so, nor one that raises.
+    They do where no sample sees another. A model that is random, or that needs so many samples,
+    shows nothing in this way.
     """
-    if here.samples < 4:
-        return False
     batched = tuple(is_batched(here, each) for each in here.leaves)
     generator = torch.Generator("cpu").manual_seed(here.samples)
-    order = torch.randperm(here.samples, generator=generator, device="cpu").tolist()
-    some, plain = order[: here.samples // 2], [y.detach() for y in here.outputs]
-    found = [Replaced((m,) if isinstance(m, Owned) else (), False) for m in maps]
+    order = torch.randperm(here.samples, generator=generator, device="cpu")
+    some = order[: here.samples // 2].sort().values
+
+    def chosen(at: int, x: Tensor) -> Tensor:
+        return x.index_select(here.batch_dim, some.to(x.device)) if batched[at] else x
+
     with untouched(model), torch.no_grad():
         try:
-            new = outputs_of(model, here, partial(_with_others, batched, some, here), {})
+            new = outputs_of(model, here, chosen, {})
         except Exception:
             return False
-    _look(found, plain, new, some, here)
-    pairs = zip(maps, found, strict=True)
-    return all(each.known == m for m, each in pairs if isinstance(m, Owned))
+    for m, whole, part in zip(maps, here.outputs, new, strict=False):
+        if isinstance(m, Owned):
+            own = owners(m, tuple(whole.shape), here.samples)
+            rows = torch.isin(own, some).nonzero()[:, 0].to(whole.device)
+            changed = _change(whole.detach().index_select(m.dim, rows), part)
+            if changed is None or changed.any():
+                return False
+    return True
 
 
 def _runs_on_fewer(run: Run, batched: Sequence[bool], here: Pass) -> bool:

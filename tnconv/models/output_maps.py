@@ -10,7 +10,7 @@ from tnconv.models.anchors import (
     Unrunnable,
     anchors,
     is_batched,
-    keep_apart,
+    keeps_apart,
     replaced,
 )
 from tnconv.models.calls import Call, Pass
@@ -129,7 +129,7 @@ class Search:
         self.watch.paused = True
         try:
             with alone(self.watch.model, self.watch):
-                if sure and keep_apart(self.watch.model, here, self.maps):
+                if sure and keeps_apart(self.watch.model, here, self.maps):
                     return
                 found, batched = replaced(self.watch.model, here, self.possible)
                 if not any(each.changed for each in found):  # weights that are zero hide samples
