@@ -33,7 +33,7 @@ from tnconv.diagrams.network import TensorNetwork
 MOST_PRODUCTS = 512  # of displacements in two dimensions
 MOST_TAPS = 32  # per dimension: each pair of taps is part of a line of source
 AS_FAST = 1.0  # times the seconds of one displaced dimension that two may take (0024)
-ENOUGH = 2.0  # times the seconds of spectra that products of all displacements may take (0024)
+ENOUGH = 1.5  # times the seconds of spectra that products of all displacements may take (0024)
 
 
 def displacement(cover: Cover) -> Iterator[Cover]:
