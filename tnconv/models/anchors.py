@@ -279,15 +279,16 @@ def _within(changed: Tensor, known: Owned, sample: int, here: Pass) -> bool:
 
 
 def _with_another(batched: Sequence[bool], sample: int, here: Pass, at: int, x: Tensor) -> Tensor:
-    """An input with another sample in one's place, or something of itself where those are equal."""
+    """An input with another sample in one's place, or something of itself where all are equal."""
     if not batched[at]:
         return x
-    dim, new = here.batch_dim, x.detach().clone()
-    other = x.detach().select(dim, (sample + 1) % here.samples)
-    if torch.equal(other, x.detach().select(dim, sample)):
-        first = other.flatten()[:1].reshape([1] * other.dim())
-        other = other / 2 if x.is_floating_point() else first.expand_as(other)
-    new.select(dim, sample).copy_(other)
+    new = x.detach().clone()
+    own, *others = new.roll(-sample, here.batch_dim).unbind(here.batch_dim)
+    other = next((each for each in others if not torch.equal(each, own)), None)
+    if other is None:
+        first = own.flatten()[:1].reshape([1] * own.dim())
+        other = own / 2 if x.is_floating_point() else first.expand_as(own)
+    new.select(here.batch_dim, sample).copy_(other)
     return new
 
 

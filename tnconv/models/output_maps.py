@@ -147,7 +147,7 @@ class Search:
                 continue
             self.maps[at] = result.known or Unknown("no dimension of it changes with a sample")
         if not any(isinstance(each, Owned) for each in self.maps):
-            raise _mixed(here)
+            raise _alike(here) if any(len(each.left) > 1 for each in found) else _mixed(here)
 
 
 def owned_roots(here: Pass, maps: Sequence[SampleMap]) -> list[tuple[Tensor, Owned]]:
@@ -198,6 +198,14 @@ def _is_open(
     return any(
         is_batched(here, each) and each.is_floating_point() and at not in read
         for at, each in enumerate(here.leaves)
+    )
+
+
+def _alike(here: Pass) -> NotImplementedError:
+    shapes = [tuple(y.shape) for y in here.outputs]
+    return NotImplementedError(
+        f"samples differ too little to show whose the rows of the model's outputs, of shapes "
+        f"{shapes}, are; expected a batch whose samples differ"
     )
 
 
