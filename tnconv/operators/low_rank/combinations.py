@@ -31,7 +31,7 @@ def combined(term: Term, coefficients: Tensor, memory_limit: int | None = None) 
 
     ``memory_limit`` is how many bytes are held beside operands and the result.
     """
-    few = [_few(term, some, memory_limit) for some in coefficients.split(AT_A_TIME)]
+    few = [_few(term, some, memory_limit) for some in torch.split(coefficients, AT_A_TIME)]
     return torch.cat(few) if len(few) > 1 else few[0]
 
 
@@ -43,7 +43,7 @@ def _few(term: Term, coefficients: Tensor, memory_limit: int | None) -> Tensor:
         given = term.operands | {"coefficients": coefficients}
         found: Tensor = program.run(*[given[name] for name in program.operands])
         return found
-    return torch.stack([_alone(term, one, memory_limit) for one in coefficients.split(1)])
+    return torch.stack([_alone(term, one, memory_limit) for one in torch.split(coefficients, 1)])
 
 
 def _alone(term: Term, coefficients: Tensor, memory_limit: int | None) -> Tensor:  # (1, m, n)
