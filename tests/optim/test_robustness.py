@@ -197,12 +197,13 @@ class Segments(nn.Module):
     def __init__(self, checkpointed: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(256, 256) for _ in range(8))
-        self.checkpointed = checkpointed
+        self.checkpointed, self.runs = checkpointed, 0
 
     def forward(self, x: Tensor) -> Tensor:
         for at in range(0, 8, 4):
 
             def segment(x: Tensor, at: int = at) -> Tensor:
+                self.runs += 1
                 for layer in self.layers[at : at + 4]:
                     x = layer(x).tanh()
                 return x
@@ -226,6 +227,8 @@ def test_checkpoints_keep_their_memory_and_their_factors(fisher: str) -> None:
         loss_fn(output, x).backward()
         kept = [h._tensor for c in optimizer._watch.watch.passes[0].calls for h in c.held]
         assert all(t is None for t in kept)  # a layer's backward pass frees its input, as in SGD
+        backward = 1 + (fisher != "empirical")  # the loss's, and one of all columns
+        assert model.runs == 2 * (1 + backward * checkpointed)
         optimizer.step()
         found.append(factors(optimizer, *(layer.weight for layer in model.layers)))
     for one, other in zip(*found, strict=True):

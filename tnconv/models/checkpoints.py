@@ -131,6 +131,11 @@ class Held:
             raise changed_in_place(name)
         return tensor.detach()
 
+    def pack(self) -> None:
+        """Keep it as before, where hooks unpacked it; it can be asked for again."""
+        if self._node is not None:
+            self._tensor = None
+
     def free(self) -> None:
         """Keep it no longer than others do."""
         self._tensor = self._node = None

@@ -81,6 +81,8 @@ class FactorWatch:
         self.rotates = False  # moments are wanted in some basis
         self._hooked = set[nn.Parameter]()
         self._columns: dict[Call, list[Tensor]] | None = None
+        self._ready: dict[Pass, dict[Tensor, Contribution]] = {}  # of calls with one column
+        self._share: float | None = None  # of one column, in B
         self.clear()
         self.watch = Watch(unwrapped(model), _nothing, weak(self._receive), loose=True)
         chosen = WeakMethod(self._wants)
@@ -190,22 +192,25 @@ class FactorWatch:
         weight = divisor(self.loss_fn, output, targets) if self.averages else 1.0
         scale = max(1, len(output)) ** 0.5  # of order one also in half precision
         ends = sources([call for here in passes for call in here.calls])
-        self._columns = defaultdict(list)
+        share = weight / scale**2
+        self._columns, self._ready = defaultdict(list), defaultdict(dict)
+        self._share = share if len(columns) == 1 else None
         try:
             with alone(self.watch.model, self.watch):
                 for column in columns:
                     vector = (scale * column).to(output.dtype)
                     torch.autograd.grad(output, ends, vector, retain_graph=True, allow_unused=True)
             found = {call: _stacked(each) for call, each in self._columns.items()}
+            ready = self._ready
         finally:
-            self._columns = None
+            self._columns, self._ready, self._share = None, {}, None
         tasks = set[int]()
         if loss is not None and loss.requires_grad:
             loss.register_hook(lambda grad: tasks.add(_task()))  # type: ignore[no-untyped-call]
         for here in passes:
-            if any(call in found for call in here.calls):
+            if here in ready or any(call in found for call in here.calls):
                 self._weights[here] = max(self._weights.get(here, 0.0), weight)
-                new = self._of_columns(here, found, len(columns), weight / scale**2)
+                new = ready.get(here, {}) | self._of_columns(here, found, len(columns), share)
                 self._open.append(Columns(here, new, None if loss is None else tasks))
 
     def _loss_called(
@@ -240,7 +245,7 @@ class FactorWatch:
 
     def _receive(self, here: Pass, call: Call, grad_output: Tensor) -> None:
         if self._columns is not None:
-            self._columns[call].append(grad_output)
+            self._take_column(here, call, grad_output)
             return
         task = _task()
         if task not in self._arrived:
@@ -256,6 +261,23 @@ class FactorWatch:
         arrival = Arrival(call, grad_output, vectors)
         for name, parameter in call.parameters:
             self._arrived[task][parameter].append((here, name, arrival))
+
+    def _take_column(self, here: Pass, call: Call, vector: Tensor) -> None:
+        """Use a single column of the only call of its parameters at once, and keep others.
+
+        What a checkpoint recomputes is read while the pass goes by: afterwards it would recompute
+        the segment for each tensor, and keep all the others of it.
+        """
+        assert self._columns is not None
+        if self._share is not None and all(here.uses[p] == 1 for _, p in call.parameters):
+            only = {call: _stacked([vector])}
+            self._ready[here] |= self._of_columns(here, only, 1, self._share)
+            for each in call.held:
+                each.pack()
+            return
+        self._columns[call].append(vector)
+        for each in call.held:
+            each.value(call.name)
 
     def _before(self, parameter: nn.Parameter) -> None:
         """A gradient is about to be added; without the one before, that counts no longer."""
@@ -317,7 +339,7 @@ class FactorWatch:
     ) -> dict[Tensor, Contribution]:
         """The contributions to all parameters of a pass that columns reached."""
         arrivals: dict[nn.Parameter, list[tuple[str, Arrival]]] = defaultdict(list)
-        for call in here.calls:
+        for call in here.calls if len(found) > 1 else found:
             if call in found:
                 for name, parameter in call.parameters:
                     arrivals[parameter].append((name, Arrival(call, found[call], vectors)))
