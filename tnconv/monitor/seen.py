@@ -1,6 +1,6 @@
 """What was seen of one step, for measurements to read."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import nan, sqrt
@@ -99,6 +99,13 @@ class Seen(Shown):
         """``|update|`` by parameter."""
         return [sqrt(square) for square in squared_norms(self.updates)]
 
+    def kept(self, names: Iterable[str]) -> "Seen":
+        """Some attributes alone, and what was computed of them already."""
+        found = Seen(**{name: getattr(self, name) for name in names})
+        if "update_sizes" in self.__dict__:
+            found.update_sizes = self.update_sizes
+        return found
+
     @property
     def update_size(self) -> float:
         """``|update|``."""
@@ -108,5 +115,27 @@ class Seen(Shown):
 def squared_norms(tensors: Sequence[Tensor]) -> list[float]:
     """``|t|²`` of each, in float32 at least."""
     wide = [t if t.dtype.itemsize > 2 else t.float() for t in tensors]
-    norms = torch._foreach_norm(wide) if wide else ()
-    return [float(norm) ** 2 for norm in norms]
+    return [norm**2 for norm in numbers(torch._foreach_norm(wide) if wide else ())]
+
+
+def distances(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
+    """``|a - b|`` of each pair, in float32 at least; differences share their memory."""
+    like = [torch.promote_types(a.dtype, torch.float32) for a in some]
+    most: dict[Hashable, int] = {}
+    for a, dtype in zip(some, like, strict=True):
+        most[dtype, a.device] = max(a.numel(), most.get((dtype, a.device), 0))
+    scratch = {(d, device): torch.empty(size, dtype=d, device=device)
+               for (d, device), size in most.items()}  # fmt: skip
+    found = []
+    for a, b, dtype in zip(some, others, like, strict=True):
+        own = scratch[dtype, a.device][: a.numel()].view(a.shape)
+        found.append(torch.linalg.vector_norm(torch.sub(a, b, out=own)))
+    return numbers(found)
+
+
+def numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """The values of tensors of one entry: of one kind at once."""
+    if len({(each.dtype, each.device) for each in scalars}) == 1:
+        found: list[float] = torch.stack([*scalars]).tolist()
+        return found
+    return [float(each) for each in scalars]
