@@ -120,15 +120,15 @@ def squared_norms(tensors: Sequence[Tensor]) -> list[float]:
 
 def distances(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
     """``|a - b|`` of each pair, in float32 at least; differences share their memory."""
-    like = [torch.promote_types(a.dtype, torch.float32) for a in some]
-    most: dict[Hashable, int] = {}
-    for a, dtype in zip(some, like, strict=True):
-        most[dtype, a.device] = max(a.numel(), most.get((dtype, a.device), 0))
-    scratch = {(d, device): torch.empty(size, dtype=d, device=device)
-               for (d, device), size in most.items()}  # fmt: skip
+    kinds = [(torch.promote_types(a.dtype, torch.float32), a.device) for a in some]
+    sizes: dict[tuple[torch.dtype, torch.device], int] = {}
+    for a, kind in zip(some, kinds, strict=True):
+        sizes[kind] = max(a.numel(), sizes.get(kind, 0))
+    scratch = {kind: torch.empty(size, dtype=kind[0], device=kind[1])
+               for kind, size in sizes.items()}  # fmt: skip
     found = []
-    for a, b, dtype in zip(some, others, like, strict=True):
-        own = scratch[dtype, a.device][: a.numel()].view(a.shape)
+    for a, b, kind in zip(some, others, kinds, strict=True):
+        own = scratch[kind][: a.numel()].view(a.shape)
         found.append(torch.linalg.vector_norm(torch.sub(a, b, out=own)))
     return numbers(found)
 
