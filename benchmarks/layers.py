@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks import cases, contestants, further, measure
 from benchmarks.contestants import OPERATIONS, PEERS, TOLERANCE, TUNED, Case, TooLargeError
+from tnconv.codegen.prices.calibration import calibrate
 from tnconv.codegen.programs.names import Names
 
 OURS, OURS_TUNED, AGAIN = "tnconv", "tnconv tuned", " again"
@@ -29,7 +30,7 @@ CASES: dict[str, Callable[[], tuple[cases.Layer, ...]]] = {
     "cnn": lambda: cases.layers(),
     "own": lambda: cases.own(),
 }
-OLDER = {"dtype": "float32", "channels_last": False}  # settings that earlier files do not name
+OLDER = {"dtype": "float32", "channels_last": False, "calibrated": False}  # of files without them
 SLOWER = 0.95  # where both ratios are below, tnconv is reported as slower than torch
 
 
@@ -283,6 +284,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--seconds", type=float, help="time per case (quick: 0.2, else 0.5)")
     result.add_argument("--threads", type=int, help="torch's threads")
     result.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="plan by prices that are measured first, not by those that ship",
+    )
+    result.add_argument(
         "--cpu-time",
         action="store_true",
         help="one thread, and its own time: for a CPU that others use at the same time",
@@ -326,6 +332,8 @@ def main(arguments: Sequence[str]) -> None:
     started, found = time.perf_counter(), resumed(options)
     done = {(row.operation, row.layer) for row in found}
     with measure.own_cache():
+        if options.calibrate:
+            calibrate(options.device, getattr(torch, options.dtype))
         for result in rich.progress.track(rows(options, done), "measuring", total=None):
             found.append(result)
             if options.json:
@@ -363,6 +371,7 @@ def _settings(options: argparse.Namespace) -> dict[str, object]:
         "batch": options.batch,
         "dtype": options.dtype,
         "channels_last": options.channels_last,
+        "calibrated": options.calibrate,
     }
 
 

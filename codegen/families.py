@@ -17,6 +17,7 @@ import torch
 
 from tnconv.codegen.compiler import again
 from tnconv.codegen.lowering.plans import Plan
+from tnconv.codegen.lowering.schedule import ITEMS
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.calibration import coefficients
 from tnconv.codegen.programs.batches import Batches, Price, at_size
@@ -128,7 +129,7 @@ class _Member:
         if found is None or found.batches is None or other.size not in found.batches.sizes:
             return None
         price = found.batches.price(other.size)
-        return found if price.seconds <= WORSE * price.least else None
+        return found.priced_at(other.size) if price.seconds <= WORSE * price.least else None
 
 
 class Families:
@@ -140,13 +141,16 @@ class Families:
         self._lock = RLock()
 
     def serving(self, kin: Kin) -> Program[Any] | None:
-        """The cheapest program for these networks, or None if they have to be searched for."""
+        """The cheapest program for these networks, or None if they have to be searched for.
+
+        It tells the price of their size.
+        """
         with self._lock:
             members = self._members.get(kin.family, ())
             vain = sum(None in each.general.values() for each in members)
             served = [each.serving(kin, vain >= MOST_VAIN) for each in members]
         found = [program for program in served if program is not None]
-        return min(found, key=lambda program: _seconds(program, kin.size)) if found else None
+        return min(found, key=_price_of) if found else None
 
     def met(self, networks: Sequence[Expression]) -> bool:
         """Whether a family of these networks may have run before; from now on it has.
@@ -188,10 +192,9 @@ class Families:
             self._met.clear()
 
 
-def _seconds(program: Program[Any], size: int) -> float:
-    if program.batches is None:
-        return 0.0  # it was searched for this very size
-    return program.batches.price(size).seconds
+def _price_of(program: Program[Any]) -> tuple[bool, float]:
+    """What was searched for this size comes first: there torch's kernels are kept on purpose."""
+    return program.batches is not None, program.seconds
 
 
 def for_sizes(program: Program[Any], kin: Kin, powers: tuple[int, ...]) -> Program[Any] | None:
@@ -296,4 +299,4 @@ def _price(size: int, program: Program[Any], rivals: Sequence[int]) -> Price:
         known = [weight(plan, first) * plan.seconds for plan in others[:most]]
         seconds += first.seconds
         least += min([first.seconds, *known])
-    return Price(size, seconds, least)
+    return Price(size, seconds, least, tuple(map(program.held, ITEMS)))

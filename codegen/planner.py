@@ -39,7 +39,8 @@ def looped(
     Args:
         cover: The whole network.
         routes: The routes for the network of one position: by default all. Displacement is left
-            out, since what it shares within a sample it shares among all samples as well.
+            out, since what it shares within a sample it shares among all samples as well, and dense
+            patterns unless nothing else is found.
         pairs: Whether products of two tensors are looped as well: see `loops`.
         most: Tells the seconds beyond which a loop is left out.
     """
@@ -48,9 +49,12 @@ def looped(
     for loop in loops(cover, pairs):
         bodies: list[Plan] = []
         each = most() / cover.network.sizes[loop.leg]
-        Search(inside).add(bodies, loop.body, "body", each)
+        for some in ({name: inside[name] for name in inside if name != "dense"}, inside):
+            if not bodies:
+                Search(some).add(bodies, loop.body, "body", each)
         natively = [plan for plan in bodies if {*plan.routes} == {"native"}]
-        best = [min(some, key=lambda p: p.risk * p.seconds) for some in (bodies, natively) if some]
+        kinds = [kind for kind in (bodies, natively) if kind]
+        best = [min(kind, key=lambda plan: plan.risk * plan.seconds) for kind in kinds]
         for body in dict.fromkeys(best):
             yield loop.around(body.steps, body.output, body.routes, body.choices)
 

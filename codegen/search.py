@@ -1,6 +1,6 @@
 """The search: a network's patterns are covered by routes, depth first, which gives plans."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from math import inf
@@ -8,7 +8,7 @@ from math import inf
 from tnconv.codegen.lowering.covers import Cover, Route
 from tnconv.codegen.lowering.finish import finished
 from tnconv.codegen.lowering.layouts import Layout
-from tnconv.codegen.lowering.plans import Plan
+from tnconv.codegen.lowering.plans import Plan, risk_of
 from tnconv.codegen.lowering.schedule import need
 from tnconv.codegen.lowering.selections import opened, scatter, selected
 from tnconv.codegen.lowering.values import Value
@@ -66,24 +66,30 @@ class Search:
         """Add to ``found`` the plans that continue a cover: depth first, and pruned by seconds.
 
         A cover is given up if its steps take longer than ``most`` seconds or `HOPELESS` times the
-        best plan so far, or if they do not fit into the room and a leaner plan is known. The
-        contraction at the end of a plan for one of several networks is not pruned, since others
-        may share it.
+        best plan so far, both times their risk, or if they do not fit into the room and a leaner
+        plan is known. The contraction at the end of a plan for one of several networks is not
+        pruned, since others may share it.
         """
         most, writer = min(most, self.bound(found)), cover.writer
-        if writer.seconds > most or self.room.too_small(writer.steps, found) or not writer.follows:
+        limit = most / risk_of(cover.routes)
+        if writer.seconds > limit or self.room.too_small(writer.steps, found) or not writer.follows:
             return
         if cover.selection is None and cover.pattern is None:
-            limit = inf if self.several or self.room.shared else most
+            limit = inf if self.several or self.room.shared else limit
             plan = finished(cover, form, self.optimize, self.layout, limit)
             found += [] if plan is None else [plan]
             return
-        for after in self._covered(cover) if cover.selection is None else self._selected(cover):
+        covers = (
+            self._covered(cover, lambda: min(most, self.bound(found)))
+            if cover.selection is None
+            else self._selected(cover)
+        )
+        for after in covers:  # bounds tighten from one to the next
             self.add(found, after, form, most)
 
     def bound(self, found: Sequence[Plan]) -> float:
         """The seconds of steps beyond which a cover is hopeless, beside these plans."""
-        fitting = (plan.seconds for plan in found if self.room.fits(plan))
+        fitting = (plan.risk * plan.seconds for plan in found if self.room.fits(plan))
         return HOPELESS * min(fitting, default=inf)
 
     def _selected(self, cover: Cover) -> Iterator[Cover]:
@@ -105,34 +111,40 @@ class Search:
         writer = replace(cover.writer, steps=best.steps, choices=best.choices)
         yield scatter(one, writer, Value(best.output, body.network.result.legs))
 
-    def _covered(self, cover: Cover) -> Iterator[Cover]:
+    def _covered(self, cover: Cover, most: Callable[[], float]) -> Iterator[Cover]:
         """Covers of the first pattern; if only dense ones exist, also of the first with others.
 
         In a chain of layers the pattern of the last one joins no two tensors before the others are
-        covered. The second half of a Gram network is covered as the first one was.
+        covered. The second half of a Gram network is covered as the first one was. ``most`` tells
+        the seconds beyond which covers are given up.
         """
         used = cover.routes[-1] if cover.routes else ""
-        by_used = [*self._by(used, cover)] if used in self.routes else []
+        by_used = self._by(used, cover, most()) if used in self.routes else []
         if repeated := [after for after in by_used if _repeats(cover, after)]:
             yield from repeated
             return
-        found: list[Cover] = []
+        only_dense = True
         for name in self.routes:
-            found += by_used if name == used else self._by(name, cover)
-        if all(after.routes[-1:] == ("dense",) for after in found):
-            for at, _ in islice(cover.network.patterns, 1, None):
-                names = [name for name in self.routes if name != "dense"]
-                turned = cover.choosing("first", at).turned_to(at)
-                others = [after for name in names for after in self._by(name, turned)]
-                if others:
-                    found += others
-                    break
-        yield from found
+            found = by_used if name == used else self._by(name, cover, most())
+            only_dense &= all(after.routes[-1:] == ("dense",) for after in found)
+            yield from found
+        if only_dense:
+            yield from self._of_other_patterns(cover, most)
 
-    def _by(self, name: str, cover: Cover) -> Iterator[Cover]:
-        """The covers that a route gives. Which route was taken is recorded as a choice."""
-        start = cover.choosing("route", name)
-        return _numbered(self.routes[name](start)) if start.writer.follows else iter(())
+    def _of_other_patterns(self, cover: Cover, most: Callable[[], float]) -> Iterator[Cover]:
+        """Covers of the first pattern, after the very first, that others than dense ones cover."""
+        names = [name for name in self.routes if name != "dense"]
+        for at, _ in islice(cover.network.patterns, 1, None):
+            turned = cover.choosing("first", at).turned_to(at)
+            if others := [after for name in names for after in self._by(name, turned, most())]:
+                yield from others
+                return
+
+    def _by(self, name: str, cover: Cover, most: float) -> list[Cover]:
+        """The covers that a route gives, the cheapest first. The route is recorded as a choice."""
+        start = replace(cover.choosing("route", name), most=most)
+        covers = _numbered(self.routes[name](start)) if start.writer.follows else ()
+        return sorted(covers, key=lambda after: after.writer.seconds)
 
 
 def _repeats(cover: Cover, after: Cover) -> bool:

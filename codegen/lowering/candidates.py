@@ -70,7 +70,10 @@ class Candidates:
         They are written in the order of their bounds, until those exceed the best price.
         """
         first, place = best, -1  # of equally cheap ones the first is taken
-        for least, at in sorted([(self._least(plan), at) for at, plan in enumerate(plans)]):
+        bounds = [
+            (self.least(plan) + self._reordering(plan.legs), at) for at, plan in enumerate(plans)
+        ]
+        for least, at in sorted(bounds):
             if first is not None and (least, at) > (first.price, place):
                 break
             way = self.way(plans[at], summed_last=True)
@@ -82,8 +85,8 @@ class Candidates:
         assert first is not None
         return first
 
-    def _least(self, plan: Arrangement) -> float:
-        """A lower bound of the price of an arrangement, from sizes and strides alone.
+    def least(self, plan: Arrangement) -> float:
+        """A lower bound of the seconds of an arrangement, from sizes and strides alone.
 
         Terms are added in the order of `way`, so that rounding leaves it a bound.
         """
@@ -101,7 +104,7 @@ class Candidates:
         )
         if batch * rows * columns not in self._earlier:  # else the product may be
             seconds += least_seconds(batch, rows, summed, columns, self._mirrored)
-        return seconds + self._reordering(plan.legs)
+        return seconds
 
     def way(self, plan: Arrangement, summed_last: bool, number: int | None = None) -> Way:
         """The product by an arrangement: the cheapest of the `products`, or that of a number."""

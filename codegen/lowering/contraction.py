@@ -7,6 +7,7 @@ from math import inf, prod
 
 from tnconv.codegen.lowering.exhaustive import best_path
 from tnconv.codegen.lowering.greedy import greedy_path
+from tnconv.codegen.lowering.matrices import least_seconds
 from tnconv.codegen.lowering.pairs import pair, sum_out
 from tnconv.codegen.lowering.paths import RANDOM, Path, searched
 from tnconv.codegen.lowering.strided import Strided
@@ -142,7 +143,8 @@ def _by_halves(
             return None
         writer, value = found
         made.append(value)
-    return pair(writer, made[0], made[1], output, output)
+    writer, value = pair(writer, made[0], made[1], output, output, limit=limit)
+    return None if writer.seconds > limit else (writer, value)
 
 
 def _legs(values: Sequence[Value]) -> Iterator[Leg]:
@@ -186,11 +188,14 @@ def _along_path(
         needed = {*output, *(leg for value in left for leg in value.legs)}
         made = chosen[0]
         for other in chosen[1:]:
-            writer, made = pair(writer, made, other, needed, output, optimize != GREEDY, later)
+            how = needed, output, optimize != GREEDY, later, limit
+            writer, made = pair(writer, made, other, *how)
+            if writer.seconds > limit:
+                return None
         writer, made = sum_out(writer, made, needed)
-        left.append(made)
         if writer.seconds > limit:
             return None
+        left.append(made)
     return writer, left[0]
 
 
@@ -202,38 +207,59 @@ def _path(
     optimize: str,
     limit: float,
 ) -> Path | None:
-    """The path of a script, or the best one; None if its products alone exceed the limit.
-
-    They take no less than their flops at peak speed, mirrored halves once.
-    """
-    mirrored = len({value.array for value in values}) < len(values)
-    most = (2 if mirrored else 1) * (limit - writer.seconds) / cost.least_product(2)
+    """The path of a script, or the best one; None if its products alone exceed the limit."""
     path: Path | None = writer.scripted("path")
     if path is None:
         legs = [value.legs for value in values]
         if optimize == GREEDY:
             path = greedy_path(legs, output, sizes)
         else:
+            share = 2 if _may_repeat(values) else 1
+            most = share * (limit - writer.seconds) / cost.least_product(2)
             path = _path_within(legs, output, sizes, optimize, most)
-    if path is None or _multiplications(path, values, output, sizes) > most:
-        return None
-    return path
+    if path is None or limit == inf:
+        return path
+    return None if writer.seconds + _least(path, values, output, sizes) > limit else path
 
 
-def _multiplications(
+def _may_repeat(values: Sequence[Value]) -> bool:
+    """Whether products may be computed for two mirrored halves at once, or be symmetric."""
+    twins: dict[Strided, list[Value]] = defaultdict(list)
+    for value in values:
+        twins[value.array].append(value)
+    joined = any({*_legs(two[:1])} & {*_legs(two[1:])} for two in twins.values())
+    return joined or sum(len(two) // 2 for two in twins.values()) > 1
+
+
+def _least(
     path: Sequence[Sequence[int]], values: Sequence[Value], output: Sequence[Leg], sizes: Sizes
-) -> int:
-    """How many the matrix products along a path have."""
-    left = [frozenset(value.legs) for value in values]
-    total = 0
+) -> float:
+    """A lower bound of the seconds of all matrix products along a path.
+
+    Those of the same values may be mirrored halves, which are computed once.
+    """
+    left: list[tuple[frozenset[Leg], tuple[int, ...]]]
+    left = [(frozenset(value.legs), (id(value.array),)) for value in values]
+    least: dict[tuple[int, ...], float] = {}
     for positions in path:
-        first, *others = (left[at] for at in positions)
-        left = [legs for at, legs in enumerate(left) if at not in positions]
-        for other in others:
-            needed = frozenset(output).union(*left) if len(others) == 1 else frozenset(sizes)
+        (first, made), *others = (left[at] for at in positions)
+        left = [each for at, each in enumerate(left) if at not in positions]
+        for other, by in others:
+            needed = (
+                frozenset(output).union(*(legs for legs, _ in left))
+                if len(others) == 1
+                else frozenset(sizes)
+            )
             one, two = first & (needed | other), other & (needed | first)
-            if one != two and not one & two <= needed:
-                total += prod(sizes[leg] for leg in one | two)
-            first = (one | two) & needed
-        left.append(first)
-    return total
+            shared, both = one & two, tuple(sorted(made + by))
+            if one != two and not shared <= needed:
+                batch, rows, summed, columns = (
+                    prod([sizes[leg] for leg in legs])
+                    for legs in (shared & needed, one - two, shared - needed, two - one)
+                )
+                mirrored = sorted(made) == sorted(by)
+                seconds = least_seconds(batch, rows, summed, columns, mirrored)
+                least[both] = max(seconds, least.get(both, 0.0))
+            first, made = (one | two) & needed, both
+        left.append((first, made))
+    return sum(least.values())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
+from math import inf
 
 from tnconv.codegen.lowering.strided import Strided, operand
 from tnconv.codegen.lowering.values import Value, read
@@ -11,7 +12,7 @@ from tnconv.diagrams.affine import Leg, Node, Selection, Tensor, View
 from tnconv.diagrams.network import TensorNetwork
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)  # in place of frozen, which takes three times as long to make
 class Cover:
     """A partly lowered network: what is left, the steps written so far, and the routes used.
 
@@ -21,6 +22,7 @@ class Cover:
         writer: The steps.
         routes: The routes used so far.
         indices: The index operands of the network's selections.
+        most: The seconds of all steps beyond which routes need not continue this cover.
     """
 
     network: TensorNetwork
@@ -28,6 +30,7 @@ class Cover:
     writer: Writer = field(default_factory=Writer)
     routes: tuple[str, ...] = ()
     indices: Mapping[str, Strided] = field(default_factory=dict)
+    most: float = inf
 
     @classmethod
     def of(
@@ -56,7 +59,7 @@ class Cover:
 
     def after(self, writer: Writer) -> "Cover":
         """The same cover after further steps."""
-        return Cover(self.network, self.arrays, writer, self.routes, self.indices)
+        return Cover(self.network, self.arrays, writer, self.routes, self.indices, self.most)
 
     def named(self, array: Strided) -> tuple[str, Mapping[str, Strided]]:
         """The name of an array, and all arrays with it."""

@@ -36,7 +36,7 @@ class _Table:
     def __init__(
         self, inputs: Sequence[Numbers], output: Numbers, sizes: Numbers, most: float
     ) -> None:
-        self._sizes, self._most = sizes, most
+        self._inputs, self._sizes, self._most = inputs, sizes, most
         self._holders = [
             sum([1 << at for at, legs in enumerate(inputs) if leg in legs])
             for leg in range(len(sizes))
@@ -53,39 +53,47 @@ class _Table:
 
         Parts that share a leg have to be connected themselves.
         """
-        values, best = subset.bit_count(), (0, 0, 0)
-        if values > 1:
-            best = min(self._ways(subset, values), default=best)
-            if not best[2]:
-                return
-            self.parts[subset] = part = best[2]
+        if not subset & (subset - 1):
+            legs = self._inputs[subset.bit_length() - 1]
+            self._put(subset, 0, sum([1 << leg for leg in legs]), connected=True)
+        elif (best := self._split(subset)) is not None:
+            flops, _, part = best
+            self.parts[subset] = part
             one, two = self._legs[part], self._legs[subset ^ part]
-            joined = one & two or not (one and two)  # scalars are connected to everything
-        if values == 1 or (joined and self._connected.issuperset((part, subset ^ part))):
-            self._connected.add(subset)
-        self._flops[subset], self._legs[subset] = best[0], self._kept(subset)
+            joined = bool(one & two) or not (one and two)  # scalars are connected to everything
+            joined = joined and part in self._connected and subset ^ part in self._connected
+            self._put(subset, flops, one | two, joined)
 
-    def _ways(self, subset: int, values: int) -> Iterator[tuple[int, int, int]]:
-        """Every split of a subset: multiplications, values of the smaller part, and that part."""
-        flops, legs, connected = self._flops, self._legs, self._connected
-        part = (subset - 1) & subset
+    def _put(self, subset: int, flops: int, legs: int, connected: bool) -> None:
+        """A subset that holds these legs; those that nothing else holds are summed."""
+        left, rest = legs, legs & ~self._output
+        while rest:
+            low = rest & -rest
+            if not self._holders[low.bit_length() - 1] & ~subset:
+                left ^= low
+            rest ^= low
+        self._flops[subset], self._legs[subset] = flops, left
+        if connected:
+            self._connected.add(subset)
+
+    def _split(self, subset: int) -> tuple[int, int, int] | None:
+        """The cheapest split: multiplications, values of the smaller part, and that part."""
+        flops, legs, connected, most = self._flops, self._legs, self._connected, self._most
+        best: tuple[int, int, int] | None = None
+        values, part = subset.bit_count(), (subset - 1) & subset
         while part > (other := subset ^ part):
             if part in flops and other in flops:
                 one, two = legs[part], legs[other]
-                if not one & two or (part in connected and other in connected):
-                    total = flops[part] + flops[other] + self._size(one | two)
-                    if total <= self._most:
+                least = flops[part] + flops[other]
+                if least <= most and (not one & two or (part in connected and other in connected)):
+                    total = least + self._size(one | two)
+                    if total <= most:
                         smaller = part if 2 * part.bit_count() < values else other
-                        yield total, smaller.bit_count(), smaller
+                        way = total, smaller.bit_count(), smaller
+                        if best is None or way < best:
+                            best, most = way, total
             part = (part - 1) & subset
-
-    def _kept(self, subset: int) -> int:
-        """The legs of a subset that other values, or the result, hold as well."""
-        kept = 0
-        for leg, held in enumerate(self._holders):
-            if held & subset and (held & ~subset or self._output >> leg & 1):
-                kept |= 1 << leg
-        return kept
+        return best
 
     def _size(self, legs: int) -> int:
         if (known := self._entries.get(legs)) is None:

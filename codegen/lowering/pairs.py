@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from math import prod
+from math import inf, prod
 
 from tnconv.codegen.lowering import layouts
 from tnconv.codegen.lowering.arrangements import arrangements, in_order
@@ -29,11 +29,21 @@ def pair(
     hint: Sequence[Leg] = (),
     search: bool = True,
     later: Collection[Leg] = (),
+    limit: float = inf,
 ) -> tuple[Writer, Value]:
     """``Σ a b`` over the legs that nothing else needs, by the cheapest arrangement, or the first.
 
-    ``hint`` is the order in which the legs are wanted in the end. Those that are summed ``later``,
-    in a product with a mirrored half, are wanted after all others, in any order.
+    Args:
+        writer: The steps so far.
+        a: One value.
+        b: The other one.
+        needed: The legs that are needed later.
+        hint: The order in which the legs are wanted in the end.
+        search: Whether all arrangements are compared.
+        later: The legs that are summed in a product with a mirrored half. They are wanted after all
+            others, in any order.
+        limit: The seconds of all steps beyond which the result is of no use. If no arrangement
+            stays within them, the first one is taken.
     """
     writer, a = sum_out(writer, a, {*needed, *b.legs})
     writer, b = sum_out(writer, b, {*needed, *a.legs})
@@ -44,7 +54,7 @@ def pair(
         return _dot(writer, a, b, needed)
     candidates = Candidates(writer, a, b, (hint, later))
     plans = list(arrangements(a, b, needed, hint))
-    if not search:
+    if not search or (limit < inf and all(candidates.least(plan) > limit for plan in plans)):
         return candidates.written(candidates.way(plans[0], summed_last=True))
     if (made := writer.scripted("product")) is not None:
         at, *how = made

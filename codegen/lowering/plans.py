@@ -66,7 +66,7 @@ class Plan:
     @property
     def risk(self) -> float:
         """The predicted speed-up over other plans that it needs in order to be chosen."""
-        return DENSE if "dense" in self.routes else 1.0
+        return risk_of(self.routes)
 
     @property
     def unfolds(self) -> bool:
@@ -96,6 +96,11 @@ class Plan:
     def label(self) -> str:
         """The form of the network and the routes that cover its patterns."""
         return f"{self.form}: {' + '.join(self.routes) or 'matrix products'}"
+
+
+def risk_of(routes: Sequence[str]) -> float:
+    """The predicted speed-up over other plans that a plan by these routes needs."""
+    return DENSE if "dense" in routes else 1.0
 
 
 def reads_through(steps: Sequence[Step], *operations: Operation) -> bool:

@@ -206,8 +206,9 @@ _lock = RLock()  # a reference may die while its thread holds the lock
 
 def _forget(dead: _Known) -> None:
     with _lock:
-        if _known.get(dead.key) is dead:
-            del _known[dead.key]
+        found = _known.pop(dead.key, dead)
+        if found is not dead:  # the same expression was made again
+            _known[dead.key] = found
 
 
 def strided(
@@ -237,10 +238,11 @@ def strided(
     reference = _Known(new, _forget)
     reference.key = key
     with _lock:  # several threads may compile
-        found = _known.get(key)
-        if found is not None and (known := found()) is not None:
-            return known
-        _known[key] = reference
+        found = _known.setdefault(key, reference)
+        if found is not reference:
+            if (known := found()) is not None:
+                return known
+            _known[key] = reference
     return new
 
 

@@ -32,7 +32,7 @@ CONCATENATE = Operation(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)  # in place of frozen, which takes three times as long to make
 class Step:
     """A tensor that a program computes, what that costs, and a comment for readers."""
 
@@ -54,7 +54,7 @@ Choice = tuple[str, Any]
 Choices = tuple[Choice, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)  # in place of frozen, which takes three times as long to make
 class Writer:
     """The steps written so far. Equal expressions are one step, so mirrored halves run once.
 
@@ -74,7 +74,9 @@ class Writer:
     def choosing(self, kind: str, what: Hashable) -> "Writer":
         """With one more choice made."""
         choices = (*self.choices, (kind, what))
-        return Writer(self.steps, self.seen, self.readings, choices, self.script)
+        after = Writer(self.steps, self.seen, self.readings, choices, self.script)
+        after.seconds = self.seconds
+        return after
 
     def scripted(self, kind: str) -> Any:
         """The script's next choice if it is of this kind, else None, as without a script."""
@@ -127,7 +129,9 @@ class Writer:
             return self
         self.seen[step.value] = len(self.steps)
         steps = (*self.steps, step)
-        return Writer(steps, self.seen, self.readings, self.choices, self.script)
+        after = Writer(steps, self.seen, self.readings, self.choices, self.script)
+        after.seconds = self.seconds + step.kernel.seconds  # bounds ask for it after each step
+        return after
 
     def has(self, value: Strided) -> bool:
         """Whether a step computes the value. All are searched only where the hint is wrong."""

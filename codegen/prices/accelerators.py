@@ -22,6 +22,7 @@ FLOAT32: Mapping[str, float] = {
     "Copy.row": 1.4e-11,
     "Copy.loop": NONE,
     "Loop.turn": 3e-5,
+    "Loop.alone": 1.0,
     "Loop.added": 2.5e12,
     "Reduction.total": NONE,
     "Reduction.outer": NONE,

@@ -13,31 +13,36 @@ from tnconv.codegen.prices.tables import Machine, Table
 from tnconv.codegen.prices.timing import Call
 
 COUNT = 32
-SAMPLE = Convolution((1, 8, 8, 8), (8, 8, 3, 3), (1, 8, 8, 8), 1, (1, 1), (1, 1), (1, 1))
+SMALL = Convolution((1, 8, 8, 8), (8, 8, 3, 3), (1, 8, 8, 8), 1, (1, 1), (1, 1), (1, 1))
+LARGE = Convolution((1, 64, 28, 28), (64, 64, 3, 3), (1, 64, 28, 28), 1, (1, 1), (1, 1), (1, 1))
 
 
-def _per_sample_gradients(random: Random) -> Call:
+def _per_sample_gradients(one: Convolution) -> Probe:
     """The loop of an emitted program: the weight gradient of each sample, joined."""
-    x, v = random(COUNT, 8, 8, 8), random(COUNT, 8, 8, 8)
-    settings = [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False]
+    settings = one.strides, one.paddings, one.dilations, False, [0, 0], 1, [False, True, False]
 
-    def call() -> object:
-        return torch.cat(
-            [
-                torch.ops.aten.convolution_backward(
-                    given, image, image.new_empty(8, 8, 3, 3), None, *settings
-                )[1]
-                for image, given in zip(torch.split(x, 1), torch.split(v, 1), strict=True)
-            ]
-        )
+    def prepared(random: Random) -> Call:
+        x, v = random(COUNT, *one.x[1:]), random(COUNT, *one.y[1:])
 
-    return call
+        def call() -> object:
+            return torch.cat(
+                [
+                    torch.ops.aten.convolution_backward(
+                        given, image, image.new_empty(one.w), None, *settings
+                    )[1]
+                    for image, given in zip(torch.split(x, 1), torch.split(v, 1), strict=True)
+                ]
+            )
 
+        return call
 
-def _seconds(table: Table) -> float:
-    one = table[NativeConvolution].price("weight gradient", SAMPLE).seconds
-    size = SAMPLE.entries.w
-    return table[Loop].seconds(COUNT, one) + table[Copy].price(COUNT * size, size).seconds
+    def seconds(table: Table) -> float:
+        turn = table[NativeConvolution].price("weight gradient", one).seconds
+        size = one.entries.w
+        joined = table[Copy].price(COUNT * size, size).seconds
+        return table[Loop].seconds(COUNT, turn, alone=True) + joined
+
+    return Probe(prepared, seconds)
 
 
 def _sums(random: Random) -> Call:
@@ -48,10 +53,12 @@ def _sums(random: Random) -> Call:
 
 @dataclass(frozen=True)
 class Loop(Kind):
-    """``t = count (turn + Σ t_step)``: the calls of a Python loop, and what a turn adds to them.
+    """``t = count (turn + [alone] alone · Σ t_step)``: the calls of a Python loop, and its turns.
 
-    Sums over turns add ``moved / added`` to a turn, where totals and what is added to them stay in
-    a cache, and else take as long as `Elementwise` operations.
+    Prices of kernels hold where several samples occupy all threads. Those of one sample alone,
+    whose results are joined, share smaller parts among the threads. Sums over turns add
+    ``moved / added`` to a turn, where totals and what is added to them stay in a cache, and else
+    take as long as `Elementwise` operations.
     """
 
     decisions: ClassVar = ("0007", "0011")
@@ -59,7 +66,10 @@ class Loop(Kind):
     calls: Calls
     machine: Machine
     turn: float = coefficient(  # turns: slices of operands, and the Python around the calls
-        2e-5, "s/call", Probe(_per_sample_gradients, _seconds)
+        2e-5, "s/call", _per_sample_gradients(SMALL)
+    )
+    alone: float = coefficient(  # kernels of one sample, relative to their share of a batch's
+        1.0, "times", _per_sample_gradients(LARGE)
     )
     added: float = coefficient(  # bytes read plus bytes written in a sum over turns, in a cache
         6e10,
@@ -67,9 +77,9 @@ class Loop(Kind):
         Probe(_sums, lambda table: COUNT * table[Loop].adding(2**15).seconds),
     )
 
-    def seconds(self, count: int, steps: float) -> float:
-        """Of all turns, each of which takes ``steps`` seconds."""
-        return count * (self.turn + steps)
+    def seconds(self, count: int, steps: float, alone: bool = False) -> float:
+        """Of all turns, each of which takes ``steps`` seconds, or computes one sample ``alone``."""
+        return count * (self.turn + (self.alone if alone else 1.0) * steps)
 
     def adding(self, entries: int) -> Kernel:
         """Adding the ``entries`` that one turn of the loop gives to the running total."""

@@ -38,6 +38,8 @@ BY_THREADS: Mapping[int, Values] = {
         "DenseConvolution.grouped_output": 3.4e09,
         "DenseConvolution.grouped_input_gradient": 0.8,
         "NativeConvolution.primitive": 4.7e-05,
+        "Loop.turn": 5.5e-5,
+        "Loop.alone": 1.15,
         "Reduction.total": 4.6e-09,
         "Reduction.outer": 9.8e-11,
         "Fold.folded": 1.2e-09,
@@ -48,7 +50,8 @@ BY_THREADS: Mapping[int, Values] = {
 Those of two threads are the declared ones times what calibrations of two threads and of one, made
 in turns (nine and six of them), found as the ratio of their medians. Ratios that the repetitions
 do not determine within a factor of two are left at that of products for speeds of products, and
-at one otherwise.
+at one otherwise. ``Loop.alone`` is
+from pairs of programs, a loop and the same kernels for the batch: see decision 0011.
 """
 
 

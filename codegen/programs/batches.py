@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from math import ceil
 
 from tnconv.codegen.lowering.schedule import Schedule
 from tnconv.codegen.programs.sizes import Affine, depends
@@ -16,11 +17,29 @@ Shape = tuple[int | Affine, ...]
 
 @dataclass(frozen=True)
 class Price:
-    """Predicted seconds at one size: of a program, and of the best plans that are known."""
+    """Predicted seconds at one size: of a program, and of the best plans that are known.
+
+    ``held`` are the most bytes of a call, by bytes of an entry, for `ITEMS`.
+    """
 
     size: int
     seconds: float
     least: float
+    held: tuple[int, ...]
+
+    def between(self, other: "Price", size: int) -> "Price":
+        """The price for a size between both: linear, which is no less than what is held.
+
+        What is held is the greatest of several amounts that are affine in the size.
+        """
+        share = (size - self.size) / (other.size - self.size)
+
+        def linear(low: float, high: float) -> float:
+            return low + share * (high - low)
+
+        held = map(ceil, map(linear, self.held, other.held))
+        seconds = linear(self.seconds, other.seconds), linear(self.least, other.least)
+        return Price(size, *seconds, tuple(held))
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,7 @@ class Batches:
         schedule: The steps, whose numbers are expressions of the size.
         shapes: The shapes of the operands, likewise.
         prices: The predicted time of the program at a few sizes, in ascending order.
+        asked: The size whose price the program tells, if it is not its own.
     """
 
     leg: Leg
@@ -42,6 +62,7 @@ class Batches:
     schedule: Schedule
     shapes: Mapping[str, Shape]
     prices: tuple[Price, ...]
+    asked: int | None = None
 
     @property
     def name(self) -> str:
@@ -105,12 +126,10 @@ class Batches:
         return found
 
     def price(self, size: int) -> Price:
-        """The predicted time for a size: linear between the known sizes next to it."""
+        """The price for a size: linear between the known sizes next to it."""
         for low, high in pairwise(self.prices):
             if low.size <= size <= high.size:
-                share = (size - low.size) / (high.size - low.size)
-                seconds = low.seconds + share * (high.seconds - low.seconds)
-                return Price(size, seconds, low.least + share * (high.least - low.least))
+                return low.between(high, size)
         raise ValueError(f"size is {size}; expected one of {self.sizes}")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from tnconv.codegen.lowering.plans import Plan
-from tnconv.codegen.lowering.schedule import Schedule
+from tnconv.codegen.lowering.schedule import ITEMS, Schedule
 from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
 from tnconv.codegen.prices.halves import HALVES, are_slow
@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...], default=Tensor)
 _numbers = count(1)
+MADE = (
+    *("operands", "indices", "schedule", "text", "source", "function"),
+    *("_by_position", "_by_name", "_complex_sizes"),
+)
+"""What programs have in common that differ in the size alone for which they are priced."""
 SPARE = 2**20  # bytes by which results that are no longer needed may raise the peak (0023)
 
 
@@ -114,7 +119,11 @@ class Program(Generic[Result]):
         """The predicted time of a call."""
         if self.chunks:
             return sum(chunk.seconds for chunk in self.chunks)
-        return self.schedule.seconds
+        seconds = self.schedule.seconds
+        if self.batches is None or self.batches.asked is None:
+            return seconds
+        own, asked = map(self.batches.price, (self.batches.own, self.batches.asked))
+        return seconds * asked.seconds / own.seconds
 
     def peak_memory(self, dtype: torch.dtype = torch.float32) -> int:
         """Bytes that a call holds at a time at most, beside its operands and without autograd.
@@ -123,11 +132,29 @@ class Program(Generic[Result]):
         """
         if self.chunks:
             return together([chunk.peak(dtype.itemsize) for chunk in self.chunks])
-        spare, wide = self.spare_memory, dtype in self._slow_halves
+        wide, batches, operands = dtype in self._slow_halves, self.batches, self.operands
+        item = cost.ITEM if wide else dtype.itemsize
+        if batches is None or batches.asked is None:
+            held = self.held(item)
+        else:
+            held = batches.price(batches.asked).held[ITEMS.index(item)]
+            operands = batches.shapes_at(batches.asked)
+        return held + (cost.ITEM * sum(map(prod, operands.values())) if wide else 0)
+
+    def held(self, item: int) -> int:
+        """Bytes of results and scratch space that a call holds at most, for entries of ``item``."""
+        spare = self.spare_memory
         kept = source.constants(self.schedule, spare) if self.style == "torch" else []
-        held = self.schedule.held(cost.ITEM if wide else dtype.itemsize, spare, kept)
-        copied = cost.ITEM * sum(map(prod, self.operands.values())) if wide else 0
-        return held + copied
+        return self.schedule.held(item, spare, kept)
+
+    def priced_at(self, size: int) -> Self:
+        """This program with the price of another size that it serves: it shares the functions."""
+        assert self.batches is not None
+        priced = replace(self, batches=replace(self.batches, asked=size))
+        _ = self._complex_sizes  # which grow, and are the same for all
+        known = {name: self.__dict__[name] for name in MADE if name in self.__dict__}
+        priced.__dict__.update(known)
+        return priced
 
     @cached_property
     def source(self) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
+from math import inf, prod
 
 from tnconv.codegen.lowering.matrices import products
 from tnconv.codegen.lowering.operations import Operation
@@ -60,15 +60,26 @@ def block_rows(
     right: Strided,
     dimensions: Sequence[Dimension],
     known: Known | None = None,
-) -> tuple[Writer, list[Strided]]:
+    most: float = inf,
+) -> tuple[Writer, list[Strided]] | None:
     """For each k1 ``[g, k2, .., k1', k2', .., c, c']`` of halves ``(g, t1, t2, .., rows, c)``.
 
     Where that is less, or with products that are ``known``, sums are of all windows, of which each
-    pair subtracts what it has not.
+    pair subtracts what it has not. None stands for steps that take ``most`` seconds.
+
+    Args:
+        writer: The steps so far.
+        left: One half.
+        right: The other one.
+        dimensions: The dimensions that are displaced.
+        known: Products that are known already.
+        most: The seconds of all steps at which no more are written.
     """
     first, *rest = dimensions
     blocks: dict[tuple[int, int], Strided] = {}
     for shared in first.pairs(symmetric=left == right):
+        if writer.seconds >= most:
+            return None
         writer, halves = _phases(writer, (left, right), 1, shared, first.stride)
         less = known is not None or shared.leaner
         parts = shared.others if less else shared.strips

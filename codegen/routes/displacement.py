@@ -32,6 +32,8 @@ from tnconv.diagrams.network import TensorNetwork
 
 MOST_PRODUCTS = 512  # of displacements in two dimensions
 MOST_TAPS = 32  # per dimension: each pair of taps is part of a line of source
+AS_FAST = 1.0  # times the seconds of one displaced dimension that two may take (0024)
+ENOUGH = 1.5  # times the seconds of spectra that products of all displacements may take (0024)
 
 
 def displacement(cover: Cover) -> Iterator[Cover]:
@@ -49,14 +51,13 @@ def displacement(cover: Cover) -> Iterator[Cover]:
     if any(x.taps == 1 for x in dimensions):
         return  # nothing to share; form N has no such dimension
     if all(x.taps <= MOST_TAPS and x.outputs for x in dimensions) and _meet(dimensions[0]):
-        one = _covered(cover, tensors, dimensions, 1)
-        assert one is not None
-        yield one
+        most, ways = cover.most, [(1, False)]
         if len(dimensions) > 1 and _worthwhile(dimensions[0], dimensions[1]):
-            most = one.writer.seconds
-            for spectral in (True, False):
-                two = _covered(cover, tensors, dimensions, 2, most, spectral)
-                yield from [two] if two else []
+            ways += [(2, True), (2, False)]
+        for count, spectral in ways:
+            if way := _covered(cover, tensors, dimensions, count, most, spectral):
+                yield way
+                most = min(most, (AS_FAST if count == 1 else ENOUGH) * way.writer.seconds)
 
 
 def _meet(x: Dimension) -> bool:
@@ -131,9 +132,8 @@ def _covered(
         channels.append([*(x.k[side] for x in unfolded), *kept])
     if spectral and halves[0] != halves[1]:
         return None
-    if count == 2 and not spectral:
-        if _exceeds(writer.seconds + _least_seconds(halves, *displaced), most):
-            return None
+    if not spectral and writer.seconds + _least_seconds(halves, unfolded, *displaced) >= most:
+        return None
     for side in (0, 1):
         writer, array = unfolded_taps(writer, halves[side], 1 + count, unfolded)
         if count == 2:
@@ -142,9 +142,9 @@ def _covered(
     known = None
     if spectral:
         writer, known = _all_lags(writer, halves[0], *displaced)
-        if _exceeds(writer.seconds, most):
-            return None
-    writer, rows = block_rows(writer, halves[0], halves[1], displaced, known)
+    if (written := block_rows(writer, halves[0], halves[1], displaced, known, most)) is None:
+        return None
+    writer, rows = written
     taps = [x.k[side] for side in (0, 1) for x in displaced]
     legs = [*group, *taps, *channels[0], *channels[1]]
     writer, value = _joined(writer, rows, legs, taps[0], network)
@@ -181,20 +181,25 @@ def _all_lags(
     return lag_products(writer, half, list(dict.fromkeys(lags)), periods)
 
 
-def _exceeds(seconds: float, most: float) -> bool:
-    """Whether a cover is not worth completing."""
-    return seconds >= most
-
-
-def _least_seconds(halves: Sequence[Strided], first: Dimension, second: Dimension) -> float:
-    """The products of two displaced dimensions alone, over what windows have in common."""
+def _least_seconds(
+    halves: Sequence[Strided],
+    unfolded: Sequence[Dimension],
+    first: Dimension,
+    second: Dimension | None = None,
+) -> float:
+    """The products of displaced dimensions alone, over what windows have in common."""
     (groups, *_, rows, m), n = halves[0].shape, halves[1].shape[-1]
-    inner = {same: len(second.pairs(symmetric=same)) for same in (True, False)}
-    return sum(
-        inner[outer.shift == 0]
-        * cost.matmul(groups, m, n, outer.core[1] * second.outputs * rows).seconds
-        for outer in first.pairs(symmetric=True)
-    )
+    taps, rows = prod(x.taps for x in unfolded), rows * prod(x.outputs for x in unfolded)
+    counts = dict.fromkeys((True, False), 1)
+    if second is not None:
+        rows *= second.outputs
+        counts = {same: len(second.pairs(symmetric=same)) for same in counts}
+    seconds, alike = 0.0, halves[0] == halves[1]
+    for outer in first.pairs(symmetric=alike):
+        size = groups, m * taps, n * taps, outer.core[1] * rows
+        product, same = cost.matmul(*size, across=True), outer.shift == 0
+        seconds += counts[same] * product.seconds / (2 if alike and same else 1)  # mirrored
+    return seconds
 
 
 def _gapped(x: Dimension, size: int) -> int:

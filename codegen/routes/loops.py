@@ -50,6 +50,11 @@ class Loop:
         network = self.cover.network
         return tuple(x for x in network.result.legs if network.holders[x] and x != self.leg)
 
+    @property
+    def _outermost(self) -> bool:
+        """Whether turns are samples: the dimension by which torch's kernels share out a batch."""
+        return not any(self.dims.values())
+
     def _part(self, name: str) -> Strided:
         whole, dim = self.cover.arrays[name], self.dims[name]
         shape = (*whole.shape[:dim], 1, *whole.shape[dim + 1 :])
@@ -75,7 +80,7 @@ class Loop:
         count = network.sizes[self.leg]
         sizes = [network.sizes[leg] for leg in self._legs]
         shape = (count, *sizes) if self.joined else tuple(sizes)
-        kernel = _kernel(steps, output, count, prod(sizes), self.joined)
+        kernel = _kernel(steps, output, count, prod(sizes), self.joined, self._outermost)
         call = JOINED if self.joined else ADDED, turns.reads, shape, kernel
         writer, array = writer.run(*call, f"one {self.leg} at a time", (turns,))
         legs = (self.leg, *self._legs) if self.joined else self._legs
@@ -127,10 +132,16 @@ def _single(shape: tuple[int, ...], dims: dict[str, int], node: Tensor) -> tuple
 
 
 def _kernel(
-    steps: tuple[Step, ...], output: Strided, count: int, entries: int, joined: bool
+    steps: tuple[Step, ...],
+    output: Strided,
+    count: int,
+    entries: int,
+    joined: bool,
+    outermost: bool,
 ) -> cost.Kernel:
     """The price of all turns, and of joining or adding what they give."""
-    seconds = cost.loop(count, sum(step.kernel.seconds for step in steps))
+    turn = sum(step.kernel.seconds for step in steps)
+    seconds = cost.loop(count, turn, alone=joined and outermost)
     end = cost.copy(count * entries, entries) if joined else cost.added(entries)
     origin = [step.value.size for step in steps if step.value is output.origin]
     kept = count * max([entries, *origin]) if joined else 0  # a part keeps what it is a view of

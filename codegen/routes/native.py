@@ -81,7 +81,10 @@ WEIGHT_GRADIENT = Operation(
 
 def native(cover: Cover) -> Iterator[Cover]:
     """Forward convolution, weight gradient, or input gradient, for every pair that matches."""
-    tensors = [at for at, node in enumerate(cover.network.nodes) if isinstance(node, Tensor)]
+    network, first = cover.network, cover.pattern
+    assert first is not None
+    joined = {at for leg in network.nodes[first].legs for at in network.holders[leg]}
+    tensors = [at for at in sorted(joined) if isinstance(network.nodes[at], Tensor)]
     for a, b in permutations(tensors, 2):
         if match := matched(cover, a, b, "i of a"):
             yield _forward(match)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 from tnconv.diagrams.affine import Leg
@@ -37,6 +38,17 @@ class Dimension:
         With d·k = s·u + r, tap k reads position o + u of phase r, that is of every s-th input from
         the r-th on. So pairs of equal phases and equal difference u' - u share their products.
         """
+        return self._ordered if symmetric else self._every
+
+    @cached_property
+    def _ordered(self) -> list["Shared"]:
+        return self._shared(symmetric=True)
+
+    @cached_property
+    def _every(self) -> list["Shared"]:
+        return self._shared(symmetric=False)
+
+    def _shared(self, symmetric: bool) -> list["Shared"]:
         found: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
         for k, other in product(range(self.taps), repeat=2):
             if k <= other or not symmetric:
@@ -85,7 +97,7 @@ class Shared:
         """Start and length of what all windows have in common."""
         return self.starts[-1], self.starts[0] + self.outputs - self.starts[-1]
 
-    @property
+    @cached_property
     def strips(self) -> list[tuple[int, int]]:
         """Start and length of what each window has before and after the core; as much for each."""
         first, length = self.core
@@ -104,21 +116,19 @@ class Shared:
         window = some or every
         return replace(self, outputs=len(window), pairs=self.pairs[:1], starts=(window.start,))
 
-    @property
+    @cached_property
     def leaner(self) -> bool:
         """Whether windows have less that is not zero beside them than beyond the core."""
         return sum(length for _, length in self.others) < sum(length for _, length in self.strips)
 
-    @property
+    @cached_property
     def others(self) -> list[tuple[int, int]]:
         """Start and length of what some windows have and each has not, as `strips`.
 
         Of padding no more than makes it as much for each.
         """
-        every = range(self.starts[0], self.starts[-1] + self.outputs)
-        missed = [
-            [at for at in every if not start <= at < start + self.outputs] for start in self.starts
-        ]
+        low, high = self.starts[0], self.starts[-1] + self.outputs
+        missed = [[*range(low, start), *range(start + self.outputs, high)] for start in self.starts]
         most = max(sum(at in self.filled for at in some) for some in missed)
         kept = [sorted(some, key=lambda at: at not in self.filled)[:most] for some in missed]
         return [run for some in kept for run in _runs(sorted(some))]

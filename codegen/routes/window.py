@@ -42,12 +42,12 @@ def _solved(tn: TensorNetwork, first: int) -> TensorNetwork | None:
     at: int | None = first
     while at is not None:
         leg, _ = window_of(tn, at) or ("", None)
-        tn = _without_implied_masks(solve_for(tn, at, leg))
+        tn = solve_for(tn, at, leg)
         if holder is not None and at < holder:
             holder -= 1
-        windows = {p: window_of(tn, p) for p, _ in tn.patterns}
-        at = next((p for p, found in windows.items() if found and found[1] == holder), None)
-    return tn
+        windows = ((p, window_of(tn, p)) for p, _ in tn.patterns)
+        at = next((p for p, found in windows if found and found[1] == holder), None)
+    return _without_implied_masks(tn)
 
 
 def _in_reverse(tn: TensorNetwork) -> Iterator[TensorNetwork]:

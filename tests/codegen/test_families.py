@@ -163,6 +163,22 @@ def test_a_size_at_which_others_win_is_planned_again(monkeypatch: pytest.MonkeyP
         assert tiers._families.serving(other) is None
 
 
+@pytest.mark.parametrize("size", [4, 5, 7, 16])
+def test_programs_tell_the_price_of_the_size_that_they_serve(size: int) -> None:
+    with tiered_compilation(True):
+        for batch in (8, 8, 12):
+            functional.conv(torch.randn(batch, 3, 9), torch.randn(4, 3, 3))
+        other = kin([net := conv((size, 3, 9), (4, 3, 3))], True, "cpu", torch.float32)
+        assert other is not None and (served := tiers._families.serving(other)) is not None
+    searched = tnconv.compile(net)
+    assert 0.8 * searched.seconds < served.seconds < 1.3 * searched.seconds
+    for dtype in (torch.float32, torch.float64):
+        least = searched.peak_memory(dtype)
+        assert least <= served.peak_memory(dtype) < 1.2 * least
+    x, weight = torch.randn(size, 3, 9), torch.randn(4, 3, 3)
+    assert_close(served(x, weight), functional.conv(x, weight))
+
+
 def test_memory_limits_and_orders_are_planned_for_each_batch(searches: list[str]) -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(48, 4)).double()
     norms = quantities.SquaredNorms()

@@ -129,6 +129,27 @@ def test_rows_of_one_sample_in_the_output_are_its_positions(order: str) -> None:
         assert_close(found[GGNDiagonal()][name], expected[GGNDiagonal()][name], 1e-10)
 
 
+@pytest.mark.parametrize("x", [[[4, 4], [2, 4], [4, 4]], [[4, 4], [4, 4], [4, 4]]], ids=str)
+def test_samples_that_hardly_differ(x: list[list[int]]) -> None:
+    """What tells samples apart is asked of two that differ; nothing tells those that are equal."""
+    model = Made(
+        lambda m, x: m.head(m.table(x)).flatten(0, 1),
+        table=nn.Embedding(11, 4),
+        head=nn.Linear(4, 3),
+    )
+    x, squares = torch.tensor(x), lambda y, _: y.square().sum()
+    if len(x.unique(dim=0)) == 1:
+        with pytest.raises(NotImplementedError, match="expected a batch whose samples differ"):
+            tnconv.compute(model, squares, x, x, [PerSampleGradients()])
+        return
+    found = tnconv.compute(model, squares, x, x, [PerSampleGradients()])[PerSampleGradients]
+    for n, each in enumerate(x):
+        named = dict(model.named_parameters())
+        grads = torch.autograd.grad(model(each[None]).square().sum(), list(named.values()))
+        for name, grad in zip(named, grads, strict=True):
+            assert_close(found[name][n], grad, 1e-12)
+
+
 def test_logits_that_the_loop_flattens() -> None:
     """What vectors start from need not be what the model gave."""
     model = Made(lambda m, x: torch.tanh(m.first(x)).cumsum(1), first=nn.Linear(3, 4))

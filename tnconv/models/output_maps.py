@@ -5,7 +5,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from tnconv.models.anchors import Anchor, Unrunnable, anchors, is_batched, replaced
+from tnconv.models.anchors import (
+    Anchor,
+    Unrunnable,
+    anchors,
+    is_batched,
+    keeps_apart,
+    replaced,
+)
 from tnconv.models.calls import Call, Pass
 from tnconv.models.capture import Watch, alone
 from tnconv.models.coded_passes import CodedPasses, Found, Place
@@ -122,6 +129,8 @@ class Search:
         self.watch.paused = True
         try:
             with alone(self.watch.model, self.watch):
+                if sure and keeps_apart(self.watch.model, here, self.maps):
+                    return
                 found, batched = replaced(self.watch.model, here, self.possible)
                 if not any(each.changed for each in found):  # weights that are zero hide samples
                     found, batched = replaced(self.watch.model, here, self.possible, noise=NOISE)
@@ -147,7 +156,7 @@ class Search:
                 continue
             self.maps[at] = result.known or Unknown("no dimension of it changes with a sample")
         if not any(isinstance(each, Owned) for each in self.maps):
-            raise _mixed(here)
+            raise _alike(here) if any(len(each.left) > 1 for each in found) else _mixed(here)
 
 
 def owned_roots(here: Pass, maps: Sequence[SampleMap]) -> list[tuple[Tensor, Owned]]:
@@ -198,6 +207,14 @@ def _is_open(
     return any(
         is_batched(here, each) and each.is_floating_point() and at not in read
         for at, each in enumerate(here.leaves)
+    )
+
+
+def _alike(here: Pass) -> NotImplementedError:
+    shapes = [tuple(y.shape) for y in here.outputs]
+    return NotImplementedError(
+        f"samples differ too little to show whose the rows of the model's outputs, of shapes "
+        f"{shapes}, are; expected a batch whose samples differ"
     )
 
 

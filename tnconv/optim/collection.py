@@ -7,7 +7,7 @@ for evaluation, gradients that ``torch.autograd.grad`` returns, and other losses
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from weakref import WeakMethod, finalize, ref
@@ -73,6 +73,7 @@ class FactorWatch:
         stale: Callable[[], None] = lambda: None,
     ) -> None:
         self.kfac, self.loss_fn, self.loss_scale, self.stale = kfac, loss_fn, loss_scale, stale
+        self._kinds = {joint: replace(kfac, joint=joint) for joint in (False, True)}
         self.parameters: Mapping[nn.Parameter, bool] = {}  # whether a bias's column is joined
         self.learned: Collection[nn.Parameter] = ()
         self.bases: Mapping[Tensor, Basis] = {}
@@ -327,9 +328,13 @@ class FactorWatch:
 
     def wanted(self, parameter: nn.Parameter) -> Wanted:
         """What is collected of a parameter."""
-        joint, basis = self.parameters.get(parameter, False), self.bases.get(parameter)
+        basis = self.bases.get(parameter)
         keep = self.rotates and (self.keep or basis is None)
-        return Wanted(self.kfac, joint, basis, keep)
+        return Wanted(self.kfac_of(parameter), basis, keep)
+
+    def kfac_of(self, parameter: nn.Parameter) -> KFAC:
+        """Its factors: patches end with an entry 1 where a bias's column is joined to it."""
+        return self._kinds[self.parameters.get(parameter, False)]
 
 
 def _task() -> int:

@@ -36,10 +36,12 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is made of the calls of a parameter: factors, and moments in a basis, if it has one."""
+    """What is made of the calls of a parameter: factors, and moments in a basis, if it has one.
+
+    ``kfac`` is ``joint`` where the parameter has a bias's column.
+    """
 
     kfac: KFAC
-    joint: bool = False
     basis: Basis | None = None
     keep: bool = False
 
@@ -69,5 +71,5 @@ class Wanted:
         named = self.kfac.statistics()
         sums = dict(zip(named, term.values(list(named.values())), strict=True))
         if self.basis is not None and not self.keep:
-            sums["moments"] = moments(term, self.basis, self.joint)
+            sums["moments"] = moments(term, self.basis, self.kfac.joint)
         return sums

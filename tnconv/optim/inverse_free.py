@@ -40,7 +40,7 @@ class StructuredFactors(Wanted):
             if at and self.kfac.fisher == "forward-only":
                 found[name] = found["input"].new_zeros(len(found["input"]), self.families[1].count)
                 continue
-            side = Side(bool(at), self.kfac.flavour, self.joint and not at)
+            side = Side(bool(at), self.kfac.flavour, self.kfac.joint and not at)
             member = None if self.members is None else self.members[at]
             found[name] = collected(term, side, self.families[at], member)
         return {"count": found["input"].new_tensor(float(layer.sizes["n"]))} | found
@@ -57,9 +57,8 @@ class StructuredWatch(FactorWatch):
 
     def wanted(self, parameter: nn.Parameter) -> StructuredFactors:
         """What is collected of a parameter."""
-        joint = self.parameters.get(parameter, False)
         pair = self.families[parameter], self.members.get(parameter)
-        return StructuredFactors(self.kfac, joint, families=pair[0], members=pair[1])
+        return StructuredFactors(self.kfac_of(parameter), families=pair[0], members=pair[1])
 
 
 @dataclass(frozen=True)

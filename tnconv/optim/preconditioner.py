@@ -103,9 +103,8 @@ def measured(blocks: Sequence[Block], watch: FactorWatch, workers: Workers, most
     factors = dict[Block, Mapping[str, Tensor]]()
     for block, sums in new.sums.items():
         found = {name: value / total for name, value in sums.items() if name == "moments"}
-        a = cut(_own(sums["input"] / sums["count"], block, watch), most)
         factors[block] = {
-            "A": a,
+            "A": cut(sums["input"] / sums["count"], most),
             "B": cut(_output(sums["grad_output"] / total, watch), most),
         } | found
     return Measured(factors, new.total, new.found)
@@ -230,12 +229,6 @@ def forget(state: State) -> None:
         state.pop(name, None)
 
 
-def _own(a: Tensor, block: Block, watch: FactorWatch) -> Tensor:
-    """Without the entry 1 of joint patches where a weight has no bias in its block."""
-    extra = watch.kfac.joint and block.weight is not None and block.bias is None
-    return a[:, :-1, :-1].contiguous() if extra else a
-
-
 def _output(b: Tensor, watch: FactorWatch) -> Tensor:
     if watch.kfac.fisher == "forward-only":
         return torch.eye(b.shape[-1], dtype=b.dtype, device=b.device).expand_as(b).contiguous()
@@ -250,7 +243,6 @@ def _zeros(block: Block, watch: FactorWatch, most: int) -> dict[str, Tensor]:
         q, r = watch.bases[block.key]
         moments = {"moments": (groups, *(f[0].flatten(0, -2).shape[0] for f in (r, q)))}
     groups = groups if watch.kfac.per_group else 1
-    a += watch.kfac.joint and block.weight is not None and block.bias is None
     new = block.key.new_zeros((), dtype=torch.promote_types(block.key.dtype, torch.float32))
     shapes = {"count": (), "input": (groups, a, a), "grad_output": (groups, d, d)} | moments
     return {name: new.new_zeros(shape) for name, shape in shapes.items()}
