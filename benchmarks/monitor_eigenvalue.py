@@ -109,10 +109,11 @@ def compared(options: argparse.Namespace) -> list[dict[str, Any]]:
             print(row, f"{rows[-1]['error']:.4f}", flush=True)
     products = [record["Products"] for record in monitor.records]
     errors = [row["error"] for row in rows]
-    within = f"{sum(e <= TOLERANCE for e in errors)} of {len(errors)} within 1 %"
-    print(f"{within}; median {median(errors):.4f}, worst {max(errors):.4f}; "
-          f"{mean(products):.2f} products", flush=True)  # fmt: skip
-    rows.append({"products of all steps": mean(products)})
+    within = sum(error <= TOLERANCE for error in errors)
+    summary = {"within 1 %": within, "of": len(errors), "median error": median(errors)}
+    summary |= {"worst error": max(errors), "products of all steps": mean(products)}
+    print(summary, flush=True)
+    rows.append(summary)
     return rows
 
 
