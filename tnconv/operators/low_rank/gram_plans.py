@@ -13,7 +13,14 @@ from tnconv.codegen import Program
 from tnconv.codegen.baseline import baseline
 from tnconv.codegen.planner import ROUTES
 from tnconv.codegen.tiers import is_first
-from tnconv.diagrams import Expression, TensorNetwork, View, gradient_dots
+from tnconv.diagrams import (
+    Expression,
+    TensorNetwork,
+    View,
+    combined_gradients,
+    gradient_dots,
+    ntk_block,
+)
 from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.operators.low_rank.orders import Order, nest, worth_trying
@@ -26,8 +33,11 @@ FORMED = 1.1  # explicit rows, which later products are made of, may take this m
 PRODUCTS = ("window", "pixel gram", "taps")
 JOINED = 1.2  # native weight gradients of single samples are as much slower than predicted
 KEPT = 4  # explicit rows are kept that are at most this many times as large as the operands ...
-SMALL = 2**22  # ... or have at most this many entries
-MUCH = 2**26  # bytes that are worth smaller tiles
+SMALL = 2**23  # ... or have at most this many entries
+BESIDE = 2**22  # bytes beside explicit rows while they are formed ...
+IN_PIECES = 1.05  # ... unless that takes longer by more than this
+LATER = 2  # products that usually follow: the gradient and a step
+MUCH = 2**25  # bytes that are worth smaller tiles
 
 
 def _baseline(network: Expression, routes: Sequence[str], **options: Any) -> Program:
@@ -112,11 +122,41 @@ class GramPlan:
         return found
 
 
+@dataclass(frozen=True)
+class Products:
+    """Products that explicit rows would be read by: a Gram matrix, and later ones.
+
+    A later one, the gradient or a combination of rows, otherwise takes as long as a ``gradient``.
+
+    Args:
+        rows: The network of all rows, ``(m, n, *parameter)``.
+        gradient: That of their sum for one vector.
+    """
+
+    rows: TensorNetwork
+    gradient: Expression
+
+    def by_rows(self, columns: int) -> tuple[Expression, Expression]:
+        """The Gram matrix with some vectors, and a combination, from explicit rows."""
+        vectors, samples, *shape = self.rows.shape
+        layer, other = (
+            Operation(explicit, (count, samples, tuple(shape), True)).networks["parameter"]
+            for count in (vectors, columns)
+        )
+        if columns == vectors:
+            gram: Expression = known(gradient_dots(layer, "parameter", vectors))
+        else:
+            both = ntk_block(layer, other, "parameter", vectors, columns)
+            gram = known(known(both), "other_grad_output")
+        return gram, known(combined_gradients(layer, "parameter", vectors))
+
+
 def planned(
     settings: Settings,
     network: Expression,
     pair: TensorNetwork | None = None,
     rows: TensorNetwork | None = None,
+    products: "Products | None" = None,
 ) -> GramPlan:
     """The cheapest way that fits.
 
@@ -125,6 +165,7 @@ def planned(
         network: The Gram network.
         pair: It between two batches, to be cut into tiles, if it can be.
         rows: The network of the rows, if both sides are the same.
+        products: What explicit rows are worth it for, if they may be kept.
 
     Raises:
         TooLittleMemory: a memory limit below what is needed.
@@ -162,7 +203,7 @@ def planned(
     if isinstance(cheapest, Program) and cheapest.has_native_kernels:
         order = next((order for order, way in ways.items() if way is cheapest), given)
         cheapest = _of_products(settings, network, order, cheapest)
-    form = None if rows is None else _form(settings, network, rows, cheapest.seconds)
+    form = None if products is None else _form(settings, network, products, cheapest.seconds)
     return GramPlan(cheapest, form)
 
 
@@ -212,9 +253,11 @@ def _triangle(
     """Block rows of the upper triangle, if they fit."""
     rows, _ = samples_of(pair)
     build = partial(settings.compile, order=order)
-    found = tiled(pair, True, block_rows(rows, BLOCK_ROWS), build)
-    if found.peak(4) > MUCH:
-        found = tiled(pair, True, block_rows(rows, 2 * BLOCK_ROWS), build)
+    count = BLOCK_ROWS
+    found = tiled(pair, True, block_rows(rows, count), build)
+    while found.peak(torch.float32.itemsize) > MUCH and count < rows:
+        count *= 2
+        found = tiled(pair, True, block_rows(rows, count), build)
     if settings.fits(found):
         yield found
 
@@ -234,22 +277,32 @@ def _tiles(
 
 
 def _form(
-    settings: Settings, network: Expression, rows: TensorNetwork, seconds: float
+    settings: Settings, network: Expression, products: Products, seconds: float
 ) -> Program | None:
-    """A program for explicit rows, if Gram matrices of them take about as long and they are few."""
+    """A program for explicit rows, if products by them take about as long and they are few."""
     operands = sum(map(prod, network.operands.values()))
-    size = prod(rows.shape)
+    rows, size = products.rows, prod(products.rows.shape)
     if settings.limit is not None or size > max(SMALL, KEPT * operands):
         return None
     if settings.order not in ("auto", "parameter_space") or len(rows.operands) < 2:
         return None
     if len(network.shape) < 4 or seconds < QUICK or not worth_trying(network):
         return None
+    build = partial(settings.compile, order=None)
     vectors, samples, *shape = rows.shape
     m, n, *rest = rows.result.axes
     turned = rows.with_(result=View((samples, vectors, *shape), (n, m, *rest)))
-    form = _of_products(settings, turned, None, settings.compile(turned, None))
-    operation = Operation(explicit, (vectors, samples, tuple(shape), True))
-    layer = operation.networks["parameter"]
-    product = settings.compile(known(gradient_dots(layer, "parameter", vectors)), None)
-    return form if form.seconds + product.seconds <= FORMED * seconds else None
+    form = _lean(settings, turned, _of_products(settings, turned, None, build(turned)))
+    gram, later = (build(each).seconds for each in products.by_rows(network.shape[2]))
+    without = FORMED * seconds + LATER * build(products.gradient).seconds
+    return form if form.seconds + gram + LATER * later <= without else None
+
+
+def _lean(settings: Settings, rows: TensorNetwork, whole: Program) -> Program:
+    """A program for rows in pieces, each put into its place, where that takes hardly longer."""
+    room = prod(rows.shape) * torch.float32.itemsize + BESIDE
+    try:
+        pieces = settings.compile(rows, None, memory_limit=room, routes=PRODUCTS)
+    except TooLittleMemory:
+        return whole
+    return pieces if pieces.seconds <= IN_PIECES * whole.seconds else whole

@@ -12,8 +12,15 @@ from tnconv.diagrams import Expression, Leg, TensorNetwork
 from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.models.layers import Operation, explicit, known
 from tnconv.models.terms import Term
-from tnconv.operators.low_rank.gram_plans import GramPlan, Limit, Settings, planned
+from tnconv.operators.low_rank.gram_plans import (
+    GramPlan,
+    Limit,
+    Products,
+    Settings,
+    planned,
+)
 from tnconv.operators.low_rank.orders import Order
+from tnconv.operators.low_rank.term_parts import between
 
 SHORT = 8  # rows are formed at once that are so many times smaller than the vectors after a layer
 
@@ -35,6 +42,13 @@ def gram_plan(term: Term, order: Order = "auto", memory_limit: int | None = None
     """
     what = term.operation, term.operand, term.vectors
     return _found(_gram_plan, term.operands, what, term.operand, order, memory_limit)
+
+
+def partial_plan(term: Term, count: int, order: Order = "auto") -> GramPlan:
+    """How the Gram matrix's columns of the vectors ``m' < count`` are computed, of rows with v."""
+    what = term.operation, term.operand, term.vectors, count
+    given = _operands(term, between(term, 0, count))
+    return _found(_partial_plan, given, what, term.operand, order, None)
 
 
 def ran(plan: GramPlan, term: Term) -> Tensor:
@@ -166,7 +180,25 @@ def _gram_plan(
         return planned(settings, known(network))
     pair = diagrams.ntk_block(layer, layer, operand, vectors, vectors)
     rows = diagrams.per_sample_gradients(layer, operand, vectors)
-    return planned(settings, network, pair, rows)
+    products = Products(rows, diagrams.gradient_sum(layer, operand))
+    return planned(settings, network, pair, rows, products)
+
+
+def _partial_plan(
+    compiled: Build,
+    device: str,
+    order: Order,
+    limit: Limit,
+    operation: Operation,
+    operand: str,
+    vectors: int,
+    count: int,
+) -> GramPlan:
+    layer = operation.networks[operand]
+    network = pair_network(operation, operation, operand, vectors, count)
+    rows = diagrams.per_sample_gradients(layer, operand, vectors)
+    products = Products(rows, diagrams.gradient_sum(layer, operand))
+    return planned(Settings(compiled, device, order, limit), network, products=products)
 
 
 def _cross_plan(

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression
-from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.displays import Shown
 from tnconv.models import computing
 from tnconv.models.calls import Call, Pass
@@ -27,13 +26,19 @@ from tnconv.models.propagation import LossFunction
 from tnconv.models.terms import Term
 from tnconv.operators.low_rank import term_parts
 from tnconv.operators.low_rank.collected_terms import Kept, TermCollector
-from tnconv.operators.low_rank.grams import cross_gram, formed, gram_plan, ran, shortened
+from tnconv.operators.low_rank.combinations import combined
+from tnconv.operators.low_rank.grams import (
+    cross_gram,
+    formed,
+    gram_plan,
+    partial_plan,
+    ran,
+    shortened,
+)
 from tnconv.operators.low_rank.orders import Order, Orders, check_orders, order_of
 from tnconv.operators.low_rank.row_products import Rows
 from tnconv.operators.low_rank.sources import Given
 from tnconv.quantities.base import Statistic, Vectors
-
-AT_A_TIME = 8  # combinations of rows: mixed vectors of a layer are as many times as large
 
 
 class RowsObservation(Observation):
@@ -260,19 +265,13 @@ class JacobianRows(Shown, Rows):
             for name, term in self.terms.items()
         }
         kept = {name: plan.kept for name, plan in plans.items()}
-        for name in sorted(plans, key=lambda name: kept[name]):  # rows that are kept come last
+        for name in sorted(plans, key=lambda name: -kept[name]):  # their vectors go
             term, plan = self.terms[name], plans[name]
             if self.keep and plan.form is not None:
                 term = self.terms[name] = formed(plan, term)
                 plan = gram_plan(term, order_of(orders, name))
             total += ran(plan, term)
         return total
-
-    def formed(self) -> "JacobianRows":
-        """The rows, explicit where a Gram matrix is best made of that and they are not large."""
-        for name, term in list(self.terms.items()) if self.keep else ():
-            self.terms[name] = formed(gram_plan(term, order_of(self.order, name)), term)
-        return self
 
     def cross_gram(self, other: "JacobianRows", order: Orders | None = None) -> Tensor:
         """``K[m, n, m', n'] = Σ_θ J[m, n, θ] J'[m', n', θ]`` with the rows of another batch.
@@ -292,8 +291,11 @@ class JacobianRows(Shown, Rows):
         """The Gram matrix's columns of the vectors ``m' < count``."""
         if count == self.vectors:
             return self.gram()
-        rows = self.formed()
-        return rows.cross_gram(rows.between(0, count))
+        for name, term in list(self.terms.items()) if self.keep else ():
+            if term.v is not None:
+                plan = partial_plan(term, count, order_of(self.order, name))
+                self.terms[name] = formed(plan, term)
+        return self.cross_gram(self.between(0, count))
 
     def gram_under(self, other: "JacobianRows") -> Tensor:
         """``K[m, n, m', n'] = Σ_θ J'[m, n, θ] J[m', n', θ]`` with rows J' of another batch."""
@@ -323,19 +325,9 @@ class JacobianRows(Shown, Rows):
             if name not in self.terms or not len(given):
                 found[name] = like.new_zeros(len(given), *like.shape)
                 continue
-            count = self._at_a_time(self.terms[name])
-            few = [given[at : at + count] for at in range(0, len(given), count)]
-            parts = [self._combined(self.terms[name], some) for some in few]
-            parts = [part.reshape(-1, *like.shape) for part in parts]  # one has no dimension f
-            found[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+            every = combined(self.terms[name], given, self.memory_limit)
+            found[name] = every.reshape(-1, *like.shape)
         return found
-
-    def _combined(self, term: Term, coefficients: Tensor) -> Tensor:
-        if term.v is None:
-            given, how = {"coefficients": coefficients}, (len(coefficients),)
-            return self._value(term, given, diagrams.combined_gradients, how)
-        few = term_parts.mixed(term, coefficients)
-        return self._value(few, {}, diagrams.gradient_sum, (few.vectors is not None,))
 
     def summed(self, vector: int = 0) -> dict[str, Tensor]:
         """``Σ_n J[m, n, θ]`` of one vector m, by parameter name."""
@@ -350,13 +342,6 @@ class JacobianRows(Shown, Rows):
                 one = replace(term, v=term.v[vector], vectors=None)
                 found[name] = self._value(one, {}, diagrams.gradient_sum).reshape(like.shape)
         return found
-
-    def _at_a_time(self, term: Term) -> int:
-        """How many combinations of a term's vectors are held at a time."""
-        if term.v is None or self.memory_limit is None:
-            return AT_A_TIME
-        each = term.v.nbytes // max(1, len(term.v))
-        return max(1, min(AT_A_TIME, self.memory_limit // (4 * each)))
 
     def projected(self, directions: Mapping[str, Tensor]) -> Tensor:  # each (f, *parameter)
         """``Σ_θ J[m, n, θ] u[f, θ]``, of shape ``(f, m, n)``."""
@@ -394,9 +379,4 @@ class JacobianRows(Shown, Rows):
         diagram: Callable[..., Expression],
         arguments: tuple[Any, ...] = (),
     ) -> Tensor:
-        """What a diagram is; its result alone may be larger than the limit."""
-        each = Statistic(diagram, arguments)
-        try:
-            return term.values([each], self.memory_limit, given)[0]
-        except TooLittleMemory:
-            return term.values([each], None, given)[0]
+        return term_parts.value(term, Statistic(diagram, arguments), self.memory_limit, given)

@@ -1,14 +1,16 @@
 """Parts and mixtures of the vectors of one parameter's rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
+from types import MappingProxyType
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from tnconv.diagrams import ggn_diagonal
+from tnconv.diagrams.errors import TooLittleMemory
 from tnconv.models.terms import Term
 from tnconv.operators.low_rank.collected_terms import samples_first
 from tnconv.quantities.base import Statistic
@@ -32,11 +34,8 @@ def between(term: Term, start: int, stop: int) -> Term:
     return replace(term, v=term.v[start:stop], vectors=stop - start)
 
 
-def mixed(term: Term, coefficients: Tensor) -> Term:  # (f, m, n)
-    """The term with the vectors ``Σ_m c[f, m, n] v[m, n]``; without a dimension f if there is one.
-
-    Weight gradients of one vector are a native kernel.
-    """
+def mixed(term: Term, coefficients: Tensor) -> Term:  # (1, m, n)
+    """The term with the one vector ``Σ_m c[m, n] v[m, n]``, without a dimension m."""
     assert term.v is not None
     axes = term.operation.networks[term.operand].result.axes
     at = [axis.terms for axis in axes].index((("n", 1),))
@@ -46,9 +45,20 @@ def mixed(term: Term, coefficients: Tensor) -> Term:  # (f, m, n)
         found = coefficients[:, :, None, :, None].squeeze(1) * v
     else:
         found = torch.einsum("fmn,mpnq->fpnq", coefficients, v)
-    if len(found) == 1:
-        return replace(term, v=found.reshape(term.v.shape[1:]), vectors=None)
-    return replace(term, v=found.reshape(-1, *term.v.shape[1:]), vectors=len(found))
+    return replace(term, v=found.reshape(term.v.shape[1:]), vectors=None)
+
+
+def value(
+    term: Term,
+    statistic: Statistic,
+    memory_limit: int | None = None,
+    given: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Tensor:
+    """What a statistic is; its result alone may be larger than the limit."""
+    try:
+        return term.values([statistic], memory_limit, given)[0]
+    except TooLittleMemory:
+        return term.values([statistic], None, given)[0]
 
 
 def converted(term: Term, dtype: torch.dtype) -> Term:
