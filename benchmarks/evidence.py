@@ -1,4 +1,4 @@
-"""What it costs to know where samples are: ``python -m benchmarks.evidence [JSON]``.
+"""What it costs to know where samples are: ``python -m benchmarks.evidence --json FILE``.
 
 Process time over that of a training step (SGD with momentum), medians of rounds in turns: squared
 norms once maps are known; what the first batch takes beside that; what a check takes, in per cent
@@ -7,11 +7,11 @@ takes; and one backward pass by torch alone from the outputs to all layers, whic
 evidence takes.
 """
 
-import json
+import argparse
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -29,6 +29,7 @@ from tnconv.models import samples
 from tnconv.quantities import SquaredNorms
 
 LOSS = nn.CrossEntropyLoss()
+COLUMNS = ("known", "evidence", "checks %", "fallback", "pass")
 
 
 class Encoder(nn.Module):
@@ -43,6 +44,18 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.head(self.encoder(x).mean(1))
         return found
+
+
+class Logits(nn.Module):
+    """Those of one of Hugging Face's models, of the last step where there are several."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.model(x).logits
+        return found[:, -1] if found.dim() == 3 else found
 
 
 def network() -> nn.Module:
@@ -125,22 +138,52 @@ def every_layer(model: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, list[Grad
     yield output, ends
 
 
-if __name__ == "__main__":
-    measure.with_allocator("benchmarks.evidence", sys.argv[1:])
+def models() -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Networks, each with a batch."""
+    yield "convolutions", network(), torch.randn(32, 3, 32, 32)
+    yield "ResNet-20", cifar_resnet20(10).eval(), torch.randn(16, 3, 32, 32)
+    yield "encoder 128", Encoder(128, 4), torch.randn(16, 32, 128)
+    yield "encoder 32", Encoder(32, 2), torch.randn(16, 16, 32)
+    sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # not needed here
+    try:
+        import transformers as t  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    vit = t.ViTConfig(**sizes, intermediate_size=128, image_size=32, patch_size=4, num_labels=3)
+    yield "ViT", Logits(t.ViTForImageClassification(vit)).eval(), torch.randn(16, 3, 32, 32)
+    gpt = t.GPT2Config(
+        **{"vocab_size": 97, "n_positions": 64, "n_embd": 64, "n_layer": 4, "n_head": 4},
+        **{"use_cache": False, "bos_token_id": 0, "eos_token_id": 0},
+    )
+    yield "GPT-2", Logits(t.GPT2LMHeadModel(gpt)).eval(), torch.randint(97, (16, 64))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser.add_argument("--network", action="append", help="repeatable; all by default")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--json", type=Path, help="write results to this file")
+    options = parser.parse_args(arguments)
+    measure.with_allocator("benchmarks.evidence", sys.argv[1:] if arguments is None else arguments)
     measure.touch_pages()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "There is a performance drop")
-    columns = ("known", "evidence", "checks %", "fallback", "pass")
-    print(" " * 14, *(f"{each:>8s}" for each in columns))
-    found = {}
-    for name, model, shape in (
-        ("convolutions", network(), (32, 3, 32, 32)),
-        ("ResNet-20", cifar_resnet20(10).eval(), (16, 3, 32, 32)),
-        ("encoder 128", Encoder(128, 4), (16, 32, 128)),
-        ("encoder 32", Encoder(32, 2), (16, 16, 32)),
-    ):
-        figures = row(model, torch.randn(shape), torch.randint(3, (shape[0],)))
+    rows = [] if options.json is None else measure.read_rows(options.json)
+    print(" " * 14, *(f"{each:>8s}" for each in COLUMNS))
+    for name, model, x in models():
+        if options.network and name not in options.network:
+            continue
+        figures = row(model, x, torch.randint(3, (len(x),)), options.rounds)
         print(f"{name:14s} ", *(f"{each:8.2f}" for each in figures), flush=True)
-        found[name] = dict(zip(columns, figures, strict=True))
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(found, indent=1) + "\n")
+        rows = [each for each in rows if each["network"] != name]
+        rows.append(
+            {"network": name, "rounds": options.rounds, **dict(zip(COLUMNS, figures, strict=True))}
+        )
+        if options.json:
+            measure.write_results(options.json, "cpu", rows)
+
+
+if __name__ == "__main__":
+    main()

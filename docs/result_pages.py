@@ -24,6 +24,7 @@ MADE_BY = {
     "quick-cpu-channels-last": "all quick-cpu-channels-last",
     "self-check": "layers --quick --self-check",
     "overhead": "overhead",
+    "evidence": "evidence",
     "device": "device --seconds 420 --out DIR",
     "geometry": "geometry_studies",
     "gram-orders": "gram_orders",

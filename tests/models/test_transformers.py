@@ -2,9 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,10 +17,13 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.fixture
-def transformers() -> Iterator[Any]:
-    """The library, without what it would import for images and does not need here."""
-    with patch.dict(sys.modules, {"torchvision": None}):
-        yield pytest.importorskip("transformers")
+def transformers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The library, without what it would import for images and does not need here.
+
+    What it imports stays: torch registers some operations once for each process.
+    """
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    return pytest.importorskip("transformers")
 
 
 def gpt2(t: Any) -> nn.Module:

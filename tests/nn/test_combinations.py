@@ -79,7 +79,6 @@ def checkpointed(model: nn.Module) -> nn.Module:
     return model
 
 
-DOUBLE = torch.float64
 WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "as it is": lambda m: m,
     "checkpoint": checkpointed,
@@ -110,10 +109,16 @@ def observed(model: nn.Module, loss_fn: nn.Module, x: Tensor, y: Tensor) -> Foun
 
 
 def stepped(fisher: str, inverse: str) -> Consumer:
+    """Two steps; under autocast one of "eigen".
+
+    Small eigenvalues make so much of what rounds that the factors after a first step are off by
+    more than the tolerance, of plain models as often as of swapped ones (against float64).
+    """
+
     def use(model: nn.Module, loss_fn: nn.Module, x: Tensor, y: Tensor) -> Found:
         given = {} if fisher == "empirical" else {"loss_fn": loss_fn}
         optimizer = tnconv.optim.KFAC(model, 0.1, fisher=fisher, inverse=inverse, **given)
-        for _ in range(2):
+        for _ in range(1 if inverse == "eigen" and torch.is_autocast_enabled("cpu") else 2):
             optimizer.zero_grad()
             loss_fn(model(x), y).backward()
             optimizer.step()
@@ -171,11 +176,7 @@ def outcome(make: Callable[[], nn.Module], way: str, consumer: str, dtype: torch
 
 
 def compare(net: str, swap: str, way: str, consumer: str) -> None:
-    """The plain model and the swapped one, run in the same way.
-
-    Under autocast the plain one can be the further from what float64 gives, so that a swapped one
-    that differs from it is compared to that.
-    """
+    """The plain model and the swapped one, run in the same way."""
     torch.manual_seed(0)
     dtype = torch.float32 if way == "autocast" else torch.float64
     model = NETS[net]().to(dtype)
@@ -201,9 +202,6 @@ def compare(net: str, swap: str, way: str, consumer: str) -> None:
     for name, value in expected.items():
         most = value.abs().max().item()
         tolerance = 0.05 * most + 1e-3 if way == "autocast" else 1e-9 * (1 + most)
-        if way == "autocast" and (found[name] - value).abs().max() > tolerance:
-            exact = outcome(lambda: copy.deepcopy(model).double(), "as it is", consumer, DOUBLE)
-            value = exact[name]
         assert (found[name] - value).abs().max() <= tolerance, name
 
 

@@ -21,7 +21,7 @@ from tnconv.models.calls import Call, Pass
 from tnconv.models.coded import random_weights
 from tnconv.models.layers import own_dimensions
 from tnconv.models.modules import tensors
-from tnconv.models.sample_maps import Batch, Owned, candidates, front, owners
+from tnconv.models.sample_maps import Batch, Owned, SampleMap, candidates, front, owners
 from tnconv.recursions.step import node_name
 
 Anchor = tuple[Call | Node, Owned, int]
@@ -290,6 +290,35 @@ def _with_another(batched: Sequence[bool], sample: int, here: Pass, at: int, x: 
         other = own / 2 if x.is_floating_point() else first.expand_as(own)
     new.select(here.batch_dim, sample).copy_(other)
     return new
+
+
+def keeps_apart(model: nn.Module, here: Pass, maps: Sequence[SampleMap]) -> bool:
+    """Whether half of the samples, drawn at random, give their rows of the outputs by themselves.
+
+    They do where no sample sees another. A model that is random, or that needs so many samples,
+    shows nothing in this way.
+    """
+    batched = tuple(is_batched(here, each) for each in here.leaves)
+    generator = torch.Generator("cpu").manual_seed(here.samples)
+    order = torch.randperm(here.samples, generator=generator, device="cpu")
+    some = order[: here.samples // 2].sort().values
+
+    def chosen(at: int, x: Tensor) -> Tensor:
+        return x.index_select(here.batch_dim, some.to(x.device)) if batched[at] else x
+
+    with untouched(model), torch.no_grad():
+        try:
+            new = outputs_of(model, here, chosen, {})
+        except Exception:
+            return False
+    for m, whole, part in zip(maps, here.outputs, new, strict=False):
+        if isinstance(m, Owned):
+            own = owners(m, tuple(whole.shape), here.samples)
+            rows = torch.isin(own, some).nonzero()[:, 0].to(whole.device)
+            changed = _change(whole.detach().index_select(m.dim, rows), part)
+            if changed is None or changed.any():
+                return False
+    return True
 
 
 def _runs_on_fewer(run: Run, batched: Sequence[bool], here: Pass) -> bool:

@@ -108,7 +108,7 @@ class Whole:
     def is_multiple(self, plain: "Sketch | Whole", codes: "Codes", known: Owned) -> bool:
         """Whether codes explain all entries, to the last bit."""
         assert isinstance(plain, Whole)
-        return bool(np.array_equal(plain.array * codes.along(known, self.shape), self.array))
+        return bool((plain.array * codes.along(known, self.shape) == self.array).all())
 
     def sketch(self, samples: int) -> Sketch:
         """All that can be compared but for rounding."""
@@ -196,8 +196,15 @@ class Codes:
         """The codes of a map's rows, in a shape that multiplies a tensor of the map's."""
         key = known, shape[known.dim]
         if key not in self._rows:
-            self._rows[key] = self.array[owners(known, shape, self.samples).numpy()]
+            self._rows[key] = self.array[_owners(*key, self.samples)]
         return self._rows[key].reshape((-1, *(1,) * (len(shape) - 1 - known.dim)))
+
+
+@lru_cache(maxsize=1024)
+def _owners(known: Owned, size: int, samples: int) -> NDArray[np.int64]:
+    """The sample of each of so many rows of a map's dimension."""
+    found: NDArray[np.int64] = owners(known, (1,) * known.dim + (size,), samples).numpy()
+    return found
 
 
 @lru_cache(maxsize=1024)
@@ -206,7 +213,7 @@ def _table(shape: Shape, samples: int) -> tuple[Sequence[Owned], NDArray[np.int6
     maps, entries = tuple(candidates(shape, samples)), prod(shape)
     places = np.arange(0, entries, _step(entries))
     own = [
-        owners(m, shape, samples).numpy()[places // prod(shape[m.dim + 1 :]) % shape[m.dim]]
+        _owners(m, shape[m.dim], samples)[places // prod(shape[m.dim + 1 :]) % shape[m.dim]]
         for m in maps
     ]
     return maps, np.array(own, dtype=np.int64).reshape(len(maps), len(places))
@@ -249,21 +256,12 @@ class Prediction:
 def predicted(coded: Sequence[Arrived | None], codes: Codes) -> list[Prediction]:
     """For each gradient the first map by which all entries of hidden samples are zero."""
     found = [Prediction(Silent())] * len(coded)
-    given = [
-        (at, each) for at, each in enumerate(coded) if each is not None and prod(each.shape) > 0
-    ]
-    hidden = [codes.hidden(each.shape) for _, each in given]
-    samples = [each.sample for _, each in given]
-    live = _are_live(samples, [np.ones(len(each), bool) for each in samples])
-    seen = [  # of every map's hidden entries, or of all where a shape has fewer maps
-        _are_live(
-            samples, [h[number] if number < len(h) else np.ones(h.shape[1], bool) for h in hidden]
-        )
-        for number in range(max(map(len, hidden), default=0))
-    ]
-    for row, (at, each) in enumerate(given):
-        if live[row] or not each.is_zero:
-            fits = [n for n in range(len(hidden[row])) if not seen[n][row]]
+    for at, each in enumerate(coded):
+        if each is None or prod(each.shape) == 0:
+            continue
+        live = each.sample != 0
+        if live.any() or not each.is_zero:
+            fits = np.flatnonzero(~(codes.hidden(each.shape) & live).any(1)).tolist()
             known = _table(each.shape, codes.samples)[0][fits[0]] if fits else Shared()
             found[at] = Prediction(known, fits[0] if len(fits) == 1 else None)
     return found
@@ -276,41 +274,19 @@ def confirmed(
     codes: Codes,
 ) -> list[bool | None]:
     """Whether gradients without and with codes agree with maps; None where they say nothing."""
-    told = [False] * len(guesses)
-    given, masks = list[int](), list[NDArray[np.bool_]]()
-    for at, (guess, one, other) in enumerate(zip(guesses, plain, coded, strict=True)):
-        if guess.number is None or one is None or other is None or one.shape != other.shape:
-            continue
-        given.append(at)
-        masks.append(codes.hidden(one.shape)[guess.number])
-    samples = [each.sample for at in given if (each := plain[at]) is not None]
-    for at, live in zip(given, _are_live(samples, masks), strict=True):
-        told[at] = live
-    every = zip(guesses, plain, coded, told, strict=True)
+    every = zip(guesses, plain, coded, strict=True)
     return [_confirmed(*each, codes) for each in every]
 
 
-def _are_live(samples: Sequence[Array], masks: Sequence[NDArray[np.bool_]]) -> list[bool]:
-    """Whether each gradient has an entry that is not zero among those of a mask.
-
-    All are looked at together: a dozen operations for each would take longer than the rest.
-    """
-    if not samples:
-        return []
-    starts = np.cumsum([0, *map(len, samples[:-1])])
-    marked = np.concatenate(masks) & (np.concatenate(samples) != 0)
-    found: list[bool] = np.logical_or.reduceat(marked, starts).tolist()
-    return found
-
-
 def _confirmed(
-    guess: Prediction, plain: Arrived | None, coded: Arrived | None, told: bool, codes: Codes
+    guess: Prediction, plain: Arrived | None, coded: Arrived | None, codes: Codes
 ) -> bool | None:
-    """See `confirmed`; ``told`` is whether hidden samples have a gradient without codes."""
+    """See `confirmed`. Codes tell nothing where hidden samples have no gradient without them."""
     whole = isinstance(plain, Whole) and isinstance(coded, Whole) and plain.shape == coded.shape
-    if told and whole and plain is not None and coded is not None:
+    if whole and guess.number is not None and plain is not None and coded is not None:
         assert isinstance(guess.map, Owned)
-        if coded.is_multiple(plain, codes, guess.map):
+        told = plain.sample[codes.hidden(plain.shape)[guess.number]].any()
+        if told and coded.is_multiple(plain, codes, guess.map):
             return True
     found = judged(plain, coded, codes)
     if found is None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from tnconv.diagrams.notices import warn
+from tnconv.models.anchors import is_batched
 from tnconv.models.arrangement import is_arranged
 from tnconv.models.bare import Bare, choose
 from tnconv.models.calls import Call, Pass
@@ -94,7 +95,7 @@ class Fallback:
             return
         _refuse_counts(here)
         graph = Graph(_nodes(here.outputs), {id(p): name for p, name in names.items()})
-        around = _Unexplained(here, names, graph.leaves)
+        around = _Unexplained(here, names, graph)
         known = self.known[here] = samples.explain(here, graph, around.probable, loss)
         lost = _lost(here, graph, known, around)
         _refuse_others(here, roots, names)
@@ -216,34 +217,36 @@ def _nodes(tensors: Iterable[Tensor]) -> list[Node]:
 class _Unexplained:
     """The parameters of a pass that some of its calls do not explain."""
 
-    def __init__(
-        self, here: Pass, names: Mapping[nn.Parameter, str], leaves: Mapping[int, Node]
-    ) -> None:
-        self.here, self.names, self.leaves = here, names, leaves
+    def __init__(self, here: Pass, names: Mapping[nn.Parameter, str], graph: Graph) -> None:
+        self.here, self.names, self.graph = here, names, graph
         self._found: dict[tuple[bool, ...], list[nn.Parameter]] = {}
 
     def by(self, explain: tuple[bool, ...]) -> list[nn.Parameter]:
         """Those without the calls that do."""
         if explain not in self._found:
             calls = [call for call, does in zip(self.here.calls, explain, strict=True) if does]
-            how = self.here.outputs, calls, self.names, self.leaves.values()
-            self._found[explain] = unexplained(*how)
+            of = self.graph.leaves.values(), self.graph.below
+            self._found[explain] = unexplained(self.here.outputs, calls, self.names, *of)
         return self._found[explain]
 
     def probable(self) -> list[GradientEdge]:
         """Where samples have to be told apart if all layers are as usual.
 
-        Calls whose outputs are too small to hold the samples are shared by them.
+        Calls whose outputs are too small to hold the samples are shared by them, and mostly those
+        that read nothing of the batch.
         """
         calls = self.here.calls
         usual = tuple(call.described and not isinstance(call.module, Bare) for call in calls)
-        lost = [GradientEdge(self.leaves[id(parameter)], 0) for parameter in self.by(usual)]
+        lost = [GradientEdge(self.graph.leaves[id(parameter)], 0) for parameter in self.by(usual)]
         described = [call for call, does in zip(calls, usual, strict=True) if does]
         return lost + [
-            call.edge
-            for call in described
-            if call.edge is not None and not any(candidates(call.output_shape, self.here.samples))
+            call.edge for call in described if call.edge is not None and self._seems_shared(call)
         ]
+
+    def _seems_shared(self, call: Call) -> bool:
+        if not any(candidates(call.output_shape, self.here.samples)):
+            return True
+        return not any(is_batched(self.here, x) or x.requires_grad for x in call.inputs)
 
 
 def _lost(here: Pass, graph: Graph, known: Known, around: _Unexplained) -> list[nn.Parameter]:

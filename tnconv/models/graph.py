@@ -1,6 +1,7 @@
 """Questions to an autograd graph: what it reaches, with calls of layers as single steps."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
@@ -21,6 +22,7 @@ def unexplained(
     calls: Iterable[Call],
     parameters: Iterable[nn.Parameter],
     leaves: Collection[Node] | None = None,
+    inputs: Mapping[Node, list[Node]] = MappingProxyType({}),
 ) -> list[nn.Parameter]:
     """The parameters that reach the roots by other ways than as their own modules' in a call.
 
@@ -29,6 +31,7 @@ def unexplained(
         calls: those that explain their modules' parameters.
         parameters: those to look for.
         leaves: the graph's ends, if they are known.
+        inputs: what is below operations, as far as that is known: to ask the graph takes longer.
     """
     steps = {call.edge.node: call for call in calls if call.edge is not None and _is_step(call)}
     own = {id(parameter) for call in steps.values() for _, parameter in call.parameters}
@@ -36,7 +39,7 @@ def unexplained(
     if leaves is None:
         leaves = [node for node in _walk(ends, {}) if hasattr(node, "variable")]
     everywhere = {id(node.variable) for node in leaves}  # type: ignore[attr-defined]
-    outside = {id(leaf) for leaf in _leaves(ends, steps)}
+    outside = {id(leaf) for leaf in _leaves(ends, steps, inputs=inputs)}
     return [p for p in parameters if id(p) in outside or id(p) in everywhere - own]
 
 
@@ -92,14 +95,21 @@ def _is_step(call: Call) -> bool:
 
 
 def _leaves(
-    roots: Collection[Node], steps: Mapping[Node, Call], ends: Collection[Node] = ()
+    roots: Collection[Node],
+    steps: Mapping[Node, Call],
+    ends: Collection[Node] = (),
+    inputs: Mapping[Node, list[Node]] = MappingProxyType({}),
 ) -> Iterator[Tensor]:
     """The tensors at the graph's ends; a call in ``steps`` leads on to its inputs alone."""
-    return (node.variable for node in _walk(roots, steps, ends) if hasattr(node, "variable"))
+    every = _walk(roots, steps, ends, inputs)
+    return (node.variable for node in every if hasattr(node, "variable"))
 
 
 def _walk(
-    roots: Collection[Node], steps: Mapping[Node, Call], ends: Collection[Node] = ()
+    roots: Collection[Node],
+    steps: Mapping[Node, Call],
+    ends: Collection[Node] = (),
+    inputs: Mapping[Node, list[Node]] = MappingProxyType({}),
 ) -> Iterator[Node]:
     seen, waiting = set(ends), list(roots)
     while waiting:
@@ -107,7 +117,10 @@ def _walk(
         if node not in seen:
             seen.add(node)
             yield node
-            waiting += _inputs(steps[node]) if node in steps else _below(node)
+            if node in steps:
+                waiting += _inputs(steps[node])
+            else:
+                waiting += inputs[node] if node in inputs else _below(node)
 
 
 def _node(tensor: Tensor) -> Node:

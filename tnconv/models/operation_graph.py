@@ -30,6 +30,7 @@ class Graph:
         self.roots = tuple(self.nodes)
         self.places: dict[Node, int] = {node: at for at, node in enumerate(self.nodes)}
         self.parents: dict[Node, list[tuple[Node, int]]] = defaultdict(list)
+        self.below: dict[Node, list[Node]] = {}
         self.leaves: dict[int, Node] = {}  # by their tensors' ids
         kinds, wires = list[str](), [len(self.nodes)]
         for node in self.nodes:  # grows meanwhile
@@ -39,7 +40,9 @@ class Graph:
                 self.leaves[leaf] = node
                 called = names.get(leaf, LEAF)
             kinds.append(called)
-            for at, (below, output) in enumerate(node.next_functions):
+            inputs = node.next_functions
+            self.below[node] = [below for below, _ in inputs if below is not None]
+            for at, (below, output) in enumerate(inputs):
                 if below is None:
                     wires.append(-1)
                     continue

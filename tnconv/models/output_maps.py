@@ -5,7 +5,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from tnconv.models.anchors import Anchor, Unrunnable, anchors, is_batched, replaced
+from tnconv.models.anchors import (
+    Anchor,
+    Unrunnable,
+    anchors,
+    is_batched,
+    keeps_apart,
+    replaced,
+)
 from tnconv.models.calls import Call, Pass
 from tnconv.models.capture import Watch, alone
 from tnconv.models.coded_passes import CodedPasses, Found, Place
@@ -122,6 +129,8 @@ class Search:
         self.watch.paused = True
         try:
             with alone(self.watch.model, self.watch):
+                if sure and keeps_apart(self.watch.model, here, self.maps):
+                    return
                 found, batched = replaced(self.watch.model, here, self.possible)
                 if not any(each.changed for each in found):  # weights that are zero hide samples
                     found, batched = replaced(self.watch.model, here, self.possible, noise=NOISE)
