@@ -45,6 +45,7 @@ class Study:
     rate: float = 0.5
     batch: int = 32
     scale: float = 1.0
+    spread: float = 0.3
     wrong_labels: float = 0.0
     layers: int = 1
     steps: int = 80
@@ -59,7 +60,9 @@ STUDIES = {
     "badly scaled data": Study("inputs badly scaled", scale=255.0, rate=1e-4),
     "vanishing gradients": Study("vanishing gradient", layers=9, rate=0.05),
     "mislabelled data": Study("outlying samples", wrong_labels=0.06, steps=300),
-    "batch above the noise scale": Study("batch above the noise scale", batch=512, rate=0.05),
+    "batch above the noise scale": Study(
+        "batch above the noise scale", batch=2048, spread=1.5, steps=24
+    ),
 }
 
 
@@ -67,7 +70,7 @@ def data(study: Study, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Points around ten centres; some labels may be wrong."""
     centres = torch.randn(10, 20, generator=torch.Generator().manual_seed(5))
     y = torch.randint(10, (study.batch,), generator=generator)
-    x = centres[y] + 0.3 * torch.randn(study.batch, 20, generator=generator)
+    x = centres[y] + study.spread * torch.randn(study.batch, 20, generator=generator)
     swap = torch.rand(study.batch, generator=generator) < study.wrong_labels
     other = torch.randint(10, (study.batch,), generator=generator)
     return study.scale * (x + (3 if study.scale > 1 else 0)), torch.where(swap, other, y)

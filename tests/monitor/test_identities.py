@@ -128,7 +128,7 @@ def test_largest_magnitude() -> None:
 def test_short_runs_know_what_long_ones_showed() -> None:
     """Matrices of alike spectra in other bases and scales: fewer products, within the tolerance."""
     experience, taken, alone = Experience(), [], []
-    spectrum = torch.cat([torch.ones(1), torch.linspace(0.5, -0.2, 59)])
+    spectrum = torch.cat([torch.ones(1), torch.linspace(0.7, -0.2, 59)])
     weights = torch.rand(60) + 0.2
     weights[0] = 2.0
     for step in range(40):
@@ -137,10 +137,10 @@ def test_short_runs_know_what_long_ones_showed() -> None:
         start = q @ (weights * (1 + 0.05 * torch.randn(60)))
         how = lambda v, m=matrix: m @ v, start, "magnitude", 12, 0.01
         found = extreme(*how, experience)
-        assert found.value == pytest.approx(scale, rel=0.012), step
+        assert found.value == pytest.approx(scale, rel=0.005), step
         taken.append(found.products)
         alone.append(extreme(*how).products)
-    assert sum(taken[16:]) < 0.8 * sum(alone[16:]) and max(taken[:2]) > min(alone)
+    assert sum(taken[16:]) < 0.9 * sum(alone[16:]) and max(taken[:2]) > min(alone)
     assert Experience.of(experience.state()) == experience
 
 

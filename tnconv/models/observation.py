@@ -329,7 +329,8 @@ class Observation:
         self.finish()
         samples = sum(here.samples for here in self.collector.passes | self.walks.passes)
         counts: dict[str, Any] = {"samples": samples, "divisor": self.divisor or samples}
-        named = dict(self._watch.model.named_parameters())
+        anything = self.collector.found or self.walks.quantities
+        named = dict(self._watch.model.named_parameters()) if anything else {}
         found = {
             name: self.collector.totals(p) for name, p in named.items() if p in self.collector.found
         }

@@ -86,7 +86,7 @@ def noisy_gradient(history: History) -> Iterator[Alert]:
 def batch_too_large(history: History) -> Iterator[Alert]:
     """Batches that average more than the noise asks for."""
     scales = [s for s in history.last("CriticalBatchSize", 2 * ROW) if finite(s)]
-    if len(scales) == 2 * ROW and history.samples > 8 * median(scales):
+    if len(scales) == 2 * ROW and history.samples > 16 * median(scales):
         text = f"{history.samples} samples, noise scale {median(scales):.1f}; smaller batches learn"
         yield Alert("info", "batch above the noise scale", f"{text} as fast", "batch_too_large")
 

@@ -47,6 +47,7 @@ class TermCollector(Collector):
     wanted: Set[nn.Parameter] | None = None  # None for all
     in_parts: bool = True  # where gradients of samples are written out
     indices: dict[Pass, Tensor | None] = field(default_factory=dict)
+    _arrived: list[tuple[Pass, Call, Tensor, bool]] = field(default_factory=list)
 
     def receive(
         self,
@@ -67,7 +68,18 @@ class TermCollector(Collector):
         index, plain = self._index(here), _is_plain(call, here.samples)
         if index is not None and plain:
             call, grad_output = _narrowed(call, index), grad_output[index]
-        split = plain and self.in_parts
+        self.passes.add(here)
+        self._arrived.append((here, call, grad_output, plain and self.in_parts))
+
+    def settle(self, source: Vectors) -> None:
+        """Work on all that arrived, layer after layer: code that just ran is still in the cache."""
+        arrived, self._arrived = self._arrived, []
+        for each in arrived:
+            self._take(*each)
+        super().settle(source)
+
+    def _take(self, here: Pass, call: Call, grad_output: Tensor, split: bool) -> None:
+        """Make terms of one call, of some samples at a time where it is to be split."""
         sizes = [_part(call, p, here.uses[p] == 1) if split else 0 for _, p in call.parameters]
         named = list(zip(call.parameters, sizes, strict=True))
         whole = [each for each, size in named if not size]

@@ -7,7 +7,9 @@ from math import inf, isfinite, sqrt
 import torch
 from torch import Tensor
 
-from tnconv.monitor.lanczos_experience import LONG, End, Experience, ritz
+from tnconv.monitor.lanczos_experience import LONG, End, Experience, error_of, ritz
+
+FEWEST = 4  # products before a run may have converged: starts can lack the eigenvector
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,12 @@ def extreme(
 ) -> Ritz:
     """The extreme eigenvalue by Lanczos, with full orthogonalisation, from a vector.
 
-    It stops where the estimated error, ``r² / gap`` for the residual r and the gap to the next Ritz
-    value (Parlett 1998, section 11.7), is below the tolerance times the eigenvalue's magnitude, or
-    after so many products. With experience of runs from alike vectors it stops after as many as
-    were enough for these, unless the last one changed the value by more than three tolerances;
-    long runs, from which it learns, go on to a tenth of the tolerance.
+    It stops where the estimated error (see `error_of`) is below a third of the tolerance times the
+    eigenvalue's magnitude, or after so many products, `FEWEST` at least. With experience of runs
+    from alike vectors it stops after as many as were enough for these, unless the last one changed
+    the value by more than three tolerances, or the estimated error exceeds theirs; the value is
+    then completed by their coefficients. Long runs, from which it learns, go on to a tenth of the
+    tolerance.
 
     Args:
         product: of the matrix with a flat vector.
@@ -52,7 +55,7 @@ def extreme(
     long = experience is not None and experience.long
     known = Experience() if experience is None else experience
     most = min(max(products, LONG) if long else products, len(start))
-    limit = 0.1 * tolerance if long else tolerance
+    limit = tolerance / (10 if long else 3)
     basis, values = Basis(start), list[float]()
     diagonal, beside = list[float](), list[float]()
     while True:
@@ -64,22 +67,25 @@ def extreme(
         value, weights, gap = ritz(diagonal, beside[:-1], end)
         values.append(known.completed(diagonal, beside, end))
         residual = beta * abs(weights[-1])
-        error = min(residual, residual**2 / gap) if gap > 0 else residual
+        error = error_of(residual, gap) / (abs(value) or 1.0)
         exhausted = beta <= 1e-7 * scale or len(diagonal) >= most
-        converged = len(diagonal) > 1 and error <= limit * abs(value)
-        if exhausted or converged or (not long and _enough(known, values, tolerance)):
+        converged = len(diagonal) >= FEWEST and error <= limit
+        if exhausted or converged or (not long and _enough(known, values, tolerance, error)):
             break
         basis.append(w, beta)
     known.runs += 1
+    found = value if converged else values[-1]
     if long:
-        known.learn(diagonal, beside, values[-1], end)
+        known.learn(diagonal, beside, found, end)
     vector = basis.combined(weights) if long or experience is None else start
-    return Ritz(values[-1], vector, residual, len(diagonal))
+    return Ritz(found, vector, residual, len(diagonal))
 
 
-def _enough(experience: Experience, values: Sequence[float], tolerance: float) -> bool:
+def _enough(
+    experience: Experience, values: Sequence[float], tolerance: float, error: float
+) -> bool:
     """Whether the last of the values that each product more gave is good, by experience."""
-    if len(values) < 2 or not experience.enough(len(values), tolerance):
+    if len(values) < 2 or not experience.enough(len(values), tolerance, error):
         return False
     return abs(values[-1] - values[-2]) <= 3 * tolerance * abs(values[-1])
 

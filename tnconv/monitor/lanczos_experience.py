@@ -17,7 +17,9 @@ import numpy as np
 End = Literal["largest", "smallest", "magnitude"]
 RUNS = 3  # long ones that are remembered
 SELDOM = 32  # runs from one long one to the next, in the end
-LONG = 12  # products of a long one
+LONG = 16  # products of a long one, at most
+ALIKE = 1.2  # how far the estimated error of a short run may exceed those of long ones
+COMPLETED = 1.5  # tolerances up to which an estimated error is left to completion
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Experience:
     diagonals: list[list[float]] = field(default_factory=list)
     besides: list[list[float]] = field(default_factory=list)
     errors: dict[int, list[float]] = field(default_factory=dict)
+    estimates: dict[int, list[float]] = field(default_factory=dict)  # before completion, relative
     runs: int = 0
 
     @property
@@ -35,10 +38,15 @@ class Experience:
         at = self.runs
         return at % SELDOM == 0 or (at < SELDOM and at & (at - 1) == 0)
 
-    def enough(self, products: int, tolerance: float) -> bool:
-        """Whether so many products predicted the last long runs within a relative tolerance."""
-        known = self.errors.get(products, [])
-        return len(known) > 1 and max(known) <= tolerance
+    def enough(self, products: int, tolerance: float, estimate: float) -> bool:
+        """Whether so many products predicted the last long runs within a relative tolerance.
+
+        The run's own estimate of its error, relative and before completion, must be like theirs.
+        """
+        known, others = self.errors.get(products, []), self.estimates.get(products, [])
+        if len(known) < 2 or len(others) < 2 or max(known) > tolerance:
+            return False
+        return estimate <= min(ALIKE * max(others), COMPLETED * tolerance)
 
     def completed(self, diagonal: Sequence[float], beside: Sequence[float], end: End) -> float:
         """The eigenvalue of a run of ``len(diagonal)`` products.
@@ -67,6 +75,9 @@ class Experience:
             found = self.completed(diagonal[:k], beside[:k], end)
             error = abs(found - value) / abs(value)
             self.errors[k] = [*self.errors.get(k, []), error][-RUNS:]
+            own, weights, gap = ritz(diagonal[:k], beside[: k - 1], end)
+            estimate = error_of(beside[k - 1] * abs(weights[-1]), gap) / (abs(own) or 1.0)
+            self.estimates[k] = [*self.estimates.get(k, []), estimate][-RUNS:]
         self.diagonals = [*self.diagonals, diagonal][-RUNS:]
         self.besides = [*self.besides, beside][-RUNS:]
 
@@ -78,6 +89,14 @@ class Experience:
     def of(cls, state: Mapping[str, Any]) -> "Experience":
         """From a `state`."""
         return cls(**{name: type(value)(value) for name, value in state.items()})
+
+
+def error_of(residual: float, gap: float) -> float:
+    """How far a Ritz value is off, estimated: ``r² / gap`` (Parlett 1998, section 11.7).
+
+    The gap is to the next Ritz value and not to the next eigenvalue: it is off by a factor of 3.
+    """
+    return min(residual, residual**2 / gap) if gap > 0 else residual
 
 
 def ritz(

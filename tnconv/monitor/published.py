@@ -22,7 +22,7 @@ from tnconv.monitor.needs import (
     Spectrum,
 )
 from tnconv.monitor.parabola import step_length
-from tnconv.monitor.seen import Seen, squared_norms
+from tnconv.monitor.seen import Seen, distances
 
 Adaptation = Literal["none", "absmax"]
 
@@ -67,7 +67,7 @@ class Distance(Measurement):
     needs = ("before", "start")
 
     def value(self, seen: Seen) -> list[float]:
-        return _norms(torch._foreach_sub(list(seen.before), list(seen.start)))
+        return distances(seen.before, seen.start)
 
 
 class UpdateSize(Measurement):
@@ -323,10 +323,6 @@ PUBLISHED: tuple[type[Measurement], ...] = (
     *(CABS, EarlyStopping, MeanGSNR, TICDiag, TICTrace, HessTrace, HessMaxEV),
     *(GradHist1d, GradHist2d, Alpha),
 )
-
-
-def _norms(tensors: Sequence[Tensor]) -> list[float]:
-    return [sqrt(square) for square in squared_norms(tensors)]
 
 
 def _traces(diagonals: Sequence[Tensor]) -> list[float]:

@@ -58,7 +58,7 @@ class Found:
     ``counts`` are of all of them together, or of each where the histogram is layerwise.
     """
 
-    norms: Sequence[Tensor] = ()  # (n), of each parameter
+    norms: Tensor | None = None  # (p, n), of each parameter
     projections: Tensor | None = None  # (k, n)
     squares: Sequence[Tensor] = ()  # of each parameter
     counts: dict[Hashable, list[Tensor]] = field(default_factory=dict)
@@ -71,11 +71,10 @@ class Found:
 
 
 class Directions:
-    """Directions ``(k, *θ)`` to project on, by number of the parameter; rows are stacked once."""
+    """Directions ``(k, *θ)`` to project on, by number of the parameter."""
 
     def __init__(self, sources: Sequence[Sequence[Tensor]]) -> None:
         self._sources = sources
-        self._stacked: dict[tuple[int, ...], Tensor] = {}
 
     def __bool__(self) -> bool:
         return bool(self._sources)
@@ -84,13 +83,13 @@ class Directions:
         """Each direction's part of one parameter."""
         return [each[at] for each in self._sources]
 
-    def rows(self, numbers: tuple[int, ...], like: Tensor) -> Tensor:
-        """``(k, j)``, of the entries of some parameters one after the other."""
-        if numbers not in self._stacked:
-            parts = [[each[at].reshape(-1) for at in numbers] for each in self._sources]
-            rows = [own[0] if len(own) == 1 else torch.cat(own) for own in parts]
-            self._stacked[numbers] = torch.stack(rows).to(like.dtype)
-        return self._stacked[numbers]
+    def products(self, each: Tensor, numbers: Sequence[int]) -> Tensor:
+        """``(k, n)``, of gradients ``(n, j)`` of some parameters one after the other."""
+        found = []
+        for source in self._sources:
+            own = [source[at].reshape(-1) for at in numbers]
+            found.append(each @ (own[0] if len(own) == 1 else torch.cat(own)).to(each.dtype))
+        return torch.stack(found)
 
 
 @torch.no_grad()
@@ -120,11 +119,11 @@ def together(given: Mapping[int, Tensor], wanted: Wanted, directions: Directions
     found, parts = Found(), list(given.values())
     each = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     if wanted.norms:
-        found.norms = [torch.linalg.vector_norm(g, dim=1).square_() for g in parts]
+        found.norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in parts]).square_()
     if wanted.squares:
         found.squares = torch.split(_squares(each), [g.shape[1] for g in parts])
     if directions:
-        found.projections = directions.rows(tuple(given), each) @ each.T
+        found.projections = directions.products(each, list(given))
     for key, (need, binning) in wanted.histograms.items():
         numbers = [wanted.parameter_bins[key][at] for at in given] if _joint(need) else ()
         if need.layerwise:
@@ -223,7 +222,7 @@ def _by_program(term: Term, wanted: Wanted) -> Found:
     """What needs no gradients written out, in one program."""
     statistics = [NORMS] * wanted.norms + [SQUARES] * wanted.squares
     values = iter(term.values(statistics))
-    norms = [next(values)] if wanted.norms else []
+    norms = next(values)[None] if wanted.norms else None
     return Found(norms, squares=[next(values).flatten()] if wanted.squares else [])
 
 
@@ -233,7 +232,7 @@ def _of_products(
     """Everything of ``v[n, d] x[n, c]``, which is not written out but for some histograms."""
     found = Found()
     if wanted.norms:
-        found.norms = [v.square().sum(1) * x.square().sum(1)]
+        found.norms = (v.square().sum(1) * x.square().sum(1))[None]
     if wanted.squares:
         found.squares = [(v.square().T @ x.square()).flatten()]
     if directions:

@@ -1,6 +1,6 @@
 """What was seen of one step, for measurements to read."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import nan, sqrt
@@ -99,6 +99,13 @@ class Seen(Shown):
         """``|update|`` by parameter."""
         return [sqrt(square) for square in squared_norms(self.updates)]
 
+    def kept(self, names: Iterable[str]) -> "Seen":
+        """Some attributes alone, and what was computed of them already."""
+        found = Seen(**{name: getattr(self, name) for name in names})
+        if "update_sizes" in self.__dict__:
+            found.update_sizes = self.update_sizes
+        return found
+
     @property
     def update_size(self) -> float:
         """``|update|``."""
@@ -108,5 +115,27 @@ class Seen(Shown):
 def squared_norms(tensors: Sequence[Tensor]) -> list[float]:
     """``|t|²`` of each, in float32 at least."""
     wide = [t if t.dtype.itemsize > 2 else t.float() for t in tensors]
-    norms = torch._foreach_norm(wide) if wide else ()
-    return [float(norm) ** 2 for norm in norms]
+    return [norm**2 for norm in numbers(torch._foreach_norm(wide) if wide else ())]
+
+
+def distances(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
+    """``|a - b|`` of each pair, in float32 at least; differences share their memory."""
+    kinds = [(torch.promote_types(a.dtype, torch.float32), a.device) for a in some]
+    sizes: dict[tuple[torch.dtype, torch.device], int] = {}
+    for a, kind in zip(some, kinds, strict=True):
+        sizes[kind] = max(a.numel(), sizes.get(kind, 0))
+    scratch = {kind: torch.empty(size, dtype=kind[0], device=kind[1])
+               for kind, size in sizes.items()}  # fmt: skip
+    found = []
+    for a, b, kind in zip(some, others, kinds, strict=True):
+        own = scratch[kind][: a.numel()].view(a.shape)
+        found.append(torch.linalg.vector_norm(torch.sub(a, b, out=own)))
+    return numbers(found)
+
+
+def numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """The values of tensors of one entry: of one kind at once."""
+    if len({(each.dtype, each.device) for each in scalars}) == 1:
+        found: list[float] = torch.stack([*scalars]).tolist()
+        return found
+    return [float(each) for each in scalars]

@@ -22,7 +22,7 @@ from tnconv.monitor.needs import (
     Spectrum,
 )
 from tnconv.monitor.sample_sums import Directions, Found, Wanted, contracted, together
-from tnconv.monitor.seen import Seen
+from tnconv.monitor.seen import Seen, numbers
 from tnconv.monitor.step_watch import Portion, StepWatch
 from tnconv.monitor.subject import whole
 
@@ -49,7 +49,7 @@ class Ranges:
 class Totals:
     """Sums over the samples of this worker; counts are by parameter where they are layerwise."""
 
-    norms: list[Tensor]
+    norms: list[Tensor | None]
     squares: list[Tensor | None]
     projections: dict[Pass, Tensor] = field(default_factory=dict)  # (k, n)
     samples: dict[Pass, Tensor] = field(default_factory=dict)  # squared norms (n)
@@ -79,7 +79,7 @@ def seen_of(
     named = watch.named
     seen = Seen(step, [name for name, _ in named], time.time(), before=before, start=start)
     scale = subject.scale
-    seen.gradient_norms = [float(norm) / scale for norm in watch.norms]
+    seen.gradient_norms = [norm / scale for norm in numbers(watch.norms)]
     seen.has |= {"before", "start", "last_gradients", "last_updates"}
     if watch.norms:
         seen.has.add("gradient_norms")
@@ -228,8 +228,7 @@ def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]
     """Everything of all terms; small parameters of the same samples are worked on together."""
     numbers = {p: at for at, (_, p) in enumerate(watch.named)}
     device = watch.named[0][1].device
-    zero = torch.zeros((), dtype=widest(device), device=device)
-    totals = Totals([zero] * len(numbers), [None] * len(numbers))
+    totals = Totals([None] * len(numbers), [None] * len(numbers))
     for key, (need, _) in wanted.histograms.items():
         totals.counts[key] = [None] * (len(numbers) if need.layerwise else 1)
     directions, apart = Directions(sources), wanted.each_norm
@@ -240,7 +239,7 @@ def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]
         at, samples = numbers[parameter], samples_of(term)
         if parameter.numel() > SMALL:
             found = contracted(term, wanted, directions, at)
-            _add(totals, found, [at], here, first, _measured(watch, here), apart)
+            _add(totals, found, [at], here, first, _measured(watch, here), apart, device)
         else:
             each = term.gradients.flatten(1)
             again = sum(at in given and here is places[key][0] for key, given in small.items())
@@ -249,7 +248,7 @@ def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]
     for key, given in small.items():
         here, first = places[key]
         found = together(given, wanted, directions)
-        _add(totals, found, list(given), here, first, _measured(watch, here), apart)
+        _add(totals, found, list(given), here, first, _measured(watch, here), apart, device)
     return totals
 
 
@@ -261,14 +260,18 @@ def _add(
     first: int,
     samples: int,
     apart: bool,
+    device: torch.device,
 ) -> None:
     """Add what was found of some parameters and of the samples from the first on."""
-    wide, device = totals.norms[0].dtype, totals.norms[0].device
-    for at, norms in zip(parameters, found.norms, strict=False):
-        each = norms.to(device)
-        totals.norms[at] = totals.norms[at] + each.sum(dtype=wide)
+    wide = widest(device)
+    if found.norms is not None:
+        norms = found.norms.to(device)
+        for at, total in zip(parameters, norms.sum(1, dtype=wide).unbind(), strict=True):
+            before = totals.norms[at]
+            totals.norms[at] = total if before is None else before + total
         if apart:
-            held = totals.samples.setdefault(here, each.new_zeros(samples, dtype=wide))
+            each = norms.sum(0, dtype=wide)
+            held = totals.samples.setdefault(here, each.new_zeros(samples))
             held[first : first + len(each)] += each
     for at, squares in zip(parameters, found.squares, strict=False):
         before = totals.squares[at]
@@ -301,7 +304,10 @@ def _moments(
     """Sums over all workers' samples of norms and projections."""
     each = [totals.projections[here] for here in watch.passes if here in totals.projections]
     given = torch.cat(each, 1) if each else torch.zeros(len(directions), 0, dtype=torch.float64)
-    sums = [float(given.shape[1]), *torch.stack(totals.norms).tolist()]
+    norms = [n for n in totals.norms if n is not None]
+    known = iter(torch.stack(norms).tolist() if norms else ())
+    own = [0.0 if n is None else next(known) for n in totals.norms]
+    sums = [float(given.shape[1]), *own]
     sums += given.sum(1).tolist() + given.square().sum(1).tolist()
     n, *rest = _shared(watch, sums)
     p, k = len(totals.norms), len(directions)
@@ -313,10 +319,10 @@ def _moments(
         seen.normalisation = _normalisation(watch, rest[:p], weight * factor**2, unit)
         seen.has.add("normalisation")
     if "largest_sample" in watch.needs:
-        own = max((float(norms.max()) for norms in totals.samples.values()), default=0.0)
+        most = max((float(norms.max()) for norms in totals.samples.values()), default=0.0)
         workers = watch.subject.workers
         seen.largest_sample = factor**2 * max(
-            _shared(watch, [own if rank == workers.rank else 0.0 for rank in range(workers.count)])
+            _shared(watch, [most if rank == workers.rank else 0.0 for rank in range(workers.count)])
         )
         seen.has.add("largest_sample")
     for at, name in enumerate(directions):

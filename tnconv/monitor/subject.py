@@ -42,7 +42,13 @@ class Subject:
 
     def look_again(self) -> None:
         """Look the parameters up that learn: wrappers replace them."""
-        self.named = [(name, p) for name, p in self.core.named_parameters() if p.requires_grad]
+        self._modules = list(self.core.named_modules())
+        found: dict[nn.Parameter, str] = {}
+        for prefix, module in self._modules:
+            for name, p in module._parameters.items():
+                if p is not None and p.requires_grad:
+                    found.setdefault(p, f"{prefix}.{name}" if prefix else name)
+        self.named = [(name, p) for p, name in found.items()]
         self.sharded = any(hasattr(p, "full_tensor") for _, p in self.named)
 
     @property
@@ -58,12 +64,12 @@ class Subject:
     @property
     def mixing(self) -> str | None:
         """A layer that normalises by the batch's statistics now, so that samples see each other."""
-        return next((n for n, m in self.core.named_modules() if mixes_samples(m)), None)
+        return next((name for name, module in self._modules if mixes_samples(module)), None)
 
     @property
     def normalising(self) -> list[nn.Parameter]:
         """Parameters that learn of layers that normalise every sample by itself."""
-        modules = [m for m in self.core.modules() if isinstance(m, NORMALISING)]
+        modules = [module for _, module in self._modules if isinstance(module, NORMALISING)]
         own = [p for m in modules if not mixes_samples(m) for p in m.parameters(recurse=False)]
         return [p for p in own if p.requires_grad]
 
@@ -98,8 +104,8 @@ def reduction_in(loss_fn: Loss | None, given: Reduction | None) -> Reduction:
 
 
 def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Detached copies."""
-    return [each.detach().clone() for each in tensors]
+    """Copies of tensors without a history."""
+    return [each.clone() for each in tensors]
 
 
 def whole(tensor: Tensor) -> Tensor:

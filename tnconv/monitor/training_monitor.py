@@ -344,7 +344,7 @@ class Monitor:
         if self.budget is not None:
             self.budget.batch = seen.samples
         self._measure(seen, last)
-        self._last = Seen(**{name: getattr(seen, name) for name in KEPT})
+        self._last = seen.kept(KEPT)
         self._before = []
 
     def _rate(self, seen: Seen) -> None:

@@ -265,7 +265,8 @@ class JacobianRows(Shown, Rows):
             for name, term in self.terms.items()
         }
         kept = {name: plan.kept for name, plan in plans.items()}
-        for name in sorted(plans, key=lambda name: -kept[name]):  # their vectors go
+        # rows that are kept come first, as their vectors are freed before other products
+        for name in sorted(plans, key=lambda name: -kept[name]):
             term, plan = self.terms[name], plans[name]
             if self.keep and plan.form is not None:
                 term = self.terms[name] = formed(plan, term)
