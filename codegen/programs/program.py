@@ -123,6 +123,8 @@ class Program(Generic[Result]):
         if self.batches is None or self.batches.asked is None:
             return seconds
         own, asked = map(self.batches.price, (self.batches.own, self.batches.asked))
+        if not own.seconds:  # views alone
+            return asked.seconds
         return seconds * asked.seconds / own.seconds
 
     def peak_memory(self, dtype: torch.dtype = torch.float32) -> int:
