@@ -39,7 +39,7 @@ site: $(VENV)/.docs
 
 seen: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/docs/test_in_browser.py \
-	  tests/diagrams/test_drawing.py -k "latex or browser"
+	  tests/diagrams/test_drawing.py tests/monitor/test_views.py -k "latex or browser"
 
 # The wheel's doctests and the tests on the lowest torch, CI's and the newest: hours, and gigabytes;
 # VERSIONS_ARGS="--every 8" runs each eighth test. Results go to docs/versions.md.

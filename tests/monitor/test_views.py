@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +123,7 @@ def test_browser_moves_the_slider(folder: Path, tmp_path: Path) -> None:
     path = html_report(read_run(folder), tmp_path / "run.html")
     with playwright.sync_playwright() as driver:
         try:
-            own = os.environ.get("TNCONV_CHROMIUM")  # the path of a browser that is there
+            own = os.environ.get("TNCONV_CHROMIUM") or shutil.which("chromium")
             browser = driver.chromium.launch(executable_path=own, args=["--no-sandbox"])
         except playwright.Error as error:
             pytest.skip(f"no browser: {str(error).splitlines()[0]}; playwright install chromium")
