@@ -47,10 +47,10 @@ def channels_last(operands: Sequence[Tensor]) -> tuple[int, ...]:
     """
     found: tuple[int, ...] = ()
     for at, array in enumerate(operands):
-        if not isinstance(array, Tensor):
-            continue  # refused later
+        if not isinstance(array, Tensor) or array.is_contiguous():
+            continue  # what is no tensor is refused later
         strides = array.stride()  # memory formats cannot be asked for where torch maps functions
-        if 3 < len(strides) < 6 and strides[1] == 1 and not array.is_contiguous():
+        if 3 < len(strides) < 6 and strides[1] == 1:
             found += (at,) if strides == layouts.channels_last(array.shape) else ()
     return found
 
