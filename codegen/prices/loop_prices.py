@@ -53,12 +53,12 @@ def _sums(random: Random) -> Call:
 
 @dataclass(frozen=True)
 class Loop(Kind):
-    """``t = count (turn + [alone] alone · Σ t_step)``: the calls of a Python loop, and its turns.
+    """``t = count (turn + Σ t_step)``: the calls of a Python loop, and its turns.
 
-    Prices of kernels hold where several samples occupy all threads. Those of one sample alone,
-    whose results are joined, share smaller parts among the threads. Sums over turns add
-    ``moved / added`` to a turn, where totals and what is added to them stay in a cache, and else
-    take as long as `Elementwise` operations.
+    Prices of kernels assume that a batch keeps all threads busy. Where a turn computes one sample,
+    the threads share smaller parts of it, and its steps take ``alone`` times as long. Sums over
+    turns add ``moved / added`` to a turn, where totals and what is added to them stay in a cache,
+    and else take as long as `Elementwise` operations.
     """
 
     decisions: ClassVar = ("0007", "0011")
@@ -78,7 +78,13 @@ class Loop(Kind):
     )
 
     def seconds(self, count: int, steps: float, alone: bool = False) -> float:
-        """Of all turns, each of which takes ``steps`` seconds, or computes one sample ``alone``."""
+        """The seconds of all turns.
+
+        Args:
+            count: How many turns there are.
+            steps: The seconds of the calls in one turn, for a share of a batch.
+            alone: Whether a turn computes a single sample instead.
+        """
         return count * (self.turn + (self.alone if alone else 1.0) * steps)
 
     def adding(self, entries: int) -> Kernel:

@@ -295,8 +295,8 @@ def _with_another(batched: Sequence[bool], sample: int, here: Pass, at: int, x: 
 def keeps_apart(model: nn.Module, here: Pass, maps: Sequence[SampleMap]) -> bool:
     """Whether half of the samples, drawn at random, give their rows of the outputs by themselves.
 
-    They do where no sample sees another. A model that is random, or that needs so many samples,
-    shows nothing in this way.
+    They do if no sample sees another. The answer is no as well if the model is random, or if it
+    cannot run on fewer samples: then this tells nothing.
     """
     batched = tuple(is_batched(here, each) for each in here.leaves)
     generator = torch.Generator("cpu").manual_seed(here.samples)

@@ -202,7 +202,7 @@ class Codes:
 
 @lru_cache(maxsize=1024)
 def _owners(known: Owned, size: int, samples: int) -> NDArray[np.int64]:
-    """The sample of each of so many rows of a map's dimension."""
+    """For each position along the map's dimension, of ``size``, the sample that it belongs to."""
     found: NDArray[np.int64] = owners(known, (1,) * known.dim + (size,), samples).numpy()
     return found
 

@@ -33,12 +33,14 @@ def extreme(
 ) -> Ritz:
     """The extreme eigenvalue by Lanczos, with full orthogonalisation, from a vector.
 
-    It stops where the estimated error (see `error_of`) is below a third of the tolerance times the
-    eigenvalue's magnitude, or after so many products, `FEWEST` at least. With experience of runs
-    from alike vectors it stops after as many as were enough for these, unless the last one changed
-    the value by more than three tolerances, or the estimated error exceeds theirs; the value is
-    then completed by their coefficients. Long runs, from which it learns, go on to a tenth of the
-    tolerance.
+    The run has converged when, after `FEWEST` products or more, the estimated relative error (see
+    `error_of`) is below a third of the tolerance. It ends then, or after ``products``.
+
+    Experience of runs from similar vectors can end it earlier: after as many products as were
+    enough for those. Then the value is completed by their coefficients. This is not done if the
+    last product changed the value by more than three tolerances, or if the estimated error is
+    larger than theirs was. Long runs, from which experience is gained, go on until the estimated
+    error is below a tenth of the tolerance.
 
     Args:
         product: of the matrix with a flat vector.

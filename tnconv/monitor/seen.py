@@ -124,8 +124,9 @@ def distances(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
     sizes: dict[tuple[torch.dtype, torch.device], int] = {}
     for a, kind in zip(some, kinds, strict=True):
         sizes[kind] = max(a.numel(), sizes.get(kind, 0))
-    scratch = {kind: torch.empty(size, dtype=kind[0], device=kind[1])
-               for kind, size in sizes.items()}  # fmt: skip
+    scratch = {
+        kind: torch.empty(size, dtype=kind[0], device=kind[1]) for kind, size in sizes.items()
+    }
     found = []
     for a, b, kind in zip(some, others, kinds, strict=True):
         own = scratch[kind][: a.numel()].view(a.shape)

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from tnconv.diagrams.notices import warn
 from tnconv.losses.reductions import Reduction, reduction_of
-from tnconv.models.modules import mixes_samples, unwrapped
+from tnconv.models.modules import mixes_samples, own_parameters, unwrapped
 from tnconv.monitor.step_curvature import Spectra
 from tnconv.optim.workers import Workers
 
@@ -45,8 +45,8 @@ class Subject:
         self._modules = list(self.core.named_modules())
         found: dict[nn.Parameter, str] = {}
         for prefix, module in self._modules:
-            for name, p in module._parameters.items():
-                if p is not None and p.requires_grad:
+            for name, p in own_parameters(module):
+                if p.requires_grad:
                     found.setdefault(p, f"{prefix}.{name}" if prefix else name)
         self.named = [(name, p) for p, name in found.items()]
         self.sharded = any(hasattr(p, "full_tensor") for _, p in self.named)
@@ -104,7 +104,7 @@ def reduction_in(loss_fn: Loss | None, given: Reduction | None) -> Reduction:
 
 
 def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of tensors without a history."""
+    """Copies of tensors that no graph leads to."""
     return [each.clone() for each in tensors]
 
 

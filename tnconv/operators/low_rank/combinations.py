@@ -70,7 +70,7 @@ def _at_once(
     """A contraction of all operands, unless combining the vectors first is better."""
     layer = operation.networks[operand]
     network = diagrams.combined_gradients(layer, operand, vectors, count)
-    # with routes given, programs are not those of another batch (0022)
+    # where routes are given, no program of another batch serves this one (0022)
     how: Any = {"device": device, "dtype": limit[1], "routes": tuple(ROUTES)}
     room = limit[0] + prod(network.shape) * limit[1].itemsize
     one = compiled(diagrams.gradient_sum(layer, operand), **how)

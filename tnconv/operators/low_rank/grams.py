@@ -179,9 +179,8 @@ def _gram_plan(
     if operation.recipe is explicit:
         return planned(settings, known(network))
     pair = diagrams.ntk_block(layer, layer, operand, vectors, vectors)
-    rows = diagrams.per_sample_gradients(layer, operand, vectors)
-    products = Products(rows, diagrams.gradient_sum(layer, operand))
-    return planned(settings, network, pair, rows, products)
+    products = _products(layer, operand, vectors)
+    return planned(settings, network, pair, products.rows, products)
 
 
 def _partial_plan(
@@ -194,11 +193,15 @@ def _partial_plan(
     vectors: int,
     count: int,
 ) -> GramPlan:
-    layer = operation.networks[operand]
     network = pair_network(operation, operation, operand, vectors, count)
-    rows = diagrams.per_sample_gradients(layer, operand, vectors)
-    products = Products(rows, diagrams.gradient_sum(layer, operand))
+    products = _products(operation.networks[operand], operand, vectors)
     return planned(Settings(compiled, device, order, limit), network, products=products)
+
+
+def _products(layer: TensorNetwork, operand: str, vectors: int | None) -> Products:
+    """What explicit rows of a layer's operand would be used for."""
+    rows = diagrams.per_sample_gradients(layer, operand, vectors)
+    return Products(rows, diagrams.gradient_sum(layer, operand))
 
 
 def _cross_plan(
