@@ -215,7 +215,8 @@ def plot_optimizer(rows: Sequence[Mapping[str, Any]], axes: Sequence[Any]) -> No
         axes[1].plot(seconds, each)
     axes[0].set(xlabel="step", ylabel="loss, mean of ten batches", yscale="log")
     axes[1].set(xlabel="process seconds of all seeds", yscale="log")
-    axes[0].legend(fontsize="x-small")
+    how = {"loc": "outside upper center", "ncols": 2, "fontsize": "small"}
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), **how)
 
 
 STUDIES = {

@@ -365,6 +365,11 @@ def test_wrong_directions_are_refused_in_words() -> None:
 WRONG = {
     "unknown": ({"curvature_samples": [5]}, r"curvature_samples are \(5,\); expected positions"),
     "empty": ({"gradient_samples": []}, r"gradient_samples are \(\); expected positions"),
+    "repeated positions": (
+        {"curvature_samples": [3, 1, 0, 1, 3]},
+        r"curvature_samples have 1, 3 repeated; expected positions, each once",
+    ),
+    "repeated gradients": ({"gradient_samples": [2, 2]}, "gradient_samples have 2 repeated"),
     "foreign": ({"groups": {"a": ["9.weight"]}}, "no parameters that learn are called 9.weight"),
     "repeated": ({"groups": {"a": ["0.bias"], "b": ["0.bias"]}}, "0.bias repeated"),
     "empty block": ({"groups": {"a": [], "b": ["0.bias"]}}, "block 'a' has no names; expected"),

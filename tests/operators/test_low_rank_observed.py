@@ -97,3 +97,5 @@ def test_positions_of_subsets_are_checked() -> None:
             observation.ggn(loss_fn, output, targets, [5])
         with pytest.raises(ValueError, match=r"gradient_samples are \(\); expected positions"):
             observation.ggn(loss_fn, output, targets, [1], [])
+        with pytest.raises(ValueError, match="gradient_samples have 1 repeated; expected"):
+            observation.ggn(loss_fn, output, targets, [1], [1, 1])

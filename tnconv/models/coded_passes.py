@@ -33,6 +33,7 @@ from tnconv.models.coded import (
 )
 from tnconv.models.graph import sources
 from tnconv.models.sample_maps import Maps, Owned, SampleMap
+from tnconv.models.vector_products import vector_products
 
 NODE = 1 << 20  # entries of a gradient that is asked for at an operation
 Place = Call | Node
@@ -255,9 +256,8 @@ class CodedPasses:
         handles = [node.register_prehook(self._look(node)) for node in hooked]
         try:
             with self._listening(here), alone(self.watch.model, self.watch):
-                how = {"retain_graph": True, "allow_unused": True}
                 try:
-                    given = iter(torch.autograd.grad(roots, inputs, cotangents, **how))
+                    given = iter(vector_products(roots, inputs, cotangents))
                 except RuntimeError:
                     for call in here.calls:  # an input that was changed in place names its layer
                         _ = call.given

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class Collector:
     _left: dict[Call, int] = field(default_factory=dict)
     _done: set[Key] = field(default_factory=set)
 
-    @property
+    @cached_property
     def sources(self) -> tuple[Vectors, ...]:
         """Where the vectors that statistics need come from, each once."""
         return tuple(dict.fromkeys(statistic.vectors for statistic in self.statistics))
@@ -85,8 +86,9 @@ class Collector:
                     f"layer {call.name!r} received a second gradient in one pass; expected one "
                     "backward pass through every forward pass"
                 )
-            self._waiting[key].append((name, arrival))
-            if len(self._waiting[key]) == here.uses[parameter]:
+            waiting = self._waiting[key]
+            waiting.append((name, arrival))
+            if len(waiting) == here.uses[parameter]:
                 self._settle(key)
 
     @torch.no_grad()

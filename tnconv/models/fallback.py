@@ -175,7 +175,14 @@ class Fallback:
         Raises:
             RuntimeError: per-sample gradients that do not add up to autograd's.
         """
-        names = {p: name for name, p in watch.model.named_parameters()}
+        if self._gradients or self.expected:
+            self._finish(watch, {p: name for name, p in watch.model.named_parameters()})
+        self.expected.clear()
+        self.meetings.clear()
+        self.known.clear()
+        self._gradients.clear()
+
+    def _finish(self, watch: Watch, names: Mapping[nn.Parameter, str]) -> None:
         watch.paused = True
         try:
             for here, gradients in self._gradients.items():
@@ -189,10 +196,6 @@ class Fallback:
             elif expected:
                 total = torch.stack(expected).sum(0)
                 _check(names[parameter], self.collector.sums[parameter], total)
-        self.expected.clear()
-        self.meetings.clear()
-        self.known.clear()
-        self._gradients.clear()
 
     def _run(
         self,

@@ -23,6 +23,7 @@ from tnconv.models.evidence import unseen
 from tnconv.models.graph import before, sources
 from tnconv.models.meetings import Meeting
 from tnconv.models.sample_maps import Shared, is_fast
+from tnconv.models.vector_products import vector_products
 from tnconv.quantities.base import LOSS_GRADIENT, Vectors
 from tnconv.recursions import ColumnPlan, Rows, column_plan
 
@@ -220,7 +221,7 @@ class Propagation:
 
         def take(call: Call, v: Tensor) -> None:
             call.reached = True
-            self._hand_over(call, v.reshape(len(v), *self._calls[call].output_shape))
+            self._hand_over(call, v.reshape(v.shape[0], *self._calls[call].output_shape))
 
         for call in self.calls:
             call.reached = False
@@ -235,7 +236,7 @@ class Propagation:
                 raise unseen(call)
 
     def _hand_over(self, call: Call, vectors: Tensor) -> None:
-        here, count = self.calls[call], len(vectors)
+        here, count = self.calls[call], vectors.shape[0]
         given = self._calls[call]
         self.collector.receive(here, given, vectors, self._source, count, self._part)
 
@@ -265,8 +266,7 @@ class Propagation:
     def _backward(self, vector: Tensor) -> None:
         for call in self.calls:
             call.reached = False
-        how = {"retain_graph": True, "allow_unused": True}
-        torch.autograd.grad(self.output, self._ends, vector, **how)
+        vector_products([self.output], self._ends, [vector])
         for found, calls in self._meetings.items():
             found.flush(calls, vector)
         self._expect_all()

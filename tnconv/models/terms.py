@@ -1,7 +1,7 @@
 """What statistics are made of: calls of layers, and what arrived after them, as operations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
@@ -39,6 +39,9 @@ class Arrival:
     grad_output: Tensor  # (n, *o) or (m, n, *o)
     vectors: int | None = None
     samples: int | None = None
+    _cast: dict[tuple[tuple[int, ...], torch.dtype], tuple[Operands, Tensor, "Stamp"]] = field(
+        default_factory=dict
+    )
 
     @cached_property
     def described(self) -> tuple[Operation, Operands, Tensor]:
@@ -57,10 +60,13 @@ class Arrival:
         if isinstance(self.call.map, Silent):
             return self._zero(parameter, samples, dtype)
         operation, operands, given = self.described
-        shape = operation.networks[operand].shape
-        v = given.reshape(*self._lead, *shape).to(dtype)
-        read = {name: array.to(dtype) for name, array in operands.items()}
-        return Term(operation, operand, read, v, self.vectors, Stamp.of(self.call.name, read))
+        key = operation.networks[operand].shape, dtype
+        if key not in self._cast:  # weight and bias share what they read
+            read = {name: array.to(dtype) for name, array in operands.items()}
+            v = given.reshape(*self._lead, *key[0]).to(dtype)
+            self._cast[key] = read, v, Stamp.of(self.call.name, read)
+        read, v, stamp = self._cast[key]
+        return Term(operation, operand, read, v, self.vectors, stamp)
 
     def _zero(self, parameter: nn.Parameter, samples: int, dtype: torch.dtype) -> "Term":
         """Where no gradient came, whose each row would be is not known.

@@ -49,7 +49,7 @@ def has_channels(node: Any, wants: Sequence[bool]) -> bool:
 @register_columns(*VIEWS)
 def viewed(at: At, v: Tensor) -> Found:
     """As many entries of every sample as before."""
-    return (v.reshape(len(v), *at.shape()),)
+    return (v.reshape(v.shape[0], *at.shape()),)
 
 
 @register_columns("Relu")
@@ -143,7 +143,7 @@ def convolution(at: At, v: Tensor) -> Found:
         how = stride, padding, dilation, node._saved_transposed, node._saved_output_padding, groups
         only = [True, False, False]
         found = aten.convolution_backward(flat, like, w, None, *how, only)[0]
-    return (found.reshape(len(v), *shape), None, None)
+    return (found.reshape(v.shape[0], *shape), None, None)
 
 
 def _by_side(numbers: Sequence[int], dims: int) -> list[int]:
@@ -158,9 +158,9 @@ def max_pool(at: At, v: Tensor) -> Found:
     name = "result1" if hasattr(at.node, "_saved_result1") else "indices"
     shape, chosen = at.shape(), at.saved(name)
     positions = prod(shape[2:])
-    found = v.new_zeros(len(v), shape[0], shape[1], positions)
-    chosen = chosen.flatten(2).expand(len(v), *[-1] * 3)
-    return (found.scatter_add_(3, chosen, v.flatten(3)).reshape(len(v), *shape),)
+    found = v.new_zeros(v.shape[0], shape[0], shape[1], positions)
+    chosen = chosen.flatten(2).expand(v.shape[0], *[-1] * 3)
+    return (found.scatter_add_(3, chosen, v.flatten(3)).reshape(v.shape[0], *shape),)
 
 
 @register_columns("NativeBatchNorm", fits=lambda node, wants: wants == (True, False, False)
@@ -228,7 +228,7 @@ def cat(at: At, v: Tensor) -> Found:
                   and _shape(node, 0)[0] == _shape(node)[0])  # fmt: skip
 def expanded(at: At, v: Tensor) -> Found:
     """Sums over what was broadcast, which was not the batch."""
-    return (v.sum_to_size(len(v), *at.shape()),)
+    return (v.sum_to_size(v.shape[0], *at.shape()),)
 
 
 @register_columns("Mean", "Sum", fits=lambda node, wants: _keeps_first(node))
@@ -241,7 +241,7 @@ def reduced(at: At, v: Tensor) -> Found:
             v = v.unsqueeze(dim + 1)
     if node.name().startswith("Mean"):
         v = v / prod(shape[dim] for dim in dims)
-    return (v.expand(len(v), *shape),)
+    return (v.expand(v.shape[0], *shape),)
 
 
 @register_columns(*BY_SAMPLE, fits=has_channels)

@@ -25,7 +25,7 @@ class Rows(Shown):
     samples: int = 1
     chosen: Tensor | None = None
 
-    @property
+    @cached_property
     def count(self) -> int:
         """How many samples are chosen."""
         return self.samples if self.chosen is None else len(self.chosen)

@@ -119,8 +119,8 @@ def _through(rule: ColumnRule, at: At, v: Tensor) -> Sequence[Tensor | None]:
 
     So whatever it holds beside its result is small. Results that are views are free for all.
     """
-    few = max(1, LARGE // max(1, v[:1].nbytes))
-    if len(v) <= few:
+    few = max(1, LARGE * v.shape[0] // max(1, v.nbytes))
+    if v.shape[0] <= few:
         return rule(at, v)
     first, *others = torch.split(v, few)
     found = rule(at, first)

@@ -73,11 +73,14 @@ def positions(name: str, given: Sequence[int] | Tensor | None, size: int) -> tup
     """Positions in a batch, checked; None for all.
 
     Raises:
-        ValueError: none at all, or one outside the batch.
+        ValueError: none at all, one outside the batch, or one that is repeated.
     """
     if given is None:
         return None
     found = tuple(int(each) for each in given)
     if not found or min(found) < 0 or max(found) >= size:
         raise ValueError(f"{name} are {found}; expected positions from 0 to {size - 1}")
+    if repeated := sorted({each for each in found if found.count(each) > 1}):
+        which = ", ".join(map(str, repeated))
+        raise ValueError(f"{name} have {which} repeated; expected positions, each once")
     return None if found == tuple(range(size)) else found

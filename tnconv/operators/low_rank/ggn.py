@@ -94,8 +94,10 @@ def low_rank_ggn(
     batch = Batch(model, loss_fn, inputs, targets, batch_size(inputs, batch_dim), batch_dim)
     curved = batch.positions("curvature_samples", curvature_samples)
     used = batch.positions("gradient_samples", gradient_samples)
-    source, names = columns(fisher, samples, generator), partition(model, groups)
-    check_orders(order, dict(model.named_parameters()))
+    named = dict(model.named_parameters())
+    learned = [name for name, p in named.items() if p.requires_grad]
+    source, names = columns(fisher, samples, generator), partition(learned, groups)
+    check_orders(order, named)
     limit = Limit(memory_limit, order, len(names))
     if used == curved:
         joined = WithGradient(source, fisher == "type-2")

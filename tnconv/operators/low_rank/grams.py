@@ -1,6 +1,7 @@
 """Gram matrices of the rows of one parameter, within a batch and between two."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -53,14 +54,16 @@ def partial_plan(term: Term, count: int, order: Order = "auto") -> GramPlan:
 
 def ran(plan: GramPlan, term: Term) -> Tensor:
     """The Gram matrix by a plan for it."""
-    return plan.run(*[term.operands[name] for name in plan.operands])
+    given = term.operands
+    return plan.run(*[given[name] for name in plan.operands])
 
 
 def formed(plan: GramPlan, term: Term) -> Term:
     """The rows as one tensor, where the plan for their Gram matrix says so."""
     if plan.form is None:
         return term
-    rows = plan.form.run(*[term.operands[name] for name in plan.form.operands])
+    given = term.operands
+    rows = plan.form.run(*[given[name] for name in plan.form.operands])
     return Term.known(rows, term.vectors, samples_first=True)
 
 
@@ -78,17 +81,15 @@ def is_short(term: Term) -> bool:
     """Whether the rows are `SHORT` times smaller than the vectors."""
     if term.v is None or term.vectors is None:
         return False
-    return SHORT * len(term.v) * _samples(term) * _entries(term) <= term.v.numel()
+    return SHORT * term.vectors * _row_entries(term.operation, term.operand) <= term.v.numel()
 
 
-def _entries(term: Term) -> int:
-    """Those of the parameter."""
-    return prod(term.operation.networks[term.operand].operands[term.operand])
-
-
-def _samples(term: Term) -> int:
-    axes = term.operation.networks[term.operand].result.axes
-    return next(axis.size for axis in axes if axis.terms == (("n", 1),))
+@lru_cache(maxsize=4096)
+def _row_entries(operation: Operation, operand: str) -> int:
+    """Entries of all samples' rows for one vector."""
+    layer = operation.networks[operand]
+    samples = next(axis.size for axis in layer.result.axes if axis.terms == (("n", 1),))
+    return samples * prod(layer.operands[operand])
 
 
 def cross_gram(

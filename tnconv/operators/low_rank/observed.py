@@ -88,7 +88,7 @@ class LowRankObservation:
             gradients = Gradients(others[0], torch.ones(1).to(scale))
         else:
             rows, scale, gradients = parted(rows, joined, curved)
-        names = partition(unwrapped(observation.model), self._groups)
+        names = partition([*rows.like], self._groups)
         ratios = [1.0 if each is None else size / len(each) for each in (curved, used)]
         averages = reduction_of(loss_fn) == "mean"
         return blocked(names, rows, scale, gradients, averages, *ratios)
@@ -134,8 +134,9 @@ def observe_low_rank(
         ValueError: repeated or foreign names in groups, an unknown order.
     """
     instances(model=model)
-    partition(unwrapped(model), groups)  # checks it
-    check_orders(order, dict(unwrapped(model).named_parameters()))
+    named = dict(unwrapped(model).named_parameters())
+    partition([name for name, p in named.items() if p.requires_grad], groups)  # checks it
+    check_orders(order, named)
     source = columns(fisher, samples, generator)
     sources = WithGradient(source, fisher == "type-2"), source, LossGradients()
     observation = RowsObservation(model, sources, memory_limit, order=order, keep=True)

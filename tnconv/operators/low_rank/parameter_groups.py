@@ -3,21 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from torch import nn
-
 Groups = Literal["network", "layer", "parameter"] | Mapping[str, Sequence[str]]
 """One block for the whole network, for each layer, for each parameter, or names by block."""
 
 
-def partition(model: nn.Module, groups: Groups) -> dict[str, list[str]]:
-    """The parameters of each block.
+def partition(learned: Sequence[str], groups: Groups) -> dict[str, list[str]]:
+    """The parameters of each block, of those that learn.
 
     Raises:
         ValueError: another word, or names that are repeated, foreign or frozen.
     """
-    learned = [name for name, p in model.named_parameters() if p.requires_grad]
     if groups == "network":
-        return {"network": learned}
+        return {"network": [*learned]}
     if groups == "parameter":
         return {name: [name] for name in learned}
     if groups == "layer":

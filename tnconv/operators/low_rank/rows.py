@@ -8,7 +8,6 @@ samples first (data space), the orders between, and products of pixels before th
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,6 +29,7 @@ from tnconv.operators.low_rank.combinations import combined
 from tnconv.operators.low_rank.grams import (
     cross_gram,
     formed,
+    gram,
     gram_plan,
     partial_plan,
     ran,
@@ -64,13 +64,14 @@ class RowsObservation(Observation):
     def _reset(self) -> None:
         super()._reset()
         if self.keep:
-            names = {p: name for name, p in unwrapped(self.model).named_parameters()}
-            cast(TermCollector, self.collector).shortened = partial(self._shortened, names)
+            cast(TermCollector, self.collector).shortened = self._shortened
 
-    def _shortened(
-        self, names: Mapping[nn.Parameter, str], parameter: nn.Parameter, term: Term
-    ) -> Term:
-        return shortened(term, order_of(self.order, names[parameter]))
+    def _shortened(self, parameter: nn.Parameter, term: Term) -> Term:
+        order = self.order
+        if isinstance(order, Mapping):
+            named = unwrapped(self.model).named_parameters()
+            order = order_of(order, next(name for name, p in named if p is parameter))
+        return shortened(term, order)
 
     def _hand_over(self, here: Pass, call: Call, grad_output: Tensor) -> None:
         if self._propagation is not None:
@@ -126,9 +127,8 @@ class RowsObservation(Observation):
             RuntimeError: a vector that passed a layer unseen.
         """
         self.finish()
-        collector, model = self.collector, unwrapped(self.model)
+        collector, named = self.collector, dict(unwrapped(self.model).named_parameters())
         assert isinstance(collector, TermCollector)
-        named = dict(model.named_parameters())
         like = {name: p.detach() for name, p in named.items() if p.requires_grad}
         found = []
         for source, chosen in wanted.items():
@@ -260,13 +260,17 @@ class JacobianRows(Shown, Rows):
         """
         orders = self._orders(order)
         total = self._zeros((self.vectors, self.samples) * 2)
+        explicit, terms = {}, self.terms
+        if self.memory_limit is None:
+            explicit, terms = term_parts.explicit_ones(self.terms, total.dtype)
         plans = {
             name: gram_plan(term, order_of(orders, name), self.memory_limit)
-            for name, term in self.terms.items()
+            for name, term in terms.items()
         }
-        kept = {name: plan.kept for name, plan in plans.items()}
+        if explicit:
+            total += gram(term_parts.side_by_side(explicit.values()))
         # rows that are kept come first, as their vectors are freed before other products
-        for name in sorted(plans, key=lambda name: -kept[name]):
+        for name in sorted(plans, key=lambda name: -plans[name].kept):
             term, plan = self.terms[name], plans[name]
             if self.keep and plan.form is not None:
                 term = self.terms[name] = formed(plan, term)

@@ -1,6 +1,6 @@
 """Parts and mixtures of the vectors of one parameter's rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from types import MappingProxyType
@@ -23,6 +23,25 @@ def at(term: Term, chosen: Sequence[int]) -> Term:
     """The term at some samples of all, from explicit gradients."""
     each = term.gradients
     return Term.known(each.index_select(1, torch.tensor(chosen, device=each.device)), term.vectors)
+
+
+def explicit_ones(
+    terms: Mapping[str, Term], dtype: torch.dtype
+) -> tuple[dict[str, Term], dict[str, Term]]:
+    """Terms that are explicit gradients ``(m, n, *parameter)`` of a dtype, and all others."""
+    found = {
+        name: term
+        for name, term in terms.items()
+        if term.v is None and not samples_first(term) and term.read["x"].dtype == dtype
+    }
+    return found, {name: term for name, term in terms.items() if name not in found}
+
+
+def side_by_side(terms: Iterable[Term]) -> Term:
+    """Explicit gradients of several parameters as those of one that has all their entries."""
+    each = [*terms]
+    whole = torch.cat([term.read["x"].flatten(2) for term in each], 2)
+    return Term.known(whole, each[0].vectors)
 
 
 def between(term: Term, start: int, stop: int) -> Term:
