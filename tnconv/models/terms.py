@@ -1,7 +1,7 @@
 """What statistics are made of: calls of layers, and what arrived after them, as operations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 
@@ -39,9 +39,6 @@ class Arrival:
     grad_output: Tensor  # (n, *o) or (m, n, *o)
     vectors: int | None = None
     samples: int | None = None
-    _cast: dict[tuple[tuple[int, ...], torch.dtype], tuple[Operands, Tensor, "Stamp"]] = field(
-        default_factory=dict
-    )
 
     @cached_property
     def described(self) -> tuple[Operation, Operands, Tensor]:
@@ -60,13 +57,10 @@ class Arrival:
         if isinstance(self.call.map, Silent):
             return self._zero(parameter, samples, dtype)
         operation, operands, given = self.described
-        key = operation.networks[operand].shape, dtype
-        if key not in self._cast:  # weight and bias share what they read
-            read = {name: array.to(dtype) for name, array in operands.items()}
-            v = given.reshape(*self._lead, *key[0]).to(dtype)
-            self._cast[key] = read, v, Stamp.of(self.call.name, read)
-        read, v, stamp = self._cast[key]
-        return Term(operation, operand, read, v, self.vectors, stamp)
+        shape = (*self._lead, *operation.networks[operand].shape)
+        v = _as(given if given.shape == shape else given.reshape(shape), dtype)
+        read = {name: _as(array, dtype) for name, array in operands.items()}
+        return Term(operation, operand, read, v, self.vectors, Stamp.of(self.call.name, read))
 
     def _zero(self, parameter: nn.Parameter, samples: int, dtype: torch.dtype) -> "Term":
         """Where no gradient came, whose each row would be is not known.
@@ -85,6 +79,11 @@ class Arrival:
     @property
     def _lead(self) -> tuple[int, ...]:
         return () if self.vectors is None else (self.vectors,)
+
+
+def _as(array: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in a dtype: most have it, and to ask torch for that takes a call."""
+    return array if array.dtype == dtype else array.to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
