@@ -183,7 +183,7 @@ class Fallback:
         self.known.clear()
         self._gradients.clear()
 
-    def _finish(self, watch: Watch, names: Mapping[nn.Parameter, str]) -> None:
+    def _finish(self, watch: Watch, names: dict[nn.Parameter, str]) -> None:
         watch.paused = True
         try:
             for here, gradients in self._gradients.items():

@@ -32,8 +32,8 @@ def vector_products(
 ) -> tuple[Tensor | None, ...]:
     """``Σ_k v_kᵀ dy_k/dx`` for each input x, None where no output depends on it; graphs stay."""
     with torch.enable_grad():
-        number = _Ended.apply(vectors, *outputs)
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(
-        number, inputs, retain_graph=True, allow_unused=True
-    )
+        number: Any = _Ended.apply(vectors, *outputs)  # type: ignore[no-untyped-call]
+    ends: Any = inputs  # of both kinds
+    how = {"retain_graph": True, "allow_unused": True}
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(number, ends, **how)
     return found

@@ -86,9 +86,9 @@ def low_rank_ggn(
     Raises:
         NotImplementedError: a loss without a known root, a layer that mixes samples, or one that
             has no diagram.
-        ValueError: positions outside the batch, an empty subset, repeated or foreign names in
-            groups, an unknown order, or a memory limit below what is needed: `TooLittleMemory`,
-            which has the ``least`` that would do.
+        ValueError: positions outside the batch or repeated, an empty subset, repeated or foreign
+            names in groups, an unknown order, or a memory limit below what is needed:
+            `TooLittleMemory`, which has the ``least`` that would do.
     """
     instances(model=model, loss_fn=loss_fn)
     batch = Batch(model, loss_fn, inputs, targets, batch_size(inputs, batch_dim), batch_dim)

@@ -62,7 +62,8 @@ class LowRankObservation:
         Raises:
             NotImplementedError: a loss without a known root, or that couples samples.
             RuntimeError: the model was not called once since the last matrix.
-            ValueError: an output of something else, positions outside the batch, or none.
+            ValueError: an output of something else, positions outside the batch or repeated, or
+                none.
         """
         observation = self._observation
         if (count := observation.calls) != 1:

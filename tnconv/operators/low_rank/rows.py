@@ -260,7 +260,7 @@ class JacobianRows(Shown, Rows):
         """
         orders = self._orders(order)
         total = self._zeros((self.vectors, self.samples) * 2)
-        explicit, terms = {}, self.terms
+        explicit, terms = dict[str, Term](), self.terms
         if self.memory_limit is None:
             explicit, terms = term_parts.explicit_ones(self.terms, total.dtype)
         plans = {
@@ -286,7 +286,7 @@ class JacobianRows(Shown, Rows):
         """
         orders = self._orders(order)
         total = self._zeros((self.vectors, self.samples, other.vectors, other.samples))
-        for name in self.terms.keys() & other.terms.keys():
+        for name in [name for name in self.terms if name in other.terms]:  # a set has no order
             how = order_of(orders, name)
             both = self._alike(other, name, how), other._alike(self, name, how)
             total += cross_gram(*both, how, self.memory_limit)
