@@ -17,7 +17,6 @@ from tnconv.monitor.lanczos_experience import (
 )
 
 FEWEST = 4  # products before a run may have converged: starts can lack the eigenvector
-FEW = 3  # products before experience may end a run: two say too little of what it is like
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _enough(
     experience: Experience, values: Sequence[float], tolerance: float, error: float
 ) -> bool:
     """Whether the last of the values that each product more gave is good, by experience."""
-    if len(values) < FEW or not experience.enough(len(values), tolerance, error):
+    if len(values) < 2 or not experience.enough(len(values), tolerance, error):
         return False
     return abs(values[-1] - values[-2]) <= 3 * tolerance * abs(values[-1])
 

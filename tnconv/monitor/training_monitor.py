@@ -18,6 +18,7 @@ from tnconv.monitor.alerts import RULES, Alert, Alerts, History, Rule
 from tnconv.monitor.budgets import Budget, Group, clock, group_of, groups_of
 from tnconv.monitor.configurations import Configuration, measurements, sampled
 from tnconv.monitor.events import event_of
+from tnconv.monitor.expected_settings import expect_plain_sgd, expect_settings
 from tnconv.monitor.measurement import Following, Measurement
 from tnconv.monitor.monitor_state import KEPT, restore, state_of
 from tnconv.monitor.needs import Curvature
@@ -25,7 +26,6 @@ from tnconv.monitor.published import OfCurvature
 from tnconv.monitor.run_folder import RunWriter, frame
 from tnconv.monitor.schedules import Linear, Schedule
 from tnconv.monitor.seen import Seen
-from tnconv.monitor.settings import expect_plain_sgd, expect_settings
 from tnconv.monitor.sinks import Sink, deliver
 from tnconv.monitor.step_needs import implied, of_samples, possible
 from tnconv.monitor.step_results import Ranges, seen_of

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tnconv.monitor import Monitor
-from tnconv.monitor.settings import SETTINGS
+from tnconv.monitor.expected_settings import SETTINGS
 from tnconv.monitor.sinks import TensorBoard
 
 CHECKED_ELSEWHERE = {"model", "loss_fn", "quantities", "reduction", "process_group"}
