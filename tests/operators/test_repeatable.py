@@ -40,7 +40,7 @@ for _ in range(2):  # before and after the search for programs
         drawn = tnconv.low_rank_ggn(model, nn.CrossEntropyLoss(), *batch, fisher="mc")
         drawn.newton_step(0.1, 4)
     for block in ggn.blocks.values():
-        log.lines += [f"{name} {term.operation}" for name, term in block.rows.terms.items()]
+        log.lines += [f"{name} {term.v is None}" for name, term in block.rows.terms.items()]
     print(len(log.lines), hashlib.sha256("\\n".join(log.lines).encode()).hexdigest())
     del ggn, pairs, drawn
 """

@@ -34,6 +34,7 @@ def vector_products(
     with torch.enable_grad():
         number: Any = _Ended.apply(vectors, *outputs)  # type: ignore[no-untyped-call]
     ends: Any = inputs  # of both kinds
-    how = {"retain_graph": True, "allow_unused": True}
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(number, ends, **how)
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        number, ends, retain_graph=True, allow_unused=True
+    )
     return found
