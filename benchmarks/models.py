@@ -150,8 +150,16 @@ def cifar_resnet18(classes: int) -> nn.Sequential:
     return nn.Sequential(*stem, *resnet18(classes)[4:])
 
 
+def mlp(classes: int) -> nn.Sequential:
+    """Two hidden layers of 512: a gradient of a few milliseconds, beside which calls count."""
+    layers = nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU()
+    return nn.Sequential(*layers, nn.Linear(512, classes))
+
+
 PROBLEMS = {
     "3c3d": Problem(three_c_three_d, (3, 32, 32), 10, 64),
     "allcnnc": Problem(all_cnn_c, (3, 32, 32), 100, 8),
     "resnet18": Problem(resnet18, (3, 224, 224), 1000, 4),
+    "resnet20": Problem(cifar_resnet20, (3, 32, 32), 10, 64),
+    "mlp": Problem(mlp, (784,), 10, 32),
 }

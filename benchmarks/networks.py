@@ -45,6 +45,7 @@ QUANTITIES: dict[str, tuple[quantities.Quantity[object], ...]] = {
         quantities.GGNDiagonal("mc"),
         quantities.KFAC("hybrid", "mc", scale="kfc"),
     ),
+    "nothing else": (),
 }
 BACKPACK = {
     "per-sample gradients": ("BatchGrad",),
@@ -236,7 +237,7 @@ def main(arguments: Sequence[str]) -> None:
     options.rounds = options.rounds or (3 if options.quick else 15)
     options.batch = options.batch or (2 if options.quick else None)
     found = []
-    for problem in options.problem or PROBLEMS:
+    for problem in options.problem or ("3c3d", "allcnnc", "resnet18"):
         for quantity in options.quantity or QUANTITIES:
             found.append(row(problem, quantity, options))
             print(found[-1], flush=True)

@@ -3,9 +3,11 @@
 Choose with ``--hypothesis-profile=deep`` or ``TNCONV_HYPOTHESIS=deep``.
 """
 
+import gc
 import os
 import signal
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.browser import Opened, headless_chromium
+
+CHOSEN = "TNCONV_TIERED_COMPILATION" in os.environ
+"""Whether the caller says which tier all tests run in."""
 
 settings.register_profile(
     "fast",
@@ -29,11 +34,15 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("TNCONV_HYPOTHESIS", "fast"))
 os.environ.setdefault("TNCONV_CACHE_DIR", tempfile.mkdtemp(prefix="tnconv-tests-"))
-os.environ.setdefault("TNCONV_TIERED_COMPILATION", "0")  # programs as users see them in the end
+os.environ.setdefault("TNCONV_TIERED_COMPILATION", "0")  # searched programs: see `programs`
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts background commands so, and the commands that tests interrupt would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "searched: searches for all programs, see `programs`")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,6 +51,44 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items[:] = items[:: config.getoption("--every", 1)]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+BUILT_ON_PROGRAMS = {
+    *("geometry", "losses", "models", "monitor", "nn", "ntk", "operators", "optim", "recursions"),
+    *("test_nn.py", "test_stateful.py"),
+}
+"""Folders of what is right with any program: which one a search finds is the others' subject."""
+SEARCHES = 4
+
+
+@pytest.fixture(autouse=True)
+def programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Which programs a test runs: those of searches, or of the baseline compiler.
+
+    Where programs are no test's subject, one test in four searches for them, chosen by its name; in
+    the deep profile, with the mark ``searched``, or where the environment says how, all tests do.
+    """
+    from tests.quick_programs import quick_programs  # after the environment is set
+
+    part = request.path.relative_to(Path(__file__).parent).parts[0]
+    all_search = CHOSEN or settings.default is settings.get_profile("deep")
+    here = zlib.crc32(request.node.nodeid.encode()) % SEARCHES == 0
+    if (
+        all_search
+        or here
+        or part not in BUILT_ON_PROGRAMS
+        or request.node.get_closest_marker("searched")
+    ):
+        yield
+    else:
+        with quick_programs():
+            yield
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ from unittest.mock import patch
 
 from tnconv.codegen import tiers
 from tnconv.codegen.baseline import baseline
+from tnconv.functional import lookup
 
 
 def _quick(network: Any, routes: Any = None, **options: Any) -> Any:
     return baseline(network, **options)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=8192)
 def _found(build: Callable[..., Any], *arguments: Hashable) -> Any:
     return build(_quick, *arguments)
 
@@ -28,5 +29,5 @@ def quick_programs() -> Iterator[None]:
 
     It searches only where a memory limit asks for it.
     """
-    with patch.object(tiers, "searched", _found):
+    with patch.object(tiers, "searched", _found), patch.object(lookup, "searched", _found):
         yield

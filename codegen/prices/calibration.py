@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -65,7 +66,12 @@ def calibrate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.flo
 def measured(
     probes: Mapping[str, Probe], device: torch.device, dtype: torch.dtype
 ) -> dict[str, float]:
-    """Seconds of each probe; infinite for one that fails."""
+    """Seconds of each probe; infinite for one that fails.
+
+    Several threads have no clock of their own, and other processes only add to their time: the
+    least of the samples is taken there.
+    """
+    of = min if device.type == "cpu" and torch.get_num_threads() > 1 else median
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -76,7 +82,7 @@ def measured(
             call = probe.call(random)
         except RuntimeError:
             return inf
-        return timing.seconds_of([call], device, BUDGET)[0]
+        return timing.seconds_of([call], device, BUDGET, of)[0]
 
     return {name: seconds(probe) for name, probe in probes.items()}
 

@@ -85,7 +85,8 @@ class Loop(Kind):
             steps: The seconds of the calls in one turn, for a share of a batch.
             alone: Whether a turn computes a single sample instead.
         """
-        return count * (self.turn + (self.alone if alone else 1.0) * steps)
+        longer = max(1.0, self.alone) if alone else 1.0  # a share cannot take less than itself
+        return count * (self.turn + longer * steps)
 
     def adding(self, entries: int) -> Kernel:
         """Adding the ``entries`` that one turn of the loop gives to the running total."""

@@ -16,7 +16,7 @@ BY_THREADS: Mapping[int, Values] = {
     2: {
         "Calls.launch": 5e-06,
         "Calls.bandwidth": 4.7e10,
-        "Copy.near": 1.4e-10,
+        "Copy.near": 1.8e-10,
         "Copy.far": 5e-10,
         "Copy.conflict": 1.1e-09,
         "Copy.loop": 1.4e-08,
@@ -28,16 +28,18 @@ BY_THREADS: Mapping[int, Values] = {
         "DepthwiseConvolution.largest": 0.79,
         "Product.gemm": 2.1e11,
         "Product.dots": 4.1e10,
+        "Product.half": 16.0,
+        "Product.half_dot": 30.0,
         "Product.written": 1.6e10,
         "Product.written_in_blocks": 1.6e11,
         "Product.member": 1.9e-08,
         "Product.unaligned": 3.8e-10,
         "Product.conflicting": 3.4e-10,
-        "DenseConvolution.speed": 2.2e11,
-        "DenseConvolution.weight_gradient": 1.8e11,
-        "DenseConvolution.grouped_output": 3.4e09,
+        "DenseConvolution.speed": 1.75e11,
+        "DenseConvolution.weight_gradient": 1.3e11,
+        "DenseConvolution.grouped_output": 2.8e09,
         "DenseConvolution.grouped_input_gradient": 0.8,
-        "NativeConvolution.primitive": 4.7e-05,
+        "NativeConvolution.primitive": 6.5e-05,
         "Loop.turn": 5.5e-5,
         "Loop.alone": 1.15,
         "Reduction.total": 4.6e-09,
@@ -50,8 +52,9 @@ BY_THREADS: Mapping[int, Values] = {
 Those of two threads are the declared ones times what calibrations of two threads and of one, made
 in turns (nine and six of them), found as the ratio of their medians. Ratios that the repetitions
 do not determine within a factor of two are left at that of products for speeds of products, and
-at one otherwise. ``Loop.alone`` is
-from pairs of programs, a loop and the same kernels for the batch: see decision 0011.
+at one otherwise. ``Loop.alone`` is from pairs of programs, a loop and the same kernels for the
+batch. Speeds of dense convolutions, their primitive, sizes at half speed and steps within a cache
+line are where programs of whole layers, which change with them, become faster: see decision 0011.
 """
 
 

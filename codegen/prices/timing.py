@@ -41,8 +41,13 @@ def _plainly(work: Callable[[], T]) -> T:
         return work()
 
 
-def seconds_of(calls: Sequence[Call], device: torch.device, budget: float) -> list[float]:
-    """Seconds of each call: medians of samples taken in turns, for about ``budget`` seconds.
+def seconds_of(
+    calls: Sequence[Call],
+    device: torch.device,
+    budget: float,
+    of: Callable[[Sequence[float]], float] = median,
+) -> list[float]:
+    """Seconds of each call: ``of`` the samples, taken in turns, for about ``budget`` seconds.
 
     Every call warms up first. One that fails, for lack of memory or of a kernel for the dtype,
     takes infinitely long.
@@ -58,7 +63,7 @@ def seconds_of(calls: Sequence[Call], device: torch.device, budget: float) -> li
             if medians[at] <= BEHIND * min(medians) and medians[at] < inf:
                 taken = _sample(call, ceil(SAMPLE / max(once[at], 1e-7)), device)
                 samples[at] = [taken] if turn == 0 else [*samples[at], taken]
-    return [median(taken) for taken in samples]
+    return [of(taken) for taken in samples]
 
 
 def _sample(call: Call, repetitions: int, device: torch.device) -> float:

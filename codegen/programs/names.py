@@ -83,7 +83,7 @@ class Names:
         outputs = ", ".join(texts)
         return " ".join(
             [
-                f"({outputs})" if operation is ADDED_TOGETHER else outputs,
+                f"[{outputs}]" if operation is ADDED_TOGETHER else outputs,
                 f"for {', '.join(parts.values())} in {over}",
                 *(f"for {name} in [{inside.call(value)}]" for value, name in steps.items()),
             ]

@@ -1,5 +1,7 @@
+import itertools
 import json
 import math
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 
 from tnconv.codegen.prices import calibration, store, timing
 from tnconv.codegen.prices.calibration import Residual, calibrate, coefficients, residuals
-from tnconv.codegen.prices.fitting import fitted, visible
-from tnconv.codegen.prices.kinds import every_coefficient
+from tnconv.codegen.prices.fitting import WITHIN, fitted, visible
+from tnconv.codegen.prices.kinds import Probe, every_coefficient
 from tnconv.codegen.prices.shipped import shipped
 from tnconv.codegen.prices.tables import ACCELERATOR, SHIPPED, Table
 
@@ -102,6 +104,43 @@ def test_probes_that_fail_or_miss_are_refused(
         assert found == SHIPPED
 
 
+@settings(max_examples=20)
+@given(factors=st.dictionaries(names, st.floats(1e-6, 1e6), min_size=1, max_size=4))
+def test_no_coefficient_is_fitted_far_from_where_it_starts(factors: dict[str, float]) -> None:
+    """Whatever the probes take: what they do not determine stays a price of large kernels, too."""
+    measured = times(SHIPPED)
+    found, refused = fitted(SHIPPED, {n: t * factors.get(n, 1.0) for n, t in measured.items()})
+    for name in NAMES:
+        ratio = found.value(name) / SHIPPED.value(name)
+        assert 1 / WITHIN <= ratio * (1 + 1e-9) and ratio <= WITHIN * (1 + 1e-9), name
+        assert name not in refused or ratio == 1
+
+
+@pytest.mark.parametrize(("threads", "least"), [(1, False), (2, True)])
+def test_several_threads_are_timed_by_their_least_sample(threads: int, least: bool) -> None:
+    """Other processes only add to the wall's clock; one thread's own does not count them."""
+    count = itertools.count()
+
+    def call() -> None:  # every third time is undisturbed
+        (time.sleep if threads > 1 else _work)(1e-3 if next(count) % 3 == 0 else 4e-3)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        probe = Probe(lambda random: call, lambda table: 1.0)
+        taken = calibration.measured({"probe": probe}, CPU, torch.float32)["probe"]
+    finally:
+        torch.set_num_threads(before)
+    assert (taken < 3e-3) is least
+
+
+def _work(seconds: float) -> None:
+    """Use this thread's own time."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
 def test_a_device_is_measured_and_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretended(monkeypatch, times(TRUTH))
     assert coefficients(CPU) == shipped(CPU, torch.float32, torch.get_num_threads())
@@ -130,7 +169,7 @@ def test_every_probe_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_residuals_are_those_of_all_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "seconds_of", lambda calls, device, budget: [1.0])
+    monkeypatch.setattr(timing, "seconds_of", lambda calls, device, budget, of: [1.0])
     found = {one.name: one for one in residuals(CPU)}
     assert found.keys() > {one.name for one in every_coefficient()}
     gemm = SHOWN["Product.gemm"].probe.seconds(coefficients(CPU))

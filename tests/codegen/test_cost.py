@@ -202,6 +202,16 @@ def test_the_table_is_the_one_in_use() -> None:
     assert cost.matmul(1, 512, 512, 512).seconds == usual
 
 
+@pytest.mark.parametrize("columns", [1, 2, 8])
+def test_products_of_few_columns_wait_for_memory(columns: int) -> None:
+    """They read a matrix once, whatever the speed of their arithmetic."""
+    fast = cost.SHIPPED.changed({"Product.gemm": cost.SHIPPED.value("Product.gemm") * 1e4})
+    bandwidth = cost.SHIPPED.value("Calls.bandwidth")
+    with cost.using(fast):
+        read = cost.bytes_per_entry() * 4096 * 4096 / bandwidth
+        assert read < cost.matmul(1, 4096, columns, 4096).seconds < 1.5 * read
+
+
 @pytest.mark.parametrize("columns", [5329, 5330, 5331])
 def test_products_pay_for_rows_that_are_no_whole_vectors(columns: int) -> None:
     """Measured on 64 to 80 channels: 6.5 to 10 ms, and 5.7 to 6 for 5328, 5332 and 5336."""

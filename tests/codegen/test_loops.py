@@ -29,6 +29,8 @@ ONE_BY_ONE = [
     LAYER.vjp("weight", per_sample=True, extra={"m": 2}).terms[0],
     gradient_norms(LAYER),
     gradient_norms(LAYER, vectors=3),
+    ggn_diagonal(LAYER),
+    ggn_diagonal(LAYER, vectors=1),
     ggn_diagonal(LAYER, vectors=3),
     ggn_diagonal(LAYER, vectors=3, per_sample=True),
     gradient_norms(conv_transpose((3, 4, 5), (4, 3, 3), stride=2)),
@@ -66,8 +68,8 @@ def test_wherever_it_applies(network: TensorNetwork) -> None:
 def test_per_sample_quantities_of_any_convolution(case: Case, data: st.DataObject) -> None:
     layer = conv(case.input_shape, case.weight_shape, **case.kwargs)
     gradients = layer.vjp("weight", per_sample=True).terms[0]
-    every = gradients, gradient_norms(layer), ggn_diagonal(layer, vectors=2)
-    network = data.draw(st.sampled_from(every))
+    squares = [ggn_diagonal(layer, vectors=several) for several in (None, 1, 2)]
+    network = data.draw(st.sampled_from([gradients, gradient_norms(layer), *squares]))
     for program in programs(network):
         operands = operands_for(network)
         assert_close(program(**operands), network.reference(**operands), 1e-10)

@@ -1,5 +1,6 @@
 """Random convolutions of every kind in a network, and every quantity of them."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import tnconv
 from tests.loops import first_order, per_sample_gradients
 from tests.models.test_kronecker import assert_factors, by_group, explicit, patches
 from tests.models.test_second_order import diagonals
+from tests.quick_programs import quick_programs
 from tests.strategies import assert_close
 from tnconv import quantities as q
 from tnconv.losses.roots import curvature
@@ -49,8 +51,9 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return layer, torch.randn(samples, channels[0], *sizes)
 
 
-@given(layers(), st.sampled_from(["mean", "sum"]))
-def test_every_quantity(case: tuple[nn.Module, Tensor], reduction: str) -> None:
+@pytest.mark.searched
+@given(layers(), st.sampled_from(["mean", "sum"]), st.booleans())
+def test_every_quantity(case: tuple[nn.Module, Tensor], reduction: str, quick: bool) -> None:
     layer, x = case
     try:
         entries = layer(x).flatten(1).shape[1]
@@ -58,7 +61,8 @@ def test_every_quantity(case: tuple[nn.Module, Tensor], reduction: str) -> None:
         assume(False)
     model = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(entries, 3))
     y, loss_fn = torch.randint(3, (len(x),)), nn.CrossEntropyLoss(reduction=reduction)
-    result = tnconv.compute(model, loss_fn, x, y, [*FIRST, EACH, *KFACS])
+    with quick_programs() if quick else nullcontext():
+        result = tnconv.compute(model, loss_fn, x, y, [*FIRST, EACH, *KFACS])
     factor = 1 / len(x) if reduction == "mean" else 1.0
     for name, gradients in per_sample_gradients(model, loss_fn, x, y, factor).items():
         for kind, expected in first_order(gradients).items():

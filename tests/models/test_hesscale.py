@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import tnconv
 from tests.strategies import assert_close
-from tnconv.quantities import GGNDiagonal, HesScale, SquaredNorms
+from tnconv.quantities import GGNDiagonal, Gradient, HesScale, SquaredNorms
 
 pytestmark = pytest.mark.usefixtures("float64")
 METHODS = ("hesscale", "gn", "bl89", "hesscale+")
@@ -45,6 +45,16 @@ class TimeFirst(nn.Module):
 def case() -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
     return Residual(), torch.randn(5, 1, 4, 4), torch.randint(3, (5,))
+
+
+def test_beside_the_gradient_alone() -> None:
+    """A quantity without statistics is none of the gradient's."""
+    model, x, y = case()
+    both = tnconv.compute(model, LOSS, x, y, [Gradient(), HesScale()])
+    expected = torch.autograd.grad(LOSS(model(x), y), list(model.parameters()))
+    for (name, found), g in zip(both[Gradient].items(), expected, strict=True):
+        assert_close(found, g)
+        assert both[HesScale][name].shape == g.shape
 
 
 @pytest.mark.parametrize("method", METHODS)

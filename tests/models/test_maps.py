@@ -121,12 +121,14 @@ def test_rows_of_one_sample_in_the_output_are_its_positions(order: str) -> None:
     other = Made(lambda m, x: arranged[order](logits(m, x)), **layers)
     x, y = torch.randn(3, 4, 3), torch.randint(4, (3, 4))
     targets = {"nt": y.flatten(), "tn": y.T.flatten(), "time first": y.T, "channels": y}[order]
-    loss, each = nn.CrossEntropyLoss(), GGNDiagonal(per_sample=True)
-    expected = tnconv.compute(plain, loss, x, y, [GGNDiagonal(), each])
-    found = tnconv.compute(other, loss, x, targets, [GGNDiagonal(), each])
+    loss, each, kfac = nn.CrossEntropyLoss(), GGNDiagonal(per_sample=True), KFAC("expand", "type-2")
+    expected = tnconv.compute(plain, loss, x, y, [GGNDiagonal(), each, kfac])
+    found = tnconv.compute(other, loss, x, targets, [GGNDiagonal(), each, kfac])
     for name in ("first.weight", "first.bias", "head.weight", "head.bias"):
         assert_close(found[each][name], expected[each][name], 1e-10)
         assert_close(found[GGNDiagonal()][name], expected[GGNDiagonal()][name], 1e-10)
+        for mine, theirs in zip(found[kfac][name], expected[kfac][name], strict=True):
+            assert_close(mine, theirs, 1e-10)
 
 
 @pytest.mark.parametrize("x", [[[4, 4], [2, 4], [4, 4]], [[4, 4], [4, 4], [4, 4]]], ids=str)
@@ -163,6 +165,37 @@ def test_logits_that_the_loop_flattens() -> None:
             found = observation.result()[GGNDiagonal]
             for name, value in expected.items():
                 assert_close(found[name], value, 1e-10)
+
+
+REORDERED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "outputs": lambda m, x: m.first(x)[[2, 0, 3, 1]],
+    "inputs": lambda m, x: m.first(x.flip(0)),
+    "sorted": lambda m, x: m.first(x)[x.detach().sum(1).argsort()],
+    "second dimension": lambda m, x: m.first(x)[[2, 0, 3, 1]].T,
+    "rows": lambda m, x: m.first(x)[[2, 0, 3, 1]].unflatten(1, (2, 2)).flatten(0, 1),
+}
+
+
+@pytest.mark.parametrize("case", REORDERED)
+def test_samples_in_another_order_are_refused_in_words(case: str) -> None:
+    """Also where equal samples hide it."""
+    model = Made(REORDERED[case], first=nn.Linear(3, 4))
+    few = torch.randn(2, 3)
+    for x in (torch.randn(4, 3), few[[0, 1, 1, 0]]):
+        if case == "sorted":
+            x = x[x.sum(1).argsort(descending=True)]
+        words = "samples are in another order in the model"
+        words += "|samples see each other, or are sorted" if case == "sorted" else ""
+        with pytest.raises(NotImplementedError, match=words):
+            tnconv.compute(model, lambda y, t: y.square().sum(), x, x, [SquaredNorms()])
+
+
+def test_outputs_that_are_sorted_back() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        order = x.detach().sum(1).argsort()
+        return m.first(x[order])[order.argsort()]
+
+    check(Made(forward, first=nn.Linear(3, 4)), torch.randn(4, 3), labels(4, 4))
 
 
 def test_samples_among_channels_are_refused() -> None:

@@ -67,8 +67,8 @@ def equal(found: Any, expected: Any) -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_processes_share_rows(tmp_path: Path) -> None:
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["tnconv", "pytest"])  # imported once for all
+    expected = kernels()
+    context = mp.get_context("fork")  # with what is imported, and the programs so far
     each = [
         context.Process(target=work, args=(rank, world, str(tmp_path)))
         for world in (2, 3)
@@ -80,7 +80,6 @@ def test_processes_share_rows(tmp_path: Path) -> None:
         process.join(200)
     assert [process.exitcode for process in each] == [0] * 5
     assert all((tmp_path / f"alive-{rank}").exists() for rank in range(2))
-    expected = kernels()
     for world in (2, 3):
         parts = [torch.load(tmp_path / f"own-{world}-{rank}.pt") for rank in range(world)]
         for rank in range(world):

@@ -313,6 +313,17 @@ def test_noise_aware_damping_spares_what_is_known() -> None:
     assert delta[0] < 1.1e-3 and delta[1] > 0.1
 
 
+def test_noise_aware_damping_is_its_formula() -> None:
+    """With standard errors of means as they are, ``std / √n``, for those of resamples."""
+    generator = torch.Generator().manual_seed(0)
+    slopes = 2 + torch.randn(50, 2, generator=generator)
+    curvatures = 3 + torch.randn(50, 2, generator=generator) * torch.tensor([0.0, 0.5])
+    noise, unsure = (each.std(0, correction=0) / 50**0.5 for each in (slopes, curvatures))
+    expected = unsure + curvatures.mean(0) * (noise / slopes.mean(0)).square() + 1e-3 * 8
+    found = noise_aware(5_000, generator=generator)(torch.tensor([8.0, 2.0]), slopes, curvatures)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
+
+
 def test_eigenvectors_of_zero_are_not_invented() -> None:
     """All samples are equal: the rank is that of one sample's root."""
     torch.manual_seed(0)

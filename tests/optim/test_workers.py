@@ -237,7 +237,7 @@ def dying(rank: int, folder: str) -> None:
 
 
 def test_a_worker_that_dies(tmp_path: Path) -> None:
-    context = mp.get_context("spawn")
+    context = mp.get_context("fork")
     each = [context.Process(target=dying, args=(rank, str(tmp_path))) for rank in range(2)]
     for process in each:
         process.start()
@@ -268,26 +268,29 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_two_workers_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    """What is expected is computed first: forked workers find its programs."""
     monkeypatch.setattr(SampledColumns, "columns", own_columns)
+    alone = [trained(settings) for settings in SETTINGS]
+    scaled = [diagonals(*each) for each in product(SCALED, ("mean", "sum"))]
+    stateful = [shared(*each) for each in STATEFUL]
+    mp.start_processes(work, (str(tmp_path),), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    for settings, one, other in zip(SETTINGS, first, second, strict=False):
-        for name, expected in trained(settings).items():
+    assert len(first) == len(second) == len(alone) + len(scaled) + len(stateful)
+    trios = list(zip(first, second, alone + scaled + stateful, strict=True))
+    ends = len(alone), len(alone) + len(scaled)
+    for one, other, expected in trios[: ends[0]]:
+        for name, value in expected.items():
             assert torch.equal(one[name], other[name])
-            assert_close(one[name], expected, 1e-10)
-    stateful = [each[-len(STATEFUL) :] for each in (first, second)]
-    for what, one, other in zip(STATEFUL, *stateful, strict=True):
+            assert_close(one[name], value, 1e-10)
+    for one, other, expected in trios[ends[0] : ends[1]]:
+        for a, b, value in zip(one, other, expected, strict=True):
+            assert torch.equal(a, b)
+            assert_close(a, value, 1e-10)
+    for what, (one, other, expected) in zip(STATEFUL, trios[ends[1] :], strict=True):
         if isinstance(one, str):
             assert one == other and "expected" in one, what
             continue
-        expected = shared(*what)
         assert one.keys() == expected.keys(), what
         for name, value in expected.items():
             assert torch.equal(one[name], other[name]), (what, name)
             assert_close(one[name], value, 1e-10)
-    own = [each[len(SETTINGS) : -len(STATEFUL)] for each in (first, second)]
-    every = zip(product(SCALED, ("mean", "sum")), *own, strict=True)
-    for (kind, reduction), one, other in every:
-        for a, b, expected in zip(one, other, diagonals(kind, reduction), strict=True):
-            assert torch.equal(a, b)
-            assert_close(a, expected, 1e-10)

@@ -7,7 +7,7 @@ the model runs again with another sample in one's place.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -156,10 +156,14 @@ def _map_of_copy(copy: Tensor, source: Tensor, here: Pass) -> Owned | None:
 
 @dataclass(frozen=True)
 class Replaced:
-    """What became of an output where samples were replaced: the maps left, and if it changed."""
+    """What became of an output where samples were replaced: the maps left, and if it changed.
+
+    It is ``reordered`` if each of them changed as many rows as a sample has, and none of another's.
+    """
 
     left: tuple[Owned, ...]
     changed: bool
+    reordered: bool = False
 
     @property
     def known(self) -> Owned | None:
@@ -249,17 +253,32 @@ def _after_all(
 ) -> list[Replaced]:
     """What is left of every output's maps after a few samples of some inputs were replaced."""
     found = [Replaced(tuple(each), False) for each in possible]
+    changes: list[list[Tensor]] = [[] for _ in possible]
     for sample in sorted({0, here.samples - 1}):
         new = run(partial(_with_another, batched, sample, here))
         pairs = zip(plain, new, strict=False)
-        changes = [_change(before, after) for before, after in pairs]
-        for at, changed in enumerate(changes[: len(found)]):
+        for at, changed in enumerate([_change(*pair) for pair in pairs][: len(found)]):
             if changed is None:
                 found[at] = Replaced((), True)
                 continue
+            changes[at].append(changed)
             left = [m for m in found[at].left if _within(changed, m, sample, here)]
             found[at] = Replaced(tuple(left), found[at].changed or bool(changed.any()))
-    return found
+    return [
+        replace(each, reordered=not each.left and _are_apart(own, here.samples))
+        for each, own in zip(found, changes, strict=True)
+    ]
+
+
+def _are_apart(changes: Sequence[Tensor], samples: int) -> bool:
+    """Whether each of two samples changed its share of the rows of one dimension."""
+    if len(changes) < 2:
+        return False
+    for dim, size in enumerate(changes[0].shape):
+        rows = torch.stack([changed.movedim(dim, 0).flatten(1).any(1) for changed in changes])
+        if bool((rows.sum(1) * samples == size).all()) and not rows.all(0).any():
+            return size > 0
+    return False
 
 
 def _change(before: Tensor, after: Tensor) -> Tensor | None:

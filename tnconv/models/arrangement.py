@@ -58,12 +58,13 @@ def arranged(
     lead: int = 0,
 ) -> Arranged:
     """A call's operation, its operands, and the gradient after it, with the samples in front."""
-    known, given, module = call.map, call.given, call.module
+    known, module = call.map, call.module
     if isinstance(known, Shared):
         return _shared(call, v, samples, lead)
     assert isinstance(known, Owned)
     if is_fast(known):
         return *operands_of(call), v
+    given = call.given
     if own_dimensions(module) is not None:
         v = front(v, known, samples, lead)
         moved = [front(x, known, samples) for x in given]
@@ -77,10 +78,10 @@ def operands_of(call: Call) -> tuple[Operation, Operands]:
     Raises:
         RuntimeError: they were changed in place since, or freed.
     """
-    given = call.given
     if call.description is not None:
+        call.expect_unchanged()
         return computed(call.description)
-    return describe(call.module, given, call.output_shape)
+    return describe(call.module, call.given, call.output_shape)
 
 
 def narrowed(call: Call, rows: Rows) -> Call:

@@ -54,9 +54,17 @@ class Call:
         """
         if self.held:
             return tuple(each.value(self.name) for each in self.held)
-        if tuple(tensor._version for tensor in self.inputs) != self.versions:
-            raise changed_in_place(self.name)
+        self.expect_unchanged()
         return tuple(tensor.detach() for tensor in self.inputs)
+
+    def expect_unchanged(self) -> None:
+        """Check that the inputs are what the layer read.
+
+        Raises:
+            RuntimeError: one was changed in place since.
+        """
+        if tuple([tensor._version for tensor in self.inputs]) != self.versions:
+            raise changed_in_place(self.name)
 
     @property
     def x(self) -> Tensor:

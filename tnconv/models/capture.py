@@ -31,6 +31,7 @@ from tnconv.models.layers import described, describes
 from tnconv.models.modules import (
     makes_another,
     mixes_samples,
+    named_modules,
     own_parameters,
     tensors,
     uncompiled,
@@ -87,7 +88,7 @@ class Watch:
 
     def look_again(self) -> None:
         """Register the forward hooks of modules that the model did not have before."""
-        for name, module in self.model.named_modules():
+        for module, name in named_modules(self.model).items():
             if module in self._hooked:
                 continue
             self._hooked.add(module)
@@ -186,7 +187,7 @@ def alone(model: nn.Module, own: Watch | None = None) -> Iterator[None]:
 
     The library's own passes are of this kind: they belong to no loop of the user's.
     """
-    others = [watch for watch in _ACTIVE if watch is not own]
+    others = [watch for watch in _ACTIVE if watch is not own] if len(_ACTIVE) else []
     if others:
         modules = {*model.modules()}
         others = [watch for watch in others if not modules.isdisjoint(watch.model.modules())]

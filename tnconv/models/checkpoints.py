@@ -6,7 +6,7 @@ graph and a backward pass of their own inside the one that is going on.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
@@ -37,18 +37,20 @@ def in_checkpoint() -> bool:
 
 
 @contextmanager
-def refusing_reentrant(model: nn.Module) -> Iterator[None]:
+def refusing_reentrant(modules: Mapping[nn.Module, str]) -> Iterator[None]:
     """Refuse reentrant checkpoints while the context is open: they hide layers from their graph.
+
+    The modules of a model are given with their names.
 
     Raises:
         NotImplementedError: a module with parameters that runs in one.
     """
 
     def check(module: nn.Module, args: tuple[Any, ...]) -> None:
-        refuse_if_reentrant(names[module])
+        if not torch.is_grad_enabled():
+            refuse_if_reentrant(modules[module])
 
-    names = {module: name for name, module in model.named_modules()}
-    own = [module for module in names if any(p is not None for p in module._parameters.values())]
+    own = [m for m in modules if any(p is not None for p in m._parameters.values())]
     handles = [module.register_forward_pre_hook(check) for module in own]
     try:
         yield

@@ -6,7 +6,6 @@ is squared: nothing is computed before all of them have arrived. Passes see othe
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +17,25 @@ from tnconv.quantities.base import LOSS_GRADIENT, Statistic, Vectors
 
 Key = tuple[Pass, Vectors, nn.Parameter, int]
 """A part of the vectors of one source, on their way to a parameter in one pass."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The statistics of one source: those that are made at once, for first and later parts."""
+
+    first: tuple[Statistic, ...]
+    later: tuple[Statistic, ...]
+    joint: tuple[Statistic, ...]
+    factored: bool
+
+    @classmethod
+    def of(cls, statistics: Iterable[Statistic], source: Vectors) -> "Wanted":
+        """Those of all statistics that are the source's."""
+        own = [each for each in statistics if each.vectors == source]
+        first = tuple(each for each in own if not each.joint)
+        later = tuple(each for each in first if each.parts == "sum")
+        joint = tuple(each for each in own if each.joint)
+        return cls(first, later, joint, any(each.factored for each in own))
 
 
 @dataclass(eq=False)
@@ -50,13 +68,21 @@ class Collector:
     )
     _left: dict[Call, int] = field(default_factory=dict)
     _done: set[Key] = field(default_factory=set)
+    _wanted: dict[Vectors, Wanted] = field(init=False)
+
+    def __post_init__(self) -> None:
+        every = dict.fromkeys(statistic.vectors for statistic in self.statistics)
+        self._wanted = {source: Wanted.of(self.statistics, source) for source in every}
 
     @property
     def sources(self) -> tuple[Vectors, ...]:
         """Where the vectors that statistics need come from, each once."""
-        return tuple(dict.fromkeys(statistic.vectors for statistic in self.statistics))
+        return tuple(self._wanted)
 
-    @torch.no_grad()
+    def wanted_of(self, source: Vectors) -> Wanted:
+        """The statistics of a source, perhaps none."""
+        return self._wanted.get(source) or Wanted((), (), (), False)
+
     def receive(
         self,
         here: Pass,
@@ -85,8 +111,13 @@ class Collector:
                     f"layer {call.name!r} received a second gradient in one pass; expected one "
                     "backward pass through every forward pass"
                 )
-            self._waiting[key].append((name, arrival))
-            if len(self._waiting[key]) == here.uses[parameter]:
+            uses = here.uses[parameter]
+            if uses == 1:  # the usual case
+                self._work(key, [(name, arrival)])
+                continue
+            waiting = self._waiting[key]
+            waiting.append((name, arrival))
+            if len(waiting) == uses:
                 self._settle(key)
 
     @torch.no_grad()
@@ -97,14 +128,13 @@ class Collector:
         self._done.clear()
         self._left.clear()
         for (parameter, source), terms in self._terms.items():
-            joint = [each for each in self.statistics if each.joint and each.vectors == source]
+            joint = self.wanted_of(source).joint
             term = Term.joined(self._lined_up(parameter, terms))
             values = term.values(joint, self.memory_limit)
             for statistic, value in zip(joint, values, strict=True):
                 self.found[parameter][statistic][None] = value
         self._terms.clear()
 
-    @torch.no_grad()
     def settle(self, source: Vectors) -> None:
         """Work on the parameters some of whose calls no vector of a source reached."""
         for key in [key for key in self._waiting if key[1] == source]:
@@ -116,28 +146,34 @@ class Collector:
             self._release(call, len(call.parameters))
 
     def _settle(self, key: Key) -> None:
-        here, source, parameter, part = key
-        arrivals = self._waiting.pop(key)
+        self._work(key, self._waiting.pop(key))
+
+    def _work(self, key: Key, arrivals: Sequence[tuple[str, Arrival]]) -> None:
+        """Add what arrived at a parameter, without a graph, in its own dtype."""
         self._done.add(key)
-        kind = parameter.device.type
-        casts = torch.is_autocast_enabled(kind)
-        with torch.autocast(kind, enabled=False) if casts else nullcontext():
-            dtype = self.dtype_of(parameter)
-            terms = [each.term(name, parameter, here.samples, dtype) for name, each in arrivals]
-            needed = [each.factored for each in self.statistics if each.vectors == source]
-            term = Term.of(terms, any(needed))
-            self.add(parameter, term, here, source, part)
-        for _, each in arrivals if source == LOSS_GRADIENT else ():
+        if torch.is_grad_enabled() or torch._C._is_any_autocast_enabled():
+            with torch.no_grad(), torch.autocast(key[2].device.type, enabled=False):
+                self._take_in(key, arrivals)
+        else:
+            self._take_in(key, arrivals)
+        for _, each in arrivals if key[1] == LOSS_GRADIENT else ():
             self._release(each.call)
+
+    def _take_in(self, key: Key, arrivals: Sequence[tuple[str, Arrival]]) -> None:
+        here, source, parameter, part = key
+        dtype = self.dtype_of(parameter)
+        terms = [each.term(name, parameter, here.samples, dtype) for name, each in arrivals]
+        term = Term.of(terms, self.wanted_of(source).factored)
+        self.add(parameter, term, here, source, part)
 
     def dtype_of(self, parameter: nn.Parameter) -> torch.dtype:
         """The dtype of a parameter's statistics."""
-        least = parameter.dtype if self.least_dtype is None else self.least_dtype
-        return torch.promote_types(parameter.dtype, least)
+        own, least = parameter.dtype, self.least_dtype
+        return own if least is None or own == least else torch.promote_types(own, least)
 
     def _release(self, call: Call, settled: int = 1) -> None:
         """Free a call once all its parameters are settled for all sources of vectors."""
-        left = self._left.setdefault(call, len(call.parameters) * len(self.sources)) - settled
+        left = self._left.get(call, len(call.parameters) * len(self._wanted)) - settled
         self._left[call] = left
         if not left:
             self._left.pop(call)
@@ -153,12 +189,12 @@ class Collector:
         part: int = 0,
     ) -> None:
         """Add what the statistics of one source are for a parameter in one pass."""
-        of_source = [each for each in self.statistics if each.vectors == source]
-        if any(each.joint for each in of_source):
+        of_source = self.wanted_of(source)
+        if of_source.joint:
             self._terms[parameter, source][here] = term
-        wanted = [s for s in of_source if not s.joint and (not part or s.parts == "sum")]
+        wanted, found = of_source.later if part else of_source.first, self.found[parameter]
         for statistic, value in zip(wanted, term.values(wanted, self.memory_limit), strict=True):
-            held = self.found[parameter][statistic]
+            held = found[statistic]
             key = None if statistic.samples is None else here
             held[key] = held[key] + value if key in held else value
 

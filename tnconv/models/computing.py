@@ -12,15 +12,13 @@ from tnconv.given import instances
 from tnconv.losses.reductions import divisor
 from tnconv.models.calls import Pass
 from tnconv.models.capture import Watch, alone
-from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.coded_passes import Contradiction
+from tnconv.models.gradient_alone import asks_for_gradient, expect_scalar, gradient_alone
 from tnconv.models.graph import sources
-from tnconv.models.modules import uncompiled, unwrapped
-from tnconv.models.observation import Observation
+from tnconv.models.observation import Observation, expect_arguments
 from tnconv.models.propagation import LossFunction
 from tnconv.models.result import Result
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity
-from tnconv.quantities.first_order import SUM
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -69,9 +67,12 @@ def compute(
         TypeError: an output that is no tensor, where a quantity needs the loss's Hessian in it.
         ValueError: a loss that is no scalar, or a memory limit below what a layer needs.
     """
+    if asks_for_gradient(quantities):
+        expect_arguments(model, quantities, memory_limit, batch_dim)
+        what = model, loss_fn, arguments(inputs), targets, quantities, batch_dim
+        if (alone_there := gradient_alone(*what)) is not None:
+            return alone_there
     observation = _observation(model, quantities, memory_limit, batch_dim)
-    if observation.statistics == (SUM,) and all(map(_is_single, model.parameters())):
-        return _gradient(observation, loss_fn, inputs, targets)
     with ran(observation, loss_fn, inputs, targets) as loss:
         return observation.result(loss)
 
@@ -86,48 +87,6 @@ def _observation(model: nn.Module, quantities: Sequence[Quantity[Any]], *how: An
     if not observation.quantities:
         raise ValueError("quantities is empty; expected one or more")
     return observation
-
-
-def _is_single(parameter: nn.Parameter) -> bool:
-    """Whether sums over samples need no wider dtype than torch's own gradient has."""
-    return parameter.dtype in (torch.float32, torch.float64)
-
-
-def _gradient(
-    observation: Observation, loss_fn: LossFunction, inputs: Inputs, targets: Any
-) -> Result:
-    """The gradient by itself, which needs no diagrams: autograd has it.
-
-    As with all quantities, a parameter without a gradient is left out.
-    """
-    instances(loss_fn=loss_fn)
-    model = unwrapped(observation.model)
-    args, kwargs = arguments(inputs)
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with uncompiled(observation.model), alone(model), torch.enable_grad():
-        with refusing_reentrant(model):
-            loss = _scalar(loss_fn(model(*args, **kwargs), targets))
-        found = _gradients(loss, list(named.values()))
-    values = {name: each for name, each in zip(named, found, strict=True) if each is not None}
-    return observation.known(values, Pass(args, kwargs, 0, observation.batch_dim), loss.detach())
-
-
-def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    if not (parameters and loss.requires_grad):
-        return [None] * len(parameters)
-    found: Sequence[Tensor | None] = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return found
-
-
-def _scalar(loss: Tensor) -> Tensor:
-    """The loss.
-
-    Raises:
-        ValueError: it is no scalar.
-    """
-    if loss.dim():
-        raise ValueError(f"the loss has shape {tuple(loss.shape)}; expected a scalar")
-    return loss
 
 
 @contextmanager
@@ -172,7 +131,7 @@ def _passed(
     loss = loss_fn(output, targets)
     if any(each.counts == "divisor" for each in observation.quantities):
         observation.divisor = divisor(loss_fn, (args, kwargs), targets)
-    _scalar(loss)
+    expect_scalar(loss)
     here = watch.passes[-1]
     observation.explain(here, (loss,), loss if confirms else None)
     observation.expect_apart(loss_fn, output, targets, here)

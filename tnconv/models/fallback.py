@@ -23,6 +23,7 @@ from tnconv.models.collector import Collector
 from tnconv.models.graph import past, unexplained
 from tnconv.models.meeting_points import Unsupported
 from tnconv.models.meetings import Deliver, Meeting, by_itself, meeting
+from tnconv.models.modules import named_parameters
 from tnconv.models.operation_graph import Graph
 from tnconv.models.sample_maps import Owned, Shared, Silent, Unknown, candidates, is_fast
 from tnconv.models.samples import Known, Samples
@@ -69,7 +70,7 @@ class Fallback:
             samples: finds out whose the rows of layers are.
             loss: one whose backward pass follows, and confirms what a single coded pass shows.
         """
-        names = {p: name for name, p in watch.model.named_parameters() if p.requires_grad}
+        names = {p: name for p, name in named_parameters(watch.model).items() if p.requires_grad}
         if watch.per_sample:
             self._prepare_samples(watch, here, roots, samples, names, loss)
             return
@@ -175,7 +176,7 @@ class Fallback:
         Raises:
             RuntimeError: per-sample gradients that do not add up to autograd's.
         """
-        names = {p: name for name, p in watch.model.named_parameters()}
+        names = named_parameters(watch.model)
         watch.paused = True
         try:
             for here, gradients in self._gradients.items():

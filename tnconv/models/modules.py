@@ -52,6 +52,41 @@ def own_parameters(module: nn.Module) -> tuple[tuple[str, nn.Parameter], ...]:
     return tuple((name, parameter) for parameter, name in found.items())
 
 
+def named_modules(model: nn.Module) -> dict[nn.Module, str]:
+    """Each module of a model once, with its first name, in torch's order.
+
+    As ``model.named_modules()``, whose generators inside generators take several times as long.
+    """
+    found: dict[nn.Module, str] = {}
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        if module in found:
+            continue
+        found[module] = name
+        if children := module._modules:
+            start = f"{name}." if name else ""
+            waiting += [(start + k, m) for k, m in reversed(children.items()) if m is not None]
+    return found
+
+
+def named_parameters(
+    model: nn.Module, modules: Mapping[nn.Module, str] | None = None
+) -> dict[nn.Parameter, str]:
+    """Each parameter of a model once, with its first name, in torch's order.
+
+    Its `named_modules` may be given, where they are known already.
+    """
+    if type(model).named_parameters is not nn.Module.named_parameters:
+        return {p: name for name, p in model.named_parameters()}
+    found: dict[nn.Parameter, str] = {}
+    for module, start in (named_modules(model) if modules is None else modules).items():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and parameter not in found:
+                found[parameter] = f"{start}.{key}" if start else key
+    return found
+
+
 def makes_another(module: nn.Module, name: str) -> bool:
     """Whether a module computes with what is made of a parameter: ``weight`` of ``weight_orig``.
 
@@ -63,10 +98,13 @@ def makes_another(module: nn.Module, name: str) -> bool:
 
 
 @contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Compiled parts of a model run as they were written, as long as the context is open."""
+def uncompiled(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> Iterator[None]:
+    """Compiled parts of a model run as they were written, as long as the context is open.
+
+    Its modules may be given, where they are known already.
+    """
     with ExitStack() as stack:
-        if any(is_compiled(module) for module in model.modules()):
+        if any(map(is_compiled, named_modules(model) if modules is None else modules)):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
@@ -90,7 +128,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether ``torch.compile`` made a module, or its call."""
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+    own = "_orig_mod" in module._modules or "_orig_mod" in module.__dict__
+    return own or module._compiled_call_impl is not None
 
 
 def weak(method: Callable[..., None]) -> Callable[..., None]:

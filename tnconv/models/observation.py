@@ -16,7 +16,7 @@ from tnconv.models.collector import Collector
 from tnconv.models.coupling import couples, kind_of
 from tnconv.models.evidence import Evidence, expect
 from tnconv.models.fallback import Fallback
-from tnconv.models.modules import refuse_complex
+from tnconv.models.modules import named_parameters, refuse_complex
 from tnconv.models.propagation import LossFunction, Propagation
 from tnconv.models.result import Result
 from tnconv.models.sample_maps import Owned, SampleMap, Shared, along, is_fast, owners
@@ -47,13 +47,8 @@ class Observation:
         memory_limit: int | None = None,
         batch_dim: int = 0,
     ) -> None:
-        instances(model=model)
-        _expect_quantities(quantities)
-        if batch_dim < 0:
-            raise ValueError(f"batch_dim is {batch_dim}; expected a dimension, counted from 0")
-        if memory_limit is not None and memory_limit <= 0:
-            raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
-        refuse_complex(model.named_parameters())
+        expect_arguments(model, quantities, memory_limit, batch_dim)
+        refuse_complex((name, p) for p, name in named_parameters(model).items())
         self.model, self.quantities, self.memory_limit = model, tuple(quantities), memory_limit
         self.batch_dim = batch_dim
         self.per_sample = any(quantity.apart for quantity in quantities)
@@ -330,34 +325,42 @@ class Observation:
         samples = sum(here.samples for here in self.collector.passes | self.walks.passes)
         counts: dict[str, Any] = {"samples": samples, "divisor": self.divisor or samples}
         anything = self.collector.found or self.walks.quantities
-        named = dict(self._watch.model.named_parameters()) if anything else {}
+        named = named_parameters(self._watch.model) if anything else {}
         found = {
-            name: self.collector.totals(p) for name, p in named.items() if p in self.collector.found
+            name: self.collector.totals(p) for p, name in named.items() if p in self.collector.found
         }
         values = {
-            quantity: {
-                name: quantity.result(chosen, counts[quantity.counts])
-                for name, total in found.items()
-                if (chosen := _chosen(quantity, total)) is not None
-            }
+            quantity: _results(quantity, found, counts[quantity.counts])
             for quantity in self.quantities
             if quantity not in self.walks.quantities
         }
-        values |= self.walks.values(named)
+        values |= self.walks.values({name: p for p, name in named.items()})
         self.start_again()
         self.divisor = None
         return Result(values, samples, loss)
 
-    def known(self, gradients: Mapping[str, Tensor], here: Pass, loss: Tensor) -> Result:
-        """The result of quantities of the gradient alone, which is known."""
-        values = {
-            quantity: {
-                name: quantity.result({next(iter(quantity.statistics())): each}, here.samples)
-                for name, each in gradients.items()
-            }
-            for quantity in self.quantities
-        }
-        return Result(values, here.samples, loss)
+
+def expect_arguments(
+    model: nn.Module, quantities: Sequence[Quantity[Any]], memory_limit: int | None, batch_dim: int
+) -> None:
+    """Check what an observation is told.
+
+    Args:
+        model: the network.
+        quantities: what is made of it.
+        memory_limit: bytes that the quantities of one parameter may take at a time.
+        batch_dim: the dimension of the inputs that samples are in.
+
+    Raises:
+        TypeError: one quantity by itself, or a class; or a model that is none.
+        ValueError: a limit or a dimension that is none.
+    """
+    instances(model=model)
+    _expect_quantities(quantities)
+    if batch_dim < 0:
+        raise ValueError(f"batch_dim is {batch_dim}; expected a dimension, counted from 0")
+    if memory_limit is not None and memory_limit <= 0:
+        raise ValueError(f"memory_limit is {memory_limit}; expected a positive number of bytes")
 
 
 def _expect_quantities(given: Any) -> None:
@@ -375,11 +378,14 @@ def _expect_quantities(given: Any) -> None:
             raise TypeError(f"quantities holds a {type(each).__name__}; expected `Quantity`s")
 
 
-def _chosen(
-    quantity: Quantity[Any], totals: Mapping[Statistic, Tensor]
-) -> Mapping[str, Tensor] | None:
-    """A quantity's own statistics, if a parameter has them all."""
+def _results(
+    quantity: Quantity[Any], found: Mapping[str, Mapping[Statistic, Tensor]], count: Any
+) -> dict[str, Any]:
+    """A quantity of each parameter, by name, that has all its statistics."""
     named = quantity.statistics()
-    if not totals.keys() >= {*named.values()}:
-        return None
-    return {name: totals[each] for name, each in named.items()}
+    needed = {*named.values()}
+    return {
+        parameter: quantity.result({name: total[each] for name, each in named.items()}, count)
+        for parameter, total in found.items()
+        if total.keys() >= needed
+    }

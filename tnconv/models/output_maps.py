@@ -156,6 +156,8 @@ class Search:
                 continue
             self.maps[at] = result.known or Unknown("no dimension of it changes with a sample")
         if not any(isinstance(each, Owned) for each in self.maps):
+            if any(each.reordered for each in found):
+                raise _reordered(here)
             raise _alike(here) if any(len(each.left) > 1 for each in found) else _mixed(here)
 
 
@@ -218,10 +220,18 @@ def _alike(here: Pass) -> NotImplementedError:
     )
 
 
+def _reordered(here: Pass) -> NotImplementedError:
+    shapes = [tuple(y.shape) for y in here.outputs]
+    return NotImplementedError(
+        f"samples are in another order in the model's outputs, of shapes {shapes}, than along "
+        f"dimension {here.batch_dim} of its inputs; expected one order: sort outputs back"
+    )
+
+
 def _mixed(here: Pass) -> NotImplementedError:
     shapes = [tuple(y.shape) for y in here.outputs]
     return NotImplementedError(
-        f"samples see each other, or another dimension than {here.batch_dim} of the inputs is the "
-        f"batch: no dimension of the outputs, of shapes {shapes}, belongs to one of "
+        f"samples see each other, or are sorted, or another dimension than {here.batch_dim} of the "
+        f"inputs is the batch: no dimension of the outputs, of shapes {shapes}, belongs to one of "
         f"{here.samples} samples alone"
     )

@@ -220,7 +220,8 @@ class Propagation:
 
         def take(call: Call, v: Tensor) -> None:
             call.reached = True
-            self._hand_over(call, v.reshape(len(v), *self._calls[call].output_shape))
+            shape = (len(v), *self._calls[call].output_shape)
+            self._hand_over(call, v if v.shape == shape else v.reshape(shape))
 
         for call in self.calls:
             call.reached = False

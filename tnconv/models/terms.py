@@ -57,9 +57,9 @@ class Arrival:
         if isinstance(self.call.map, Silent):
             return self._zero(parameter, samples, dtype)
         operation, operands, given = self.described
-        shape = operation.networks[operand].shape
-        v = given.reshape(*self._lead, *shape).to(dtype)
-        read = {name: array.to(dtype) for name, array in operands.items()}
+        shape = (*self._lead, *operation.networks[operand].shape)
+        v = _as(given if given.shape == shape else given.reshape(shape), dtype)
+        read = {name: _as(array, dtype) for name, array in operands.items()}
         return Term(operation, operand, read, v, self.vectors, Stamp.of(self.call.name, read))
 
     def _zero(self, parameter: nn.Parameter, samples: int, dtype: torch.dtype) -> "Term":
@@ -79,6 +79,11 @@ class Arrival:
     @property
     def _lead(self) -> tuple[int, ...]:
         return () if self.vectors is None else (self.vectors,)
+
+
+def _as(array: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in a dtype: most have it, and to ask torch for that takes a call."""
+    return array if array.dtype == dtype else array.to(dtype)
 
 
 @dataclass(frozen=True, slots=True)

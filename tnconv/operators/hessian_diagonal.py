@@ -25,7 +25,7 @@ from tnconv.models.checkpoints import refusing_reentrant
 from tnconv.models.collector import Collector
 from tnconv.models.computing import Inputs, arguments
 from tnconv.models.graph import sources, unexplained
-from tnconv.models.modules import refuse_complex, unwrapped
+from tnconv.models.modules import named_modules, refuse_complex, unwrapped
 from tnconv.models.operation_graph import Graph
 from tnconv.models.propagation import LossFunction
 from tnconv.models.sample_maps import (
@@ -104,7 +104,7 @@ def hessian_diagonal(
         watched as watch,
         noticing(watch),
         alone(watch.model, watch),
-        refusing_reentrant(watch.model),
+        refusing_reentrant(named_modules(watch.model)),
         torch.enable_grad(),
     ):
         samples = Samples(watch)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tnconv.models.capture import alone
 from tnconv.models.checkpoints import refusing_reentrant
-from tnconv.models.modules import uncompiled
+from tnconv.models.modules import named_modules, uncompiled
 from tnconv.operators.parameter_space import Vector
 from tnconv.operators.second_derivative import SecondDerivative, named_if_missing
 
@@ -50,7 +50,7 @@ class Graph:
             torch.enable_grad(),
             uncompiled(model),
             alone(model),
-            refusing_reentrant(model),
+            refusing_reentrant(named_modules(model)),
             sdpa_kernel(SDPBackend.MATH),  # the only one with second derivatives
         ):
             output = functional_call(model, (values, buffers), args, dict(kwargs))

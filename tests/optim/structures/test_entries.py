@@ -70,6 +70,7 @@ def test_entries_are_those_of_the_dense_factor(name, made, flavour, output, vect
 SMALL = [name for name in STRUCTURES if structure(name, 4608).count < 4608**2 // 8]
 
 
+@pytest.mark.searched
 @pytest.mark.parametrize("flavour", ["expand", "reduce"])
 @pytest.mark.parametrize("name", SMALL)
 def test_memory_of_an_update(name, flavour):
