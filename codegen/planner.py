@@ -127,8 +127,10 @@ def plans(
     for form, network in forms.items() if not found else ():
         if script and script[0] != ("form", form):
             continue
-        tried = _named(_of_polyphase(routes) if form == POLYPHASE and len(forms) > 1 else routes)
-        search = Search(tried, optimize, layout, room, several)
+        rewritten = form == POLYPHASE and len(forms) > 1
+        tried = _named(_of_polyphase(routes) if rewritten else routes)
+        alone = "displacement" if rewritten else ""
+        search = Search(tried, optimize, layout, room, several, alone)
         given = Cover.of(network, positions, script, channels_last).choosing("form", form)
         again = form == "as given" and "in form N" in forms
         _add_form(found, given, form, search, "loop" in routes and not again, not again)
@@ -136,7 +138,10 @@ def plans(
 
 
 def _of_polyphase(routes: Sequence[str]) -> list[str]:
-    """Displacement first, which bounds what others may take, and no dense patterns."""
+    """Displacement first, and no dense patterns.
+
+    Where it applies nothing else is tried: windows of this form are no smaller than as given.
+    """
     some = [name for name in routes if name != "dense"]
     return sorted(some, key=lambda name: name != "displacement")
 
