@@ -1,12 +1,15 @@
 """The dense oracle: nodes and views become 0/1 and operand arrays, one einsum gives the value."""
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
+import numpy as np
 import opt_einsum
 import torch
+from numpy.typing import NDArray
 from torch import Tensor as Array
 
-from tnconv.diagrams.affine import Leg, Pattern, Selection, Sizes, Terms, View
+from tnconv.diagrams.affine import Axis, Leg, Pattern, Selection, Sizes, Terms, View
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 
@@ -40,10 +43,15 @@ def _reference(network: TensorNetwork, operands: Mapping[str, Array]) -> Array:
             if isinstance(node, Selection):
                 array = torch.nn.functional.one_hot(array, node.view.shape[1])
             array = array.to(dtype).reshape([axis.size for axis in node.view.axes])
-            factors.append((array, [(f"node {at}", p) for p in range(array.ndim)]))
-            factors += _axis_maps(node.view, f"node {at}", network.sizes)
+            held = [
+                axis.terms[0][0] if _is_leg(axis, network.sizes) else (f"node {at}", p)
+                for p, axis in enumerate(node.view.axes)
+            ]
+            factors.append((array, held))
+            factors += _axis_maps(node.view, f"node {at}", network.sizes, plain=False)
     factors += _axis_maps(network.result, "result", network.sizes)
-    factors += [(torch.ones(size), [leg]) for leg, size in network.sizes.items()]
+    every = {leg for _, legs in factors for leg in legs}
+    factors += [(torch.ones(n), [leg]) for leg, n in network.sizes.items() if leg not in every]
     number: dict[Leg | tuple[str, int], int] = {}
     arguments: list[Array | list[int]] = []
     for array, legs in factors:
@@ -86,22 +94,38 @@ def check_operands(
 
 def indicator(terms: Terms, values: range, sizes: Sizes) -> Array:
     """``[Σ a·leg in values]`` as an array with one dimension per term."""
-    total = torch.zeros((), dtype=torch.int64)
-    for _ in terms:
-        total = total.unsqueeze(-1)
-    for position, (leg, a) in enumerate(terms):
-        steps = a * torch.arange(sizes[leg])
-        total = total + steps.reshape([-1 if p == position else 1 for p in range(len(terms))])
-    return torch.isin(total, torch.tensor(list(values), dtype=torch.int64)).double()
+    coefficients = tuple([a for _, a in terms])
+    found = _indicator(coefficients, values, tuple([sizes[leg] for leg, _ in terms]))
+    return torch.from_numpy(found.copy())
 
 
-def _axis_maps(view: View, holder: str, sizes: Sizes) -> Factors:
-    """``[position = offset + Σ a·leg]`` for each axis: from array positions to leg values."""
+@lru_cache(maxsize=64)  # derivatives, and plans that are compared, share their patterns
+def _indicator(
+    coefficients: tuple[int, ...], values: range, shape: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """No tensor: under torch's transforms those belong to one call."""
+    total = np.zeros(shape, dtype=np.int64)
+    for a, position in zip(coefficients, np.indices(shape, sparse=True), strict=True):
+        total += a * position
+    return np.isin(total, np.array(values, dtype=np.int64)).astype(np.float64)
+
+
+def _axis_maps(view: View, holder: str, sizes: Sizes, plain: bool = True) -> Factors:
+    """``[position = offset + Σ a·leg]`` for each axis: from array positions to leg values.
+
+    Axes that are a leg need none, unless ``plain``.
+    """
     maps: Factors = []
     for at, axis in enumerate(view.axes):
+        if not plain and _is_leg(axis, sizes):
+            continue
         position = "\0position"
         terms = ((position, -1), *axis.terms)
         met = range(-axis.offset, 1 - axis.offset)
         array = indicator(terms, met, {**sizes, position: axis.size})
         maps.append((array, [(holder, at), *(leg for leg, _ in axis.terms)]))
     return maps
+
+
+def _is_leg(axis: Axis, sizes: Sizes) -> bool:
+    return any(axis == Axis(sizes[leg], 0, ((leg, 1),)) for leg, _ in axis.terms)

@@ -45,7 +45,7 @@ class Opened:
         self.page, self.errors, self.fetched = page, [], []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.fetched.append(request.url))
-        page.goto(path.resolve().as_uri(), wait_until="load")
+        page.goto(path.resolve().as_uri(), wait_until="load", timeout=120_000)  # on a busy machine
 
     @property
     def title(self) -> str:

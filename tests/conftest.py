@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, settings
 
 from tests.browser import Opened, headless_chromium
 
-CHOSEN = "TNCONV_TIERED_COMPILATION" in os.environ
-"""Whether the caller says which tier all tests run in."""
+CHOSEN = os.environ.setdefault(
+    "TNCONV_TESTS_OF_ONE_TIER", str(int("TNCONV_TIERED_COMPILATION" in os.environ))
+)
+"""Whether the caller says which tier all tests run in, "0" or "1"; workers of xdist inherit it."""
 
 settings.register_profile(
     "fast",
@@ -77,7 +79,7 @@ def programs(request: pytest.FixtureRequest) -> Iterator[None]:
     from tests.quick_programs import quick_programs  # after the environment is set
 
     part = request.path.relative_to(Path(__file__).parent).parts[0]
-    all_search = CHOSEN or settings.default is settings.get_profile("deep")
+    all_search = CHOSEN == "1" or settings.default is settings.get_profile("deep")
     here = zlib.crc32(request.node.nodeid.encode()) % SEARCHES == 0
     if (
         all_search

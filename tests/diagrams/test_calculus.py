@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.func import jacrev, jvp, vjp
 
@@ -308,6 +308,7 @@ def test_random_networks(network, data):
 
 
 @pytest.mark.parametrize("name", NATIVE)
+@settings(max_examples=settings.default.max_examples // 2)  # all of them share one calculus
 @given(case=geometries(max_dims=3), data=st.data())
 def test_zoo(name, case, data):
     network = (ZOO | SUMS)[name](case)
