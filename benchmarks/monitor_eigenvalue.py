@@ -47,7 +47,29 @@ def three_c_three_d() -> nn.Module:
     return PROBLEMS["3c3d"].model().train()
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"small": small, "3c3d": three_c_three_d}
+class Residual(nn.Module):
+    """A convolution with group normalisation, beside the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+                                  nn.GroupNorm(4, channels), nn.ReLU())  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x + self.body(x)
+        return found
+
+
+def residual() -> nn.Module:
+    """Three residual blocks with group normalisation between strided convolutions."""
+    first: list[nn.Module] = [nn.Conv2d(3, 16, 3, 2, 1), Residual(16), nn.Conv2d(16, 32, 3, 2, 1)]
+    last: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)]
+    return nn.Sequential(*first, Residual(32), Residual(32), *last)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "small": small, "3c3d": three_c_three_d, "residual": residual
+}  # fmt: skip
 
 
 def exact(model: nn.Module, x: Tensor, y: Tensor, most: int = 200) -> float:
@@ -83,11 +105,14 @@ def exact(model: nn.Module, x: Tensor, y: Tensor, most: int = 200) -> float:
 
 def compared(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each step that is checked."""
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     model, loss_fn = NETWORKS[options.network](), nn.CrossEntropyLoss()
-    how = {"lr": options.rate, "momentum": 0.9}
-    optimizer = torch.optim.SGD(model.parameters(), **how)
-    generator = torch.Generator().manual_seed(1)
+    optimizer: torch.optim.Optimizer
+    if options.optimizer == "adam":
+        optimizer = torch.optim.Adam(model.parameters(), lr=options.rate)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=options.rate, momentum=0.9)
+    generator = torch.Generator().manual_seed(options.seed + 1)
     centres = torch.randn(10, 3, 32, 32, generator=generator)
     kinds = [HessMaxEV(12, TOLERANCE), Products(), Loss()]
     monitor, rows = Monitor(model, loss_fn, kinds, alerts=()), []
@@ -123,14 +148,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--every", type=int, default=4, help="steps from one check to the next")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
     parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--signal", type=float, default=0.1, help="of the classes in the noise")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = compared(options)
     if options.json is not None:
-        settings = {name: getattr(options, name) for name in ("network", "batch", "rate", "signal")}
+        names = ("network", "optimizer", "batch", "rate", "signal", "seed")
+        settings = {name: getattr(options, name) for name in names}
         measure.write_results(options.json, "cpu", rows, settings=settings)
 
 

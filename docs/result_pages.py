@@ -40,6 +40,8 @@ MADE_BY = {
     "low-rank": "low_rank_studies",
     "monitor": "monitor",
     "monitor-budget": "monitor --budget 0.05",
+    "monitor-by-hand": "monitor_by_hand",
+    "monitor-eigenvalue-training": "monitor_eigenvalue",
     "networks": "networks",
     "new-sizes": "new_sizes",
     "operators": "operators",

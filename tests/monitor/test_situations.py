@@ -231,7 +231,7 @@ def test_errors_name_what_was_given() -> None:
         (lambda: Monitor(model, samples=0), "samples is 0"),
         (lambda: Monitor(model, quantities=[HessTrace("diag")]), "curvature is 'diag'"),
         (lambda: Monitor(model).loss(1, 2), "without loss_fn"),
-        (lambda: Monitor(model, every=0), "interval is 0"),
+        (lambda: Monitor(model, every=0), "every is 0"),
     ]
     for call, match in cases:
         with pytest.raises(ValueError, match=match):

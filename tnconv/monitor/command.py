@@ -13,6 +13,8 @@ from tnconv.monitor.run_folder import Run, read_run
 from tnconv.monitor.static_report import static_report
 from tnconv.monitor.terminal_view import show
 
+FORMATS = ("html", "png", "pdf", "svg")
+
 
 def add(commands: Any) -> None:
     """Add ``monitor`` to the commands of the command line."""
@@ -21,8 +23,10 @@ def add(commands: Any) -> None:
     shown = actions.add_parser("show", help="in the terminal")
     shown.add_argument("--follow", type=float, metavar="SECONDS", help="again and again")
     report = actions.add_parser("report", help="write a picture or an HTML file for each run")
-    report.add_argument("--format", choices=("html", "png", "pdf", "svg"), default="html")
-    report.add_argument("--output", type=Path, help="a folder; by default each run's own")
+    report.add_argument("--format", choices=FORMATS, help="by default the file's, or html")
+    report.add_argument(
+        "--output", type=Path, help="a folder, by default each run's own; or one run's file"
+    )
     compare = actions.add_parser("compare", help="several runs in one picture or HTML file")
     compare.add_argument("--output", type=Path, default=Path("comparison.html"))
     for action, run in ((shown, _show), (report, _report), (compare, _compare)):
@@ -54,12 +58,17 @@ def _show(given: Namespace) -> None:
 
 
 def _report(given: Namespace) -> None:
+    output = given.output
+    named = output is not None and output.suffix[1:] in FORMATS and not output.is_dir()
+    if named and (len(given.runs) > 1 or given.format not in (None, output.suffix[1:])):
+        runs, kind = len(given.runs), given.format or "any format"
+        raise ValueError(f"--output is {output} for {runs} runs in {kind}; expected a folder")
+    kind = output.suffix[1:] if named else given.format or "html"
     for path in given.runs:
-        folder = given.output or (path if path.is_dir() else path.parent)
-        folder.mkdir(parents=True, exist_ok=True)
-        run = load(path)
-        write = html_report if given.format == "html" else static_report
-        print(write(run, folder / f"{run.label or 'report'}.{given.format}"))
+        run, folder = load(path), output or (path if path.is_dir() else path.parent)
+        file = output if named else folder / f"{run.label or 'report'}.{kind}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        print((html_report if kind == "html" else static_report)(run, file))
 
 
 def _compare(given: Namespace) -> None:

@@ -67,7 +67,7 @@ class TermCollector(Collector):
             return
         index, plain = self._index(here), _is_plain(call, here.samples)
         if index is not None and plain:
-            call, grad_output = _narrowed(call, index), grad_output[index]
+            call, grad_output = _narrowed(call, index), _rows(grad_output, index)
         self.passes.add(here)
         self._arrived.append((here, call, grad_output, plain and self.in_parts))
 
@@ -203,10 +203,15 @@ def _narrowed(
     parameters: Sequence[tuple[str, nn.Parameter]] | None = None,
 ) -> Call:
     """The call on some of its samples, for some of its parameters."""
-    given = tuple(x[index] for x in call.given)
+    given = tuple(_rows(x, index) for x in call.given)
     shape = (len(given[0]), *call.output_shape[1:])
     own = call.parameters if parameters is None else tuple(parameters)
     return Call(call.name, call.module, given, {}, shape, None, True, own)
+
+
+def _rows(x: Tensor, index: Tensor | slice) -> Tensor:
+    """Some rows: those drawn are copied one by one, as ``x[index]`` copies entry by entry."""
+    return x[index] if isinstance(index, slice) else x.index_select(0, index.to(x.device))
 
 
 @torch.no_grad()

@@ -7,7 +7,14 @@ from math import inf, isfinite, sqrt
 import torch
 from torch import Tensor
 
-from tnconv.monitor.lanczos_experience import LONG, End, Experience, error_of, ritz
+from tnconv.monitor.lanczos_experience import (
+    LONG,
+    End,
+    Experience,
+    error_of,
+    ritz,
+    unchallenged,
+)
 
 FEWEST = 4  # products before a run may have converged: starts can lack the eigenvector
 
@@ -34,13 +41,14 @@ def extreme(
     """The extreme eigenvalue by Lanczos, with full orthogonalisation, from a vector.
 
     The run has converged when, after `FEWEST` products or more, the estimated relative error (see
-    `error_of`) is below a third of the tolerance. It ends then, or after ``products``.
+    `error_of`) is below a third of the tolerance and no other eigenvalue can be larger by what the
+    run shows (`unchallenged`). It ends then, or after ``products``.
 
     Experience of runs from similar vectors can end it earlier: after as many products as were
     enough for those. Then the value is completed by their coefficients. This is not done if the
-    last product changed the value by more than three tolerances, or if the estimated error is
-    larger than theirs was. Long runs, from which experience is gained, go on until the estimated
-    error is below a tenth of the tolerance.
+    last product changed the value by more than three tolerances, if the estimated error is larger
+    than theirs was, or if another eigenvalue can be larger. Long runs, from which experience is
+    gained, go on until the estimated error is below a tenth of the tolerance.
 
     Args:
         product: of the matrix with a flat vector.
@@ -71,16 +79,17 @@ def extreme(
         residual = beta * abs(weights[-1])
         error = error_of(residual, gap) / (abs(value) or 1.0)
         exhausted = beta <= 1e-7 * scale or len(diagonal) >= most
-        converged = len(diagonal) >= FEWEST and error <= limit
-        if exhausted or converged or (not long and _enough(known, values, tolerance, error)):
+        alone = unchallenged(diagonal, beside, end, tolerance)
+        converged = len(diagonal) >= FEWEST and error <= limit and alone
+        enough = alone and not long and _enough(known, values, tolerance, error)
+        if exhausted or converged or enough:
             break
         basis.append(w, beta)
     known.runs += 1
     found = value if converged else values[-1]
     if long:
         known.learn(diagonal, beside, found, end)
-    vector = basis.combined(weights) if long or experience is None else start
-    return Ritz(found, vector, residual, len(diagonal))
+    return Ritz(found, basis.combined(weights), residual, len(diagonal))
 
 
 def _enough(

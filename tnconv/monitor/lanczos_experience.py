@@ -20,6 +20,9 @@ SELDOM = 32  # runs from one long one to the next, in the end
 LONG = 16  # products of a long one, at most
 ALIKE = 1.2  # how far the estimated error of a short run may exceed those of long ones
 COMPLETED = 1.5  # tolerances up to which an estimated error is left to completion
+SEEN = 0.25  # of a start that its Ritz vector makes up, below which others may be hidden
+FORGETTING = 0.3  # of what is known of overlaps, from one run to the next
+CLOSER = 1.2  # by what factor the other vector has to be closer before runs start from it
 
 
 @dataclass
@@ -31,6 +34,21 @@ class Experience:
     errors: dict[int, list[float]] = field(default_factory=dict)
     estimates: dict[int, list[float]] = field(default_factory=dict)  # before completion, relative
     runs: int = 0
+    overlaps: list[float] = field(default_factory=lambda: [1.0, 0.0])
+    turned: bool = False  # whether runs start from the last eigenvector, not from the gradient
+
+    def overlapped(self, gradient: float, vector: float) -> None:
+        """Take note of a run's cosines of its eigenvector with the gradient and the last vector.
+
+        Where runs start from the other of the two from now on, they will not be alike earlier ones:
+        those are forgotten.
+        """
+        for at, seen in enumerate((gradient, vector)):
+            self.overlaps[at] += FORGETTING * (abs(seen) - self.overlaps[at])
+        now, other = self.overlaps[self.turned], self.overlaps[not self.turned]
+        if other > CLOSER * now:
+            self.turned, self.runs = not self.turned, 0
+            self.diagonals, self.besides, self.errors, self.estimates = [], [], {}, {}
 
     @property
     def long(self) -> bool:
@@ -103,11 +121,35 @@ def ritz(
     diagonal: Sequence[float], beside: Sequence[float], end: End
 ) -> tuple[float, list[float], float]:
     """A Ritz value, its vector in the basis, and its distance to the nearest other."""
+    values, vectors, at = _pairs(diagonal, beside, end)
+    others = np.abs(np.delete(values, at) - values[at]).tolist()
+    return float(values[at]), vectors[:, at].tolist(), min(others, default=0.0)
+
+
+def unchallenged(
+    diagonal: Sequence[float], beside: Sequence[float], end: End, tolerance: float
+) -> bool:
+    """Whether a run shows no other eigenvalue that can be beyond its Ritz value.
+
+    An eigenvalue is within the residual of each Ritz value (Parlett 1998, section 4.5), so that
+    none of the other intervals may reach further. An eigenvector that the start next to lacks shows
+    in no residual until it has grown: where the start has little of the Ritz vector, too, and so
+    may have as little of another, the residual itself has to be below the tolerance.
+    """
+    values, vectors, at = _pairs(diagonal, beside[:-1], end)
+    residuals = beside[-1] * np.abs(vectors[-1])
+    reach = {"largest": values, "smallest": -values, "magnitude": np.abs(values)}[end]
+    slack = tolerance * abs(float(values[at]))
+    if (np.delete(reach + residuals, at) > reach[at] + slack).any():
+        return False
+    return bool(abs(vectors[0, at]) >= SEEN or residuals[at] <= slack)
+
+
+def _pairs(diagonal: Sequence[float], beside: Sequence[float], end: End) -> tuple[Any, Any, int]:
+    """All Ritz values, their vectors in the basis, and the place of the one at an end."""
     n = len(diagonal)
     matrix = np.diag(np.asarray([*diagonal], dtype=np.float64))
     matrix[range(n - 1), range(1, n)] = matrix[range(1, n), range(n - 1)] = beside
     values, vectors = np.linalg.eigh(matrix)
     ends = {"largest": n - 1, "smallest": 0, "magnitude": int(np.abs(values).argmax())}
-    at = ends[end]
-    others = [abs(float(values[at] - values[k])) for k in range(n) if k != at]
-    return float(values[at]), vectors[:, at].tolist(), min(others, default=0.0)
+    return values, vectors, ends[end]

@@ -18,22 +18,18 @@ from tnconv.monitor.alerts import RULES, Alert, Alerts, History, Rule
 from tnconv.monitor.budgets import Budget, Group, clock, group_of, groups_of
 from tnconv.monitor.configurations import Configuration, measurements, sampled
 from tnconv.monitor.events import event_of
+from tnconv.monitor.expected_settings import expect_plain_sgd, expect_settings
 from tnconv.monitor.measurement import Following, Measurement
 from tnconv.monitor.monitor_state import KEPT, restore, state_of
-from tnconv.monitor.needs import (
-    Curvature,
-    Diagonal,
-    GradientHistogram,
-    JointHistogram,
-    Spectrum,
-)
+from tnconv.monitor.needs import Curvature
 from tnconv.monitor.published import OfCurvature
 from tnconv.monitor.run_folder import RunWriter, frame
 from tnconv.monitor.schedules import Linear, Schedule
 from tnconv.monitor.seen import Seen
 from tnconv.monitor.sinks import Sink, deliver
+from tnconv.monitor.step_needs import implied, of_samples, possible
 from tnconv.monitor.step_results import Ranges, seen_of
-from tnconv.monitor.step_watch import BY_SAMPLE, OF_ALL, StepWatch
+from tnconv.monitor.step_watch import StepWatch
 from tnconv.monitor.subject import Loss, Subject, copies, reduction_in
 from tnconv.optim.workers import Workers
 
@@ -120,8 +116,11 @@ class Monitor:
         batch_statistics_as_constants: bool = False,
     ) -> None:
         instances(model=model, **optional(loss_fn=loss_fn))
-        if samples is not None and samples < 1:
-            raise ValueError(f"samples is {samples}; expected at least 1")
+        if next(model.parameters(), None) is None:
+            raise ValueError(f"model is a {type(model).__name__} without parameters; expected some")
+        expect_settings(every=every, sinks=sinks, optimizer=optimizer, scaler=scaler, folder=folder,
+                        samples=samples, curvature=curvature, products=products, alerts=alerts,
+                        batch_dim=batch_dim, seed=seed, budget=budget)  # fmt: skip
         self.budget = None if budget is None else Budget(budget, samples)
         self.measurements = measurements(quantities, curvature, products)
         if self.budget is not None:
@@ -131,7 +130,7 @@ class Monitor:
                                    if m != old and isinstance(m, OfCurvature)}  # fmt: skip
         self.schedule = Linear(every) if isinstance(every, int) else every
         self.optimizer = optimizer
-        self._expect_plain_sgd()
+        expect_plain_sgd(self.measurements, optimizer)
         self._reduction = reduction
         generator, reduction = torch.Generator().manual_seed(seed), reduction_in(loss_fn, reduction)
         workers = Workers(process_group, model)
@@ -185,7 +184,7 @@ class Monitor:
         if self._handles:
             raise RuntimeError("the monitor is attached already; expected detach() before")
         self.optimizer = optimizer
-        self._expect_plain_sgd()
+        expect_plain_sgd(self.measurements, optimizer)
         self._handles.append(optimizer.register_step_post_hook(self._stepped))
         self._begin()
         return self
@@ -217,19 +216,6 @@ class Monitor:
         self._end()
         self._begin()
 
-    def _expect_plain_sgd(self) -> None:
-        """Refuse what has no meaning for the optimizer, if that is known.
-
-        Raises:
-            ValueError: there is such a measurement.
-        """
-        for each in self.measurements:
-            if each.plain_sgd and self.optimizer is not None and not plain_sgd(self.optimizer):
-                raise ValueError(
-                    f"{each.name} is derived for stochastic gradient descent without momentum; "
-                    f"got {type(self.optimizer).__name__}, expected plain torch.optim.SGD"
-                )
-
     def _ever(self, need: Hashable) -> bool:
         return any(need in {*each.needed(), *each.next_needs} for each in self.measurements)
 
@@ -244,8 +230,7 @@ class Monitor:
             self._due = self._afforded(self.budget, self._due)
         needs = {need for m in self._due for need in m.needed()}
         needs |= {need for m in self._followed for need in m.next_needs}
-        needs |= self._implied(needs)
-        needs = self._possible(needs)
+        needs = possible(self.subject, needs | implied(needs, self._ever))
         if "before" in needs:
             self._before = copies(self.subject.values)
         what = self.subject, frozenset(needs), self.subject.named
@@ -267,30 +252,6 @@ class Monitor:
         self._names, self._last, self._followed = names, None, ()
         self.subject.spectra.vectors.clear()
 
-    def _possible(self, needs: set[Hashable]) -> set[Hashable]:
-        """Without what the model's layers do not allow, with one warning if that is missed."""
-        subject = self.subject
-        if "normalisation" in needs and not subject.normalising:
-            needs = needs - {"normalisation"}
-        if subject.sharded:
-            lost = {n for n in needs if of_samples(n) or isinstance(n, Diagonal | Spectrum)}
-            for need in lost:
-                reason = "parameters are sharded, and layers compute with others"
-                subject.leave_out(
-                    "gradients of single samples" if of_samples(need) else need, reason
-                )
-            return needs - lost
-        if not any(map(of_samples, needs)):
-            return needs
-        mixing = subject.mixing
-        if mixing is None or subject.constants:
-            return needs
-        if needs.intersection(OF_ALL):
-            reason = f"layer {mixing!r} normalises by the batch's statistics, so no sample has a "
-            reason += "gradient of its own (batch_statistics_as_constants=True gives them another)"
-            subject.leave_out("gradients of single samples", reason)
-        return {need for need in needs if not of_samples(need)}
-
     def _now(self) -> float:
         if self.budget is None:
             return 0.0
@@ -303,17 +264,6 @@ class Monitor:
         self.subject.samples = budget.samples
         chosen = ("cheap",) if owed is not None else ("cheap", group)
         return [each for each in due if group_of(each) in chosen]
-
-    def _implied(self, needs: set[Hashable]) -> set[Hashable]:
-        """What others are computed from, or what the step after will need of this one."""
-        more: set[Hashable] = set()
-        if any(isinstance(need, GradientHistogram | JointHistogram) for need in needs):
-            more |= {"histograms", "gradient_norms"}
-        if needs.intersection(("updates", "along")) or self._ever("last_updates"):
-            more |= {"updates", "before"}
-        if "inner" in needs or self._ever("last_gradients"):
-            more.add("gradients")
-        return more
 
     def _abandon(self) -> None:
         watch, self._watch = self._watch, None
@@ -407,16 +357,3 @@ class Monitor:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from another run's `state_dict`."""
         restore(self, state_dict)
-
-
-def of_samples(need: Hashable) -> bool:
-    """Whether a need takes gradients of single samples."""
-    return need in BY_SAMPLE or isinstance(need, GradientHistogram | JointHistogram)
-
-
-def plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether steps are ``-η g``, and nothing else."""
-    settings = ("momentum", "weight_decay", "maximize")
-    return type(optimizer) is torch.optim.SGD and not any(
-        group.get(name) for group in optimizer.param_groups for name in settings
-    )
