@@ -40,7 +40,7 @@ def looped(
         cover: The whole network.
         routes: The routes for the network of one position: by default all. Displacement is left
             out, since what it shares within a sample it shares among all samples as well, and dense
-            patterns unless nothing else is found.
+            patterns unless nothing else is found at all.
         pairs: Whether products of two tensors are looped as well: see `loops`.
         most: Tells the seconds beyond which a loop is left out.
     """
@@ -49,9 +49,11 @@ def looped(
     for loop in loops(cover, pairs):
         bodies: list[Plan] = []
         each = most() / cover.network.sizes[loop.leg]
-        for some in ({name: inside[name] for name in inside if name != "dense"}, inside):
-            if not bodies:
-                Search(some).add(bodies, loop.body, "body", each)
+        Search({name: inside[name] for name in inside if name != "dense"}).add(
+            bodies, loop.body, "body", each
+        )
+        if not bodies and each == inf:
+            Search(inside).add(bodies, loop.body, "body", each)
         natively = [plan for plan in bodies if {*plan.routes} == {"native"}]
         kinds = [kind for kind in (bodies, natively) if kind]
         best = [min(kind, key=lambda plan: plan.risk * plan.seconds) for kind in kinds]
@@ -125,13 +127,23 @@ def plans(
     for form, network in forms.items() if not found else ():
         if script and script[0] != ("form", form):
             continue
-        left_out = ("dense",) if form == POLYPHASE and len(forms) > 1 else ()
-        tried = _named([name for name in routes if name not in left_out])
-        search = Search(tried, optimize, layout, room, several)
+        rewritten = form == POLYPHASE and len(forms) > 1
+        tried = _named(_of_polyphase(routes) if rewritten else routes)
+        alone = "displacement" if rewritten else ""
+        search = Search(tried, optimize, layout, room, several, alone)
         given = Cover.of(network, positions, script, channels_last).choosing("form", form)
         again = form == "as given" and "in form N" in forms
         _add_form(found, given, form, search, "loop" in routes and not again, not again)
     return found if script else ranked(found, forms, room.fits)
+
+
+def _of_polyphase(routes: Sequence[str]) -> list[str]:
+    """Displacement first, and no dense patterns.
+
+    Where it applies nothing else is tried: windows of this form are no smaller than as given.
+    """
+    some = [name for name in routes if name != "dense"]
+    return sorted(some, key=lambda name: name != "displacement")
 
 
 def _named(routes: Sequence[str]) -> Routes:

@@ -54,6 +54,7 @@ class Search:
         layout: How the result is to lie in memory.
         room: The memory that a plan may hold.
         several: Whether the network is one of several, which may share its steps.
+        alone: A route after which no other one is tried, where it covers a pattern.
     """
 
     routes: Routes
@@ -61,6 +62,7 @@ class Search:
     layout: Layout = "contiguous"
     room: Room = UNLIMITED
     several: bool = False
+    alone: str = ""
 
     def add(self, found: list[Plan], cover: Cover, form: str, most: float = inf) -> None:
         """Add to ``found`` the plans that continue a cover: depth first, and pruned by seconds.
@@ -128,6 +130,8 @@ class Search:
             found = by_used if name == used else self._by(name, cover, most())
             only_dense &= all(after.routes[-1:] == ("dense",) for after in found)
             yield from found
+            if found and name == self.alone:
+                return
         if only_dense:
             yield from self._of_other_patterns(cover, most)
 

@@ -1,6 +1,6 @@
 """Schedules: steps in order, how much they hold at a time, and what to give back when."""
 
-from bisect import insort
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +33,7 @@ class Schedule:
 
         Every result is given back after its last use. Autograd keeps more for the backward pass.
         """
-        return max(item * entries + scratch for entries, scratch in self._moments)
+        return max([item * entries + scratch for entries, scratch in self._moments])
 
     def held(self, item: int, spare: int, kept: Collection[Step] = ()) -> int:
         """The most bytes held at a time if results are deleted by `releases` alone.
@@ -64,18 +64,20 @@ class Schedule:
         They are the fewest with which no more than ``spare`` bytes are held beyond the `peak` in
         float32, and in proportion in any other precision.
         """
-        bounds = {item: self.peak(item) + spare * item // cost.ITEM for item in ITEMS}
-        held = dict.fromkeys(ITEMS, 0)
+        bounds = [(item, self.peak(item) + spare * item // cost.ITEM) for item in ITEMS]
+        held = 0
         dead: list[Step] = []  # the smallest first
+        sizes: list[int] = []  # and their entries
         deleted: dict[int, list[Step]] = {}
         for at, step in enumerate(self.steps):
-            while dead and any(held[i] + need(step, i) > bounds[i] for i in ITEMS):
-                old = dead.pop()
-                deleted.setdefault(at, []).append(old)
-                held = {item: bytes - item * old.value.size for item, bytes in held.items()}
-            held = {item: bytes + item * step.value.size for item, bytes in held.items()}
+            held, scratch = held + step.value.size, step.kernel.scratch
+            while dead and any([item * held + scratch > bound for item, bound in bounds]):
+                deleted.setdefault(at, []).append(dead.pop())
+                held -= sizes.pop()
             for died in self._dying.get(at, ()):
-                insort(dead, died, key=_entries)
+                place = bisect_right(sizes, died.value.size)
+                dead.insert(place, died)
+                sizes.insert(place, died.value.size)
         return deleted
 
     @cached_property
@@ -86,13 +88,13 @@ class Schedule:
         for at, step in enumerate(self.steps):
             held += step.value.size
             found.append((held, constant + step.kernel.scratch))
-            held -= sum(dead.value.size for dead in self._dying.get(at, ()))
+            held -= sum([dead.value.size for dead in self._dying.get(at, ())])
         return found
 
     @cached_property
     def _reads_one(self) -> bool:
-        read = (array for step in self.steps for array in step.value.reads)
-        return any(array is ONE for array in (*read, *(output.origin for output in self.outputs)))
+        read = any(ONE in step.value.reads for step in self.steps)
+        return read or any(output.origin is ONE for output in self.outputs)
 
     @cached_property
     def _dying(self) -> dict[int, list[Step]]:
@@ -106,10 +108,6 @@ class Schedule:
             if step.value not in kept:
                 dying.setdefault(last[step.value], []).append(step)
         return dying
-
-
-def _entries(step: Step) -> int:
-    return step.value.size
 
 
 def need(step: Step, item: int) -> int:

@@ -24,6 +24,7 @@ class Strided:
     __slots__ = (
         "__weakref__",
         "_innermost",
+        "_reads",
         "_run",
         "attributes",
         "inputs",
@@ -70,11 +71,14 @@ class Strided:
 
     _run: int | None
     _innermost: tuple[int, int, int, int] | None
+    _reads: "tuple[Strided, ...] | None"
 
     @property
     def reads(self) -> "tuple[Strided, ...]":
         """What is computed, or given, before this: the inputs without their views, each once."""
-        return tuple(dict.fromkeys(each.origin for each in self.inputs))
+        if self._reads is None:
+            self._reads = tuple(dict.fromkeys([each.origin for each in self.inputs]))
+        return self._reads
 
     @property
     def views(self) -> "Iterator[Strided]":
@@ -140,6 +144,8 @@ class Strided:
         return self._at(NARROW, (dim, start, count, step, size), dim, (count,), step)
 
     def select(self, dim: int, at: int) -> "Strided":
+        if self.operation is UNSQUEEZE and self.attributes == (dim,):
+            return self.inputs[0]
         return self._at(SELECT, (dim, at), dim, (), 1)
 
     def unsqueeze(self, dim: int) -> "Strided":
@@ -233,7 +239,7 @@ def strided(
         return known
     new = Strided.__new__(Strided)
     new.operation, new.inputs, new.attributes, new.shape, new.strides = key
-    new.size, new._run, new._innermost = prod(shape), None, None
+    new.size, new._run, new._innermost, new._reads = prod(shape), None, None, None
     new.origin = inputs[0].origin if operation.view else new
     reference = _Known(new, _forget)
     reference.key = key

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from math import inf
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from tnconv.codegen.prices.kinds import KINDS, Kind
 
@@ -78,10 +78,11 @@ class Table:
 
     def __getitem__(self, kind: type[K]) -> K:
         """The kind with the coefficients of this table."""
-        found = self._kinds.get(kind)
+        found: Any = self._kinds.get(kind)
         if found is None:
             found = self._kinds[kind] = self._made(kind)
-        return cast(K, found)
+        known: K = found
+        return known
 
     def _made(self, kind: type[Kind]) -> Kind:
         given: dict[str, Any] = {}
@@ -137,11 +138,12 @@ def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
     @wraps(function)
     def answer(*arguments: Hashable) -> Answer:
         answers, key = _in_use.get().answers, (function, _entry.get(), arguments)
-        found = answers.get(key, answers)
+        found: Any = answers.get(key, answers)
         if found is answers:
             if len(answers) >= KEPT:
                 answers.clear()
             found = answers[key] = function(*arguments)
-        return cast(Answer, found)
+        known: Answer = found
+        return known
 
     return answer

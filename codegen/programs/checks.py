@@ -18,19 +18,6 @@ _BY_POSITION = """
 def by_position(program, {given}):
     try:
         fits = {fits}
-    except AttributeError:
-        fits = False
-    if not fits:
-        check({given})
-    if {casts}:
-        return program.run_cast({given})
-    return contraction({given})
-"""
-_OF_BATCHES = """
-def by_position(program, {given}):
-    try:
-        shapes = known.get({operand}.shape[{dim}])
-        fits = shapes is not None and {fits}
     except (AttributeError, IndexError):
         fits = False
     if not fits:
@@ -68,22 +55,21 @@ def by_position(
     first, *others = [variables[name] for name in shapes if name not in indices] or ["operand_0"]
     fits = [f"isinstance({first}, Tensor)"] if shapes else []
     shape = "shape_{}" if batches is None else "shapes[{}]"
+    if batches is not None:
+        operand, dim = batches.place
+        size = f"{variables[operand]}.shape[{dim}]"
+        fits.append(f"(shapes := known.get({size})) is not None")
     fits += [f"{variables[name]}.shape == {shape.format(at)}" for at, name in enumerate(shapes)]
     fits += [f"{other}.dtype is {first}.dtype" for other in others]
     fits += [f"{variables[name]}.dtype is int64" for name in shapes if name in indices]
-    fits += [f"{other}.device == {first}.device" for other in variables.values() if other != first]
-    asked = ["autocasts()", *(f"{first}.{question.format(first)}" for question in casts if shapes)]
+    fits += _on_one_device(first, [each for each in variables.values() if each != first])
+    asked = " or ".join(f"{first}.{question.format(first)}" for question in casts if shapes)
     words = {
         "given": ", ".join(variables.values()),
         "fits": " and ".join(fits) or "True",
-        "casts": " or ".join(asked),
+        "casts": "autocasts()" + (f" or {first}.dtype is not float32 and ({asked})" * bool(asked)),
     }
     seen: dict[int, tuple[tuple[int, ...], ...]] = {}
-    if batches is None:
-        text = _BY_POSITION.format(**words)
-    else:
-        operand, dim = batches.place
-        text = _OF_BATCHES.format(**words, operand=variables[operand], dim=dim)
 
     def explain(*given: Tensor) -> None:
         named = dict(zip(shapes, given, strict=True))
@@ -94,10 +80,21 @@ def by_position(
             )
 
     known = {"contraction": contraction, "check": explain, "Tensor": Tensor, "known": seen}
-    dtypes = {"int64": torch.int64, "float16": torch.float16}
+    dtypes = {str(each)[6:]: each for each in (torch.int64, torch.float16, torch.float32)}
     sizes = {f"shape_{at}": tuple(shape) for at, shape in enumerate(shapes.values())}
     autocasts = torch._C._is_any_autocast_enabled
-    return _defined("by_position", text, **known, **dtypes, **sizes, autocasts=autocasts)
+    return _defined(
+        "by_position", _BY_POSITION.format(**words), **known, **dtypes, **sizes, autocasts=autocasts
+    )
+
+
+def _on_one_device(first: str, others: Sequence[str]) -> list[str]:
+    """A condition on the operands' devices: they take 0.4 us to compare, so processors go first."""
+    if not others:
+        return []
+    all_on_processors = " and ".join(f"{each}.is_cpu" for each in (first, *others))
+    all_alike = " and ".join(f"{other}.device == {first}.device" for other in others)
+    return [f"({all_on_processors} or {all_alike})"]
 
 
 def by_name(

@@ -94,7 +94,10 @@ def operations(arrays: Iterable[Strided]) -> Iterator[Operation]:
     """The operations by which these are computed, with those of the views and loops they read."""
     for array in arrays:
         yield array.operation
-        yield from (view.operation for each in array.inputs for view in each.views)
+        for each in array.inputs:
+            while each.operation.view:
+                yield each.operation
+                each = each.inputs[0]
         for turns in array.attributes:
             if isinstance(turns, Turns):
                 yield from operations(step.value for step in turns.steps)

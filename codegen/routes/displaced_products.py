@@ -59,6 +59,7 @@ def block_rows(
     left: Strided,
     right: Strided,
     dimensions: Sequence[Dimension],
+    least: Sequence[float],
     known: Known | None = None,
     most: float = inf,
 ) -> tuple[Writer, list[Strided]] | None:
@@ -72,14 +73,17 @@ def block_rows(
         left: One half.
         right: The other one.
         dimensions: The dimensions that are displaced.
+        least: A lower bound of the seconds for each pair of the first dimension.
         known: Products that are known already.
         most: The seconds of all steps at which no more are written.
     """
     first, *rest = dimensions
     blocks: dict[tuple[int, int], Strided] = {}
-    for shared in first.pairs(symmetric=left == right):
-        if writer.seconds >= most:
+    still = sum(least)
+    for shared, seconds in zip(first.pairs(symmetric=left == right), least, strict=True):
+        if writer.seconds + still >= most:
             return None
+        still -= seconds
         writer, halves = _phases(writer, (left, right), 1, shared, first.stride)
         less = known is not None or shared.leaner
         parts = shared.others if less else shared.strips
@@ -88,7 +92,8 @@ def block_rows(
             writer, strips = _strips(writer, halves, shared, parts, rest)
             writer, core = _combined(writer, SUBTRACT if less else ADD, core, strips)
         blocks |= {pair: core.select(1, at if parts else 0) for at, pair in enumerate(shared.pairs)}
-    return _table(writer, blocks, first.taps, len(rest))
+    writer, rows = _table(writer, blocks, first.taps, len(rest))
+    return None if writer.seconds >= most else (writer, rows)
 
 
 def _phases(

@@ -15,7 +15,7 @@ from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.values import Value
 from tnconv.codegen.lowering.writer import Writer
-from tnconv.codegen.prices import cost
+from tnconv.codegen.routes.displaced_bounds import least_seconds
 from tnconv.codegen.routes.displaced_products import (
     Known,
     block_rows,
@@ -53,7 +53,7 @@ def displacement(cover: Cover) -> Iterator[Cover]:
     if all(x.taps <= MOST_TAPS and x.outputs for x in dimensions) and _meet(dimensions[0]):
         most, ways = cover.most, [(1, False)]
         if len(dimensions) > 1 and _worthwhile(dimensions[0], dimensions[1]):
-            ways += [(2, True), (2, False)]
+            ways = [(2, True), (1, False), (2, False)]
         for count, spectral in ways:
             if way := _covered(cover, tensors, dimensions, count, most, spectral):
                 yield way
@@ -132,7 +132,8 @@ def _covered(
         channels.append([*(x.k[side] for x in unfolded), *kept])
     if spectral and halves[0] != halves[1]:
         return None
-    if not spectral and writer.seconds + _least_seconds(halves, unfolded, *displaced) >= most:
+    least = least_seconds(halves, displaced, unfolded, spectral)
+    if writer.seconds + sum(least) >= most:
         return None
     for side in (0, 1):
         writer, array = unfolded_taps(writer, halves[side], 1 + count, unfolded)
@@ -142,7 +143,7 @@ def _covered(
     known = None
     if spectral:
         writer, known = _all_lags(writer, halves[0], *displaced)
-    if (written := block_rows(writer, halves[0], halves[1], displaced, known, most)) is None:
+    if (written := block_rows(writer, halves[0], halves[1], displaced, least, known, most)) is None:
         return None
     writer, rows = written
     taps = [x.k[side] for side in (0, 1) for x in displaced]
@@ -179,27 +180,6 @@ def _all_lags(
         half = half.narrow(dim, start, stop - start) if start < stop else half
     periods = period(first), period(second)
     return lag_products(writer, half, list(dict.fromkeys(lags)), periods)
-
-
-def _least_seconds(
-    halves: Sequence[Strided],
-    unfolded: Sequence[Dimension],
-    first: Dimension,
-    second: Dimension | None = None,
-) -> float:
-    """The products of displaced dimensions alone, over what windows have in common."""
-    (groups, *_, rows, m), n = halves[0].shape, halves[1].shape[-1]
-    taps, rows = prod(x.taps for x in unfolded), rows * prod(x.outputs for x in unfolded)
-    counts = dict.fromkeys((True, False), 1)
-    if second is not None:
-        rows *= second.outputs
-        counts = {same: len(second.pairs(symmetric=same)) for same in counts}
-    seconds, alike = 0.0, halves[0] == halves[1]
-    for outer in first.pairs(symmetric=alike):
-        size = groups, m * taps, n * taps, outer.core[1] * rows
-        product, same = cost.matmul(*size, across=True), outer.shift == 0
-        seconds += counts[same] * product.seconds / (2 if alike and same else 1)  # mirrored
-    return seconds
 
 
 def _gapped(x: Dimension, size: int) -> int:

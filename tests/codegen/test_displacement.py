@@ -1,6 +1,7 @@
 """The displacement route: products that tap pairs share, on every geometry that it claims."""
 
 from math import inf
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests.strategies import Case, assert_close, geometries, operands_for
 from tnconv.codegen import compile, search
+from tnconv.codegen.lowering.writer import Writer
 from tnconv.codegen.programs.program import Program
-from tnconv.codegen.routes import displacement
+from tnconv.codegen.routes import displaced_products, displacement
 from tnconv.diagrams import (
     Expression,
     conv,
@@ -61,6 +63,23 @@ def test_is_offered(stride: int, dilation: int, groups: int, padding: object) ->
 def test_one_dimension(taps: int, stride: int, dilation: int) -> None:
     network = kfac_expand((2, 3, 17), taps, stride=stride, dilation=dilation, padding=2)
     check(network, displaced(network))
+
+
+@given(case=geometries(max_dims=3, empty=False))
+def test_the_least_seconds_of_products_are_a_bound(case: Case) -> None:
+    network = kfac_expand(case.input_shape, case.kernel_size, **case.kwargs)
+    written: list[tuple[float, float]] = []
+
+    def block_rows(writer: Writer, *arguments: Any) -> Any:
+        found = displaced_products.block_rows(writer, *arguments)
+        written.append((sum(arguments[3]), found[0].seconds - writer.seconds))
+        return found
+
+    with patch.object(displacement, "block_rows", block_rows):
+        programs = displaced(network)
+    assert len(written) >= len(programs)
+    for least, taken in written:
+        assert least <= taken * (1 + 1e-9)
 
 
 def test_shares_products() -> None:

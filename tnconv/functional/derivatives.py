@@ -11,7 +11,7 @@ import torch
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression, TensorNetwork
-from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.diagrams.hyperparameters import IntOrTuple, Padding
 from tnconv.functional.lookup import Shape, legs, of_layer, operation, several
 
 
@@ -47,7 +47,7 @@ def weight_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     vectors = several(grad_output, x.dim())
     return _weight_vjp((x, grad_output), x.shape, weight_shape, h, vectors)
 
@@ -82,7 +82,7 @@ def per_sample_weight_grad(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _per_sample_weight_grad(
         (x, grad_output), x.shape, weight_shape, h, several(grad_output, x.dim())
     )
@@ -120,7 +120,7 @@ def input_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _input_vjp(
         (grad_output, weight), input_shape, weight.shape, h, several(grad_output, len(input_shape))
     )

@@ -10,7 +10,7 @@ import torch
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression
-from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.diagrams.hyperparameters import IntOrTuple, Padding, Values
 from tnconv.diagrams.kronecker import Convention
 from tnconv.functional.lookup import Shape, operation
 from tnconv.functional.scales import Number, Ratio, exact, ratio
@@ -54,7 +54,7 @@ def kfac_expand(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _kfac_expand((x,), x.shape, kernel_size, h, joint, per_group, ratio(scale))
 
 
@@ -92,7 +92,7 @@ def kfac_reduce(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _kfac_reduce((x,), x.shape, kernel_size, h, joint, per_group, ratio(scale))
 
 
@@ -170,7 +170,7 @@ def mean_patches(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _mean_patches((x,), x.shape, kernel_size, h)
 
 
@@ -178,7 +178,7 @@ def mean_patches(
 def _kfac_expand(
     x_shape: Shape,
     kernel_size: IntOrTuple,
-    h: Hyperparameters,
+    h: Values,
     joint: bool,
     per_group: bool,
     scale: Convention | Ratio,
@@ -190,7 +190,7 @@ def _kfac_expand(
 def _kfac_reduce(
     x_shape: Shape,
     kernel_size: IntOrTuple,
-    h: Hyperparameters,
+    h: Values,
     joint: bool,
     per_group: bool,
     scale: Convention | Ratio,
@@ -199,7 +199,7 @@ def _kfac_reduce(
 
 
 @operation
-def _mean_patches(x_shape: Shape, kernel_size: IntOrTuple, h: Hyperparameters) -> Expression:
+def _mean_patches(x_shape: Shape, kernel_size: IntOrTuple, h: Values) -> Expression:
     return diagrams.mean_patches(x_shape, kernel_size, *h)
 
 

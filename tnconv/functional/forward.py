@@ -5,8 +5,14 @@ from collections.abc import Sequence
 import torch
 
 from tnconv import diagrams
-from tnconv.diagrams import Expression, layer_networks, pool_counts, reciprocal_counts
-from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.diagrams import (
+    Expression,
+    Hyperparameters,
+    layer_networks,
+    pool_counts,
+    reciprocal_counts,
+)
+from tnconv.diagrams.hyperparameters import IntOrTuple, Padding, Values
 from tnconv.functional.lookup import Shape, operation
 
 
@@ -36,7 +42,7 @@ def conv(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups)
+    h = (stride, padding, dilation, groups, False, 0)
     if bias is None:
         return _convolution((x, weight), x.shape, weight.shape, h)
     return _convolution_bias((x, weight, bias), x.shape, weight.shape, h)
@@ -70,7 +76,7 @@ def conv_transpose(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, True, output_padding)
+    h = (stride, padding, dilation, groups, True, output_padding)
     if bias is None:
         return _convolution((x, weight), x.shape, weight.shape, h)
     return _convolution_bias((x, weight, bias), x.shape, weight.shape, h)
@@ -122,8 +128,8 @@ def unfold(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, 1, transposed, output_padding)
-    return _unfold((x,), x.shape, kernel_size, h)
+    settings = (dilation, padding, stride, transposed, output_padding)
+    return _unfold((x,), x.shape, kernel_size, *settings)
 
 
 def fold(
@@ -150,8 +156,7 @@ def fold(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together.
     """
-    h = Hyperparameters(stride, padding, dilation)
-    return _fold((x,), x.shape, output_size, kernel_size, h)
+    return _fold((x,), x.shape, output_size, kernel_size, dilation, padding, stride)
 
 
 def avg_pool(
@@ -216,18 +221,19 @@ def unfolded_kernel(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit, or an input shape with a batch.
     """
-    h = Hyperparameters(stride, padding, dilation, groups)
-    return _unfolded_kernel((weight,), input_shape, weight.shape, h)
+    settings = (stride, padding, dilation, groups)
+    return _unfolded_kernel((weight,), input_shape, weight.shape, *settings)
 
 
 @operation
-def _convolution(x_shape: Shape, weight_shape: Shape, h: Hyperparameters) -> Expression:
-    return layer_networks.convolution(x_shape, weight_shape, h)
+def _convolution(x_shape: Shape, weight_shape: Shape, h: Values) -> Expression:
+    return layer_networks.convolution(x_shape, weight_shape, Hyperparameters(*h))
 
 
 @operation
-def _convolution_bias(x_shape: Shape, weight_shape: Shape, h: Hyperparameters) -> Expression:
-    return diagrams.with_bias(layer_networks.convolution(x_shape, weight_shape, h))
+def _convolution_bias(x_shape: Shape, weight_shape: Shape, h: Values) -> Expression:
+    layer = layer_networks.convolution(x_shape, weight_shape, Hyperparameters(*h))
+    return diagrams.with_bias(layer)
 
 
 @operation
@@ -241,16 +247,29 @@ def _linear_bias(x_shape: Shape, weight_shape: Shape) -> Expression:
 
 
 @operation
-def _unfold(x_shape: Shape, kernel_size: IntOrTuple, h: Hyperparameters) -> Expression:
-    settings = (h.dilation, h.padding, h.stride, h.transposed, h.output_padding)
+def _unfold(
+    x_shape: Shape,
+    kernel_size: IntOrTuple,
+    dilation: IntOrTuple,
+    padding: Padding,
+    stride: IntOrTuple,
+    transposed: bool,
+    output_padding: IntOrTuple,
+) -> Expression:
+    settings = (dilation, padding, stride, transposed, output_padding)
     return diagrams.unfold(x_shape, kernel_size, *settings)
 
 
 @operation
 def _fold(
-    x_shape: Shape, output_size: Shape, kernel_size: IntOrTuple, h: Hyperparameters
+    x_shape: Shape,
+    output_size: Shape,
+    kernel_size: IntOrTuple,
+    dilation: IntOrTuple,
+    padding: Padding,
+    stride: IntOrTuple,
 ) -> Expression:
-    return diagrams.fold(x_shape, output_size, kernel_size, h.dilation, h.padding, h.stride)
+    return diagrams.fold(x_shape, output_size, kernel_size, dilation, padding, stride)
 
 
 @operation
@@ -268,7 +287,12 @@ def _avg_pool(
 
 
 @operation
-def _unfolded_kernel(x_shape: Shape, weight_shape: Shape, h: Hyperparameters) -> Expression:
-    return diagrams.unfolded_kernel(
-        x_shape, weight_shape, h.stride, h.padding, h.dilation, h.groups
-    )
+def _unfolded_kernel(
+    x_shape: Shape,
+    weight_shape: Shape,
+    stride: IntOrTuple,
+    padding: Padding,
+    dilation: IntOrTuple,
+    groups: int,
+) -> Expression:
+    return diagrams.unfolded_kernel(x_shape, weight_shape, stride, padding, dilation, groups)

@@ -9,7 +9,7 @@ import torch
 
 from tnconv import diagrams
 from tnconv.diagrams import Expression, TensorNetwork
-from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.diagrams.hyperparameters import IntOrTuple, Padding
 from tnconv.functional.lookup import of_layer
 
 
@@ -45,7 +45,7 @@ def input_diagonal_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _input_diagonal_vjp((diagonal, weight), input_shape, weight.shape, h)
 
 
@@ -79,7 +79,7 @@ def weight_diagonal_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _weight_diagonal_vjp((x, diagonal), x.shape, weight_shape, h)
 
 
@@ -115,7 +115,7 @@ def input_hessian_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _input_hessian_vjp((weight, hessian), input_shape, weight.shape, h)
 
 
@@ -149,7 +149,7 @@ def weight_hessian_vjp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _weight_hessian_vjp((x, hessian), x.shape, weight_shape, h)
 
 

@@ -11,6 +11,7 @@ from tnconv.codegen import Program
 from tnconv.codegen.lowering import layouts
 from tnconv.codegen.tiers import Build, FirstLookup, device_of, looked_up, searched
 from tnconv.diagrams import Expression, Hyperparameters, TensorNetwork
+from tnconv.diagrams.hyperparameters import Values
 from tnconv.diagrams.layer_networks import layer
 from tnconv.functional.dynamo import allow_in_graph
 
@@ -76,13 +77,17 @@ def operation(
         first = operands[0]  # most often a plain tensor of the CPU: asked for without a call
         device = "cpu" if type(first) is Tensor and first.is_cpu else device_of(first)
         found: Program
-        key = device, channels_last(operands), build
+        last: tuple[int, ...] = ()
+        for array in operands:  # most often all are contiguous, which takes no call, either
+            if not (isinstance(array, Tensor) and array.is_contiguous()):
+                last = channels_last(operands)
+                break
         try:
-            found = searched(program, *key, *settings)
+            found = searched(program, device, last, build, *settings)
         except FirstLookup as first:
             found = first.program
         except TypeError:  # sizes can be symbols or in lists, which do not hash
-            found = looked_up(program, *key, *map(_hashable, settings))
+            found = looked_up(program, device, last, build, *map(_hashable, settings))
         return found.on(*operands)
 
     # For torch.compile an operation is one call: it runs our compiler, but never traces it.
@@ -91,7 +96,7 @@ def operation(
 
 def of_layer(
     build: Callable[[TensorNetwork, *Settings], Expression],
-) -> Callable[[tuple[Tensor, ...], Shape, Shape, Hyperparameters, *Settings], Tensor]:
+) -> Callable[[tuple[Tensor, ...], Shape, Shape, Values, *Settings], Tensor]:
     """The operation whose diagram is ``build(layer, *settings)`` for a layer of these shapes.
 
     It is a convolution, a transposed one, or a linear layer: see `layer_networks.layer`.
@@ -99,9 +104,9 @@ def of_layer(
 
     @wraps(build)
     def of_shapes(
-        x_shape: Shape, weight_shape: Shape, h: Hyperparameters, *settings: *Settings
+        x_shape: Shape, weight_shape: Shape, h: Values, *settings: *Settings
     ) -> Expression:
-        return build(layer(x_shape, weight_shape, h), *settings)
+        return build(layer(x_shape, weight_shape, Hyperparameters(*h)), *settings)
 
     return operation(of_shapes)
 
@@ -118,8 +123,6 @@ def legs(vectors: int | None) -> dict[str, int]:
 
 def _hashable(setting: object) -> object:
     """Sizes as ints (under ``torch.compile`` they can be symbols) and sequences as tuples."""
-    if isinstance(setting, Hyperparameters):
-        return Hyperparameters(*map(_hashable, setting))  # type: ignore[arg-type]
     if isinstance(setting, Sequence) and not isinstance(setting, str):
         return tuple(map(_hashable, setting))
     return int(setting) if isinstance(setting, torch.SymInt) else setting

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from tnconv import diagrams
-from tnconv.diagrams import Expression, TensorNetwork
-from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.diagrams import Expression, Hyperparameters, TensorNetwork
+from tnconv.diagrams.hyperparameters import IntOrTuple, Padding, Values
 from tnconv.diagrams.layer_networks import layer
 from tnconv.functional.lookup import Shape, of_layer, operation, several
 
@@ -49,7 +49,7 @@ def gradient_dots(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     vectors = several(grad_output, x.dim())
     return _gradient_dots((x, grad_output), x.shape, weight_shape, h, vectors)
 
@@ -93,7 +93,7 @@ def ntk_block(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     vectors = several(grad_output, x.dim()), several(other_grad_output, other_x.dim())
     operands = (x, grad_output, other_x, other_grad_output)
     return _ntk_block(operands, x.shape, other_x.shape, weight_shape, h, *vectors)
@@ -129,7 +129,7 @@ def gradient_norms(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _gradient_norms(
         (x, grad_output), x.shape, weight_shape, h, several(grad_output, x.dim())
     )
@@ -165,7 +165,7 @@ def ggn_diagonal(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     vectors = several(grad_output, x.dim())
     return _ggn_diagonal((x, grad_output), x.shape, weight_shape, h, vectors)
 
@@ -200,7 +200,7 @@ def per_sample_ggn_diagonal(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _per_sample_ggn_diagonal(
         (x, grad_output), x.shape, weight_shape, h, several(grad_output, x.dim())
     )
@@ -236,7 +236,7 @@ def ggn_block(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     vectors = several(grad_output, x.dim())
     return _ggn_block((x, grad_output), x.shape, weight_shape, h, vectors)
 
@@ -274,7 +274,7 @@ def ggn_vector_product(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _ggn_vector_product(
         (x, grad_output, vector), x.shape, weight_shape, h, several(grad_output, x.dim())
     )
@@ -315,9 +315,10 @@ def _ntk_block(
     shape: Shape,
     other_shape: Shape,
     weight_shape: Shape,
-    h: Hyperparameters,
+    h: Values,
     vectors: int | None,
     other_vectors: int | None,
 ) -> Expression:
-    first, other = (layer(each, weight_shape, h) for each in (shape, other_shape))
+    settings = Hyperparameters(*h)
+    first, other = (layer(each, weight_shape, settings) for each in (shape, other_shape))
     return diagrams.ntk_block(first, other, vectors=vectors, other_vectors=other_vectors)

@@ -12,7 +12,7 @@ from fractions import Fraction
 import torch
 
 from tnconv.diagrams import Expression, Leg, Sum, TensorNetwork
-from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.diagrams.hyperparameters import IntOrTuple, Padding
 from tnconv.functional.lookup import legs, of_layer, several
 from tnconv.functional.scales import Number, Ratio, exact, ratio
 
@@ -61,7 +61,7 @@ def sampled_weight_vjp(
             of a leg that the layer does not have, or that is no vector of integers, or an empty
             one without a scale.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     listed, vectors = _listed(index, scale), several(grad_output, x.dim())
     samples = tuple((leg, positions.shape[0]) for leg, positions in listed.items())
     operands = (x, grad_output, *listed.values())
@@ -109,7 +109,7 @@ def sampled_input_vjp(
             of a leg that the layer does not have, or that is no vector of integers, or an empty
             one without a scale.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     listed, vectors = _listed(index, scale), several(grad_output, len(input_shape))
     samples = tuple((leg, positions.shape[0]) for leg, positions in listed.items())
     operands = (grad_output, weight, *listed.values())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from tnconv.diagrams import Expression, TensorNetwork
-from tnconv.diagrams.hyperparameters import Hyperparameters, IntOrTuple, Padding
+from tnconv.diagrams.hyperparameters import IntOrTuple, Padding
 from tnconv.functional.derivatives import bias_of
 from tnconv.functional.lookup import Shape, legs, of_layer, operation, several
 
@@ -43,7 +43,7 @@ def input_jvp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _input_jvp(
         (tangent_x, weight), input_shape, weight.shape, h, several(tangent_x, len(input_shape))
     )
@@ -79,7 +79,7 @@ def weight_jvp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _weight_jvp(
         (x, tangent_weight), x.shape, weight_shape, h, several(tangent_weight, len(weight_shape))
     )
@@ -115,7 +115,7 @@ def per_sample_weight_jvp(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _per_sample_weight_jvp(
         (x, tangent_weight),
         x.shape,
@@ -171,7 +171,7 @@ def input_jacobian(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _input_jacobian((weight,), input_shape, weight.shape, h)
 
 
@@ -203,7 +203,7 @@ def weight_jacobian(
     Raises:
         ValueError: shapes or hyper-parameters that do not fit together or give no output.
     """
-    h = Hyperparameters(stride, padding, dilation, groups, transposed, output_padding)
+    h = (stride, padding, dilation, groups, transposed, output_padding)
     return _weight_jacobian((x,), x.shape, weight_shape, h)
 
 

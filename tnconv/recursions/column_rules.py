@@ -154,7 +154,10 @@ def _by_side(numbers: Sequence[int], dims: int) -> list[int]:
 @register_columns("MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveMaxPool2D",
                   "AdaptiveMaxPool3D", fits=lambda node, wants: len(_shape(node)) > 3)  # fmt: skip
 def max_pool(at: At, v: Tensor) -> Found:
-    """``v`` at the positions of the maxima, zero elsewhere."""
+    """``v`` at the positions of the maxima, zero elsewhere; of one vector by torch's own kernel."""
+    same = v.dtype == at.node._input_metadata[0].dtype
+    if len(v) == 1 and at.rows.chosen is None and same:
+        return (at.pulled(v[0]).unsqueeze(0),)
     name = "result1" if hasattr(at.node, "_saved_result1") else "indices"
     shape, chosen = at.shape(), at.saved(name)
     positions = prod(shape[2:])
