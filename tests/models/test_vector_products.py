@@ -15,13 +15,24 @@ from tnconv.models.vector_products import vector_products
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@given(count=st.integers(1, 3), shared=st.booleans(), seed=st.integers(0, 9))
-def test_products_are_those_of_autograd(count: int, shared: bool, seed: int) -> None:
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.complex128]
+
+
+@given(
+    count=st.integers(1, 3),
+    shared=st.booleans(),
+    dtypes=st.lists(st.sampled_from(DTYPES), min_size=3, max_size=3),
+    seed=st.integers(0, 9),
+)
+def test_products_are_those_of_autograd(
+    count: int, shared: bool, dtypes: list[torch.dtype], seed: int
+) -> None:
     """Of leaves, of an output itself, of values between and of what nothing depends on."""
     torch.manual_seed(seed)
     x, unused = torch.randn(3, requires_grad=True), torch.randn(2, requires_grad=True)
     between = torch.tanh(x)
     outputs = [between * k if shared else torch.randn(2, 3) @ between for k in range(1, count + 1)]
+    outputs = [y.to(dtype) for y, dtype in zip(outputs, dtypes, strict=False)]
     vectors = [torch.randn_like(y) for y in outputs]
     inputs = [x, unused, get_gradient_edge(between), get_gradient_edge(outputs[0])]
     how = {"retain_graph": True, "allow_unused": True}

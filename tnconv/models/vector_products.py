@@ -18,7 +18,7 @@ class _Ended(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Sequence[Tensor], *outputs: Tensor) -> Tensor:
         ctx.vectors = vectors
-        return outputs[0].new_zeros(())
+        return outputs[0].new_zeros((), dtype=torch.float32)  # real, whatever the outputs are
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
