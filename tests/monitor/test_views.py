@@ -99,6 +99,23 @@ def test_static_report(folder: Path, tmp_path: Path, kind: str, capsys: Any) -> 
     assert sys.modules.get("matplotlib.pyplot") is before  # no global state
 
 
+def test_a_report_is_written_to_the_file_that_is_named(tmp_path: Path, capsys: Any) -> None:
+    """In the format that it names; a folder is for several runs, or for another format."""
+    pytest.importorskip("matplotlib")
+    RunWriter(tmp_path, {"parameters": ["w"]}).write(0, {"Loss": 1.0, "Alpha": 0.1})
+    file = tmp_path / "new" / "picture.svg"
+    report = ["monitor", "report", str(tmp_path)]
+    assert main([*report, "--output", str(file)]) == 0
+    assert Path(capsys.readouterr().out.strip()) == file
+    assert file.read_bytes().startswith(b"<?xml")
+    for wrong in ([str(tmp_path)], ["--format", "png"]):
+        with pytest.raises(SystemExit):
+            main([*report, *wrong, "--output", str(file)])
+        assert "expected a folder" in capsys.readouterr().err
+    assert main([*report, "--format", "svg", "--output", str(tmp_path / "folder")]) == 0
+    assert Path(capsys.readouterr().out.strip()).parent == tmp_path / "folder"
+
+
 def test_html_report_needs_nothing_else(folder: Path, tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("plotly")
     out = tmp_path / "both.html"
