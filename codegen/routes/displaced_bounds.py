@@ -41,5 +41,5 @@ def least_seconds(
 
 
 def _beside(outer: Shared) -> int:
-    """The positions of its border strips that each pair has: as many for each."""
+    """How many positions of border strips each pair of taps has; all pairs have equally many."""
     return sum(length for _, length in outer.others) // len(outer.pairs)

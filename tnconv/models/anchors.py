@@ -158,7 +158,8 @@ def _map_of_copy(copy: Tensor, source: Tensor, here: Pass) -> Owned | None:
 class Replaced:
     """What became of an output where samples were replaced: the maps left, and if it changed.
 
-    It is ``reordered`` if each of them changed as many rows as a sample has, and none of another's.
+    It is ``reordered`` if every replaced sample changed as many rows as one sample has, and no two
+    changed the same row.
     """
 
     left: tuple[Owned, ...]

@@ -50,7 +50,7 @@ def gradient_alone(
         loss_fn: the loss of the batch, a scalar.
         given: what the model is called with, by position and by keyword.
         targets: what the loss is given beside the model's output.
-        quantities: those of which `asks_for_gradient` is true.
+        quantities: quantities for which `asks_for_gradient` is true.
         batch_dim: the dimension of the inputs that samples are in.
 
     Raises:

@@ -51,7 +51,7 @@ def expect_settings(**given: Any) -> None:
 def expect_plain_sgd(
     measurements: Iterable[Measurement], optimizer: torch.optim.Optimizer | None
 ) -> None:
-    """Refuse what has no meaning for the optimizer, if that is known.
+    """Refuse measurements that are only defined for plain SGD, if the optimizer is another one.
 
     Raises:
         ValueError: there is such a measurement.

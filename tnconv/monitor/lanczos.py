@@ -44,8 +44,8 @@ def extreme(
     `error_of`) is below a third of the tolerance and no other eigenvalue can be larger by what the
     run shows (`unchallenged`). It ends then, or after ``products``.
 
-    Experience of runs from similar vectors can end it earlier: after as many products as were
-    enough for those. Then the value is completed by their coefficients. This is not done if the
+    Earlier runs from similar vectors can end it sooner, after the number of products that was
+    enough for them. Then the value is completed by their coefficients. This is not done if the
     last product changed the value by more than three tolerances, if the estimated error is larger
     than theirs was, or if another eigenvalue can be larger. Long runs, from which experience is
     gained, go on until the estimated error is below a tenth of the tolerance.
