@@ -16,7 +16,7 @@ from tnconv.codegen.routes.dense import dense
 from tnconv.codegen.routes.displacement import displacement
 from tnconv.codegen.routes.hadamard import multiplied
 from tnconv.codegen.routes.late_sums import late_sums
-from tnconv.codegen.routes.loops import loops
+from tnconv.codegen.routes.loops import Loop, inner_loops, loops
 from tnconv.codegen.routes.native import native
 from tnconv.codegen.routes.pixel_gram import pixel_gram
 from tnconv.codegen.routes.taps import taps
@@ -33,8 +33,8 @@ def looped(
 ) -> Iterator[Cover]:
     """Loops over a leg along which the network separates: one position of it at a time.
 
-    For each leg there are up to two covers: the cheapest, and the cheapest by native kernels alone,
-    which is what torch itself would do.
+    For each leg there are up to three covers: the cheapest, the cheapest by native kernels alone,
+    which is what torch itself would do, and the cheapest that sums squares in a loop within.
 
     Args:
         cover: The whole network.
@@ -55,10 +55,30 @@ def looped(
         if not bodies and each == inf:
             Search(inside).add(bodies, loop.body, "body", each)
         natively = [plan for plan in bodies if {*plan.routes} == {"native"}]
-        kinds = [kind for kind in (bodies, natively) if kind]
+        kinds = [kind for kind in (bodies, natively, _squares(loop, bodies, inside, each)) if kind]
         best = [min(kind, key=lambda plan: plan.risk * plan.seconds) for kind in kinds]
         for body in dict.fromkeys(best):
             yield loop.around(body.steps, body.output, body.routes, body.choices)
+
+
+def _squares(loop: Loop, bodies: Sequence[Plan], routes: Routes, most: float) -> list[Plan]:
+    """Plans of one position that sum squares in a loop of their own, beside others.
+
+    Torch's own kernels would unfold the sample again for every square.
+    """
+    found: list[Plan] = []
+    for inner in inner_loops(loop.body):
+        if not inner.cover.writer.follows:
+            continue
+        turns: list[Plan] = []
+        usual = {name: routes[name] for name in routes if name not in ("dense", "native")}
+        search = Search(usual)
+        bound = min(most, search.bound(bodies))
+        search.add(turns, inner.body, "body", bound / loop.cover.network.sizes[inner.leg])
+        for turn in turns:
+            around = inner.around(turn.steps, turn.output, turn.routes, turn.choices)
+            search.add(found, around, "body", bound)
+    return found
 
 
 def summed_late(cover: Cover, routes: Routes) -> Iterator[Cover]:

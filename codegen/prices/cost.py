@@ -128,9 +128,9 @@ def convolution(kind: str, layer: Convolution, copies: Sequence[float] = ()) -> 
     return in_use()[NativeConvolution].price(kind, layer, copies)
 
 
-def loop(count: int, steps: float, alone: bool = False) -> float:
+def loop(count: int, steps: float, alone: bool = False, held: int = 0) -> float:
     """Seconds of a loop of ``count`` turns whose calls take ``steps`` seconds: see `Loop`."""
-    return in_use()[Loop].seconds(count, steps, alone)
+    return in_use()[Loop].seconds(count, steps, alone, held)
 
 
 def added(entries: int) -> Kernel:

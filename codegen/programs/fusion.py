@@ -9,6 +9,7 @@ from tnconv.codegen.lowering.substitution import recomputed, substituted
 from tnconv.codegen.lowering.turns import (
     ADDED,
     ADDED_TOGETHER,
+    FREE,
     PICKED,
     Turns,
     held,
@@ -16,8 +17,6 @@ from tnconv.codegen.lowering.turns import (
 )
 from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
-
-FREE = cost.Kernel("part of a loop", 0, 0, 0.0)
 
 
 def fused(
@@ -83,10 +82,11 @@ def _kernel(turns: Turns, sums: Sequence[Step]) -> cost.Kernel:
     entries = [step.value.size for step in sums]
     added = [cost.added(size) for size in entries]
     kernels = [*(step.kernel for step in turns.steps), *added]
+    most = held(turns.steps, sum(entries))
     return cost.Kernel(
         "loop",
         turns.count * sum(kernel.flops for kernel in kernels),
         turns.count * sum(kernel.bytes for kernel in kernels),
-        cost.loop(turns.count, sum(kernel.seconds for kernel in kernels)),
-        held(turns.steps, sum(entries)) + cost.bytes_per_entry() * sum(entries),
+        cost.loop(turns.count, sum(kernel.seconds for kernel in kernels), held=most),
+        most + cost.bytes_per_entry() * sum(entries),
     )
