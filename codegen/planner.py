@@ -10,7 +10,9 @@ from tnconv.codegen.lowering.layouts import Layout
 from tnconv.codegen.lowering.nested import Nest, nested, same_tensors
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.ranking import ranked
+from tnconv.codegen.lowering.turns import held
 from tnconv.codegen.lowering.writer import Choices
+from tnconv.codegen.prices import cost
 from tnconv.codegen.routes.box_sums import pooling
 from tnconv.codegen.routes.dense import dense
 from tnconv.codegen.routes.displacement import displacement
@@ -33,8 +35,9 @@ def looped(
 ) -> Iterator[Cover]:
     """Loops over a leg along which the network separates: one position of it at a time.
 
-    For each leg there are up to three covers: the cheapest, the cheapest by native kernels alone,
-    which is what torch itself would do, and the cheapest that sums squares in a loop within.
+    For each leg there are up to two covers: the cheapest, and the cheapest by native kernels alone,
+    which is what torch itself would do. Where what two turns hold leaves the caches, squares are
+    summed in a loop within, if that is possible.
 
     Args:
         cover: The whole network.
@@ -55,8 +58,11 @@ def looped(
         if not bodies and each == inf:
             Search(inside).add(bodies, loop.body, "body", each)
         natively = [plan for plan in bodies if {*plan.routes} == {"native"}]
-        kinds = [kind for kind in (bodies, natively, _squares(loop, bodies, inside, each)) if kind]
+        kinds = [kind for kind in (bodies, natively) if kind]
         best = [min(kind, key=lambda plan: plan.risk * plan.seconds) for kind in kinds]
+        if any(held(plan.steps, plan.output.size) > cost.cached() for plan in best):
+            squares = _squares(loop, bodies, inside, each)
+            best = sorted(squares, key=lambda plan: plan.risk * plan.seconds)[:1] or best
         for body in dict.fromkeys(best):
             yield loop.around(body.steps, body.output, body.routes, body.choices)
 

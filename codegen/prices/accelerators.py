@@ -24,7 +24,6 @@ FLOAT32: Mapping[str, float] = {
     "Loop.turn": 3e-5,
     "Loop.alone": 1.0,
     "Loop.added": 2.5e12,
-    "Loop.uncached": 1.0,
     "Reduction.total": NONE,
     "Reduction.outer": NONE,
     "Fold.folded": 2e-11,

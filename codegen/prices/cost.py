@@ -128,14 +128,19 @@ def convolution(kind: str, layer: Convolution, copies: Sequence[float] = ()) -> 
     return in_use()[NativeConvolution].price(kind, layer, copies)
 
 
-def loop(count: int, steps: float, alone: bool = False, held: int = 0) -> float:
+def loop(count: int, steps: float, alone: bool = False) -> float:
     """Seconds of a loop of ``count`` turns whose calls take ``steps`` seconds: see `Loop`."""
-    return in_use()[Loop].seconds(count, steps, alone, held)
+    return in_use()[Loop].seconds(count, steps, alone)
 
 
 def added(entries: int) -> Kernel:
     """Adding entries to a total in one turn of a loop: see `Loop.adding`."""
     return in_use()[Loop].adding(entries)
+
+
+def cached() -> float:
+    """Bytes that stay near a core between two uses."""
+    return in_use()[Loop].machine.cached
 
 
 def launch() -> float:

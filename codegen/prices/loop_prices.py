@@ -9,8 +9,6 @@ from tnconv.codegen.prices.convolutions import NativeConvolution
 from tnconv.codegen.prices.kinds import Kernel, Kind, Probe, Random, coefficient
 from tnconv.codegen.prices.movement import Calls, Copy, Elementwise
 from tnconv.codegen.prices.native_shapes import Convolution
-from tnconv.codegen.prices.products import Product
-from tnconv.codegen.prices.sums import Reduction
 from tnconv.codegen.prices.tables import Machine, Table
 from tnconv.codegen.prices.timing import Call
 
@@ -53,31 +51,6 @@ def _sums(random: Random) -> Call:
     return lambda: sum(rows)
 
 
-def _squares(random: Random) -> Call:
-    """Sums of the squares of products that no cache holds together with the last turn's."""
-    x, v = random(COUNT, 36, 864).unbind(), random(COUNT, 9 * 128, 36).unbind()
-
-    def call() -> object:
-        return sum(
-            square.sum(0)
-            for image, given in zip(x, v, strict=True)
-            for product in [(given @ image).reshape(9, 128, 864)]
-            for square in [product * product]
-        )
-
-    return call
-
-
-def _seconds_of_squares(table: Table) -> float:
-    size = 9 * 128 * 864
-    turn = table[Product].price(1, 9 * 128, 864, 36).seconds
-    turn += table[Elementwise].price(size, 2 * size).seconds
-    turn += table[Reduction].price(size, size // 9, size // 9, outer=True).seconds
-    held = 4 * table[Loop].machine.entry * size
-    adding = table[Loop].adding(size // 9).seconds
-    return table[Loop].seconds(COUNT, turn, held=held) + COUNT * adding
-
-
 @dataclass(frozen=True)
 class Loop(Kind):
     """``t = count (turn + Σ t_step)``: the calls of a Python loop, and its turns.
@@ -85,8 +58,7 @@ class Loop(Kind):
     Prices of kernels assume that a batch keeps all threads busy. Where a turn computes one sample,
     the threads share smaller parts of it, and its steps take ``alone`` times as long. Sums over
     turns add ``moved / added`` to a turn, where totals and what is added to them stay in a cache,
-    and else take as long as `Elementwise` operations. Where two turns hold more than the caches,
-    steps take ``uncached`` times as long.
+    and else take as long as `Elementwise` operations.
     """
 
     decisions: ClassVar = ("0007", "0011")
@@ -104,21 +76,16 @@ class Loop(Kind):
         "bytes/s",
         Probe(_sums, lambda table: COUNT * table[Loop].adding(2**15).seconds),
     )
-    uncached: float = coefficient(  # steps on what caches do not hold from turn to turn
-        1.4, "times", Probe(_squares, _seconds_of_squares)
-    )
 
-    def seconds(self, count: int, steps: float, alone: bool = False, held: int = 0) -> float:
+    def seconds(self, count: int, steps: float, alone: bool = False) -> float:
         """The seconds of all turns.
 
         Args:
             count: How many turns there are.
             steps: The seconds of the calls in one turn, for a share of a batch.
             alone: Whether a turn computes a single sample instead.
-            held: The bytes that a turn and the one before it hold, where memory is used again.
         """
         longer = max(1.0, self.alone) if alone else 1.0  # a share cannot take less than itself
-        longer *= max(1.0, self.uncached) if held > self.machine.cached else 1.0
         return count * (self.turn + longer * steps)
 
     def adding(self, entries: int) -> Kernel:

@@ -82,11 +82,10 @@ def _kernel(turns: Turns, sums: Sequence[Step]) -> cost.Kernel:
     entries = [step.value.size for step in sums]
     added = [cost.added(size) for size in entries]
     kernels = [*(step.kernel for step in turns.steps), *added]
-    most = held(turns.steps, sum(entries))
     return cost.Kernel(
         "loop",
         turns.count * sum(kernel.flops for kernel in kernels),
         turns.count * sum(kernel.bytes for kernel in kernels),
-        cost.loop(turns.count, sum(kernel.seconds for kernel in kernels), held=most),
-        most + cost.bytes_per_entry() * sum(entries),
+        cost.loop(turns.count, sum(kernel.seconds for kernel in kernels)),
+        held(turns.steps, sum(entries)) + cost.bytes_per_entry() * sum(entries),
     )

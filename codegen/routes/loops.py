@@ -159,9 +159,9 @@ def inner_loops(cover: Cover) -> Iterator[Loop]:
         some = 1 < len(tensors) == len(nodes) and others and not names & others
         if leg in network.open_legs or network.sizes[leg] < 2 or not some:
             continue
-        places = {(node.name, _dimension(node.view, leg, network.sizes)) for node in tensors}
+        places = [(node.name, _dimension(node.view, leg, network.sizes)) for node in tensors]
         dims = {name: dim for name, dim in places if dim is not None}
-        if len(dims) == len(places) == len(names):
+        if len({*places}) == len(dims) == len(names):
             yield Loop(cover.choosing("inner", leg), leg, dims, False, inner=True)
 
 
@@ -201,9 +201,8 @@ def _kernel(
     outermost: bool,
 ) -> cost.Kernel:
     """The price of all turns, and of joining or adding what they give."""
-    turn, most = sum(step.kernel.seconds for step in steps), held(steps, 0 if joined else entries)
-    again = 0 if joined else most
-    seconds = cost.loop(count, turn, alone=joined and outermost, held=again)
+    turn = sum(step.kernel.seconds for step in steps)
+    seconds = cost.loop(count, turn, alone=joined and outermost)
     end = cost.copy(count * entries, entries) if joined else cost.added(entries)
     origin = [step.value.size for step in steps if step.value is output.origin]
     kept = count * max([entries, *origin]) if joined else 0  # a part keeps what it is a view of
@@ -212,5 +211,5 @@ def _kernel(
         count * sum(step.kernel.flops for step in steps),
         count * sum(step.kernel.bytes for step in steps) + end.bytes,
         seconds + end.seconds * (1 if joined else count),
-        most + cost.bytes_per_entry() * kept,
+        held(steps, 0 if joined else entries) + cost.bytes_per_entry() * kept,
     )

@@ -50,7 +50,8 @@ class ColumnPlan(Shown):
         """Take vectors ``(m, r, *y)`` after the start to all ``takes``, in the order of the walk.
 
         From where what an operation makes of them exceeds ``block`` bytes, samples go on a block
-        after the other: each then stays in the cache from operation to operation.
+        after the other: each then stays in the cache from operation to operation. One vector alone
+        is no larger than the gradient, and goes by torch's own kernels.
 
         Args:
             vectors: after the start, at the rows.
@@ -64,7 +65,7 @@ class ColumnPlan(Shown):
         arrived: Front = {self.start[0]: {self.start[1]: (vectors, False)}}
         kind = vectors.device.type
         with torch.no_grad(), torch.autocast(kind, enabled=False):
-            self._walk(0, arrived, rows, takes, block)
+            self._walk(0, arrived, rows, takes, block if len(vectors) > 1 else None)
 
     def _walk(
         self, begin: int, arrived: Front, rows: Rows, takes: Mapping[Edge, Take], block: int | None
