@@ -18,6 +18,7 @@ from tnconv.codegen.routes.hadamard import multiplied
 from tnconv.codegen.routes.late_sums import late_sums
 from tnconv.codegen.routes.loops import loops
 from tnconv.codegen.routes.native import native
+from tnconv.codegen.routes.patch_products import patch_products
 from tnconv.codegen.routes.pixel_gram import pixel_gram
 from tnconv.codegen.routes.taps import taps
 from tnconv.codegen.routes.window import window
@@ -83,6 +84,7 @@ ROUTES: Routes = {
     "pixel gram": pixel_gram,
     "taps": taps,
     "displacement": displacement,
+    "patch gram": patch_products,
     "loop": looped,
     "dense": dense,
 }
