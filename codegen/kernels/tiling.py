@@ -8,10 +8,10 @@ from math import ceil
 
 import torch
 
-SIDES = (16, 32, 64, 128)  # of tiles of the result; Triton's products have sides of 16 or more
+SIDES = (16, 32, 64, 128)  # of tiles of the result; 16 is the least that Triton multiplies (0030)
 HALF = 32  # side of a tile whose products take as long as loading its entries (0030) ...
 HALF_ON_TENSOR_CORES = 256  # ... and where tensor cores compute them (0030)
-ROW = 128  # bytes of a tile's row: the swizzled rows of shared memory
+ROW = 128  # bytes of a tile's row: the swizzled rows of shared memory (0030)
 PER_UNIT = 4  # programs per multiprocessor that parts of the sum are made for (0030)
 LEAST = 512  # positions of a part (0030)
 MOST_PARTS = 2**26  # bytes of all parts of the result (0030)
