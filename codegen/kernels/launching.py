@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from functools import cache
 from importlib.util import find_spec
 from math import prod
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tnconv.codegen.kernels.tiling import Tiling, tiling
 from tnconv.codegen.kernels.windows import Windows
+from tnconv.diagrams.notices import warn
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # by Triton's interpreter, in tests
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
@@ -32,17 +34,37 @@ def has_kernel(x: Tensor) -> bool:
 
 
 def may_launch(x: Tensor, windows: Windows) -> bool:
-    """Whether kernels can run now: none can be compiled while a CUDA graph is captured.
+    """Whether kernels can run now: none is compiled without a compiler, or during a capture.
 
     They are compiled for divisors of sizes, strides and addresses, so that these are remembered.
     """
     place = x.device, x.dtype, x.shape, x.stride(), x.data_ptr() % 16
     key = (*place, precision(x), *map(str, windows))
     if key in _launched:
-        return True
+        return works(x.device)
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
     _launched.add(key)
+    return works(x.device)
+
+
+@cache
+def works(device: torch.device) -> bool:
+    """Whether Triton can compile for a device: it needs a C compiler, for one. A warning says why.
+
+    It is asked once, by a small call.
+    """
+    x = torch.ones(1, 1, 4, device=device)
+    try:
+        launched(x, Windows((2,), (3,), (1,), (0,), (1,)))
+    except Exception as error:  # whatever a compiler, or a driver, may raise
+        problem = f"{type(error).__name__}: {error}".splitlines()[0]
+        warn(
+            f"our kernel for products of patches does not run on {device} ({problem}); inputs are "
+            "unfolded instead",
+            RuntimeWarning,
+        )
+        return False
     return True
 
 

@@ -177,6 +177,25 @@ def test_interpreted_kernels_are_launched(monkeypatch: pytest.MonkeyPatch) -> No
     assert calls == [torch.float32]
 
 
+@interpreted
+def test_interpreted_kernels_that_cannot_be_compiled_are_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a warning that says why."""
+
+    def fails(*_: object) -> Tensor:
+        raise FileNotFoundError("no C compiler")
+
+    x, given = torch.randn(2, 3, 6), Windows((3,), (6,), (1,), (1,), (1,))
+    expected = patch_gram(x, *given)
+    launching.works.cache_clear()
+    with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="no C compiler"):
+        patch.setattr(launching, "launched", fails)
+        assert_close(patch_gram(x, *given), expected, 1e-6)
+    assert_close(patch_gram(x, *given), expected, 1e-6)
+    launching.works.cache_clear()
+
+
 NUMBERS = ("rows", "channels", "total", "stride_n", "stride0", "stride1", "stride2")
 ONES = ("step1", "step2", "dilation0", "dilation1", "dilation2")
 
