@@ -17,6 +17,7 @@ from tnconv.monitor.lanczos_experience import (
 )
 
 FEWEST = 4  # products before a run may have converged: starts can lack the eigenvector
+FEWEST_KNOWN = 3  # before experience may end one: after two, one start in fifty lacked too much
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _enough(
     experience: Experience, values: Sequence[float], tolerance: float, error: float
 ) -> bool:
     """Whether the last of the values that each product more gave is good, by experience."""
-    if len(values) < 2 or not experience.enough(len(values), tolerance, error):
+    if len(values) < FEWEST_KNOWN or not experience.enough(len(values), tolerance, error):
         return False
     return abs(values[-1] - values[-2]) <= 3 * tolerance * abs(values[-1])
 

@@ -36,7 +36,6 @@ class Wanted:
     """What is to be made of the samples' gradients; times ``unit`` they are g[n]."""
 
     norms: bool = False
-    each_norm: bool = False  # of every sample over all parameters, too
     squares: bool = False
     histograms: Mapping[Hashable, tuple[GradientHistogram | JointHistogram, Binning]] = field(
         default_factory=dict

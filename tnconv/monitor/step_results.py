@@ -21,6 +21,7 @@ from tnconv.monitor.needs import (
     JointHistogram,
     Spectrum,
 )
+from tnconv.monitor.sample_rows import SampleRows
 from tnconv.monitor.sample_sums import Directions, Found, Wanted, contracted, together
 from tnconv.monitor.seen import Seen, numbers
 from tnconv.monitor.step_watch import Portion, StepWatch
@@ -49,10 +50,10 @@ class Ranges:
 class Totals:
     """Sums over the samples of this worker; counts are by parameter where they are layerwise."""
 
-    norms: list[Tensor | None]
+    device: torch.device
     squares: list[Tensor | None]
-    projections: dict[Pass, Tensor] = field(default_factory=dict)  # (k, n)
-    samples: dict[Pass, Tensor] = field(default_factory=dict)  # squared norms (n)
+    norms: dict[Pass, SampleRows] = field(default_factory=dict)  # squared, (p, n)
+    projections: dict[Pass, SampleRows] = field(default_factory=dict)  # (k, n)
     counts: dict[Hashable, list[Tensor | None]] = field(default_factory=dict)
     largest: float = 0.0
 
@@ -219,19 +220,18 @@ def _wanted(
             continue
         histograms[need] = need, Binning(bins[need][0], factor)
     adapts = any(need.adapts for need in bins)  # type: ignore[attr-defined]
-    each, squares = "largest_sample" in watch.needs, "squares" in watch.needs
-    norms = each or bool(watch.needs & {"squared_norms", "normalisation"})
-    return Wanted(norms, each, squares, histograms, numbers, adapts, factor), bins
+    norms = bool(watch.needs & {"squared_norms", "normalisation", "largest_sample"})
+    squares = "squares" in watch.needs
+    return Wanted(norms, squares, histograms, numbers, adapts, factor), bins
 
 
 def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]]) -> Totals:
     """Everything of all terms; small parameters of the same samples are worked on together."""
     numbers = {p: at for at, (_, p) in enumerate(watch.named)}
-    device = watch.named[0][1].device
-    totals = Totals([None] * len(numbers), [None] * len(numbers))
+    totals = Totals(watch.named[0][1].device, [None] * len(numbers))
     for key, (need, _) in wanted.histograms.items():
         totals.counts[key] = [None] * (len(numbers) if need.layerwise else 1)
-    directions, apart = Directions(sources), wanted.each_norm
+    directions = Directions(sources)
     small: dict[Hashable, dict[int, Tensor]] = defaultdict(dict)
     places: dict[Hashable, tuple[Pass, int]] = {}
     while watch.terms:  # each is freed once it was used
@@ -239,7 +239,7 @@ def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]
         at, samples = numbers[parameter], samples_of(term)
         if parameter.numel() > SMALL:
             found = contracted(term, wanted, directions, at)
-            _add(totals, found, [at], here, first, _measured(watch, here), apart, device)
+            _add(totals, found, [at], here, first, _measured(watch, here))
         else:
             each = term.gradients.flatten(1)
             again = sum(at in given and here is places[key][0] for key, given in small.items())
@@ -248,7 +248,7 @@ def _totals(watch: StepWatch, wanted: Wanted, sources: Sequence[Sequence[Tensor]
     for key, given in small.items():
         here, first = places[key]
         found = together(given, wanted, directions)
-        _add(totals, found, list(given), here, first, _measured(watch, here), apart, device)
+        _add(totals, found, list(given), here, first, _measured(watch, here))
     return totals
 
 
@@ -259,32 +259,22 @@ def _add(
     here: Pass,
     first: int,
     samples: int,
-    apart: bool,
-    device: torch.device,
 ) -> None:
     """Add what was found of some parameters and of the samples from the first on."""
-    wide = widest(device)
-    if found.norms is not None:
-        norms = found.norms.to(device)
-        for at, total in zip(parameters, norms.sum(1, dtype=wide).unbind(), strict=True):
-            before = totals.norms[at]
-            totals.norms[at] = total if before is None else before + total
-        if apart:
-            each = norms.sum(0, dtype=wide)
-            held = totals.samples.setdefault(here, each.new_zeros(samples))
-            held[first : first + len(each)] += each
+    for kept, rows in ((totals.norms, found.norms), (totals.projections, found.projections)):
+        if rows is not None:
+            held = kept.get(here)
+            if held is None:
+                held = kept[here] = SampleRows(samples, totals.device, widest(totals.device))
+            held.add(parameters, first, rows)
     for at, squares in zip(parameters, found.squares, strict=False):
         before = totals.squares[at]
         totals.squares[at] = squares if before is None else before + squares
-    if found.projections is not None:
-        own = found.projections.to(device, wide)
-        held = totals.projections.setdefault(here, own.new_zeros(len(own), samples))
-        held[:, first : first + own.shape[1]] += own
     for key, counts in found.counts.items():
-        whole = totals.counts[key]
-        for place, each in zip(parameters if len(whole) > 1 else [0], counts, strict=True):
-            known = whole[place]
-            whole[place] = each if known is None else known + each
+        known = totals.counts[key]
+        for place, each in zip(parameters if len(known) > 1 else [0], counts, strict=True):
+            before = known[place]
+            known[place] = each if before is None else before + each
     totals.largest = max(totals.largest, found.largest)
 
 
@@ -302,15 +292,16 @@ def _moments(
     weight: float,
 ) -> None:
     """Sums over all workers' samples of norms and projections."""
-    each = [totals.projections[here] for here in watch.passes if here in totals.projections]
+    each = [rows.added() for rows in totals.projections.values()]
     given = torch.cat(each, 1) if each else torch.zeros(len(directions), 0, dtype=torch.float64)
-    norms = [n for n in totals.norms if n is not None]
-    known = iter(torch.stack(norms).tolist() if norms else ())
-    own = [0.0 if n is None else next(known) for n in totals.norms]
+    own = [0.0] * len(watch.named)
+    for rows in totals.norms.values():
+        for at, norm in rows.by_parameter():
+            own[at] += norm
     sums = [float(given.shape[1]), *own]
     sums += given.sum(1).tolist() + given.square().sum(1).tolist()
     n, *rest = _shared(watch, sums)
-    p, k = len(totals.norms), len(directions)
+    p, k = len(own), len(directions)
     if "squared_norms" in watch.needs:
         seen.squared_norms = [weight * factor**2 * norm for norm in rest[:p]]
         seen.has.add("squared_norms")
@@ -319,7 +310,8 @@ def _moments(
         seen.normalisation = _normalisation(watch, rest[:p], weight * factor**2, unit)
         seen.has.add("normalisation")
     if "largest_sample" in watch.needs:
-        most = max((float(norms.max()) for norms in totals.samples.values()), default=0.0)
+        norms = [rows.by_sample() for rows in totals.norms.values()]
+        most = max((float(each.max()) for each in norms if each.numel()), default=0.0)
         workers = watch.subject.workers
         seen.largest_sample = factor**2 * max(
             _shared(watch, [most if rank == workers.rank else 0.0 for rank in range(workers.count)])

@@ -3,7 +3,8 @@
 torch's second derivative of a convolution also computes the gradient of what the convolution reads,
 whether anything asks for it or not. Convolutions that read data alone, as a network's first does,
 are therefore left out of the graph: their output a is linear in weight and bias with a constant
-Jacobian J, so that the Hessian in both is ``Jᵀ H J`` with the Hessian H in a.
+Jacobian J, so that the Hessian in both is ``Jᵀ H J`` with the Hessian H in a. Piecewise linear
+functions are recorded without the zeros of their second derivatives.
 """
 
 import re
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from tnconv.operators.parameter_space import Vector
+from tnconv.operators.piecewise_linear import without_zeros
 
 CONVOLUTION = "ConvolutionBackward0"
 
@@ -70,7 +72,8 @@ class SecondDerivative:
 
     def __init__(self, loss: Tensor, parameters: Vector) -> None:
         self.parameters = parameters
-        self._entries = [*entries(loss, parameters)] if loss.requires_grad else []
+        uses = uses_of_nodes(loss)
+        self._entries = [*entries(uses, parameters)]
         inside = {at for entry in self._entries for at in entry.numbers}
         self._rest = [at for at in range(len(parameters)) if at not in inside]
         edges = [GradientEdge(entry.node, 0) for entry in self._entries]
@@ -78,7 +81,8 @@ class SecondDerivative:
         self._values: Sequence[Tensor | None] = [None] * len(self._ends)
         if loss.requires_grad and self._ends:
             how: dict[str, Any] = {"create_graph": True, "allow_unused": True}
-            self._values = torch.autograd.grad(loss, self._ends, **how)
+            with without_zeros(uses):
+                self._values = torch.autograd.grad(loss, self._ends, **how)
 
     @property
     def gradient(self) -> Vector:
@@ -126,22 +130,27 @@ class SecondDerivative:
         return tuple(torch.zeros_like(p) if each is None else each for each, p in pairs)
 
 
-def entries(loss: Tensor, parameters: Vector) -> Iterator[Entry]:
-    """The convolutions below a loss that read no result of others, if that is all their use."""
-    numbers = {id(parameter): at for at, parameter in enumerate(parameters)}
-    uses, convolutions = Counter[Node](), list[Node]()
-    seen, waiting = set[Node](), [get_gradient_edge(loss).node]
+def uses_of_nodes(loss: Tensor) -> Counter[Node]:
+    """The nodes of a loss's graph, and how often each one's results are read."""
+    if not loss.requires_grad:
+        return Counter()
+    first = get_gradient_edge(loss).node
+    uses, waiting = Counter[Node]({first: 0}), [first]
     while waiting:
-        node = waiting.pop()
-        if node in seen:
+        for below, _ in waiting.pop().next_functions:
+            if below is not None:
+                if below not in uses:
+                    waiting.append(below)
+                uses[below] += 1
+    return uses
+
+
+def entries(uses: Counter[Node], parameters: Vector) -> Iterator[Entry]:
+    """The convolutions of a graph that read no result of others, if that is all their use."""
+    numbers = {id(parameter): at for at, parameter in enumerate(parameters)}
+    for node in uses:
+        if node.name() != CONVOLUTION or node.next_functions[0][0] is not None:
             continue
-        seen.add(node)
-        below = [each for each, _ in node.next_functions if each is not None]
-        uses.update(below)
-        waiting += below
-        if node.name() == CONVOLUTION and node.next_functions[0][0] is None:
-            convolutions.append(node)
-    for node in convolutions:
         learned = [each for each, _ in node.next_functions[1:]]
         found = [numbers.get(id(getattr(each, "variable", None))) for each in learned]
         own = [each for each in learned if each is not None]
