@@ -23,7 +23,7 @@ FURTHER = ("--quick", "--further", "--seconds", "0.1")
 RUNS = {
     "overhead-cpu": (OVERHEAD,),
     "layers-cpu-one-thread": (*ALL, *ONE, "--memory", "--seconds", "0.35"),
-    "layers-cpu-two-threads": (*ALL, *TWO, "--seconds", "0.1"),
+    "layers-cpu-two-threads": (*ALL, *TWO, "--seconds", "0.4"),
     "quick-cpu-two-threads": (LAYERS, "--quick", *BATCH, *TWO, "--seconds", "0.2"),
     "quick-cpu-bfloat16": (*AS_RUN, "--dtype", "bfloat16"),
     "quick-cpu-channels-last": (*AS_RUN, "--channels-last"),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -27,8 +27,10 @@ Call = Callable[[], object]
 Clock = Callable[[], float]
 SAMPLE = 2e-3  # seconds that one sample takes at least, by repeating the call
 SHORT = 2e-2  # seconds; a shorter call is run untimed before each sample
-FEW, FEWEST, MOST = 2, 6, 200  # rounds: of slow calls or long rounds, else at least, and at most
+FEW, FEWEST, MOST = 3, 15, 200  # rounds: of slow calls or long rounds, else at least, and at most
 SLOW = 4.0  # times the first call's time
+LONGEST = 6.0  # times the time asked for, while ratios are unsettled or rounds are fewer
+SETTLED = 0.1  # of a ratio: the widest interval that holds its median
 _RANDOM = Random(0)
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -65,9 +67,11 @@ def interleaved(
     Every round takes one sample of each call, in random order, and every second round in the order
     of the one before, reversed: a call that leaves caches and allocator as it used them would else
     harm the same follower again and again. A short call also runs untimed before its sample, as
-    often as in it. What takes more than `SLOW` times as long as the first call is timed by a few
-    rounds before the others, or once where it takes half of the time by itself. All calls have run
-    before.
+    often as in it; what is close to the first call is repeated as often as that. Rounds go on
+    beyond ``seconds``, up to `LONGEST` times as long, until there are `FEWEST` and the ratios of
+    all calls to the first one are settled. What takes more than `SLOW` times as long as the first
+    call is timed by a few rounds before the others, or once where it takes half of the time by
+    itself. All calls have run before.
     """
     with _no_garbage():
         once = {name: _seconds(call, 1, device, clock) for name, call in calls.items()}
@@ -75,16 +79,22 @@ def interleaved(
             if once[name] < SHORT:  # what ran before counts less in the second of two calls
                 once[name] = min(_seconds(call, 1, device, clock) for _ in range(2))
         first = next(iter(once.values()), 0.0)
-        timings = {name: Timing(ceil(SAMPLE / once[name])) for name in calls}
         near = [name for name in calls if once[name] <= SLOW * first]
+        least = min((once[name] for name in near), default=first)
+        timings = {
+            name: Timing(ceil(SAMPLE / (least if name in near else once[name]))) for name in calls
+        }
         slow = [name for name in calls if name not in near and once[name] < seconds / 2]
         for name in calls.keys() - {*near, *slow}:
             timings[name].samples.append(once[name])
         for names, most in ((slow, FEW), (near, MOST)):
             started = clock()
+            together = [timings[name] for name in names]
             for turn in range(most if names else 0):
                 taken = clock() - started
-                if (turn >= FEWEST and taken > seconds) or (turn >= FEW and taken > 3 * seconds):
+                if turn >= FEW and taken > LONGEST * seconds:
+                    break
+                if turn >= FEWEST and taken > seconds and settled(together):
                     break
                 names = names[::-1] if turn % 2 else _RANDOM.sample(names, len(names))
                 for name in names:
@@ -94,6 +104,21 @@ def interleaved(
                     sample = _seconds(calls[name], repetitions, device, clock)
                     timings[name].samples.append(sample)
     return timings
+
+
+def settled(timings: Sequence[Timing]) -> bool:
+    """Whether the median ratio of each call to the first is known within `SETTLED` of itself.
+
+    Of n rounds' ratios in order, those at n/2 ± 0.98 √n hold the median with a probability of about
+    95 %, whatever their distribution (W. J. Conover, Practical Nonparametric Statistics, 3.2).
+    """
+    first, *others = (timing.samples for timing in timings)
+    margin = int(max(0.0, (len(first) - 1.96 * sqrt(len(first))) / 2))
+    for samples in others:
+        ratios = sorted(sample / of for sample, of in zip(samples, first, strict=True))
+        if ratios[-1 - margin] - ratios[margin] > SETTLED * median(ratios):
+            return False
+    return True
 
 
 def _seconds(call: Call, repetitions: int, device: str, clock: Clock) -> float:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks import all as everything
 from benchmarks import bars, cases, contestants, further, layers, measure, overhead, report
@@ -181,6 +183,47 @@ def test_every_second_round_is_the_reverse_of_the_one_before():
     turns = [near[at : at + 3] for at in range(0, len(near), 3)]
     assert all(two == one[::-1] for one, two in zip(turns[::2], turns[1::2], strict=False))
     assert len(set(map(tuple, turns))) > 2
+
+
+def test_what_is_close_to_the_first_call_is_repeated_as_often():
+    now = [0.0]
+
+    def call(seconds):
+        def run():
+            now[0] += seconds
+
+        return run
+
+    calls = {"a": call(9e-4), "b": call(3e-4), "slow": call(1e-2), "once": call(0.6)}
+    timings = measure.interleaved(calls, 0.1, clock=lambda: now[0])
+    assert [timings[name].repetitions for name in calls] == [7, 7, 1, 1]
+    assert [len(timings[name].samples) for name in ("slow", "once")] == [measure.FEW, 1]
+
+
+@given(st.randoms(use_true_random=False), st.booleans())
+def test_rounds_go_on_until_ratios_are_settled(random, noisy):
+    now = [0.0]
+
+    def call(longer):
+        def run():
+            now[0] += 0.025 * longer()
+
+        return run
+
+    calls = {"a": call(lambda: 1), "b": call(lambda: random.choice((1, 2)) if noisy else 2)}
+    timings = [*measure.interleaved(calls, 1.0, clock=lambda: now[0]).values()]
+    rounds = len(timings[0].samples)
+    assert rounds >= measure.FEWEST if noisy else rounds == measure.FEWEST
+    assert measure.settled(timings) or now[0] > measure.LONGEST
+
+
+@given(st.lists(st.floats(1.0, 2.0), min_size=15, max_size=60), st.floats(0.1, 10.0))
+def test_what_slows_whole_rounds_down_leaves_ratios_settled(rounds, ratio):
+    timings = [measure.Timing(1, [each * of for each in rounds]) for of in (1.0, ratio)]
+    assert measure.settled(timings)
+    halves = [1.0 + at % 2 for at in range(len(rounds))]
+    spread = measure.Timing(1, [each * half for each, half in zip(rounds, halves, strict=True)])
+    assert not measure.settled([timings[0], timings[1], spread])
 
 
 def test_what_disagrees_is_an_error():

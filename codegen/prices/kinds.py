@@ -74,9 +74,9 @@ class Kind:
 
     The docstring starts with the formula. ``decisions`` are the numbers of the records in
     ``docs/decisions`` that say where formula and coefficients come from. A field of type `Machine`,
-    or of another kind, is filled in by the `Table`. ``checks`` are probes of the formula as a
-    whole, which a kind without a coefficient of its own must have. Subclasses are known to
-    calibration from their definition on, in whatever file they are.
+    or of another kind, or named ``threads``, is filled in by the `Table`. ``checks`` are probes of
+    the formula as a whole, which a kind without a coefficient of its own must have. Subclasses are
+    known to calibration from their definition on, in whatever file they are.
     """
 
     decisions: ClassVar[tuple[str, ...]] = ()

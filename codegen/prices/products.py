@@ -14,6 +14,7 @@ from tnconv.codegen.prices.movement import Calls, Copy, on
 from tnconv.codegen.prices.tables import Machine, bytes_per_entry
 
 MOST_TILES = 2  # that a remainder of columns takes, however long (0005)
+DIVIDING = 2  # threads, at most, that divide rows among each other; more were not measured (0011)
 CALLS = 2  # per block row of a Gram matrix: the product's slices, and the copies (0011)
 
 
@@ -37,17 +38,19 @@ def _product(
 class Product(Kind):
     """``t = launch + max(flops / speed, moved / bandwidth) + bytes(b m n) / written + b member``.
 
-    A batch of b products of sizes m, n, k; ``speed = gemm · s(m) s(n) s(k) · f(n)``, where
+    A batch of b products of sizes m, n, k; ``speed = gemm · s(r) s(n) s(k) · f(n)``, where
     ``s(x) = x / (x + half)`` is the efficiency of small sizes and f that of a remainder of columns.
+    Two threads divide the rows of a single product among each other: r is the share of one.
     Products of factors that both lie along the summed entries are dot products, at a speed of at
     least ``dots · k / (k + half_dot)``. Batches with too few blocks for all multiprocessors of an
     accelerator run on some of them. New pages, rows of results that are not aligned, and
     columns of a factor that conflict in caches come on top.
     """
 
-    decisions: ClassVar = ("0005", "0006", "0007", "0008")
+    decisions: ClassVar = ("0005", "0006", "0007", "0008", "0011")
     calls: Calls
     machine: Machine
+    threads: int
     gemm: float = coefficient(  # a large product
         1.05e11, "flop/s", _product(1, 768, 768, 768, shapes=((768, 768),) * 2)
     )
@@ -137,7 +140,8 @@ class Product(Kind):
         """
         calls, entry = self.calls, self.machine.entry
         flops = 2 * batch * m * n * k
-        speed = self.gemm * _efficiency(m, self.half) * _efficiency(n, self.half)
+        rows = min(m, batch * m / min(self.threads, DIVIDING))
+        speed = self.gemm * _efficiency(rows, self.half) * _efficiency(n, self.half)
         speed *= _efficiency(k, self.half)
         speed *= self._in_tiles(n) if across or m >= self.machine.tile else 1.0
         speed = max(speed, self.dots * _efficiency(k, self.half_dot)) if along else speed
@@ -175,7 +179,7 @@ class Product(Kind):
         return columns / took if columns else 1.0
 
 
-def _efficiency(size: int, half: float) -> float:
+def _efficiency(size: float, half: float) -> float:
     """Share of full speed that a dimension of this size leaves."""
     return size / (size + half) if size else 1.0
 

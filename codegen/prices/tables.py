@@ -89,6 +89,8 @@ class Table:
         for one in fields(kind):  # type: ignore[arg-type]  # every kind is a dataclass
             if one.type is Machine:
                 given[one.name] = self.machine
+            elif one.name == "threads":
+                given[one.name] = self.threads
             elif isinstance(one.type, type) and issubclass(one.type, Kind):
                 given[one.name] = self[one.type]
             elif (value := self.values.get(f"{kind.__name__}.{one.name}")) is not None:
