@@ -29,8 +29,8 @@ SAMPLE = 2e-3  # seconds that one sample takes at least, by repeating the call
 SHORT = 2e-2  # seconds; a shorter call is run untimed before each sample
 FEW, FEWEST, MOST = 3, 15, 200  # rounds: of slow calls or long rounds, else at least, and at most
 SLOW = 4.0  # times the first call's time
-LONGEST = 6.0  # times the time asked for, while ratios are unsettled or rounds are fewer
-SETTLED = 0.1  # of a ratio: the widest interval that holds its median
+LONGEST = 5.0  # times the time asked for, while ratios are unsettled or rounds are fewer
+SETTLED = 0.15  # of a ratio: the widest interval that holds its median
 _RANDOM = Random(0)
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",

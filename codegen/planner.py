@@ -20,6 +20,7 @@ from tnconv.codegen.routes.hadamard import multiplied
 from tnconv.codegen.routes.late_sums import late_sums
 from tnconv.codegen.routes.loops import Loop, inner_loops, loops
 from tnconv.codegen.routes.native import native
+from tnconv.codegen.routes.patch_products import patch_products
 from tnconv.codegen.routes.pixel_gram import pixel_gram
 from tnconv.codegen.routes.taps import taps
 from tnconv.codegen.routes.window import window
@@ -109,6 +110,7 @@ ROUTES: Routes = {
     "pixel gram": pixel_gram,
     "taps": taps,
     "displacement": displacement,
+    "patch gram": patch_products,
     "loop": looped,
     "dense": dense,
 }

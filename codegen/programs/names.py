@@ -12,7 +12,7 @@ from tnconv.codegen.lowering.writer import Step
 
 FIXED = frozenset(
     {
-        *("torch", "F", "itertools", "like", "one", "KEPT"),
+        *("torch", "F", "itertools", "like", "one", "KEPT", "patch_gram"),
         *("contraction", "contraction_constants", "result", "part", "piece"),
     }
 )

@@ -116,6 +116,20 @@ def test_a_report_is_written_to_the_file_that_is_named(tmp_path: Path, capsys: A
     assert Path(capsys.readouterr().out.strip()).parent == tmp_path / "folder"
 
 
+def test_a_diverging_value_hides_no_others(tmp_path: Path, capsys: Any) -> None:
+    """Alpha's axis ends where steps are far too long, in both reports; others keep all."""
+    pytest.importorskip("plotly")
+    for name, last in (("calm", 0.5), ("wild", 1e9)):
+        writer = RunWriter(tmp_path / name, {"parameters": ["w"]})
+        for step, alpha in enumerate((0.1, -0.4, last)):
+            writer.write(step, {"Alpha": alpha, "Loss": 1 + alpha**2})
+        out = tmp_path / f"{name}.html"
+        assert main(["monitor", "report", str(tmp_path / name), "--output", str(out)]) == 0
+        body = out.read_text().split("</head>")[1]
+        assert ('"range": [-2.0, 3.0]' in body) == (name == "wild")
+        assert body.count('"range": [') == (name == "wild")
+
+
 def test_html_report_needs_nothing_else(folder: Path, tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("plotly")
     out = tmp_path / "both.html"

@@ -91,6 +91,8 @@ def _curves(runs: Sequence[Run]) -> dict[str, Any]:
             for curve in each:
                 label = f"{run.label}: {curve.label}" if len(runs) > 1 else curve.label
                 x, y = list(curve.steps), list(curve.values)
+                if (ends := panel.range_of(y)) is not None:
+                    found[name]["layout"]["yaxis"]["range"] = ends
                 found[name]["data"] += [
                     {"x": x, "y": y, "mode": "lines", "opacity": 0.35, "showlegend": False},
                     {"x": x, "y": curve.smooth, "mode": "lines", "name": label},

@@ -9,6 +9,7 @@ of products, and so how many are enough.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from statistics import mean
 from typing import Any, Literal
 
@@ -147,9 +148,18 @@ def unchallenged(
 
 def _pairs(diagonal: Sequence[float], beside: Sequence[float], end: End) -> tuple[Any, Any, int]:
     """All Ritz values, their vectors in the basis, and the place of the one at an end."""
+    return _known_pairs(tuple(diagonal), tuple(beside), end)
+
+
+@lru_cache(maxsize=64)
+def _known_pairs(
+    diagonal: tuple[float, ...], beside: tuple[float, ...], end: End
+) -> tuple[Any, Any, int]:
+    """Of one matrix several things are asked, and of the beginnings of long runs at every step."""
     n = len(diagonal)
-    matrix = np.diag(np.asarray([*diagonal], dtype=np.float64))
+    matrix = np.diag(np.asarray(diagonal, dtype=np.float64))
     matrix[range(n - 1), range(1, n)] = matrix[range(1, n), range(n - 1)] = beside
     values, vectors = np.linalg.eigh(matrix)
     ends = {"largest": n - 1, "smallest": 0, "magnitude": int(np.abs(values).argmax())}
+    values.flags.writeable = vectors.flags.writeable = False
     return values, vectors, ends[end]

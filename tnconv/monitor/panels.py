@@ -23,10 +23,28 @@ class Panel:
     names: tuple[str, ...]
     scale: Literal["linear", "log"] = "linear"
     limits: tuple[float, ...] = ()  # lines that divide good from bad
+    shown: tuple[float, float] | None = None  # where the axis ends if values go further
+
+    def range_of(self, values: Sequence[float]) -> tuple[float, float] | None:
+        """Where the axis is cut off, so that a few values of a diverging run hide no others.
+
+        >>> Panel("", "training", (), shown=(-2, 3)).range_of([0.5, 1e9])
+        (-2, 3)
+        """
+        if self.shown is None or not values:
+            return None
+        low, high = self.shown
+        return None if low <= min(values) and max(values) <= high else self.shown
 
 
 PANELS: tuple[Panel, ...] = (
-    Panel("alpha: -1 no step, 0 minimum, 1 other side", "step size", ("Alpha",), limits=(0.0, 1.0)),
+    Panel(
+        "alpha: -1 no step, 0 minimum, 1 other side",
+        "step size",
+        ("Alpha",),
+        limits=(0.0, 1.0),
+        shown=(-2.0, 3.0),
+    ),
     Panel("distance and update size", "step size", ("Distance", "UpdateSize"), "log"),
     Panel("gradient norm", "step size", ("GradNorm",), "log"),
     Panel(

@@ -82,10 +82,13 @@ def _ordered(panels: set[Panel], runs: Sequence[Run]) -> list[Panel]:
 
 def _draw(axes: Any, panel: Panel, runs: Sequence[Run]) -> None:
     """All curves of a panel, thin, and their moving averages over them."""
-    several = len(runs) > 1
+    several, values = len(runs) > 1, list[float]()
     for run in runs:
         for curve in dict((p, c) for p, c in present(run)).get(panel, ()):
+            values += curve.values
             _draw_curve(axes, curve, f"{run.label}: {curve.label}" if several else curve.label)
+    if (ends := panel.range_of(values)) is not None:
+        axes.set_ylim(*ends)
     for limit in panel.limits:
         axes.axhline(limit, color="0.6", linewidth=0.8, linestyle=":")
     if panel.scale == "log":

@@ -166,7 +166,7 @@ class Spectra:
             return found
         self.vectors[end] = found.vector
         if gradient is not None and experience is not None:
-            experience.overlapped(_cosine(gradient, found.vector), _cosine(last, found.vector))
+            experience.overlapped(*_cosines(found.vector, gradient, last))
         return found
 
 
@@ -178,7 +178,11 @@ def _beside(most: Tensor, little: Tensor) -> Tensor:
     return torch.add(most, little, alpha=LITTLE * norms[0] / norms[1])
 
 
-def _cosine(some: Tensor, other: Tensor) -> float:
-    """The cosine of the angle between two vectors; 0 where there is none."""
-    norms = torch.linalg.vector_norm(some) * torch.linalg.vector_norm(other)
-    return float(torch.dot(some, other) / norms) if norms else 0.0
+def _cosines(vector: Tensor, *others: Tensor) -> list[float]:
+    """The cosines of the angles between a vector and others; 0 where there is none."""
+    norm = torch.linalg.vector_norm(vector)
+    found = []
+    for each in others:
+        norms = norm * torch.linalg.vector_norm(each)
+        found.append(float(torch.dot(vector, each) / norms) if norms else 0.0)
+    return found
