@@ -26,7 +26,7 @@ from tnconv.codegen.search import Room
 from tnconv.diagrams.expression import Expression
 from tnconv.diagrams.network import TensorNetwork
 
-REAL = ("native", "pooling")  # routes by convolution kernels, which torch has for real dtypes only
+REAL = ("native", "pooling", "patch gram")  # routes by kernels for real dtypes only
 
 
 @dataclass(frozen=True)

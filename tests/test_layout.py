@@ -51,7 +51,7 @@ def test_imports_point_down(path):
 
 ROOMS = {
     "tnconv/codegen": (
-        *("prices", "lowering", "routes", "search", "planner", "programs"),
+        *("kernels", "prices", "lowering", "routes", "search", "planner", "programs"),
         *("compiler", "baseline", "families", "tiers"),
     ),
     "tnconv": (

@@ -20,6 +20,7 @@ from benchmarks.device.kernel_prices import kernel_prices
 from benchmarks.device.model_values import model_values
 from benchmarks.device.network_times import compiled_gradients, network_times
 from benchmarks.device.operation_values import operation_values
+from benchmarks.device.own_kernels import own_kernels
 from benchmarks.device.plan_choices import plan_choices
 from benchmarks.device.precision_layouts import precision_layouts
 from benchmarks.device.sections import Report, Section, Setting
@@ -28,6 +29,7 @@ from tnconv.codegen.prices.store import VARIABLE
 SECTIONS: Mapping[str, tuple[Section, float]] = {
     "facts": (facts, 0.12),
     "kernel prices": (kernel_prices, 0.15),
+    "own kernels": (own_kernels, 0.12),
     "plan choices": (plan_choices, 0.27),
     "network times": (network_times, 0.24),
     "model values": (model_values, 0.09),

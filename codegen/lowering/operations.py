@@ -17,7 +17,7 @@ class Operation:
         call: Its call in torch, given the texts of its inputs and then its attributes.
         view: Whether the result shares the memory of the one input.
         native: Whether it is one of torch's convolution kernels, which real dtypes alone have.
-        imports: The modules that the call needs: ``"torch"``, ``"F"``, ``"itertools"``.
+        imports: The modules that the call needs, by their names in `programs.source.IMPORTS`.
         helper: The source of a function that the call needs, which has the operation's name.
         precise: Whether numbers of sixteen bits are too coarse for it: see `Program.run_cast`.
     """

@@ -18,12 +18,14 @@ from tnconv.codegen.prices.conv_probes import native
 from tnconv.codegen.prices.kinds import Coefficient, Probe, every_coefficient
 from tnconv.codegen.prices.movement import Copy, Elementwise, on
 from tnconv.codegen.prices.native_shapes import Convolution
+from tnconv.codegen.prices.patch_grams import PatchGram
 from tnconv.codegen.prices.products import Product
-from tnconv.codegen.prices.tables import Table
+from tnconv.codegen.prices.tables import Machine, Table
 
 ENTRIES = 2**26  # of a copy that no cache holds
 SIZE = 4096  # of the sides of a product
 HALVINGS = 30  # of the range of ratios, on a logarithmic scale
+PATCH_GRAMS = "patch grams"  # the scale of a kernel of our own, which not all devices run
 MOST = 100.0  # times slower or faster than the accelerator that was measured
 
 
@@ -122,6 +124,9 @@ SCALES: Mapping[str, Scale] = {
         ("DenseConvolution.weight_gradient", "DepthwiseConvolution.large_weight_gradient"),
         native("weight gradient", _layer(64, 128, 56)),
     ),
+    PATCH_GRAMS: Scale(
+        ("PatchGram.speed", "PatchGram.entry"), PatchGram.probe(samples=32, channels=64, size=56)
+    ),
 }
 """In an order in which each probe is explained by the ratios before it and its own."""
 
@@ -133,8 +138,8 @@ def scaled(start: Table, times: Mapping[str, float]) -> tuple[Table, dict[str, s
     to a hundred explains, is refused: the values of ``start`` are kept.
     """
     table, refused = start, dict[str, str]()
-    for name, scale in SCALES.items():
-        seconds = times[name]
+    for name, seconds in times.items():
+        scale = SCALES[name]
         if not (isfinite(seconds) and seconds > 0):
             refused[name] = "it failed"
         elif (ratio := scale.ratio(table, seconds)) is None:
@@ -145,6 +150,8 @@ def scaled(start: Table, times: Mapping[str, float]) -> tuple[Table, dict[str, s
     return table, refused
 
 
-def probes() -> Iterator[tuple[str, Probe]]:
+def probes(machine: Machine) -> Iterator[tuple[str, Probe]]:
     """The calls that are to be timed, by the names of their scales."""
-    return ((name, scale.probe) for name, scale in SCALES.items())
+    for name, scale in SCALES.items():
+        if name != PATCH_GRAMS or machine.own_kernels:
+            yield name, scale.probe

@@ -3,7 +3,8 @@
 Coefficients are fitted to the times that the device took for 721 kernels in float32 and 789 in
 float16, each in a CUDA graph (``python -m benchmarks.device --section "kernel prices"``); launches
 are those of the host, with the views between them. Other accelerators scale the table by a few
-ratios: see decision 0016.
+ratios: see decision 0016. ``PatchGram`` was measured on no device: its numbers are assumed, well
+below what the instructions of the compiled kernel allow (decision 0030).
 """
 
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ FLOAT32: Mapping[str, float] = {
     "DepthwiseConvolution.without_simd": 3.9e12,
     "DepthwiseConvolution.large_weight_gradient": 1.6e12,
     "DepthwiseConvolution.largest": 4.0,
+    "PatchGram.speed": 4e13,
+    "PatchGram.entry": 1e-12,
     "NativeConvolution.primitive": 1.4e-5,
     "NativeConvolution.weight_entry": NONE,
     "NativeConvolution.strided": 1.6,
@@ -60,10 +63,12 @@ FLOAT32: Mapping[str, float] = {
 
 H100: Mapping[str, Mapping[str, float]] = {
     "float32": FLOAT32,
-    "tf32": {**FLOAT32, "Product.gemm": 2e14},
+    "tf32": {**FLOAT32, "Product.gemm": 2e14, "PatchGram.speed": 2e14},
     "half": {  # tensor cores; convolutions bring NCHW operands into NHWC order and back
         **FLOAT32,
         "Product.gemm": 3.5e14,
+        "PatchGram.speed": 3e14,
+        "PatchGram.entry": 5e-13,
         "Product.dots": 7e12,
         "DenseConvolution.speed": 1.5e14,
         "DenseConvolution.weight_gradient": 1e14,
@@ -75,6 +80,7 @@ H100: Mapping[str, Mapping[str, float]] = {
     "float64": {
         **FLOAT32,
         "Product.gemm": 3e13,
+        "PatchGram.speed": 2e13,
         "Product.dots": 1.7e12,
         "DenseConvolution.speed": 1e13,
         "DenseConvolution.weight_gradient": 7e12,

@@ -42,7 +42,7 @@ def calibrate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.flo
     start = shipped(device, dtype, torch.get_num_threads())
     accelerator = start.machine.overlaps
     if accelerator:
-        probes = dict(accelerator_scales.probes())
+        probes = dict(accelerator_scales.probes(start.machine))
     else:
         probes = {one.name: one.probe for one in every_coefficient() if visible(start, one)}
     times = timing.aside(lambda: measured(probes, device, dtype))

@@ -12,6 +12,7 @@ from tnconv.codegen.prices.kinds import Kernel
 from tnconv.codegen.prices.loop_prices import Loop
 from tnconv.codegen.prices.movement import Calls, Copy, Elementwise
 from tnconv.codegen.prices.native_shapes import Convolution
+from tnconv.codegen.prices.patch_grams import PatchGram
 from tnconv.codegen.prices.products import Gram, Product
 from tnconv.codegen.prices.sums import Fold, OverlappingSum, Reduction
 from tnconv.codegen.prices.tables import (
@@ -42,6 +43,7 @@ __all__ = [
     "least_product",
     "loop",
     "matmul",
+    "patch_gram",
     "reduction",
     "remembered",
     "shifted",
@@ -77,6 +79,18 @@ def least_product(flops: int) -> float:
 def gram(batch: int, m: int, k: int, blocks: int) -> Kernel:
     """``(batch, m, k) @ (batch, k, m)`` of mirrored halves in block rows: see `Gram`."""
     return _kernel(Gram, batch, m, k, blocks)
+
+
+def patch_gram(
+    groups: int,
+    rows: int,
+    positions: int,
+    entries: int,
+    borders: int = 0,
+    scattered: bool = False,
+) -> Kernel:
+    """Gram matrices of patches by our own kernel: see `PatchGram.price`."""
+    return _kernel(PatchGram, groups, rows, positions, entries, borders, scattered)
 
 
 def copy(
@@ -136,6 +150,11 @@ def loop(count: int, steps: float, alone: bool = False) -> float:
 def added(entries: int) -> Kernel:
     """Adding entries to a total in one turn of a loop: see `Loop.adding`."""
     return in_use()[Loop].adding(entries)
+
+
+def cached() -> float:
+    """Bytes that stay near a core between two uses."""
+    return in_use()[Loop].machine.cached
 
 
 def launch() -> float:

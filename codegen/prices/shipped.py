@@ -6,6 +6,7 @@ from math import exp, log
 
 import torch
 
+from tnconv.codegen.kernels.launching import KERNELS_ON
 from tnconv.codegen.prices.accelerators import H100, precision
 from tnconv.codegen.prices.kinds import every_coefficient
 from tnconv.codegen.prices.tables import ACCELERATOR, SHIPPED, X86, Table
@@ -66,7 +67,8 @@ def shipped(device: torch.device, dtype: torch.dtype, threads: int) -> Table:
     if device.type in ("cpu", "meta"):
         return Table(on_threads(threads, BY_THREADS), X86, threads)
     values = H100[precision(dtype)]
-    return Table(values, replace(ACCELERATOR, entry=dtype.itemsize))
+    own = device.type in KERNELS_ON
+    return Table(values, replace(ACCELERATOR, entry=dtype.itemsize, own_kernels=own))
 
 
 def on_threads(threads: int, tables: Mapping[int, Values]) -> Values:

@@ -90,11 +90,12 @@ def circumstances(device: torch.device) -> dict[str, Json]:
     The number of threads counts for processors only.
     """
     return {
-        "tnconv": _own_version(),
+        "tnconv": _version("tnconv"),
         "torch": torch.__version__,
         "device": device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "precision": _precision(),
+        **({"triton": _version("triton")} if device.type == "cuda" else {}),
     }
 
 
@@ -143,10 +144,10 @@ def _processor() -> str:
 
 
 @cache
-def _own_version() -> str:
+def _version(package: str) -> str:
     try:
-        return version("tnconv")
-    except PackageNotFoundError:  # a checkout that is not installed
+        return version(package)
+    except PackageNotFoundError:  # a checkout, for one
         return "not installed"
 
 

@@ -43,6 +43,7 @@ class Machine:
     units: int = 0  # multiprocessors of an accelerator; 0 for processors
     block: int = 64  # rows and columns of the block of a product that a multiprocessor computes
     overlaps: bool = False  # whether kernels run while the host prepares the next call
+    own_kernels: bool = False  # whether kernels of our own run there: see `codegen.kernels`
     workspace: int | None = None  # bytes that any convolution may hold; None: as oneDNN does
 
 

@@ -197,7 +197,7 @@ class Program(Generic[Result]):
         return self
 
     def save(self, path: str | Path) -> Path:
-        """Write the source as a module, for use without this library.
+        """Write the source as a module, for use without this library, unless it calls our kernel.
 
         Raises:
             ValueError: the path does not end in ``.py``.

@@ -18,7 +18,9 @@ IMPORTS = {
     "itertools": "import itertools\n",
     "torch": "import torch",
     "F": "import torch.nn.functional as F",
+    "patch_gram": "\nfrom tnconv.codegen.kernels.patch_gram import patch_gram",
 }
+"""What calls can need: torch, and kernels of our own."""
 KEPT_SOURCE = '''KEPT = {}
 
 

@@ -24,9 +24,9 @@ from tnconv.codegen.routes.displaced_products import (
     stacked,
     unfolded_taps,
 )
+from tnconv.codegen.routes.shared_windows import shared_dimension
 from tnconv.codegen.routes.spectra import lag_products, period
 from tnconv.codegen.routes.tap_pairs import Dimension
-from tnconv.codegen.routes.window import window_on
 from tnconv.diagrams.affine import Leg
 from tnconv.diagrams.network import TensorNetwork
 
@@ -43,9 +43,9 @@ def displacement(cover: Cover) -> Iterator[Cover]:
     """
     first = cover.pattern
     assert first is not None
-    if (found := _dimension(cover, first)) is None:
+    if (found := shared_dimension(cover, first)) is None:
         return
-    others = [_dimension(cover, at) for at, _ in cover.network.patterns if at > first]
+    others = [shared_dimension(cover, at) for at, _ in cover.network.patterns if at > first]
     tensors = found[0]
     dimensions = [found[1], *(other[1] for other in others if other and other[0] == tensors)]
     if any(x.taps == 1 for x in dimensions):
@@ -69,29 +69,6 @@ def _worthwhile(first: Dimension, second: Dimension) -> bool:
     """Whether products in both dimensions are shared, and few."""
     products = len(first.pairs(symmetric=True)) * len(second.pairs(symmetric=False))
     return _meet(second) and products <= MOST_PRODUCTS
-
-
-def _dimension(cover: Cover, at: int) -> tuple[tuple[int, int], Dimension] | None:
-    """The tensors that a pattern and its mirror image join, for the first of the two patterns."""
-    tn = cover.network
-    if (here := window_on(cover.network, at)) is None:
-        return None
-    tensor, i, steps, padding = here
-    for o, k in (tuple(steps), tuple(steps)[::-1]):
-        mirrors = [other for other in tn.holders[o] if other != at]
-        if o in tn.open_legs or len(mirrors) != 1 or mirrors[0] < at:
-            continue
-        there = window_on(cover.network, mirrors[0])
-        if there is None or there[1] == o or there[0] == tensor:
-            continue
-        (twin,) = (leg for leg in there[2] if leg != o)
-        alike = (steps[o], steps[k], padding, tn.sizes[k])
-        if twin != k and alike == (there[2][o], there[2][twin], there[3], tn.sizes[twin]):
-            if not {tensor, there[0]} & {*tn.holders[k], *tn.holders[twin]}:
-                numbers = (tn.sizes[o], tn.sizes[k], steps[o], steps[k], padding, tn.sizes[i])
-                places = ((at, mirrors[0]), (i, there[1]), (k, twin))
-                return (tensor, there[0]), Dimension(*places, *numbers)
-    return None
 
 
 def _covered(

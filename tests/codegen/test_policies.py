@@ -8,13 +8,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DECISIONS = {path.name[:4] for path in (ROOT / "docs" / "decisions").iterdir()}
-ROOMS = ("prices", "lowering", "routes")
+ROOMS = ("kernels", "prices", "lowering", "routes")
 FILES = (
     *("search.py", "planner.py", "baseline.py", "families.py", "tiers.py"),
     *(f"programs/{name}.py" for name in ("joint", "chunks", "limits", "program", "tuning")),
 )
 OTHERS = {  # what bounds the work of a search, or is a fact, chooses between no plans
     "prices": "bounds of timing and fitting, units, and facts of devices and libraries",
+    "kernels/launching.py": "what GPUs and Triton take, and a bound of 32-bit numbers",
     "lowering/paths.py": "bounds of the search for paths",
     "lowering/contraction.py": "bounds of the search for paths",
     "lowering/layouts.py": "a bound of memory",
@@ -25,6 +26,7 @@ OTHERS = {  # what bounds the work of a search, or is a fact, chooses between no
     "routes/dense.py": "bytes of entries",
     "routes/displacement.py": "bounds of the length of sources",
     "routes/matches.py": "what torch's kernels have",
+    "routes/patch_products.py": "what the kernel takes",
     "routes/pixel_gram.py": "bounds of the length of sources and of memory",
     "routes/taps.py": "a bound of the length of sources",
     "routes/window.py MOST_OVERLAPS": "a bound of the length of sources",

@@ -1,0 +1,1 @@
+"""Kernels of our own, where a device's libraries have none: custom operations of torch."""
