@@ -188,7 +188,8 @@ def test_tiles_cover_the_triangle(
     rows: int, groups: int, positions: int, item: int, units: int, tensor_cores: bool
 ) -> None:
     found = tiling(rows, groups, positions, item, units, tensor_cores)
-    assert found.block in SIDES and (found.side - 1) * found.block < rows
+    assert found.block in SIDES and found.block**2 * max(4, item) <= 2**16
+    assert (found.side - 1) * found.block < rows
     assert found.side * found.block >= rows and found.per_split % found.depth == 0
     assert (found.splits - 1) * found.per_split < positions <= found.splits * found.per_split
     parts = 4 * groups * found.entries * found.splits
