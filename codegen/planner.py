@@ -10,13 +10,15 @@ from tnconv.codegen.lowering.layouts import Layout
 from tnconv.codegen.lowering.nested import Nest, nested, same_tensors
 from tnconv.codegen.lowering.plans import Plan
 from tnconv.codegen.lowering.ranking import ranked
+from tnconv.codegen.lowering.turns import held
 from tnconv.codegen.lowering.writer import Choices
+from tnconv.codegen.prices import cost
 from tnconv.codegen.routes.box_sums import pooling
 from tnconv.codegen.routes.dense import dense
 from tnconv.codegen.routes.displacement import displacement
 from tnconv.codegen.routes.hadamard import multiplied
 from tnconv.codegen.routes.late_sums import late_sums
-from tnconv.codegen.routes.loops import loops
+from tnconv.codegen.routes.loops import Loop, inner_loops, loops
 from tnconv.codegen.routes.native import native
 from tnconv.codegen.routes.patch_products import patch_products
 from tnconv.codegen.routes.pixel_gram import pixel_gram
@@ -35,7 +37,8 @@ def looped(
     """Loops over a leg along which the network separates: one position of it at a time.
 
     For each leg there are up to two covers: the cheapest, and the cheapest by native kernels alone,
-    which is what torch itself would do.
+    which is what torch itself would do. Where what two turns hold leaves the caches, squares are
+    summed in a loop within, if that is possible.
 
     Args:
         cover: The whole network.
@@ -58,8 +61,31 @@ def looped(
         natively = [plan for plan in bodies if {*plan.routes} == {"native"}]
         kinds = [kind for kind in (bodies, natively) if kind]
         best = [min(kind, key=lambda plan: plan.risk * plan.seconds) for kind in kinds]
+        if any(held(plan.steps, plan.output.size) > cost.cached() for plan in best):
+            squares = _squares(loop, bodies, inside, each)
+            best = sorted(squares, key=lambda plan: plan.risk * plan.seconds)[:1] or best
         for body in dict.fromkeys(best):
             yield loop.around(body.steps, body.output, body.routes, body.choices)
+
+
+def _squares(loop: Loop, bodies: Sequence[Plan], routes: Routes, most: float) -> list[Plan]:
+    """Plans of one position that sum squares in a loop of their own, beside others.
+
+    Torch's own kernels would unfold the sample again for every square.
+    """
+    found: list[Plan] = []
+    for inner in inner_loops(loop.body):
+        if not inner.cover.writer.follows:
+            continue
+        turns: list[Plan] = []
+        usual = {name: routes[name] for name in routes if name not in ("dense", "native")}
+        search = Search(usual)
+        bound = min(most, search.bound(bodies))
+        search.add(turns, inner.body, "body", bound / loop.cover.network.sizes[inner.leg])
+        for turn in turns:
+            around = inner.around(turn.steps, turn.output, turn.routes, turn.choices)
+            search.add(found, around, "body", bound)
+    return found
 
 
 def summed_late(cover: Cover, routes: Routes) -> Iterator[Cover]:

@@ -33,6 +33,7 @@ ADDED = Operation("sum of turns", _call("sum"))
 JOINED = Operation("turns", lambda *given: f"torch.cat([{given[-1]}])", imports=("torch",))
 ADDED_TOGETHER = Operation("totals", _call("totals"), imports=("torch",), helper=TOTALS)
 PICKED = Operation("sum", lambda sums, at: f"{sums}[{at}]")
+FREE = cost.Kernel("part of a loop", 0, 0, 0.0)
 
 
 @dataclass(frozen=True)

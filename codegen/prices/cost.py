@@ -152,6 +152,11 @@ def added(entries: int) -> Kernel:
     return in_use()[Loop].adding(entries)
 
 
+def cached() -> float:
+    """Bytes that stay near a core between two uses."""
+    return in_use()[Loop].machine.cached
+
+
 def launch() -> float:
     """Seconds of any call."""
     return in_use()[Calls].launch

@@ -14,7 +14,7 @@ from tnconv.codegen.prices.movement import Calls, Copy, on
 from tnconv.codegen.prices.tables import Machine, bytes_per_entry
 
 MOST_TILES = 2  # that a remainder of columns takes, however long (0005)
-DIVIDING = 2  # threads, at most, that divide rows among each other; more were not measured (0011)
+DIVIDING = 2  # threads that divide the rows of a product; more were not measured (0011)
 CALLS = 2  # per block row of a Gram matrix: the product's slices, and the copies (0011)
 
 
@@ -140,7 +140,7 @@ class Product(Kind):
         """
         calls, entry = self.calls, self.machine.entry
         flops = 2 * batch * m * n * k
-        rows = min(m, batch * m / min(self.threads, DIVIDING))
+        rows = m / DIVIDING if batch == 1 and self.threads > 1 else m
         speed = self.gemm * _efficiency(rows, self.half) * _efficiency(n, self.half)
         speed *= _efficiency(k, self.half)
         speed *= self._in_tiles(n) if across or m >= self.machine.tile else 1.0

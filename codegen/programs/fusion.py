@@ -9,6 +9,7 @@ from tnconv.codegen.lowering.substitution import recomputed, substituted
 from tnconv.codegen.lowering.turns import (
     ADDED,
     ADDED_TOGETHER,
+    FREE,
     PICKED,
     Turns,
     held,
@@ -16,8 +17,6 @@ from tnconv.codegen.lowering.turns import (
 )
 from tnconv.codegen.lowering.writer import Step
 from tnconv.codegen.prices import cost
-
-FREE = cost.Kernel("part of a loop", 0, 0, 0.0)
 
 
 def fused(

@@ -70,9 +70,8 @@ class Names:
         Where several are added together, products are not computed, but added as such.
         """
         pairs = turns.products if operation is ADDED_TOGETHER else ()
-        parts = {part: f"part_{at}" for at, part in enumerate(turns.parts, 1)}
-        values = [step.value for step in turns.steps if step.value not in pairs]
-        steps = {value: f"u{at}" for at, value in enumerate(values, 1)}
+        parts = self._numbered("part_", turns.parts)
+        steps = self._numbered("u", [s.value for s in turns.steps if s.value not in pairs])
         inside = Names(self.arguments, {**self.given, **parts, **steps})
         wholes = [self.call(part) for part in parts]
         over = wholes[0] if len(wholes) == 1 else f"zip({', '.join(wholes)})"
@@ -88,6 +87,12 @@ class Names:
                 *(f"for {name} in [{inside.call(value)}]" for value, name in steps.items()),
             ]
         )
+
+    def _numbered(self, prefix: str, arrays: Sequence[Strided]) -> dict[Strided, str]:
+        """Names that count on from those of the loops around."""
+        used = [name for name in self.given.values() if name[len(prefix) :].isdigit()]
+        first = 1 + sum(name.startswith(prefix) for name in used)
+        return {array: f"{prefix}{at}" for at, array in enumerate(arrays, first)}
 
 
 def operations(arrays: Iterable[Strided]) -> Iterator[Operation]:

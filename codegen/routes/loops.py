@@ -7,7 +7,16 @@ from math import prod
 from tnconv.codegen.lowering.constants import constant_steps
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.strided import Strided, strided
-from tnconv.codegen.lowering.turns import ADDED, JOINED, PART, Turns, held
+from tnconv.codegen.lowering.turns import (
+    ADDED,
+    ADDED_TOGETHER,
+    FREE,
+    JOINED,
+    PART,
+    PICKED,
+    Turns,
+    held,
+)
 from tnconv.codegen.lowering.values import Value
 from tnconv.codegen.lowering.writer import Choices, Step, Writer
 from tnconv.codegen.prices import cost
@@ -17,12 +26,17 @@ from tnconv.diagrams.network import TensorNetwork
 
 @dataclass(frozen=True)
 class Loop:
-    """``cover`` for one position of ``leg``: operands are parts of size one along ``dims``."""
+    """``cover`` for one position of ``leg``: operands are parts of size one along ``dims``.
+
+    An ``inner`` loop is one of a turn, over a leg that some operands do not have: what is made of
+    these alone is computed before it.
+    """
 
     cover: Cover
     leg: Leg
-    dims: dict[str, int]  # for each operand the dimension that is the leg
+    dims: dict[str, int]  # for each operand that has the leg its dimension
     joined: bool  # whether the parts of the result are joined, or added
+    inner: bool = False
 
     @property
     def body(self) -> Cover:
@@ -33,14 +47,18 @@ class Loop:
         network, nodes = self.cover.network, []
         for node in network.tensors:
             axes = tuple(x for x in node.view.axes if x.plain(network.sizes) != self.leg)
-            nodes.append(Tensor(node.name, View(_single(node.view.shape, self.dims, node), axes)))
+            if node.name in self.dims:
+                view = View(_single(node.view.shape, self.dims, node), axes)
+                node = Tensor(node.name, view)
+            nodes.append(node)
         patterns = (pattern for _, pattern in network.patterns)
         held = {leg for node in network.nodes for leg in node.legs} - {self.leg}
         sizes = {leg: size for leg, size in network.sizes.items() if leg in held}
         result = View.of(sizes, *self._legs)
         if self.joined:
             result = View((1, *result.shape), result.axes)
-        arrays = {name: self._part(name) for name in self.dims}
+        arrays = {name: self._part(name) if name in self.dims else array
+                  for name, array in self.cover.arrays.items()}  # fmt: skip
         writer = Writer(script=self.cover.writer.scripted("body") or ())
         return Cover(TensorNetwork((*nodes, *patterns), result, sizes), arrays, writer)
 
@@ -71,18 +89,29 @@ class Loop:
 
         The steps were written by these ``choices``.
         """
+        parts = tuple(map(self._part, self.dims))
         writer, constants = self.cover.writer.choosing("body", choices), constant_steps(steps)
+        if self.inner:
+            constants = _apart(steps, parts)
         for step in constants:  # what is the same for all positions comes before the loop
             writer = writer.with_step(step)
         steps = tuple(step for step in steps if step not in constants)
-        turns = Turns(tuple(map(self._part, self.dims)), steps, (output,))
+        turns = Turns(parts, steps, (output,))
         network = self.cover.network
         count = network.sizes[self.leg]
         sizes = [network.sizes[leg] for leg in self._legs]
         shape = (count, *sizes) if self.joined else tuple(sizes)
-        kernel = _kernel(steps, output, count, prod(sizes), self.joined, self._outermost)
-        call = JOINED if self.joined else ADDED, turns.reads, shape, kernel
-        writer, array = writer.run(*call, f"one {self.leg} at a time", (turns,))
+        products = {*turns.products} if self.inner else ()
+        timed = tuple(step for step in steps if step.value not in products)
+        kernel = _kernel(timed, output, count, prod(sizes), self.joined, self._outermost)
+        comment = f"one {self.leg} at a time"
+        if products:  # which are added without being computed first
+            together = ADDED_TOGETHER, turns.reads, (0,), kernel
+            writer, sums = writer.run(*together, comment, (turns,), (1,))
+            writer, array = writer.run(PICKED, [sums], shape, FREE, "", (0,))
+        else:
+            call = JOINED if self.joined else ADDED, turns.reads, shape, kernel
+            writer, array = writer.run(*call, comment, (turns,))
         legs = (self.leg, *self._legs) if self.joined else self._legs
         every = tuple(range(len(network.nodes)))
         cover = self.cover.put(writer, every, Value(array, legs), "loop")
@@ -113,6 +142,38 @@ def loops(cover: Cover, pairs: bool = False) -> Iterator[Loop]:
                 order = {t.name: dims[t.name] for t in tensors}
                 yield Loop(cover, leg, order, open_)
                 return
+
+
+def inner_loops(cover: Cover) -> Iterator[Loop]:
+    """The leg over which a turn sums squares, held by some tensors: several vectors, mostly.
+
+    A turn then computes one product of the size of the sum, which stays in a cache, where all of
+    them would not.
+    """
+    network = cover.network
+    for leg, at in network.holders.items():
+        nodes = [network.nodes[p] for p in at]
+        tensors = [node for node in nodes if isinstance(node, Tensor)]
+        names = {node.name for node in tensors}
+        others = {node.name for node in network.tensors if leg not in node.legs}
+        some = 1 < len(tensors) == len(nodes) and others and not names & others
+        if leg in network.open_legs or network.sizes[leg] < 2 or not some:
+            continue
+        places = [(node.name, _dimension(node.view, leg, network.sizes)) for node in tensors]
+        dims = {name: dim for name, dim in places if dim is not None}
+        if len({*places}) == len(dims) == len(names):
+            yield Loop(cover.choosing("inner", leg), leg, dims, False, inner=True)
+
+
+def _apart(steps: tuple[Step, ...], parts: tuple[Strided, ...]) -> list[Step]:
+    """The steps that read none of the parts, nor what is made of them."""
+    varying, found = {*parts}, []
+    for step in steps:
+        if varying.isdisjoint(step.value.reads):
+            found.append(step)
+        else:
+            varying.add(step.value)
+    return found
 
 
 def _dimension(view: View, leg: Leg, sizes: Sizes) -> int | None:

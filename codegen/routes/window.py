@@ -6,6 +6,7 @@ from math import prod
 
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.values import overlaps
+from tnconv.codegen.routes.displaced_products import laid_out
 from tnconv.diagrams.affine import Leg, Pattern, Tensor
 from tnconv.diagrams.network import TensorNetwork
 from tnconv.simplify.rules import implied
@@ -20,8 +21,15 @@ def window(cover: Cover) -> Iterator[Cover]:
 
     Reading overlapping windows is a strided view (im2col, copied only where a kernel needs it);
     writing them is shift and accumulate (col2im). Both can be had for a convolution: products of
-    few channels are made at every input, and then added into place.
+    few channels are made at every input, and then added into place. Windows of an image with its
+    channels last can be read from a contiguous copy of it, which is smaller than they are.
     """
+    yield from _windows(cover)
+    if (copied := _copied(cover)) is not None:
+        yield from _windows(copied)
+
+
+def _windows(cover: Cover) -> Iterator[Cover]:
     tn, first = cover.network, cover.pattern
     assert first is not None
     largest = max((prod(shape) for shape in tn.operands.values()), default=0)
@@ -32,6 +40,17 @@ def window(cover: Cover) -> Iterator[Cover]:
         products = prod(solved.sizes[leg] for leg in solved.result.legs)
         if network is tn or products <= GROWN * largest:
             yield replace(cover, network=solved, routes=(*cover.routes, "window"))
+
+
+def _copied(cover: Cover) -> Cover | None:
+    """With a contiguous copy of the tensor that the first pattern reads, if channels are last."""
+    assert cover.pattern is not None
+    _, at = window_of(cover.network, cover.pattern) or ("", None)
+    node = None if at is None else cover.network.nodes[at]
+    if not isinstance(node, Tensor) or not cover.arrays[node.name].is_channels_last:
+        return None
+    writer, copy = laid_out(cover.writer, cover.arrays[node.name])
+    return replace(cover, arrays={**cover.arrays, node.name: copy}, writer=writer)
 
 
 def _solved(tn: TensorNetwork, first: int) -> TensorNetwork | None:

@@ -1,5 +1,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from math import inf
 
 import pytest
 import torch
@@ -8,12 +10,13 @@ from hypothesis import strategies as st
 
 from benchmarks.measure import peak_memory
 from tests.strategies import Case, assert_close, geometries, operands_for, shipped
-from tnconv import Program
-from tnconv.codegen import ROUTES
+from tnconv import Program, compile
+from tnconv.codegen import ROUTES, search
 from tnconv.codegen.lowering.covers import Cover
 from tnconv.codegen.lowering.finish import finished
 from tnconv.codegen.planner import looped
 from tnconv.codegen.prices import cost
+from tnconv.codegen.prices.tables import Table
 from tnconv.diagrams import (
     TensorNetwork,
     conv,
@@ -75,6 +78,44 @@ def test_per_sample_quantities_of_any_convolution(case: Case, data: st.DataObjec
         assert_close(program(**operands), network.reference(**operands), 1e-10)
 
 
+NO_CACHE = Table(cost.SHIPPED.values, replace(cost.SHIPPED.machine, cached=0))
+
+
+def by_vector(network: TensorNetwork, item: int = cost.ITEM) -> list[Program]:
+    """The programs that add the square of one vector at a time, where nothing fits in a cache."""
+    with cost.using(NO_CACHE, item), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "HOPELESS", inf)  # small turns are slow
+        return [each for each in programs(network) if "part_3 in part_2.split(1)" in each.source]
+
+
+@given(case=geometries(max_dims=2, empty=False), vectors=st.integers(2, 4))
+def test_squares_of_vectors_are_added_within_a_turn(case: Case, vectors: int) -> None:
+    """What needs no vector is computed once in a turn: patches."""
+    layer = conv(case.input_shape, case.weight_shape, **case.kwargs)
+    network = ggn_diagonal(layer, vectors=vectors)
+    for program in by_vector(network):
+        operands = operands_for(network)
+        assert_close(program(**operands), network.reference(**operands), 1e-10)
+        assert "part_1" not in program.source.split("part_3 in part_2")[1]
+
+
+def test_squares_that_no_cache_holds_are_added_by_vector() -> None:
+    """Where turns are small, one kernel for all vectors has fewer calls."""
+    assert by_vector(ggn_diagonal(LAYER, vectors=3))
+    for channels, expected in ((128, True), (8, False)):
+        layer = conv((2, channels, 6, 6), (channels, channels, 3, 3), padding=1)
+        network = ggn_diagonal(layer, vectors=9)
+        program = compile(network)
+        assert ("part_3 in part_2.split(1)" in program.source) is expected
+        x, v = (torch.randn(s, dtype=torch.float64) for s in program.operands.values())
+        each = [
+            torch.nn.grad.conv2d_weight(x[n, None], layer.operands["weight"], v[m, n, None], 1, 1)
+            for m in range(9)
+            for n in range(2)
+        ]
+        assert_close(program.run(x, v), torch.stack(each).square().sum(0), 1e-10)
+
+
 @given(case=geometries(max_dims=3, empty=False))
 def test_samples_alone_have_a_price_of_their_own(case: Case) -> None:
     """Turns of one sample whose results are joined take ``Loop.alone`` times as long.
@@ -114,10 +155,11 @@ def test_what_turns_hold_is_counted(network: TensorNetwork, dtype: torch.dtype, 
     """A turn's values are held until those of the next one replace them."""
     with cost.using(cost.SHIPPED, dtype.itemsize):
         program, *_ = programs(network, route)
-    program = replace(program, spare_memory=0)
-    operands = {name: torch.randn(s, dtype=dtype) for name, s in program.operands.items()}
-    measured, predicted = peak_memory(lambda: program(**operands)), program.peak_memory(dtype)
-    assert 0.6 * predicted < measured <= predicted
+    for each in (program, *(by_vector(network, dtype.itemsize) if route == "window" else ())):
+        lean = replace(each, spare_memory=0)
+        operands = {name: torch.randn(s, dtype=dtype) for name, s in lean.operands.items()}
+        measured, predicted = peak_memory(partial(lean, **operands)), lean.peak_memory(dtype)
+        assert 0.6 * predicted < measured <= predicted
 
 
 SMALL = conv((2, 2, 3, 2), (2, 1, 2, 2), padding=(0, 1), groups=2)
@@ -134,10 +176,11 @@ SMALL = conv((2, 2, 3, 2), (2, 1, 2, 2), padding=(0, 1), groups=2)
 )
 def test_torch_can_transform_it(network: TensorNetwork) -> None:
     program, *_ = programs(network)
-    operands = operands_for(network)
-    given = [operands[name].requires_grad_() for name in program.operands]
-    assert torch.autograd.gradcheck(program.run, given)
-    assert torch.autograd.gradgradcheck(program.run, given)
+    for each in (program, *by_vector(network)):
+        operands = operands_for(network)
+        given = [operands[name].requires_grad_() for name in each.operands]
+        assert torch.autograd.gradcheck(each.run, given)
+        assert torch.autograd.gradgradcheck(each.run, given)
     first, *rest = [array.detach() for array in given]
     several = torch.stack([first, 2 * first])
     one_side = torch.func.vmap(program.run, in_dims=(0, *(None for _ in rest)))

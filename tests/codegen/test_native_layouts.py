@@ -104,6 +104,15 @@ def test_one_program_serves_batches_with_channels_last() -> None:
         assert_close(found, torch.nn.functional.conv2d(x, weight), 1e-5)
 
 
+def test_windows_of_few_channels_are_read_from_a_copy() -> None:
+    network = kfac_expand((4, 3, 16, 16), 3, padding=1)
+    program = compile(network, channels_last=["x"])
+    assert program.source.index("x.contiguous()") < program.source.index(".unfold(")
+    x = torch.rand(4, 3, 16, 16).to(memory_format=torch.channels_last)
+    for plan in program.terms[0]:
+        assert_close(program.taking([plan])(x), network.reference(x=x), 1e-4)
+
+
 def test_products_of_channels_need_no_copy() -> None:
     program = compile(conv((4, 64, 12, 12), (32, 64, 1, 1)), channels_last=["x", "weight"])
     assert [step.operation.name for step in program.steps] == ["matmul"]

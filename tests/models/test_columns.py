@@ -17,6 +17,7 @@ from tests.strategies import assert_close
 from tnconv import diagrams
 from tnconv import quantities as q
 from tnconv.models import propagation
+from tnconv.recursions import ColumnPlan
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -58,6 +59,42 @@ def test_results_are_the_same(size: int, monkeypatch: pytest.MonkeyPatch) -> Non
         for name, value in found[EACH].items():
             assert_close(value, diagonals(model, LOSS, x, y)[name], 1e-10)
         assert hooks(model) == 0
+
+
+class Tied(nn.Module):
+    """One layer before and after others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied, self.other = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tied(self.other(self.tied(x).tanh())).flatten(1)
+
+
+@pytest.mark.parametrize("block", [1, 500, 2000])
+def test_samples_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What adds up over samples is the same, and nothing else is sent in blocks."""
+    tied = Tied(), torch.randn(5, 2, 4, 4), torch.randint(32, (5,))
+    sent: list[int] = []
+    walk = ColumnPlan._walk
+    monkeypatch.setattr(ColumnPlan, "_walk", lambda *given: sent.append(1) or walk(*given))
+    generator = torch.Generator()
+    sampled = q.GGNDiagonal("mc", 3, generator)
+    plain = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+                          nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 3))  # fmt: skip
+    for model, x, y in (tied, (plain, *data(5))):
+        for wanted in ([EXACT], [EXACT, EACH], [EXACT, q.KFLR()], [sampled, q.Gradient()]):
+            found = []
+            for size in (10**9, block):
+                monkeypatch.setattr(propagation, "BLOCK", size)
+                generator.manual_seed(0)
+                sent.clear()
+                found.append((tnconv.compute(model, LOSS, x, y, wanted), len(sent)))
+            (expected, once), (result, often) = found
+            assert_same(result, expected, wanted)
+            adds_up = wanted == [EXACT] or sampled in wanted
+            assert once == 1 and (often > 1) == (adds_up and not isinstance(model, Tied))
 
 
 @pytest.mark.parametrize("size", [1, 2])

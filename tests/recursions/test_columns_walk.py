@@ -71,8 +71,10 @@ def cases() -> dict[str, Function]:
     return IMAGES | {name: make() for name, make in LAYERS.items()}
 
 
-def check(function: Function, x: Tensor, chosen: list[int] | None) -> None:
-    """Three vectors, with zeros at the samples that are left out."""
+def check(
+    function: Function, x: Tensor, chosen: list[int] | None, block: int | None = None
+) -> None:
+    """Three vectors, with zeros at the samples that are left out; in blocks of samples."""
     x = x.requires_grad_()
     before = x * 1  # a value inside a graph
     y = function(before)
@@ -85,12 +87,19 @@ def check(function: Function, x: Tensor, chosen: list[int] | None) -> None:
     at = range(SAMPLES) if chosen is None else chosen
     whole[:, at] = part[:, at]
     expected = [torch.autograd.grad(y, before, v, retain_graph=True)[0] for v in whole]
-    found: list[Tensor] = []
+    parts: dict[int, Tensor] = {}
     given = rows.of(part, 1)
     kept = given.clone()
-    plan.send(given, rows, {(edge.node, edge.output_nr): found.append})
-    assert_close(found[0], torch.stack(expected)[:, at], 1e-10 if y.dtype == before.dtype else 1e-5)
+
+    def take(v: Tensor, of: Rows) -> None:
+        assert of.begin not in parts and v.shape[1] * SAMPLES == of.count * len(before)
+        parts[of.begin] = v
+
+    plan.send(given, rows, {(edge.node, edge.output_nr): take}, block)
+    found = torch.cat([parts[begin] for begin in sorted(parts)], 1)
+    assert_close(found, torch.stack(expected)[:, at], 1e-10 if y.dtype == before.dtype else 1e-5)
     assert torch.equal(given, kept)
+    assert len(parts) == (SAMPLES if block == 1 and chosen is None else len(parts))
 
 
 @pytest.mark.parametrize("chosen", [None, [0, 1], [2], [3, 0]], ids=str)
@@ -113,6 +122,16 @@ def test_large_vectors_go_a_few_at_a_time(
             check(function, x, chosen)
 
 
+def test_samples_go_block_by_block() -> None:
+    """One by one, and from where a value is large."""
+    torch.manual_seed(1)
+    for function in cases().values():
+        x = torch.randn(SAMPLES, 3, 6, 6)
+        for block in (1, x.nbytes // 2, 2 * x.nbytes, 2 * function(x).nbytes):
+            check(function, x, None, block)
+    assert len(Rows(7).blocks(3)) == 3 and len(Rows(7, range(2, 7)).blocks(9)) == 5
+
+
 def _keeps_shape(name: str) -> bool:
     return cases()[name](torch.rand(SAMPLES, 3, 6, 6)).shape == (SAMPLES, 3, 6, 6)
 
@@ -122,8 +141,10 @@ CHAINED = [name for name in IMAGES | LAYERS if _keeps_shape(name) and name != "s
 
 @given(names=st.lists(st.sampled_from(CHAINED), min_size=2, max_size=5),
        chosen=st.lists(st.integers(0, SAMPLES - 1), min_size=1, unique=True) | st.none(),
-       skips=st.booleans())  # fmt: skip
-def test_random_graphs(names: list[str], chosen: list[int] | None, skips: bool) -> None:
+       skips=st.booleans(), block=st.sampled_from([None, 1, 2000, 10000]))  # fmt: skip
+def test_random_graphs(
+    names: list[str], chosen: list[int] | None, skips: bool, block: int | None
+) -> None:
     """What one rule may change in place, another one still reads."""
     functions = cases()
 
@@ -136,7 +157,7 @@ def test_random_graphs(names: list[str], chosen: list[int] | None, skips: bool) 
         return values[-1] + values[-2]
 
     torch.manual_seed(len(names))
-    check(added, torch.randn(SAMPLES, 3, 6, 6), chosen)
+    check(added, torch.randn(SAMPLES, 3, 6, 6), chosen, block)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from tnconv.models.calls import Alone, Call, Pass
 from tnconv.models.terms import Arrival, Term, detached
 from tnconv.quantities.base import LOSS_GRADIENT, Statistic, Vectors
 
-Key = tuple[Pass, Vectors, nn.Parameter, int]
-"""A part of the vectors of one source, on their way to a parameter in one pass."""
+Key = tuple[Pass, Vectors, nn.Parameter, int, int]
+"""A part of the vectors of one source, of samples from one on, on their way to a parameter."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,21 @@ class Collector:
         source: Vectors = LOSS_GRADIENT,
         vectors: int | None = None,
         part: int = 0,
+        begin: int = 0,
     ) -> None:
         """Take the gradient after one call; work as soon as a parameter's calls are all there.
 
-        Vectors of which this is a ``part`` stay open until `close`.
+        Vectors of which this is a ``part`` stay open until `close`, and so does a pass whose
+        samples come block by block.
+
+        Args:
+            here: the pass of the call.
+            call: the call, for the samples that came.
+            grad_output: the gradient, or several vectors, after it.
+            source: where they come from.
+            vectors: how many they are, or None for the gradient.
+            part: which part of the source's vectors they are.
+            begin: the first of their samples.
 
         Raises:
             RuntimeError: a second gradient, after the first was used.
@@ -103,7 +114,7 @@ class Collector:
         arrival = Arrival(call, detached(grad_output), vectors, told)
         self.passes.add(here)
         for name, parameter in call.parameters:
-            key = here, source, parameter, part
+            key = here, source, parameter, part, begin
             if parameter in self.skipped:
                 continue
             if key in self._done:
@@ -160,7 +171,7 @@ class Collector:
             self._release(each.call)
 
     def _take_in(self, key: Key, arrivals: Sequence[tuple[str, Arrival]]) -> None:
-        here, source, parameter, part = key
+        here, source, parameter, part, _ = key
         dtype = self.dtype_of(parameter)
         terms = [each.term(name, parameter, here.samples, dtype) for name, each in arrivals]
         term = Term.of(terms, self.wanted_of(source).factored)

@@ -30,6 +30,7 @@ from tnconv.recursions import ColumnPlan, Rows, column_plan
 LossFunction = Callable[[Any, Any], Tensor]
 AT_A_TIME = 32  # vectors that are held after all layers
 FRONT = 2**24  # bytes of vectors after one layer, where rows line up
+BLOCK = 2**23  # bytes of vectors of one block of samples: what caches hold
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Propagation:
         self._plan: ColumnPlan | None = None
         self._calls = {call: call for call in self.calls}  # as they are handed over
         self._rows = Rows()
+        self._block: int | None = None  # bytes from which on samples go block by block
         self.narrowed = set[Vectors]()  # those that were sent for chosen samples alone
 
     def _planned(self, samples: int = 1) -> ColumnPlan | None:
@@ -116,7 +118,7 @@ class Propagation:
                 if source == LOSS_GRADIENT or (chosen is not None and source not in chosen):
                     continue
                 self._source = source
-                self._choose(None if chosen is None else chosen[source])
+                self._choose(None if chosen is None else chosen[source], self._adds_up(source))
                 parts = self.parts(source, loss_fn, targets, owners, self._at_a_time(source))
                 for self._part, vectors in enumerate(parts):
                     self._send(vectors if factor == 1 else sqrt(factor) * vectors)
@@ -219,15 +221,16 @@ class Propagation:
         """Layers are worked on in the order of the walk: nothing but its front is held."""
         calls = {(c.edge.node, c.edge.output_nr): c for c in self.calls if c.edge is not None}
 
-        def take(call: Call, v: Tensor) -> None:
+        def take(call: Call, v: Tensor, rows: Rows) -> None:
             call.reached = True
-            shape = (v.shape[0], *self._calls[call].output_shape)
-            self._hand_over(call, v if v.shape == shape else v.reshape(shape))
+            given = self._calls[call] if rows is self._rows else narrowed(call, rows)
+            shape = (v.shape[0], *given.output_shape)
+            self._hand_over(call, v if v.shape == shape else v.reshape(shape), given, rows.begin)
 
         for call in self.calls:
             call.reached = False
         takes = {end: partial(take, call) for end, call in calls.items()}
-        plan.send(self._rows.of(vectors, 1), self._rows, takes)
+        plan.send(self._rows.of(vectors, 1), self._rows, takes, self._block)
         self._expect_all()
         self.collector.settle(self._source)
 
@@ -236,25 +239,51 @@ class Propagation:
             if not call.reached:
                 raise unseen(call)
 
-    def _hand_over(self, call: Call, vectors: Tensor) -> None:
+    def _hand_over(
+        self, call: Call, vectors: Tensor, given: Call | None = None, begin: int = 0
+    ) -> None:
         here, count = self.calls[call], vectors.shape[0]
-        given = self._calls[call]
-        self.collector.receive(here, given, vectors, self._source, count, self._part)
+        how = self._source, count, self._part, begin
+        self.collector.receive(here, given or self._calls[call], vectors, *how)
 
-    def _choose(self, chosen: Sequence[int] | None) -> None:
-        """Send vectors of some samples alone, if it is known where their rows are."""
+    def _choose(self, chosen: Sequence[int] | None, in_blocks: bool = False) -> None:
+        """Send vectors of some samples alone, or of all block by block.
+
+        Either needs to know where the rows of samples are.
+        """
+        self._block = None
         samples = {here.samples for here in self.calls.values()}
-        if chosen is not None and len(samples) == 1 and self._has_rows():
+        if (chosen is not None or in_blocks) and len(samples) == 1 and self._has_rows():
             size = samples.pop()
-            plan = self._planned(size)
-            rows = Rows(size, torch.tensor(chosen, device=self.output.device))
-            parts = {call: narrowed(call, rows) for call in self.calls}
+            plan, rows = self._planned(size), Rows(size)
+            parts = {call: call for call in self.calls}
+            if chosen is not None:
+                rows = Rows(size, torch.tensor(chosen, device=self.output.device))
+                parts = {call: narrowed(call, rows) for call in self.calls}
             if plan is not None and all(part.described for part in parts.values()):
                 self._plan, self._rows, self._calls = plan, rows, parts
-                self.narrowed.add(self._source)
+                if chosen is None:
+                    self._block = BLOCK
+                else:
+                    self.narrowed.add(self._source)
                 return
         self._rows, self._calls = Rows(), {call: call for call in self.calls}
         self._plan = self._planned()
+
+    def _adds_up(self, source: Vectors) -> bool:
+        """Whether samples may come block by block: all that is made of them adds up over them.
+
+        Accelerators gain nothing by it.
+        """
+        tied = any(n > 1 for here in {*self.calls.values()} for n in here.uses.values())
+        needed = [each for each in self.collector.statistics if each.vectors == source]
+        return (
+            self.output.is_cpu
+            and not tied
+            and all(
+                each.samples is None and not each.joint and each.parts == "sum" for each in needed
+            )
+        )
 
     def _has_rows(self) -> bool:
         """Whether row n of the output, and of what layers read and gave, is sample n's."""

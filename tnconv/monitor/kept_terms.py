@@ -57,9 +57,10 @@ class TermCollector(Collector):
         source: Vectors = LOSS_GRADIENT,
         vectors: int | None = None,
         part: int = 0,
+        begin: int = 0,
     ) -> None:
         if source != LOSS_GRADIENT:
-            super().receive(here, call, grad_output, source, vectors, part)
+            super().receive(here, call, grad_output, source, vectors, part, begin)
             return
         if not any(self._wants(p) for _, p in call.parameters) and self.sources == (source,):
             self.passes.add(here)

@@ -20,10 +20,13 @@ from tnconv.recursions.step import operation, shape_of
 
 @dataclass(frozen=True, repr=False)
 class Rows(Shown):
-    """The ``chosen`` ones of so many ``samples``, all where it is None."""
+    """The ``chosen`` ones of so many ``samples``, all where it is None.
+
+    A range is a block of them: its rows are views, whatever the device.
+    """
 
     samples: int = 1
-    chosen: Tensor | None = None
+    chosen: Tensor | range | None = None
 
     @cached_property
     def count(self) -> int:
@@ -37,6 +40,7 @@ class Rows(Shown):
         each = tensor.shape[dim] // max(1, self.samples)
         if self._first is not None:
             return tensor.narrow(dim, self._first * each, self.count * each)
+        assert isinstance(self.chosen, Tensor)
         if each == 1:
             return tensor.index_select(dim, self.chosen)
         apart = torch.unflatten(tensor, dim, (self.samples, each))
@@ -48,9 +52,25 @@ class Rows(Shown):
             return tuple(whole)
         return whole[0] // max(1, self.samples) * self.count, *whole[1:]
 
+    @property
+    def begin(self) -> int:
+        """The first sample of a block, or of all."""
+        return self.chosen.start if isinstance(self.chosen, range) else 0
+
+    def blocks(self, count: int) -> list["Rows"]:
+        """So many blocks of about one size, or one for every sample; chosen ones stay together."""
+        if isinstance(self.chosen, Tensor) or not self.count:
+            return [self]
+        size = -(-self.count // max(1, min(count, self.count)))
+        starts = range(self.begin, self.begin + self.count, size)
+        end = self.begin + self.count
+        return [Rows(self.samples, range(at, min(at + size, end))) for at in starts]
+
     @cached_property
     def _first(self) -> int | None:
         """Where they begin, if they lie one after the other: then rows are views."""
+        if isinstance(self.chosen, range):
+            return self.chosen.start
         assert self.chosen is not None
         positions = self.chosen.tolist()
         first = positions[0] if positions else 0
@@ -102,7 +122,10 @@ class At:
         each = len(whole) // self.rows.samples
         apart = torch.unflatten(vector, 0, (self.rows.count, each))
         every = torch.unflatten(whole, 0, (self.rows.samples, each))
-        every.index_copy_(0, self.rows.chosen, apart)
+        if isinstance(self.rows.chosen, range):
+            every[self.rows.begin : self.rows.begin + self.rows.count] = apart
+        else:
+            every.index_copy_(0, self.rows.chosen, apart)
         return whole
 
 

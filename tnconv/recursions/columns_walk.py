@@ -21,7 +21,10 @@ from tnconv.recursions.column_step import At, ColumnRule, Rows, column_rule
 from tnconv.recursions.plan import Edge, End, users_last
 from tnconv.recursions.step import shape_of
 
-Take = Callable[[Tensor], None]
+Take = Callable[[Tensor, Rows], None]
+"""Told vectors after a value, and which rows they are of."""
+Front = dict[Node, dict[int, tuple[Tensor, bool]]]
+"""Vectors that wait at the results of nodes, and whether they may be changed in place."""
 LARGE = 2**23  # bytes of vectors that go through one operation at a time: what heaps reuse
 
 
@@ -41,34 +44,55 @@ class ColumnPlan(Shown):
     wants: dict[Node, tuple[bool, ...]]
     rules: dict[Node, ColumnRule] = field(default_factory=dict)
 
-    def send(self, vectors: Tensor, rows: Rows, takes: Mapping[Edge, Take]) -> None:
+    def send(
+        self, vectors: Tensor, rows: Rows, takes: Mapping[Edge, Take], block: int | None = None
+    ) -> None:
         """Take vectors ``(m, r, *y)`` after the start to all ``takes``, in the order of the walk.
+
+        From where what an operation makes of them exceeds ``block`` bytes, samples go on a block
+        after the other: each then stays in the cache from operation to operation. One vector alone
+        is no larger than the gradient, and goes by torch's own kernels.
+
+        Args:
+            vectors: after the start, at the rows.
+            rows: the samples that they are of.
+            takes: told what arrives at a value: all samples once, or block by block.
+            block: bytes from which on samples are sent in blocks, or None.
 
         Raises:
             RuntimeError: a saved tensor that was changed in place, or freed.
         """
-        arrived: dict[Node, dict[int, tuple[Tensor, bool]]] = {
-            self.start[0]: {self.start[1]: (vectors, False)}
-        }
+        arrived: Front = {self.start[0]: {self.start[1]: (vectors, False)}}
         kind = vectors.device.type
         with torch.no_grad(), torch.autocast(kind, enabled=False):
-            for node in self.order:
-                here = arrived.pop(node, {})
-                for nr, (v, _) in here.items():
-                    if (take := takes.get((node, nr))) is not None:
-                        take(v)
-                        here[nr] = v, False
-                if node in self.rules and here:
-                    self._pass_on(node, *here[0], rows, arrived)
+            self._walk(0, arrived, rows, takes, block if len(vectors) > 1 else None)
 
-    def _pass_on(
-        self,
-        node: Node,
-        v: Tensor,
-        mine: bool,
-        rows: Rows,
-        arrived: dict[Node, dict[int, tuple[Tensor, bool]]],
+    def _walk(
+        self, begin: int, arrived: Front, rows: Rows, takes: Mapping[Edge, Take], block: int | None
     ) -> None:
+        """The nodes from a place of the order on."""
+        for place, node in enumerate(self.order[begin:], begin):
+            if node in self.rules and block and (count := self._made(node, arrived, rows) // block):
+                blocks = rows.blocks(count + 1)
+                if len(blocks) > 1:
+                    for each in blocks:
+                        self._walk(place, _narrowed(arrived, rows, each), each, takes, block)
+                    return
+            here = arrived.pop(node, {})
+            for nr, (v, _) in here.items():
+                if (take := takes.get((node, nr))) is not None:
+                    take(v, rows)
+                    here[nr] = v, False
+            if node in self.rules and here:
+                self._pass_on(node, *here[0], rows, arrived)
+
+    def _made(self, node: Node, arrived: Front, rows: Rows) -> int:
+        """The bytes of all vectors before a node."""
+        ends = zip(self.wants[node], node.next_functions, strict=True)
+        below = sum(_bytes((end, nr), rows) for want, (end, nr) in ends if want and end is not None)
+        return below * max((v.shape[0] for v, _ in arrived.get(node, {}).values()), default=0)
+
+    def _pass_on(self, node: Node, v: Tensor, mine: bool, rows: Rows, arrived: Front) -> None:
         wants = self.wants[node]
         mine = mine and sum(wants) == 1
         found = _through(self.rules[node], At(node, wants, rows, mine), v)
@@ -103,6 +127,19 @@ class ColumnPlan(Shown):
             for edge in here:
                 del arrived[edge]
         return most, taken
+
+
+def _narrowed(arrived: Front, rows: Rows, block: Rows) -> Front:
+    """Views of vectors at a block of their rows."""
+    return {
+        node: {nr: (_block(v, rows, block), mine) for nr, (v, mine) in here.items()}
+        for node, here in arrived.items()
+    }
+
+
+def _block(v: Tensor, rows: Rows, block: Rows) -> Tensor:
+    each = v.shape[1] // rows.count
+    return v.narrow(1, (block.begin - rows.begin) * each, block.count * each)
 
 
 def _bytes(edge: Edge, rows: Rows) -> int:
