@@ -11,6 +11,7 @@ import torch
 SIDES = (16, 32, 64, 128)  # of tiles of the result; 16 is the least that Triton multiplies (0030)
 HALF = 32  # side of a tile whose products take as long as loading its entries (0030) ...
 HALF_ON_TENSOR_CORES = 256  # ... and where tensor cores compute them (0030)
+MOST_SUMS = 2**16  # bytes of a tile's sums, which shared memory holds to transpose them (0030)
 ROW = 128  # bytes of a tile's row: the swizzled rows of shared memory (0030)
 PER_UNIT = 4  # programs per multiprocessor that parts of the sum are made for (0030)
 LEAST = 512  # positions of a part (0030)
@@ -74,7 +75,8 @@ def tiling(
         side = ceil(rows / block)
         return side * (side + 1) * block * (block + half)
 
-    block = min(SIDES, key=work)
+    sides = [block for block in SIDES if block**2 * max(4, itemsize) <= MOST_SUMS]
+    block = min(sides, key=work)
     side = ceil(rows / block)
     tiles = groups * side * (side + 1) // 2
     parts = min(

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.own_kernels import own_kernels, table
+from tests.own_kernels import DISTINCT, own_kernels, table, windows
 from tests.strategies import Case, assert_close, geometries
 from tnconv import Program, compile
 from tnconv.codegen.kernels.patch_gram import operation, patch_gram
@@ -27,20 +27,6 @@ from tnconv.diagrams import TensorNetwork, conv, input_factor, kfac_expand
 
 GPU = torch.device("cuda", 0)
 LAYER = (32, 64, 56, 56)
-
-
-@st.composite
-def windows(draw: Any) -> tuple[tuple[int, ...], Windows]:
-    """A shape, and windows that may leave it, crop it, or read nothing of it at all."""
-    dims = draw(st.integers(1, 3))
-
-    def each(low: int, high: int) -> tuple[int, ...]:
-        return draw(st.tuples(*[st.integers(low, high)] * dims))
-
-    groups, channels, samples = (draw(st.integers(low, 3)) for low in (1, 1, 0))
-    sizes = each(1, 6 if dims < 3 else 3)
-    numbers = each(1, 3), each(0, 4), each(1, 3), each(-3, 3), each(1, 2)
-    return (samples, groups * channels, *sizes), Windows(*numbers, groups)
 
 
 def by_definition(x: Tensor, given: Windows) -> Tensor:
@@ -63,6 +49,9 @@ def by_definition(x: Tensor, given: Windows) -> Tensor:
     return found.reshape(groups, given.rows(x), given.rows(x))
 
 
+@example(DISTINCT[0])
+@example(DISTINCT[1])
+@example(DISTINCT[2])
 @given(windows())
 def test_values_and_gradients_are_those_of_the_definition(
     drawn: tuple[tuple[int, ...], Windows],
@@ -188,7 +177,8 @@ def test_tiles_cover_the_triangle(
     rows: int, groups: int, positions: int, item: int, units: int, tensor_cores: bool
 ) -> None:
     found = tiling(rows, groups, positions, item, units, tensor_cores)
-    assert found.block in SIDES and (found.side - 1) * found.block < rows
+    assert found.block in SIDES and found.block**2 * max(4, item) <= 2**16
+    assert (found.side - 1) * found.block < rows
     assert found.side * found.block >= rows and found.per_split % found.depth == 0
     assert (found.splits - 1) * found.per_split < positions <= found.splits * found.per_split
     parts = 4 * groups * found.entries * found.splits

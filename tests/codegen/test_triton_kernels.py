@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.own_kernels import own_kernels
+from tests.own_kernels import DISTINCT, own_kernels, windows
 from tests.strategies import Case, assert_close, geometries
 from tnconv import compile, diagrams
 from tnconv.codegen.kernels import launching
@@ -70,22 +70,11 @@ def test_interpreted_factors_are_those_of_the_definition(case: Case, layout: str
     assert_close(program(x=laid_out(x, layout)), network.reference(x=x))
 
 
-@st.composite
-def windows(draw: Any) -> tuple[tuple[int, ...], Windows]:
-    """A shape, and windows that may leave it, or read nothing of it at all."""
-    dims = draw(st.integers(1, 3))
-
-    def each(low: int, high: int) -> tuple[int, ...]:
-        return draw(st.tuples(*[st.integers(low, high)] * dims))
-
-    groups, channels = draw(st.integers(1, 2)), draw(st.sampled_from((1, 2, 5 if dims < 3 else 3)))
-    samples, sizes = draw(st.integers(0, 3)), each(0 if dims == 1 else 1, 7 if dims < 3 else 4)
-    numbers = each(1, 3), each(0, 5), each(1, 3), each(-2, 3), each(1, 2)
-    return (samples, groups * channels, *sizes), Windows(*numbers, groups)
-
-
 @interpreted
-@FEW
+@example(DISTINCT[0], "contiguous", torch.float64)
+@example(DISTINCT[1], "every other", torch.float32)
+@example(DISTINCT[2], "channels last", torch.float64)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(windows(), LAYOUTS, st.sampled_from((torch.float16, torch.float32, torch.float64)))
 def test_interpreted_kernels_equal_unfolded_inputs(
     drawn: tuple[tuple[int, ...], Windows], layout: str, dtype: torch.dtype
