@@ -1,5 +1,6 @@
 """What was seen of one step, for measurements to read."""
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from tnconv.displays import Shown
 from tnconv.monitor.needs import Activity, Diagonal, Spectrum
+
+LARGE = 2**16  # entries from which on a tensor is worth a call of its own
 
 
 @dataclass(repr=False)
@@ -119,19 +122,24 @@ def squared_norms(tensors: Sequence[Tensor]) -> list[float]:
 
 
 def distances(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
-    """``|a - b|`` of each pair, in float32 at least; differences share their memory."""
-    kinds = [(torch.promote_types(a.dtype, torch.float32), a.device) for a in some]
-    sizes: dict[tuple[torch.dtype, torch.device], int] = {}
-    for a, kind in zip(some, kinds, strict=True):
-        sizes[kind] = max(a.numel(), sizes.get(kind, 0))
-    scratch = {
-        kind: torch.empty(size, dtype=kind[0], device=kind[1]) for kind, size in sizes.items()
-    }
-    found = []
-    for a, b, kind in zip(some, others, kinds, strict=True):
-        own = scratch[kind][: a.numel()].view(a.shape)
-        found.append(torch.linalg.vector_norm(torch.sub(a, b, out=own)))
-    return numbers(found)
+    """``|a - b|`` of each pair, in float32 at least; those of large tensors share their memory."""
+    norms: list[Tensor | None] = [None] * len(some)
+    small = [at for at, a in enumerate(some) if a.numel() < LARGE and a.dtype.itemsize > 2]
+    if small:
+        least = torch._foreach_sub([some[at] for at in small], [others[at] for at in small])
+        for at, norm in zip(small, torch._foreach_norm(least), strict=True):
+            norms[at] = norm
+    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
+    for at, a in enumerate(some):
+        if norms[at] is None:
+            kinds[torch.promote_types(a.dtype, torch.float32), a.device].append(at)
+    for (dtype, device), numbered in kinds.items():
+        most = max(some[at].numel() for at in numbered)
+        scratch = torch.empty(most, dtype=dtype, device=device)
+        for at in numbered:
+            own = scratch[: some[at].numel()].view(some[at].shape)
+            norms[at] = torch.linalg.vector_norm(torch.sub(some[at], others[at], out=own))
+    return numbers([norm for norm in norms if norm is not None])
 
 
 def numbers(scalars: Sequence[Tensor]) -> list[float]:

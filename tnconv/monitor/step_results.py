@@ -133,7 +133,7 @@ def _losses(watch: StepWatch, seen: Seen) -> None:
     count, whole = float(sum(p.samples for p in portions)), [p.each for p in portions]
     given = [each.double() for each in whole if each is not None]
     each = torch.cat(given) if given and len(given) == len(whole) else torch.empty(0)
-    sums = [total, count, float(len(each)), float(each.sum()), float(each.square().sum())]
+    sums = [total, count, float(len(each)), *torch.stack([each.sum(), each.dot(each)]).tolist()]
     total, count, n, first, second = _shared(watch, sums)
     seen.loss = total / count
     seen.losses = seen.loss, _variance(n, first, second)

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from tnconv.diagrams.notices import warn
 from tnconv.losses.reductions import Reduction, reduction_of
-from tnconv.models.modules import mixes_samples, own_parameters, unwrapped
+from tnconv.models.modules import mixes_samples, named_modules, own_parameters, unwrapped
 from tnconv.monitor.step_curvature import Spectra
 from tnconv.optim.workers import Workers
 
@@ -42,7 +42,7 @@ class Subject:
 
     def look_again(self) -> None:
         """Look the parameters up that learn: wrappers replace them."""
-        self._modules = list(self.core.named_modules())
+        self._modules = [(name, module) for module, name in named_modules(self.core).items()]
         found: dict[nn.Parameter, str] = {}
         for prefix, module in self._modules:
             for name, p in own_parameters(module):

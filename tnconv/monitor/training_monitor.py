@@ -334,7 +334,7 @@ class Monitor:
         if held is None:
             self.records.append(held := {"step": step})
         held.update(values)
-        if self.subject.workers.rank:
+        if self.subject.workers.rank or not (self._rules.rules or self.sinks or self._writer):
             return
         names = [name for name, _ in self.subject.named]
         event = event_of(step, values, names)
