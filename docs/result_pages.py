@@ -41,6 +41,10 @@ MADE_BY = {
     "monitor": "monitor",
     "monitor-budget": "monitor --budget 0.05",
     "monitor-by-hand": "monitor_by_hand",
+    "monitor-eigenvalue-3c3d": "monitor_eigenvalue --network 3c3d --optimizer adam --rate 0.001 "
+    "--signal 0.02 --steps 72 --seed 7",
+    "monitor-eigenvalue-residual": "monitor_eigenvalue --network residual --optimizer adam "
+    "--rate 0.003 --every 5 --seed 3",
     "monitor-eigenvalue-training": "monitor_eigenvalue",
     "networks": "networks",
     "new-sizes": "new_sizes",
