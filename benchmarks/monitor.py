@@ -3,8 +3,8 @@
 Run as ``python -m benchmarks.monitor --json results.json``; ``--help`` lists the options. A row is
 a set of measurements with a schedule, on 3C3D at CIFAR-10 shapes. Its numbers are the mean time of
 a step with the monitor (over one period of the schedule; for the largest eigenvalue from one long
-run of Lanczos to the next) divided by that of the step alone: medians over interleaved rounds by
-the process' own clock, on one thread.
+run of Lanczos to the next) divided by that of the step alone: the median of the ratios of rounds,
+in which both are timed one after the other by the process' own clock, on one thread.
 """
 
 import argparse
@@ -128,8 +128,9 @@ def ratios(name: str, options: argparse.Namespace) -> dict[str, object]:
             for _ in range(period):
                 runs[at].step()
             times[at].append((time.process_time() - begin) / period)
-    alone, watched = map(median, times)
-    found = {"row": name, "ratio": watched / alone, "minima": min(times[1]) / min(times[0])}
+    alone, pairs = median(times[0]), zip(*times, strict=True)
+    ratio = median(watched / own for own, watched in pairs)  # the machine's speed changes slowly
+    found = {"row": name, "ratio": ratio, "minima": min(times[1]) / min(times[0])}
     print(f"{name:32} {found['ratio']:6.2f} {found['minima']:6.2f}   bar {row.bar}   "
           f"step alone {1e3 * alone:.1f} ms", flush=True)  # fmt: skip
     found |= {"bar": row.bar, "alone_ms": 1e3 * alone, "rounds": options.rounds}
