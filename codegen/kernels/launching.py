@@ -29,7 +29,7 @@ VECTORS = 16  # channels from which on tiles are loaded along innermost channels
 
 
 def has_kernel(x: Tensor) -> bool:
-    """Whether the kernels are for the device, the dtype, and as many dimensions."""
+    """Whether the kernels support the device, the dtype and the number of dimensions."""
     return x.device.type in KERNELS_ON and x.dtype in DTYPES and x.dim() in (3, 4, 5)
 
 

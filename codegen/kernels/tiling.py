@@ -52,7 +52,7 @@ class Tiling:
 
 
 def on_tensor_cores(itemsize: int) -> bool:
-    """Whether products of floating-point numbers of so many bytes run on tensor cores now."""
+    """Whether products of numbers of so many bytes use tensor cores by torch's present flags."""
     return itemsize == 2 or (itemsize == 4 and torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 

@@ -35,7 +35,8 @@ PATCH_GRAM = Operation("patch_gram", _call, imports=("patch_gram",))
 def patch_products(cover: Cover) -> Iterator[Cover]:
     """The two equal tensors whose patterns share the first pattern's output leg, and all of these.
 
-    Zeros around the input are left to the kernel, or written before, which makes it faster.
+    There are two plans where windows leave the input: the kernel masks what is outside, or reads
+    an input that was padded before, which makes it faster.
     """
     first = cover.pattern
     assert first is not None

@@ -282,7 +282,7 @@ def test_numbers_of_threads_are_interpolated(name: str, few: int, many: int, thr
 def test_two_threads_divide_the_rows_of_a_single_product(
     sizes: tuple[int, int, int], batch: int, threads: int
 ) -> None:
-    """Their shares are as efficient as a product of half as many rows; a batch is divided whole."""
+    """Half of the rows determine the efficiency of a single product; of a batch, all of them."""
     machine, values = replace(X86, fresh_from=inf), {"Calls.bandwidth": inf}
     one, several = (Table(values, machine, count)[Product] for count in (1, threads))
     (m, n, k), alone = sizes, one.calls.launch + one.member

@@ -138,7 +138,11 @@ def distances(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
         scratch = torch.empty(most, dtype=dtype, device=device)
         for at in numbered:
             own = scratch[: some[at].numel()].view(some[at].shape)
-            norms[at] = torch.linalg.vector_norm(torch.sub(some[at], others[at], out=own))
+            if some[at].dtype == dtype:
+                torch.sub(some[at], others[at], out=own)
+            else:  # a difference of sixteen bits would be rounded before it is written
+                own.copy_(some[at]).sub_(others[at])
+            norms[at] = torch.linalg.vector_norm(own)
     return numbers([norm for norm in norms if norm is not None])
 
 
