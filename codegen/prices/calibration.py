@@ -46,7 +46,9 @@ def calibrate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.flo
     else:
         probes = {one.name: one.probe for one in every_coefficient() if visible(start, one)}
     times = timing.aside(lambda: measured(probes, device, dtype))
-    table, refused = (accelerator_scales.scaled if accelerator else fitted)(start, times)
+    found, refused = (accelerator_scales.scaled if accelerator else fitted)(start, times)
+    values = {one.name: found.value(one.name) for one in every_coefficient()}
+    table = found.changed(values)  # with those that no probe here tells, as it will be read back
     key = _key(device, dtype)
     for name, reason in refused.items():
         warn(
@@ -59,7 +61,7 @@ def calibrate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.flo
     if refused:
         _here[json.dumps(key)] = table
     else:
-        store.save(KIND, key, {one.name: table.value(one.name) for one in every_coefficient()})
+        store.save(KIND, key, values)
     return table
 
 
