@@ -61,7 +61,7 @@ def calibrate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.flo
     if refused:
         _here[json.dumps(key)] = table
     else:
-        store.save(KIND, key, values)
+        store.save(KIND, key, {**values})
     return table
 
 
