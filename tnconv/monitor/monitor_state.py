@@ -24,6 +24,7 @@ def state_of(monitor: "Monitor") -> dict[str, Any]:
     return {
         "steps": monitor.steps,
         "start": copies(monitor._start),
+        "former": _copy(monitor._former),
         "last": None if last is None else {name: _copy(getattr(last, name)) for name in KEPT},
         "followed": [each.name for each in monitor._followed],
         "ranges": asdict(monitor._ranges),
@@ -42,6 +43,7 @@ def restore(monitor: "Monitor", state: Mapping[str, Any]) -> None:
     monitor._start = [
         s.to(p.device, copy=True) for s, p in zip(state["start"], parameters, strict=False)
     ]
+    monitor._former = _copy(state.get("former", {}))
     last = state["last"]
     monitor._last = None if last is None else Seen(**{k: _copy(v) for k, v in last.items()})
     if monitor._last is not None:

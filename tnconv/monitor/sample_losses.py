@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tnconv.losses.reductions import divisor, reduction_of
 from tnconv.losses.roots import recognised
@@ -15,7 +16,7 @@ LossFunction = Callable[..., Tensor]
 @torch.no_grad()
 def sample_losses(
     loss_fn: LossFunction,
-    output: Tensor,
+    output: Any,
     targets: Any,
     samples: int,
     index: Tensor | None = None,
@@ -26,12 +27,12 @@ def sample_losses(
 
     Args:
         loss_fn: the loss.
-        output: of the model, with samples in dimension 0.
+        output: of the model: a tensor, or several, with samples in dimension 0.
         targets: of the loss.
         samples: how many there are: dimension 0 can hold several rows of each.
         index: the samples that are wanted, by default all.
     """
-    output = output.detach()
+    output = tree_map_only(Tensor, Tensor.detach, output)
     try:
         function, settings = recognised(loss_fn)
     except NotImplementedError:
@@ -44,13 +45,19 @@ def sample_losses(
 
 
 def _one_by_one(
-    loss_fn: LossFunction, output: Tensor, targets: Any, samples: int, index: Tensor | None
+    loss_fn: LossFunction, output: Any, targets: Any, samples: int, index: Tensor | None
 ) -> Tensor:
-    rows = len(output) // samples
-    if not isinstance(targets, Tensor) or len(output) != rows * samples:
-        raise NotImplementedError("the loss's targets are no tensor with a row of each sample")
-    y = output.reshape(samples, rows, *output.shape[1:])
-    t = targets.reshape(samples, rows, *targets.shape[1:])
+    given = [t for t in tree_leaves((output, targets)) if isinstance(t, Tensor)]
+    if not given or any(not t.dim() or len(t) % samples for t in given):
+        raise NotImplementedError(
+            "not all outputs and targets of the loss have rows of each sample"
+        )
+
+    def of(n: int) -> tuple[Any, Any]:
+        rows = lambda t: t.reshape(samples, -1, *t.shape[1:])[n]  # noqa: E731
+        found: tuple[Any, Any] = tree_map_only(Tensor, rows, (output, targets))
+        return found
+
     which = range(samples) if index is None else index.tolist()
     with torch.random.fork_rng(devices=[]):
-        return torch.stack([loss_fn(y[n], t[n]) for n in which])
+        return torch.stack([loss_fn(*of(n)) for n in which])

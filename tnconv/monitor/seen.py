@@ -117,8 +117,19 @@ class Seen(Shown):
 
 def squared_norms(tensors: Sequence[Tensor]) -> list[float]:
     """``|t|²`` of each, in float32 at least."""
-    wide = [t if t.dtype.itemsize > 2 else t.float() for t in tensors]
-    return [norm**2 for norm in numbers(torch._foreach_norm(wide) if wide else ())]
+    return [norm**2 for norm in numbers(norms(tensors))]
+
+
+def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """``|t|`` of each, in float32 at least: sixteen bits hold neither its digits nor its size."""
+    wide = iter(torch._foreach_norm(found) if (found := [*filter(_is_wide, tensors)]) else ())
+    narrow = torch.float32
+    return [next(wide) if _is_wide(t) else torch.linalg.vector_norm(t, dtype=narrow)
+            for t in tensors]  # fmt: skip
+
+
+def _is_wide(tensor: Tensor) -> bool:
+    return tensor.dtype.itemsize > 2
 
 
 def distances(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:

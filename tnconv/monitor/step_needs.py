@@ -22,6 +22,8 @@ def implied(needs: set[Hashable], ever: Callable[[Hashable], bool]) -> set[Hasha
     more: set[Hashable] = set()
     if any(isinstance(need, GradientHistogram | JointHistogram) for need in needs):
         more |= {"histograms", "gradient_norms"}
+    if any(isinstance(need, JointHistogram) for need in needs):
+        more.add("before")
     if needs.intersection(("updates", "along")) or ever("last_updates"):
         more |= {"updates", "before"}
     if "inner" in needs or ever("last_gradients"):

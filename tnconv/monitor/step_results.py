@@ -79,9 +79,10 @@ def seen_of(
     subject, needs = watch.subject, watch.needs
     named = watch.named
     seen = Seen(step, [name for name, _ in named], time.time(), before=before, start=start)
-    scale = subject.scale
+    scale = watch.scale
     seen.gradient_norms = [norm / scale for norm in numbers(watch.norms)]
-    seen.has |= {"before", "start", "last_gradients", "last_updates"}
+    seen.has |= {"step", "names", "time", "samples", "before", "start"}
+    seen.has |= {"last_gradients", "last_updates"}
     if watch.norms:
         seen.has.add("gradient_norms")
     if "updates" in needs:
@@ -117,7 +118,7 @@ def _unit(watch: StepWatch, samples: int) -> float:
     """What the gradients that arrived are multiples of: S in ``p.grad = S g``."""
     subject, factors = watch.subject, [p.factor for p in watch.portions]
     factors = [1.0] * len(factors) if watch.constants else factors
-    total = sum(factors) if factors else subject.scale
+    total = sum(factors) if factors else watch.scale
     if subject.reduction == "mean":
         return total
     return total / max(1, len(factors)) * samples / subject.workers.count
@@ -188,7 +189,7 @@ def _by_sample(
     if wanted.largest:
         ranges.gradient = totals.largest
         if any(isinstance(need, JointHistogram) for need in bins):
-            ranges.parameter = max(float(p.abs().max()) for p in _parameters(watch) if p.numel())
+            ranges.parameter = max(float(p.abs().max()) for p in seen.before if p.numel())
 
 
 def _parameters(watch: StepWatch) -> list[Tensor]:
@@ -214,8 +215,7 @@ def _wanted(
             one = ranges.bins(need.gradient, ranges.gradient, need.adapts)
             other = ranges.bins(need.parameter, ranges.parameter, need.adapts)
             bins[need] = one, other
-            given = seen.before or _parameters(watch)
-            numbers[need] = [Binning(other).numbers(p.reshape(-1)) for p in given]
+            numbers[need] = [Binning(other).numbers(p.reshape(-1)) for p in seen.before]
         else:
             continue
         histograms[need] = need, Binning(bins[need][0], factor)

@@ -1,13 +1,15 @@
 """Watching one step: losses when they are computed, gradients when a backward pass ends."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tnconv.losses.diagonals import LossFunction
 from tnconv.models.calls import Pass
@@ -18,6 +20,7 @@ from tnconv.monitor.constant_statistics import Beginning, constant_statistics
 from tnconv.monitor.kept_terms import KeepingObservation, index_of
 from tnconv.monitor.needs import Activity, Diagonal, Spectrum
 from tnconv.monitor.sample_losses import sample_losses
+from tnconv.monitor.seen import norms
 from tnconv.monitor.step_curvature import (
     WALKED,
     HessianProducts,
@@ -71,6 +74,7 @@ class StepWatch:
         self._activity: ActivityWatch | None = None
         self._beginning: Beginning | None = None
         self._returned: Any = None
+        self.scale = 1.0  # of automatic mixed precision, at the end of the last backward pass
         self.constants = False  # gradients are of a pass with the batch's statistics as constants
 
     def open(self) -> None:
@@ -156,7 +160,7 @@ class StepWatch:
     def _loss_called(
         self, loss_fn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any
     ) -> None:
-        given = [*args, *kwargs.values()]
+        given = _arguments(loss_fn, args, kwargs)
         if isinstance(loss, Tensor) and len(given) > 1:
             self.saw(given[0], given[1], loss)
 
@@ -171,7 +175,8 @@ class StepWatch:
             passes = self._observation._watch.passes
             if passes:
                 return passes[-1].samples
-        return len(output) if isinstance(output, Tensor) and output.dim() else 1
+        rows = (len(t) for t in tree_leaves(output) if isinstance(t, Tensor) and t.dim())
+        return next(rows, 1)
 
     def _measure(self, portion: Portion, output: Any, targets: Any, loss: Tensor) -> None:
         """What is made of the graph while it is there."""
@@ -303,9 +308,9 @@ class StepWatch:
         self.backwards += 1
         given = [whole(p.grad) if p.grad is not None else None for _, p in self.named]
         present = [g for g in given if g is not None]
-        norms = iter(torch._foreach_norm(present) if present else ())
-        zero = torch.zeros(())
-        self.norms = [zero if g is None else next(norms) for g in given]
+        found, zero = iter(norms(present)), torch.zeros(())
+        self.norms = [zero if g is None else next(found) for g in given]
+        self.scale = self.subject.scale  # now: the loop may change it before the step is over
         if self.constants:
             return
         if "gradients" in self.needs:
@@ -345,3 +350,14 @@ class StepWatch:
                     ]
 
         observation.attempt(finish)
+
+
+def _arguments(loss_fn: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments of a loss in the order in which it has them, whatever their order was."""
+    if not kwargs:
+        return [*args]
+    try:
+        bound = signature(getattr(loss_fn, "_orig_mod", loss_fn).forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return [*args, *kwargs.values()]
+    return [*bound.arguments.values()]
