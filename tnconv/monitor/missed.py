@@ -16,7 +16,7 @@ SETTLED = {
 }
 """Attributes whose needs have settings, and what is needed for them."""
 KINDS = (Activity, Diagonal, GradientHistogram, JointHistogram, Spectrum)
-NEEDS = tuple(each.name for each in fields(Seen) if each.name not in ("has", *SETTLED))
+NEEDS = tuple(each.name for each in fields(Seen) if each.name not in ("has", "apart", *SETTLED))
 OF_LOSS = ("loss", "losses")
 
 
@@ -36,10 +36,15 @@ def expect_needs(measurements: Iterable[Measurement]) -> None:
                 raise ValueError(f"{each.name} needs {need!r}; expected some of {known}")
 
 
-def why_missing(need: Hashable) -> str | None:
+def why_missing(need: Hashable, seen: Seen) -> str | None:
     """Why a step whose gradients arrived lacks something, where that is a mistake in its use."""
     if need == "rates":
         return "no optimizer is known; expected Monitor(..., optimizer=optimizer)"
+    if isinstance(need, Diagonal | Spectrum) and "loss" in seen.has:
+        return (
+            "the loss has several terms, each of a call of its own; expected a loss_fn that is "
+            "their sum"
+        )
     if need in OF_LOSS or isinstance(need, Diagonal | Spectrum):
         return (
             "no loss was seen; expected that the loop calls the very loss_fn that the monitor has, "

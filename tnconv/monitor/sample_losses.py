@@ -1,10 +1,11 @@
 """The losses of single samples, from the very loss that is used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tnconv.losses.reductions import divisor, reduction_of
@@ -44,6 +45,24 @@ def sample_losses(
     return found if index is None else found[index]
 
 
+@contextmanager
+def unchanged(loss_fn: LossFunction) -> Iterator[None]:
+    """Attributes and buffers of a loss that is a module are as before at the end."""
+    modules = [*loss_fn.modules()] if isinstance(loss_fn, nn.Module) else []
+    held = [(m, dict(m.__dict__), dict(m._buffers)) for m in modules]
+    values = [(b, b.clone()) for m in modules for b in m._buffers.values() if b is not None]
+    try:
+        yield
+    finally:
+        for module, own, buffers in held:
+            module.__dict__.clear()
+            module.__dict__.update(own)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for buffer, value in values:
+            buffer.copy_(value)
+
+
 def _one_by_one(
     loss_fn: LossFunction, output: Any, targets: Any, samples: int, index: Tensor | None
 ) -> Tensor:
@@ -59,5 +78,5 @@ def _one_by_one(
         return found
 
     which = range(samples) if index is None else index.tolist()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), unchanged(loss_fn):
         return torch.stack([loss_fn(*of(n)) for n in which])

@@ -33,6 +33,9 @@ class Subject:
     batch_dim: int = 0
     constants: bool = False  # statistics of batches, where gradients of single samples are asked
     left_out: dict[Hashable, str] = field(default_factory=dict)
+    asks_for_reduction: bool = False  # as the loss does not say
+    found_reduction: Reduction | None = None
+    told: set[tuple[str, str]] = field(default_factory=set)
     named: list[tuple[str, nn.Parameter]] = field(init=False)  # that learn
     sharded: bool = field(init=False)  # whether some worker holds a part of a parameter alone
 
@@ -83,6 +86,12 @@ class Subject:
             self.left_out[need] = reason
             what = need if isinstance(need, str) else f"{need}"
             warn(f"the monitor leaves out {what}: {reason}")
+
+    def tell(self, what: str, reason: str) -> None:
+        """Say once why something is not measured at a step."""
+        if (what, reason) not in self.told:
+            self.told.add((what, reason))
+            warn(f"{what}: {reason}")
 
     def attempt(self, need: Hashable, work: Callable[[], Any]) -> Any:
         """What some work gives, or None once it fails: the run that is watched goes on."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tnconv.diagrams.notices import warn
 from tnconv.given import instances, optional
-from tnconv.losses.reductions import Reduction
+from tnconv.losses.reductions import Reduction, reduction_of
 from tnconv.monitor.alerts import RULES, Alert, Alerts, History, Rule
 from tnconv.monitor.budgets import Budget, Group, clock, group_of, groups_of
 from tnconv.monitor.configurations import Configuration, measurements, sampled
@@ -30,8 +30,8 @@ from tnconv.monitor.run_folder import RunWriter, frame
 from tnconv.monitor.schedules import Linear, Schedule
 from tnconv.monitor.seen import Seen
 from tnconv.monitor.sinks import Sink, deliver
-from tnconv.monitor.step_needs import implied, of_samples, possible
-from tnconv.monitor.step_results import Ranges, seen_of
+from tnconv.monitor.step_needs import compares, implied, of_samples, possible
+from tnconv.monitor.step_results import Ranges, seen_of, shared
 from tnconv.monitor.step_watch import StepWatch
 from tnconv.monitor.subject import Loss, Subject, copies, reason_of, reduction_in
 from tnconv.optim.workers import Workers
@@ -136,10 +136,12 @@ class Monitor:
         self.optimizer = optimizer
         expect_plain_sgd(self.measurements, optimizer)
         self._reduction = reduction
-        generator, reduction = torch.Generator().manual_seed(seed), reduction_in(loss_fn, reduction)
+        generator, found = torch.Generator().manual_seed(seed), reduction_in(loss_fn, reduction)
         workers = Workers(process_group, model)
+        told = reduction is not None or loss_fn is None or reduction_of(loss_fn) is not None
         settings = workers, generator, samples, scaler, batch_dim, batch_statistics_as_constants
-        self.subject = Subject(model, loss_fn, reduction, *settings)
+        self.subject = Subject(model, loss_fn, found, *settings)
+        self.subject.asks_for_reduction = not told
         self.sinks, self._rules = tuple(sinks), Alerts(tuple(alerts))
         self._prepare(folder)
 
@@ -158,6 +160,7 @@ class Monitor:
         self._start = copies(self.subject.values) if self._ever("start") else []
         self._former: dict[str, Tensor] = {}  # where parameters began that do not learn now
         self._ranges, self._warned = Ranges(), False
+        self._compared = False  # whether samples' gradients were compared with p.grad
         self._since = 0  # the step from which on these parameters learn
         self._missed: set[str] = set()  # what was said to lack something
         self._last: Seen | None = None
@@ -237,7 +240,7 @@ class Monitor:
             self._due = self._afforded(self.budget, self._due)
         needs = {need for m in self._due for need in m.needed()}
         needs |= {need for m in self._followed for need in m.next_needs}
-        needs = possible(self.subject, needs | implied(needs, self._ever))
+        needs = possible(self.subject, needs | implied(needs, self._ever, not self._compared))
         if "before" in needs:
             self._before = copies(self.subject.values)
         what = self.subject, frozenset(needs), self.subject.named
@@ -248,7 +251,8 @@ class Monitor:
 
     def _look_for_changes(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
         """The loss's reduction, and which parameters learn, may not be what they were."""
-        self.subject.reduction = reduction_in(self.subject.loss_fn, self._reduction)
+        given = self._reduction or self.subject.found_reduction
+        self.subject.reduction = reduction_in(self.subject.loss_fn, given)
         names = [name for name, _ in named]
         if names == self._names:
             return
@@ -288,11 +292,17 @@ class Monitor:
         watch.close()
         step, self._watch, self._last, self.steps = self.steps, None, None, self.steps + 1
         if self._due or self._followed:
-            self._look(watch, step, last)
+            try:
+                self._look(watch, step, last)
+            except Exception as error:  # the run goes on, whatever happens here
+                self._followed, self._before = (), []
+                self.subject.tell("the monitor could not measure a step", reason_of(error))
         if self.budget is not None:
             now = self._now()
-            own = self._own + watch.spent + now - ended
-            self.budget.spent(now - self._began, own)
+            spent = [now - self._began, self._own + watch.spent + now - ended]
+            if (many := self.subject.workers.count) > 1:  # all have to choose alike
+                spent = [seconds / many for seconds in shared(watch, spent)]
+            self.budget.spent(*spent)
 
     def _look(self, watch: StepWatch, step: int, last: Seen | None) -> None:
         """Make records of a step that is over."""
@@ -301,6 +311,8 @@ class Monitor:
         if last is not None:
             seen.last_updates, seen.last_gradients = last.updates, last.gradients
         self._rate(seen)
+        if "inner" in seen.has:
+            self._compared = not seen.apart
         if self.budget is not None:
             self.budget.batch = seen.samples
         self._measure(seen, last)
@@ -327,6 +339,8 @@ class Monitor:
             if values := self._values(late):
                 self._publish(last.step, values, seen.samples)
         due = [m for m in self._due if seen.has.issuperset(m.needed())]
+        if seen.apart:
+            due = [m for m in due if not compares({*m.needed()})]
         self._followed = tuple(m for m in due if m.follows)
         self._warn_of_one(seen, due)
         if "gradient_norms" in seen.has:
@@ -350,7 +364,7 @@ class Monitor:
         """Say once why something is not recorded, where the monitor's user can change that."""
         for each in self._due:
             for need in {*each.needed()} - seen.has - self.subject.left_out.keys():
-                reason = why_missing(need)
+                reason = why_missing(need, seen)
                 if reason is not None and each.name not in self._missed:
                     self._missed.add(each.name)
                     warn(f"{each.name} is not recorded: {reason}")
