@@ -61,7 +61,7 @@ def looped(
         natively = [plan for plan in bodies if {*plan.routes} == {"native"}]
         kinds = [kind for kind in (bodies, natively) if kind]
         best = [min(kind, key=lambda plan: plan.risk * plan.seconds) for kind in kinds]
-        if any(held(plan.steps, plan.output.size) > cost.cached() for plan in best):
+        if not bodies or any(held(p.steps, p.output.size) > cost.cached() for p in best):
             squares = _squares(loop, bodies, inside, each)
             best = sorted(squares, key=lambda plan: plan.risk * plan.seconds)[:1] or best
         for body in dict.fromkeys(best):

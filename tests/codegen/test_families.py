@@ -19,7 +19,7 @@ from tnconv.codegen.families import UP_TO, Kin, for_sizes, kin
 from tnconv.codegen.programs.batches import at_size
 from tnconv.codegen.programs.program import Program
 from tnconv.codegen.programs.sizes import Affine, Share
-from tnconv.diagrams import Expression, TensorNetwork, conv, kfac_reduce
+from tnconv.diagrams import Expression, TensorNetwork, conv, ggn_diagonal, kfac_reduce
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 ANY = {**ZOO, **SUMS}
@@ -271,6 +271,27 @@ def test_choices_write_a_plan_again() -> None:
         (same,) = at_size([network], "n", 6, 6, (0,)) or ()
         again = families.again(program, [same], [2])
         assert again is not None and again.terms[0] == program.terms[0][:3]
+
+
+@settings(max_examples=max(2, settings.default.max_examples // 25))
+@given(own=st.integers(3, 9), channels=st.sampled_from([96, 128, 160]),
+       size=st.integers(4, 7), vectors=st.integers(7, 9))  # fmt: skip
+def test_loops_within_turns_serve_every_batch(
+    own: int, channels: int, size: int, vectors: int
+) -> None:
+    """Squares that no cache holds are added by vector at other batches, too."""
+    layer = conv((own, channels, size, size), (128, channels, 3, 3), padding=1)
+    network = ggn_diagonal(layer, vectors=vectors)
+    program, _ = general(network)
+    assert program is not None and program.batches is not None
+    assert program.terms[0][0].choices == compile(network).terms[0][0].choices
+    x, v = torch.randn(2, channels, size, size), torch.randn(vectors, 2, 128, size, size)
+    each = [
+        torch.nn.grad.conv2d_weight(x[n, None], (128, channels, 3, 3), v[m, n, None], 1, 1)
+        for m in range(vectors)
+        for n in range(2)
+    ]
+    assert_close(program.run(x, v), torch.stack(each).square().sum(0), 1e-10)
 
 
 @given(sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=2, max_size=6))

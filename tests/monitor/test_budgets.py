@@ -1,9 +1,15 @@
 """A budget is kept, whatever measurements cost."""
 
+import os
+from datetime import timedelta
+from itertools import accumulate, count
 from random import Random
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -82,3 +88,34 @@ def test_in_a_run() -> None:
     assert any({"HessTrace", "TICTrace", "TICDiag"} <= r.keys() for r in records)
     with pytest.raises(ValueError, match="budget is 0"):
         Monitor(model, loss_fn, budget=0.0)
+
+
+def worker(rank: int, port: str, folder: str) -> None:
+    """One of two that take different times; they would wait for each other if they chose alone."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=30))
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, loss_fn = chain(), nn.CrossEntropyLoss()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = Monitor(wrapped, loss_fn, configuration("economy"), budget=1.5)
+    clock = accumulate(1 + rank * (at % 7) for at in count())
+    monitor._now = lambda: float(next(clock))  # type: ignore[method-assign]
+    for _ in range(14):
+        with monitor.step():
+            x, y = torch.randn(3, 2, 4, 4), torch.randint(3, (3,))
+            optimizer.zero_grad()
+            loss_fn(wrapped(x), y).backward()
+            optimizer.step()
+    assert monitor.budget is not None
+    kinds = [sorted(record) for record in monitor.records]
+    torch.save((kinds, monitor.budget.turns), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_workers_choose_alike(tmp_path: Any) -> None:
+    port = str(31500 + os.getpid() % 2000)
+    mp.start_processes(worker, (port, str(tmp_path)), nprocs=2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second and any("NormTest" in kinds for kinds in first[0])

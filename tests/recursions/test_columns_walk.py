@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 
 from tests.strategies import assert_close
 from tnconv.recursions import Rows, column_plan, columns_walk
@@ -34,6 +34,9 @@ IMAGES: dict[str, Function] = {
     "max pool": lambda x: F.max_pool2d(x, 3, 2, 1),
     "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, 2),
     "max pool in one dimension": lambda x: F.max_pool1d(x.flatten(2), 2),
+    "max pool of relu": lambda x: F.max_pool2d(F.relu(x), 3, 2, 1),
+    "adaptive max pool of relu": lambda x: F.adaptive_max_pool2d(F.relu(x), (2, 3)),
+    "max pool beside relu": lambda x: F.max_pool2d(y := F.relu(x), 3, 1, 1) + y,
     "average pool": lambda x: F.avg_pool2d(x, 2),
     "padded": lambda x: F.pad(x, (1, 0, 0, 2)),
     "reflected": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
@@ -130,6 +133,27 @@ def test_samples_go_block_by_block() -> None:
         for block in (1, x.nbytes // 2, 2 * x.nbytes, 2 * function(x).nbytes):
             check(function, x, None, block)
     assert len(Rows(7).blocks(3)) == 3 and len(Rows(7, range(2, 7)).blocks(9)) == 5
+
+
+def test_values_between_two_operations_are_taken_as_they_are() -> None:
+    """After ReLU vectors are no zeros where all of a window is negative, before it they are."""
+    torch.manual_seed(2)
+    x = torch.randn(SAMPLES, 3, 6, 6)
+    x[:, 0] = -x[:, 0].abs()
+    before = x.requires_grad_() * 1
+    active = F.relu(before)
+    y = F.max_pool2d(active, 3, 2, 1)
+    values = active, before
+    ends = [(edge.node, edge.output_nr) for edge in map(get_gradient_edge, values)]
+    plan = column_plan(get_gradient_edge(y), ends, SAMPLES)
+    assert plan is not None
+    vectors, found = torch.randn(2, *y.shape), dict[tuple[Node, int], Tensor]()
+    plan.send(vectors, Rows(SAMPLES), {end: lambda v, _, end=end: found.update({end: v})
+                                       for end in ends})  # fmt: skip
+    expected = [torch.autograd.grad(y, values, v, retain_graph=True) for v in vectors]
+    for end, each in zip(ends, zip(*expected, strict=True), strict=True):
+        assert_close(found[end], torch.stack(each))
+    assert found[ends[0]][:, :, 0].any() and not found[ends[1]][:, :, 0].any()
 
 
 def _keeps_shape(name: str) -> bool:

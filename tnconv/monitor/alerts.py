@@ -6,6 +6,7 @@ from math import isfinite
 from statistics import median
 from typing import Any
 
+from tnconv.diagrams.notices import warn
 from tnconv.displays import Shown
 from tnconv.monitor.events import Alert, finite, total
 
@@ -23,24 +24,30 @@ class History(Shown):
         names: of the parameters, in the order of lists by parameter.
         fresh: names of what the last step recorded.
         samples: B of the last step.
+        since: the step from which on these parameters learn, and no others.
     """
 
     records: Sequence[Mapping[str, Any]]
     names: Sequence[str]
     fresh: frozenset[str] = frozenset()
     samples: int = 0
+    since: int = 0
 
-    def last(self, name: str, count: int = 1) -> list[Any]:
+    def last(self, name: str, count: int = 1, since: int = 0) -> list[Any]:
         """The last values of a quantity, at most so many, none if it is not fresh."""
         if name not in self.fresh:
             return []
         found: list[Any] = []
         for record in reversed(self.records):
+            if len(found) == count or record.get("step", since) < since:
+                break
             if name in record:
                 found.append(record[name])
-            if len(found) == count:
-                break
         return found[::-1]
+
+    def rows(self, name: str, count: int = 1) -> list[Any]:
+        """The last lists by parameter, of the parameters that learn now."""
+        return self.last(name, count, self.since)
 
 
 Rule = Callable[[History], Iterable[Alert]]
@@ -93,7 +100,7 @@ def batch_too_large(history: History) -> Iterator[Alert]:
 
 def vanishing_layers(history: History) -> Iterator[Alert]:
     """Layers whose gradient is nothing beside that of others."""
-    rows = history.last("GradNorm", ROW)
+    rows = history.rows("GradNorm", ROW)
     if len(rows) < ROW or not all(isfinite(x) for row in rows for x in row):
         return
     for at, name in enumerate(history.names):
@@ -115,7 +122,7 @@ def exploding_gradient(history: History) -> Iterator[Alert]:
 
 def badly_scaled_inputs(history: History) -> Iterator[Alert]:
     """A first layer whose weight learns from inputs of a large scale."""
-    rows = history.last("GradNorm", ROW)
+    rows = history.rows("GradNorm", ROW)
     if len(rows) < ROW or len(history.names) < 3:
         return
     ratios = [row[0] / row[1] for row in rows if row[1] and isfinite(row[0])]
@@ -187,10 +194,20 @@ class Alerts:
     rules: Sequence[Rule] = RULES
     said: dict[str, int] = field(default_factory=dict)
 
+    def _asked(self, rule: Rule, history: History) -> list[Alert]:
+        """What a rule says; one that raises is not asked again."""
+        try:
+            return [*rule(history)]
+        except Exception as error:
+            self.rules = [each for each in self.rules if each is not rule]
+            name = getattr(rule, "__name__", type(rule).__name__)
+            warn(f"the rule {name} raised and is left out: {error!r}")
+            return []
+
     def of(self, step: int, history: History) -> list[Alert]:
         """The alerts of a step."""
         found = []
-        for alert in (alert for rule in self.rules for alert in rule(history)):
+        for alert in (alert for rule in self.rules for alert in self._asked(rule, history)):
             key = alert.rule or alert.title
             if step - self.said.get(key, -QUIET) >= QUIET:
                 self.said[key] = step

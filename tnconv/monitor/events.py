@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tnconv.displays import Shown
 
@@ -33,6 +33,11 @@ class Alert:
     title: str
     text: str
     rule: str = ""
+
+    def __post_init__(self) -> None:
+        if self.level not in get_args(Level):
+            known = ", ".join(map(repr, get_args(Level)))
+            raise ValueError(f"level is {self.level!r}; expected one of {known}")
 
 
 @dataclass(repr=False)

@@ -1,6 +1,6 @@
 """Measurements beside the published ones: the spectrum, noise, ratios, units, and what moves."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan, sqrt
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tnconv.monitor.measurement import Measurement
 from tnconv.monitor.needs import Activity, Spectrum
-from tnconv.monitor.seen import Seen
+from tnconv.monitor.seen import Seen, norms, numbers
 
 
 @dataclass(frozen=True)
@@ -169,16 +169,23 @@ class Smoothed(Measurement):
 
     def value(self, seen: Seen) -> Any:
         found = self.inner.value(seen)
-        given = found if isinstance(found, list) else [found]
+        if isinstance(found, Mapping):
+            smooth = self._smooth([*found.values()], [*found])
+            return dict(zip(found, smooth, strict=True))
+        if isinstance(found, list):
+            return self._smooth(found, [*seen.names])
+        return self._smooth([found], [])[0]
+
+    def _smooth(self, given: Sequence[Any], keys: list[str]) -> list[float]:
+        """Averages of numbers; they begin anew where other parameters or layers have them."""
+        if len(self.state.get("mean", given)) != len(given) or self.state.get("keys", keys) != keys:
+            self.state.clear()
         count, held = self.state.get("count", 0), self.state.get("mean", [0.0] * len(given))
         if all(isinstance(x, float | int) and x - x == 0 for x in given):
             held = [self.beta * m + (1 - self.beta) * x for m, x in zip(held, given, strict=True)]
             count += 1
-            self.state.update(count=count, mean=held)
-        if not count:
-            return nan
-        smooth = [m / (1 - self.beta**count) for m in held]
-        return smooth if isinstance(found, list) else smooth[0]
+            self.state.update(count=count, mean=held, keys=keys)
+        return [m / (1 - self.beta**count) if count else nan for m in held]
 
 
 FURTHER: tuple[type[Measurement], ...] = (
@@ -196,9 +203,8 @@ def _noise_scale(samples: int, squares: float, norm: float) -> float:
 
 
 def _ratios(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
-    pairs = zip(some, others, strict=True)
-    norms = [(float(a.norm()), float(b.norm())) for a, b in pairs]
-    return [a / b if b else nan for a, b in norms]
+    pairs = zip(numbers(norms(some)), numbers(norms(others)), strict=True)
+    return [a / b if b else nan for a, b in pairs]
 
 
 def _cosine(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:

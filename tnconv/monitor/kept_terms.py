@@ -19,6 +19,7 @@ from tnconv.models.collector import Collector
 from tnconv.models.observation import Observation
 from tnconv.models.sample_maps import Batch
 from tnconv.models.terms import Term
+from tnconv.monitor.subject import reason_of
 from tnconv.quantities.base import LOSS_GRADIENT, Quantity, Statistic, Vectors
 
 PART = 2**20  # entries of samples' gradients at a time: they stay in the cache
@@ -164,9 +165,9 @@ class KeepingObservation(Observation):
             return False
         try:
             work()
-        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            self.failure = str(error)
-            warn(f"the monitor leaves out what needs gradients of single samples: {error}")
+        except Exception as error:
+            self.failure = reason_of(error)
+            warn(f"the monitor leaves out what needs gradients of single samples: {self.failure}")
             return False
         return True
 

@@ -23,7 +23,10 @@ def state_of(monitor: "Monitor") -> dict[str, Any]:
     last, subject = monitor._last, monitor.subject
     return {
         "steps": monitor.steps,
+        "compared": monitor._compared,
+        "reduction": subject.found_reduction,
         "start": copies(monitor._start),
+        "former": _copy(monitor._former),
         "last": None if last is None else {name: _copy(getattr(last, name)) for name in KEPT},
         "followed": [each.name for each in monitor._followed],
         "ranges": asdict(monitor._ranges),
@@ -39,9 +42,12 @@ def restore(monitor: "Monitor", state: Mapping[str, Any]) -> None:
     """Take a state over, onto the devices of the monitor's parameters."""
     parameters = [p for _, p in monitor.subject.named]
     monitor.steps = state["steps"]
+    monitor._compared = state.get("compared", False)
+    monitor.subject.found_reduction = state.get("reduction")
     monitor._start = [
         s.to(p.device, copy=True) for s, p in zip(state["start"], parameters, strict=False)
     ]
+    monitor._former = _copy(state.get("former", {}))
     last = state["last"]
     monitor._last = None if last is None else Seen(**{k: _copy(v) for k, v in last.items()})
     if monitor._last is not None:

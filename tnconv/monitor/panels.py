@@ -117,11 +117,15 @@ def present(run: Run) -> list[tuple[Panel, list[Curve]]]:
 
 
 def layer_map(run: Run, name: str) -> tuple[list[int], list[list[float]]] | None:
-    """Steps, and by parameter the values at them, for a list by parameter."""
-    steps, values = run.series(name)
-    rows = [v for v in values if isinstance(v, list) and len(v) == len(run.names)]
-    if not rows or len(rows) != len(values):
+    """Steps, and by parameter the values at them, for a list by parameter.
+
+    Where other parameters learned before, those steps are left out.
+    """
+    pairs = zip(*run.series(name), strict=True)
+    fit = [(s, v) for s, v in pairs if isinstance(v, list) and len(v) == len(run.names)]
+    if not fit or not run.names:
         return None
+    steps, rows = [s for s, _ in fit], [v for _, v in fit]
     return steps, [[row[at] for row in rows] for at in range(len(run.names))]
 
 

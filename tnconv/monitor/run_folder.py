@@ -34,7 +34,10 @@ class RunWriter:
         new = not self.path.exists() or not self.path.stat().st_size
         if not new:
             self._end_the_torn_line()
-        self._append({"header": dict(header)} if new else {"resumed": dict(header)})
+        if new:
+            self._append({"header": dict(header)})
+        else:
+            self.resumed(header)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append the values of a step: numbers and lists of them, mappings, arrays."""
@@ -44,6 +47,10 @@ class RunWriter:
             self._save(step, dict(_flat(arrays)))
         if scalars or not arrays:
             self._append({"step": step, **scalars})
+
+    def resumed(self, header: Mapping[str, Any]) -> None:
+        """Append another header: what is written from now on has other parameters."""
+        self._append({"resumed": dict(header)})
 
     def alert(self, step: int, alert: Mapping[str, Any]) -> None:
         """Append an alert."""
@@ -63,8 +70,11 @@ class RunWriter:
     def _save(self, step: int, arrays: Mapping[str, Any]) -> None:
         path = self.folder / ARRAYS / f"step-{step:09d}.npz"
         if path.exists():
-            with np.load(path) as held:
-                arrays = {**{name: held[name] for name in held.files}, **arrays}
+            try:
+                with np.load(path) as held:
+                    arrays = {**{name: held[name] for name in held.files}, **arrays}
+            except Exception as error:
+                warn(f"{path.name} cannot be read and is written anew: {type(error).__name__}")
         other = path.with_suffix(".part")
         with other.open("wb") as file:
             np.savez_compressed(file, **arrays)
@@ -132,8 +142,9 @@ def read_run(folder: str | Path) -> Run:
             with np.load(file) as arrays:
                 step = int(file.stem.partition("-")[2])
                 by_step.setdefault(step, {"step": step}).update(_nested(arrays))
-        except (OSError, ValueError, EOFError) as error:
-            run.problems.append(f"{file.name} cannot be read and was skipped: {error}")
+        except Exception as error:  # what zipfile, zlib and numpy raise is of a dozen kinds
+            kind = type(error).__name__
+            run.problems.append(f"{file.name} cannot be read and was skipped: {kind}")
     run.records = [by_step[step] for step in sorted(by_step)]
     for problem in run.problems:
         warn(problem)
@@ -187,11 +198,25 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, each in value.items():
             yield from _flat(each, f"{name}/{key}" if name else str(key))
-    elif isinstance(value, tuple | list) and any(isinstance(x, np.ndarray | list) for x in value):
+    elif isinstance(value, tuple | list) and any(isinstance(x, _NESTED) for x in value):
         for at, each in enumerate(value):
-            yield from _flat(np.asarray(each), f"{name}/#{at}")
+            yield from _flat(_rectangular(each), f"{name}/#{at}")
     else:
-        yield name, np.asarray(value)
+        yield name, np.asarray(math.nan if value is None else value)
+
+
+_NESTED = (np.ndarray, list, tuple, Mapping)
+
+
+def _rectangular(value: Any) -> Any:
+    """Nested lists of numbers as an array, if they are one."""
+    if not isinstance(value, list | tuple):
+        return value
+    try:
+        found = np.asarray(value)
+    except ValueError:
+        return value
+    return value if found.dtype == object else found
 
 
 def _nested(arrays: Any) -> dict[str, Any]:

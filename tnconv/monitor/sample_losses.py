@@ -1,10 +1,12 @@
 """The losses of single samples, from the very loss that is used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tnconv.losses.reductions import divisor, reduction_of
 from tnconv.losses.roots import recognised
@@ -15,7 +17,7 @@ LossFunction = Callable[..., Tensor]
 @torch.no_grad()
 def sample_losses(
     loss_fn: LossFunction,
-    output: Tensor,
+    output: Any,
     targets: Any,
     samples: int,
     index: Tensor | None = None,
@@ -26,12 +28,12 @@ def sample_losses(
 
     Args:
         loss_fn: the loss.
-        output: of the model, with samples in dimension 0.
+        output: of the model: a tensor, or several, with samples in dimension 0.
         targets: of the loss.
         samples: how many there are: dimension 0 can hold several rows of each.
         index: the samples that are wanted, by default all.
     """
-    output = output.detach()
+    output = tree_map_only(Tensor, Tensor.detach, output)
     try:
         function, settings = recognised(loss_fn)
     except NotImplementedError:
@@ -43,14 +45,38 @@ def sample_losses(
     return found if index is None else found[index]
 
 
+@contextmanager
+def unchanged(loss_fn: LossFunction) -> Iterator[None]:
+    """Attributes and buffers of a loss that is a module are as before at the end."""
+    modules = [*loss_fn.modules()] if isinstance(loss_fn, nn.Module) else []
+    held = [(m, dict(m.__dict__), dict(m._buffers)) for m in modules]
+    values = [(b, b.clone()) for m in modules for b in m._buffers.values() if b is not None]
+    try:
+        yield
+    finally:
+        for module, own, buffers in held:
+            module.__dict__.clear()
+            module.__dict__.update(own)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for buffer, value in values:
+            buffer.copy_(value)
+
+
 def _one_by_one(
-    loss_fn: LossFunction, output: Tensor, targets: Any, samples: int, index: Tensor | None
+    loss_fn: LossFunction, output: Any, targets: Any, samples: int, index: Tensor | None
 ) -> Tensor:
-    rows = len(output) // samples
-    if not isinstance(targets, Tensor) or len(output) != rows * samples:
-        raise NotImplementedError("the loss's targets are no tensor with a row of each sample")
-    y = output.reshape(samples, rows, *output.shape[1:])
-    t = targets.reshape(samples, rows, *targets.shape[1:])
+    given = [t for t in tree_leaves((output, targets)) if isinstance(t, Tensor)]
+    if not given or any(not t.dim() or len(t) % samples for t in given):
+        raise NotImplementedError(
+            "not all outputs and targets of the loss have rows of each sample"
+        )
+
+    def of(n: int) -> tuple[Any, Any]:
+        rows = lambda t: t.reshape(samples, -1, *t.shape[1:])[n]  # noqa: E731
+        found: tuple[Any, Any] = tree_map_only(Tensor, rows, (output, targets))
+        return found
+
     which = range(samples) if index is None else index.tolist()
-    with torch.random.fork_rng(devices=[]):
-        return torch.stack([loss_fn(y[n], t[n]) for n in which])
+    with torch.random.fork_rng(devices=[]), unchanged(loss_fn):
+        return torch.stack([loss_fn(*of(n)) for n in which])

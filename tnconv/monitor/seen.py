@@ -51,6 +51,7 @@ class Seen(Shown):
         dead: fractions of units, by layer.
         saturated: fractions of units, by need and layer.
         largest_sample: ``max_n |g[n]|²``, of those measured.
+        apart: whether g is not the mean of the samples' gradients.
         has: the needs that were met.
     """
 
@@ -80,6 +81,7 @@ class Seen(Shown):
     dead: Mapping[str, float] = field(default_factory=dict)
     saturated: Mapping[Activity, Mapping[str, float]] = field(default_factory=dict)
     largest_sample: float = nan
+    apart: bool = False
     has: set[Hashable] = field(default_factory=set)
 
     @cached_property
@@ -117,8 +119,19 @@ class Seen(Shown):
 
 def squared_norms(tensors: Sequence[Tensor]) -> list[float]:
     """``|t|²`` of each, in float32 at least."""
-    wide = [t if t.dtype.itemsize > 2 else t.float() for t in tensors]
-    return [norm**2 for norm in numbers(torch._foreach_norm(wide) if wide else ())]
+    return [norm**2 for norm in numbers(norms(tensors))]
+
+
+def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """``|t|`` of each, in float32 at least: sixteen bits hold neither its digits nor its size."""
+    wide = iter(torch._foreach_norm(found) if (found := [*filter(_is_wide, tensors)]) else ())
+    narrow = torch.float32
+    return [next(wide) if _is_wide(t) else torch.linalg.vector_norm(t, dtype=narrow)
+            for t in tensors]  # fmt: skip
+
+
+def _is_wide(tensor: Tensor) -> bool:
+    return tensor.dtype.itemsize > 2
 
 
 def distances(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:

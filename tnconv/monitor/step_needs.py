@@ -3,10 +3,8 @@
 from collections.abc import Callable, Hashable
 
 from tnconv.monitor.needs import Diagonal, GradientHistogram, JointHistogram, Spectrum
-from tnconv.monitor.step_watch import BY_SAMPLE, OF_ALL
+from tnconv.monitor.step_watch import BY_SAMPLE, OF_ALL, SAMPLES
 from tnconv.monitor.subject import Subject
-
-SAMPLES = "gradients of single samples"
 
 
 def of_samples(need: Hashable) -> bool:
@@ -14,17 +12,27 @@ def of_samples(need: Hashable) -> bool:
     return need in BY_SAMPLE or isinstance(need, GradientHistogram | JointHistogram)
 
 
-def implied(needs: set[Hashable], ever: Callable[[Hashable], bool]) -> set[Hashable]:
+def compares(needs: set[Hashable]) -> bool:
+    """Whether something takes the gradient for the mean of the samples' gradients."""
+    return "gradients" in needs and not needs.isdisjoint(("inner", "squared_norms", "squares"))
+
+
+def implied(
+    needs: set[Hashable], ever: Callable[[Hashable], bool], first: bool = False
+) -> set[Hashable]:
     """What others are computed from, or what the step after will need of this one.
 
-    ``ever`` tells whether some measurement needs something at some step.
+    ``ever`` tells whether some measurement needs something at some step. The ``first`` time that
+    samples' gradients are compared with their mean, it is seen whether it is their mean.
     """
-    more: set[Hashable] = set()
+    more: set[Hashable] = {"inner"} if first and compares(needs) else set()
     if any(isinstance(need, GradientHistogram | JointHistogram) for need in needs):
         more |= {"histograms", "gradient_norms"}
+    if any(isinstance(need, JointHistogram) for need in needs):
+        more.add("before")
     if needs.intersection(("updates", "along")) or ever("last_updates"):
         more |= {"updates", "before"}
-    if "inner" in needs or ever("last_gradients"):
+    if "inner" in needs | more or ever("last_gradients"):
         more.add("gradients")
     return more
 

@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import nan
+from math import nan, sqrt
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from tnconv.models.calls import Pass
 from tnconv.monitor.histograms import Binning
 from tnconv.monitor.kept_terms import SMALL, samples_of
+from tnconv.monitor.micro_batches import Portion, micro_batches
 from tnconv.monitor.needs import (
     Activity,
     Bins,
@@ -24,9 +25,13 @@ from tnconv.monitor.needs import (
 from tnconv.monitor.sample_rows import SampleRows
 from tnconv.monitor.sample_sums import Directions, Found, Wanted, contracted, together
 from tnconv.monitor.seen import Seen, numbers
-from tnconv.monitor.step_watch import Portion, StepWatch
+from tnconv.monitor.step_watch import SAMPLES, StepWatch
 from tnconv.monitor.subject import whole
 
+APART = (
+    "p.grad is not their mean; expected gradients of the loss alone, without penalties (weight "
+    "decay is the optimizer's), tensor dropout, and hooks that change gradients"
+)
 DIRECTIONS = ("inner", "along", "ahead")
 LEAST_RANGE = 1e-6
 
@@ -79,17 +84,19 @@ def seen_of(
     subject, needs = watch.subject, watch.needs
     named = watch.named
     seen = Seen(step, [name for name, _ in named], time.time(), before=before, start=start)
-    scale = subject.scale
+    scale = watch.scale
     seen.gradient_norms = [norm / scale for norm in numbers(watch.norms)]
-    seen.has |= {"before", "start", "last_gradients", "last_updates"}
+    seen.has |= {"step", "names", "time", "samples", "before", "start"}
+    seen.has |= {"last_gradients", "last_updates"}
     if watch.norms:
         seen.has.add("gradient_norms")
     if "updates" in needs:
         seen.updates = list(torch._foreach_sub(subject.values, list(before)))
         seen.has.add("updates")
+    _put_together(watch)
     _losses(watch, seen)
     own = sum(p.samples for p in watch.portions) or sum(watch.passes.values())
-    seen.samples = int(_shared(watch, [float(own)])[0])
+    seen.samples = int(shared(watch, [float(own)])[0])
     unit = _unit(watch, seen.samples)
     if "gradients" in needs and watch.gradients:
         seen.gradients = [
@@ -98,12 +105,13 @@ def seen_of(
         ]
         seen.has.add("gradients")
         if not watch.constants and all(p.dtype.itemsize > 2 for _, p in named):
-            seen.squared_norms_of_mean = [
-                (norm * scale / unit) ** 2 for norm in seen.gradient_norms
-            ]
-    if watch.terms and watch.failure is None:
+            found = numbers(watch.own_norms)
+            seen.squared_norms_of_mean = [(norm / unit) ** 2 for norm in found]
+    if watch.terms and watch.failure is None and watch.unclear is None:
         factor = seen.samples / subject.workers.count / unit
-        _by_sample(watch, seen, factor, last_updates, ranges)
+        given = watch, seen, factor, last_updates, ranges
+        subject.attempt(SAMPLES, lambda: _by_sample(*given))
+        _compare(watch, seen)
     _curvature(watch, seen)
     if watch.activity is not None:
         seen.dead = watch.activity.dead()
@@ -113,11 +121,37 @@ def seen_of(
     return seen
 
 
+def _compare(watch: StepWatch, seen: Seen) -> None:
+    """Whether the samples' gradients have the mean that the step's gradient is: ``Σ_n g[n]·g``."""
+    if "inner" not in seen.has or any(watch.indices[here] is not None for here in watch.passes):
+        return
+    wide = all(p.dtype.itemsize > 2 for _, p in watch.named) and not watch.mixed
+    slack = (1e-3 if wide else 3e-2) * sqrt(seen.samples * seen.inner[1])
+    expected = seen.samples * seen.squared_norm
+    if abs(seen.inner[0] - expected) > slack + 0.01 * expected:
+        seen.apart = True
+        watch.subject.tell("what compares gradients of samples with p.grad is left out", APART)
+
+
+def _put_together(watch: StepWatch) -> None:
+    """From losses to micro-batches; say why the samples' gradients are not known, where so."""
+    passes = 0 if watch.failure is not None else len(watch.passes)
+    if watch.portions:
+        try:
+            mean = watch.subject.reduction == "mean"
+            given = watch.portions, passes, watch.backwards, watch.scale
+            watch.portions = micro_batches(*given, mean)
+        except NotImplementedError as error:
+            watch.unclear = str(error)
+    if watch.unclear is not None:
+        watch.subject.tell("gradients of single samples are not known at some steps", watch.unclear)
+
+
 def _unit(watch: StepWatch, samples: int) -> float:
     """What the gradients that arrived are multiples of: S in ``p.grad = S g``."""
-    subject, factors = watch.subject, [p.factor for p in watch.portions]
+    subject, factors = watch.subject, [p.factor or 1.0 for p in watch.portions]
     factors = [1.0] * len(factors) if watch.constants else factors
-    total = sum(factors) if factors else subject.scale
+    total = sum(factors) if factors else watch.scale
     if subject.reduction == "mean":
         return total
     return total / max(1, len(factors)) * samples / subject.workers.count
@@ -134,7 +168,7 @@ def _losses(watch: StepWatch, seen: Seen) -> None:
     given = [each.double() for each in whole if each is not None]
     each = torch.cat(given) if given and len(given) == len(whole) else torch.empty(0)
     sums = [total, count, float(len(each)), *torch.stack([each.sum(), each.dot(each)]).tolist()]
-    total, count, n, first, second = _shared(watch, sums)
+    total, count, n, first, second = shared(watch, sums)
     seen.loss = total / count
     seen.losses = seen.loss, _variance(n, first, second)
     seen.has.add("loss")
@@ -146,7 +180,7 @@ def _variance(n: float, first: float, second: float) -> float:
     return max(0.0, second - first**2 / n) / (n - 1) if n > 1 else nan
 
 
-def _shared(watch: StepWatch, values: Sequence[float]) -> list[float]:
+def shared(watch: StepWatch, values: Sequence[float]) -> list[float]:
     """Sums over workers."""
     workers = watch.subject.workers
     if workers.count == 1:
@@ -188,7 +222,7 @@ def _by_sample(
     if wanted.largest:
         ranges.gradient = totals.largest
         if any(isinstance(need, JointHistogram) for need in bins):
-            ranges.parameter = max(float(p.abs().max()) for p in _parameters(watch) if p.numel())
+            ranges.parameter = max(float(p.abs().max()) for p in seen.before if p.numel())
 
 
 def _parameters(watch: StepWatch) -> list[Tensor]:
@@ -214,8 +248,7 @@ def _wanted(
             one = ranges.bins(need.gradient, ranges.gradient, need.adapts)
             other = ranges.bins(need.parameter, ranges.parameter, need.adapts)
             bins[need] = one, other
-            given = seen.before or _parameters(watch)
-            numbers[need] = [Binning(other).numbers(p.reshape(-1)) for p in given]
+            numbers[need] = [Binning(other).numbers(p.reshape(-1)) for p in seen.before]
         else:
             continue
         histograms[need] = need, Binning(bins[need][0], factor)
@@ -300,7 +333,7 @@ def _moments(
             own[at] += norm
     sums = [float(given.shape[1]), *own]
     sums += given.sum(1).tolist() + given.square().sum(1).tolist()
-    n, *rest = _shared(watch, sums)
+    n, *rest = shared(watch, sums)
     p, k = len(own), len(directions)
     if "squared_norms" in watch.needs:
         seen.squared_norms = [weight * factor**2 * norm for norm in rest[:p]]
@@ -314,7 +347,7 @@ def _moments(
         most = max((float(each.max()) for each in norms if each.numel()), default=0.0)
         workers = watch.subject.workers
         seen.largest_sample = factor**2 * max(
-            _shared(watch, [most if rank == workers.rank else 0.0 for rank in range(workers.count)])
+            shared(watch, [most if rank == workers.rank else 0.0 for rank in range(workers.count)])
         )
         seen.has.add("largest_sample")
     for at, name in enumerate(directions):
@@ -333,7 +366,7 @@ def _normalisation(
     """``Σ_n |g[n]|²`` and ``|g|²`` in the parameters of normalisation layers alone."""
     chosen = {*watch.subject.normalising}
     at = [number for number, (_, p) in enumerate(watch.named) if p in chosen]
-    norms_of_mean = watch.norms
+    norms_of_mean = watch.own_norms
     if watch.constants:
         norms_of_mean = [torch.zeros(()) if g is None else g.norm() for g in watch.gradients]
     mean = sum((float(norms_of_mean[number]) / unit) ** 2 for number in at)

@@ -1,13 +1,15 @@
 """Watching one step: losses when they are computed, gradients when a backward pass ends."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tnconv.losses.diagonals import LossFunction
 from tnconv.models.calls import Pass
@@ -16,8 +18,10 @@ from tnconv.models.terms import Term
 from tnconv.monitor.activity import ActivityWatch
 from tnconv.monitor.constant_statistics import Beginning, constant_statistics
 from tnconv.monitor.kept_terms import KeepingObservation, index_of
+from tnconv.monitor.micro_batches import Portion
 from tnconv.monitor.needs import Activity, Diagonal, Spectrum
 from tnconv.monitor.sample_losses import sample_losses
+from tnconv.monitor.seen import norms, numbers
 from tnconv.monitor.step_curvature import (
     WALKED,
     HessianProducts,
@@ -33,18 +37,15 @@ OF_ALL = PROJECTIONS | {"squared_norms", "largest_sample", "squares", "histogram
 """Needs that take gradients of single samples in all parameters."""
 BY_SAMPLE = OF_ALL | {"normalisation"}
 """Needs that take gradients of single samples."""
-
-
-@dataclass(eq=False)
-class Portion:
-    """What one call of the loss had: a micro-batch."""
-
-    loss: Tensor
-    samples: int
-    factor: float = 1.0  # the gradient at the loss: of mixed precision, and of accumulation
-    each: Tensor | None = None  # losses of samples
-    diagonals: dict[Diagonal, Sequence[Tensor]] = field(default_factory=dict)
-    spectra: dict[Spectrum, tuple[float, float, float]] = field(default_factory=dict)
+SAMPLES = "gradients of single samples"
+NEITHER = (
+    "it is neither the mean nor the sum of its values on single samples; expected such a loss, or "
+    "Monitor(..., reduction=...)"
+)
+UNSEEN = (
+    "a backward pass brought gradients through no pass of the model that had brought none before; "
+    "expected one backward pass for each, of the sum of all losses and penalties"
+)
 
 
 @dataclass(eq=False)
@@ -59,18 +60,25 @@ class StepWatch:
     passes: dict[Pass, int] = field(default_factory=dict)
     indices: dict[Pass, Tensor | None] = field(default_factory=dict)
     gradients: list[Tensor | None] = field(default_factory=list)
-    norms: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)  # of p.grad
+    own_norms: list[Tensor] = field(default_factory=list)  # of what this step added to it
     backwards: int = 0
     now: Callable[[], float] = lambda: 0.0
     spent: float = 0.0  # seconds at losses and at the ends of backward passes
 
     def __post_init__(self) -> None:
         self._stack = ExitStack()
-        self._queued, self._busy = False, False
+        self._queued, self._busy, self._task = False, False, -1
+        self._left: list[Tensor | None] = []  # gradients that were there before the step's own
+        self._propagated: Pass | None = None
+        self.calls: int | None = None  # of the model, where they are counted
+        self.mixed = False  # whether a loss was computed under autocast
+        self.unclear: str | None = None  # why gradients are not those of the samples that were seen
         self._observation: KeepingObservation | None = None
         self._activity: ActivityWatch | None = None
         self._beginning: Beginning | None = None
         self._returned: Any = None
+        self.scale = 1.0  # of automatic mixed precision, at the end of the last backward pass
         self.constants = False  # gradients are of a pass with the batch's statistics as constants
 
     def open(self) -> None:
@@ -79,6 +87,10 @@ class StepWatch:
         for _, parameter in self.named:
             register: Any = parameter.register_post_accumulate_grad_hook
             hook = register(self._accumulated)
+            self._stack.callback(hook.remove)
+        if getattr(subject.model, "_compiled_call_impl", None) is None:  # a hook compiles anew
+            self.calls = 0
+            hook = subject.model.register_forward_pre_hook(Inert(self._counted))
             self._stack.callback(hook.remove)
         if isinstance(subject.loss_fn, nn.Module):
             hook = subject.loss_fn.register_forward_hook(Inert(self._loss_called), with_kwargs=True)
@@ -110,6 +122,7 @@ class StepWatch:
     def close(self) -> None:
         """Remove the hooks."""
         self._stack.close()
+        self._left = []
         self._observation = self._beginning = self._returned = None
 
     def loss(self, output: Any, targets: Any) -> Tensor:
@@ -125,16 +138,19 @@ class StepWatch:
         if self._busy or not loss.requires_grad or not torch.is_grad_enabled():
             return
         self._busy, began = True, self.now()
+        self.mixed |= torch.is_autocast_enabled(loss.device.type)
         try:
             observation = self._observation if self.constants else None
             if observation is not None:
                 observation.attempt(partial(self._pass_again, observation, output, targets))
-            portion = Portion(loss.detach(), self._samples(output))
+            portion = Portion(loss.detach(), self._samples(output), self.calls)
             self.portions.append(portion)
             if observation is not None:
-                self._collect(observation)
+                self._collect(observation, [portion])
                 observation._watch.paused = True
             loss.register_hook(partial(self._reached, portion))  # type: ignore[no-untyped-call]
+            if self.subject.asks_for_reduction:
+                self._ask_for_reduction(portion, output, targets)
             self._measure(portion, output, targets, loss)
         finally:
             self._busy = False
@@ -156,7 +172,7 @@ class StepWatch:
     def _loss_called(
         self, loss_fn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any
     ) -> None:
-        given = [*args, *kwargs.values()]
+        given = _arguments(loss_fn, args, kwargs)
         if isinstance(loss, Tensor) and len(given) > 1:
             self.saw(given[0], given[1], loss)
 
@@ -171,7 +187,8 @@ class StepWatch:
             passes = self._observation._watch.passes
             if passes:
                 return passes[-1].samples
-        return len(output) if isinstance(output, Tensor) and output.dim() else 1
+        rows = (len(t) for t in tree_leaves(output) if isinstance(t, Tensor) and t.dim())
+        return next(rows, 1)
 
     def _measure(self, portion: Portion, output: Any, targets: Any, loss: Tensor) -> None:
         """What is made of the graph while it is there."""
@@ -200,6 +217,26 @@ class StepWatch:
             if found is not None:
                 portion.diagonals[need] = found
 
+    def _ask_for_reduction(self, portion: Portion, output: Any, targets: Any) -> None:
+        """Whether the loss is the mean or the sum of its values on single samples, from two on."""
+        subject, loss_fn = self.subject, self.subject.loss_fn
+        if portion.samples < 2 or loss_fn is None:
+            return
+        subject.asks_for_reduction = False
+        each = subject.attempt(
+            "the loss's reduction",
+            lambda: sample_losses(loss_fn, output, targets, portion.samples).double(),
+        )
+        if each is None or not each.isfinite().all():
+            return
+        found, slack = float(portion.loss), 1e-3 * float(each.abs().sum())
+        if abs(found - float(each.mean())) <= slack / len(each):
+            subject.found_reduction = "mean"
+        elif abs(found - float(each.sum())) <= slack:
+            subject.found_reduction = subject.reduction = "sum"
+        else:
+            subject.tell("the loss is taken for a mean over samples", NEITHER)
+
     def _measure_products(
         self, portion: Portion, loss: Tensor, parameters: Sequence[Tensor]
     ) -> None:
@@ -220,6 +257,10 @@ class StepWatch:
             found = subject.attempt(diagonal, partial(by_product, products, subject.generator))
             if found is not None:
                 portion.diagonals[diagonal] = found
+
+    def _counted(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.calls is not None and not self._busy and torch.is_grad_enabled():
+            self.calls += 1
 
     def _called(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._busy and torch.is_grad_enabled():
@@ -271,47 +312,86 @@ class StepWatch:
     def _propagate(self, output: Any, targets: Any) -> None:
         observation, loss_fn = self._observation, self.subject.loss_fn
         if observation is not None and loss_fn is not None:
+            passes = observation._watch.passes
+            if passes and passes[-1] is self._propagated:
+                return  # another term of a loss: vectors go through a pass once
+            self._propagated = passes[-1] if passes else None
             observation.attempt(lambda: observation.propagate(loss_fn, output, targets))
 
     def _reached(self, portion: Portion, gradient: Tensor) -> None:
-        portion.factor = float(gradient.reshape(-1)[0])
+        task = torch._C._current_graph_task_id()
+        portion.arriving = task, float(gradient.reshape(-1)[0])
+        self._begins()
         if self.subject.sharded:  # parameters that no gradient is added to by autograd
             self._ask_for_the_end()
+
+    @torch.no_grad()
+    def _begins(self) -> None:
+        """A backward pass begins, after others, or with gradients that are there already."""
+        if self._queued and torch._C._current_graph_task_id() != self._task:
+            self._queued = False
+            if self._observation is not None:
+                self._observation.failure = "a backward pass of this step raised"
+        if self._queued or self.subject.sharded:
+            return
+        held = [None if p.grad is None else whole(p.grad) for _, p in self.named]
+        some = [g for g in held if g is not None]
+        empty = not some or not any(numbers(norms(some)))
+        if not self.backwards and not empty and self.needs & (BY_SAMPLE | {"gradients"}):
+            self._left = [None if g is None else g.detach().clone() for g in held]
+        if self.backwards and empty and any(numbers(self.norms)):
+            self._forget()
+
+    def _forget(self) -> None:
+        """The gradients so far were zeroed: what they are of is not in the step."""
+        self.portions = [each for each in self.portions if each.factor is None]
+        for kept in (self.terms, self.passes, self.indices, self.gradients, self._left):
+            kept.clear()
+        self.backwards, self.unclear = 0, None
 
     def _accumulated(self, parameter: Tensor) -> None:
         """A gradient of the user's backward pass is complete; the first asks for its end."""
         self._ask_for_the_end()
 
     def _ask_for_the_end(self) -> None:
-        if not self._queued:
-            self._queued = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._almost_over)
+        task = torch._C._current_graph_task_id()
+        if not self._queued or task != self._task:
+            self._queued, self._task = True, task
+            almost = partial(self._almost_over, task)
+            torch.autograd.Variable._execution_engine.queue_callback(almost)
 
-    def _almost_over(self) -> None:
+    def _almost_over(self, task: int) -> None:
         """Others' callbacks, which average gradients over workers, come first."""
-        torch.autograd.Variable._execution_engine.queue_callback(self._over)
+        torch.autograd.Variable._execution_engine.queue_callback(partial(self._over, task))
 
     @torch.no_grad()
-    def _over(self) -> None:
+    def _over(self, task: int) -> None:
         """A backward pass is over: take its gradients before anybody clips them."""
         began = self.now()
-        self._look_at_gradients()
+        self._look_at_gradients(task)
         self.spent += self.now() - began
 
-    def _look_at_gradients(self) -> None:
+    def _look_at_gradients(self, task: int) -> None:
         self._queued = False
         self.backwards += 1
+        arrived = [each for each in self.portions if each.arrived(task)]
         given = [whole(p.grad) if p.grad is not None else None for _, p in self.named]
         present = [g for g in given if g is not None]
-        norms = iter(torch._foreach_norm(present) if present else ())
-        zero = torch.zeros(())
-        self.norms = [zero if g is None else next(norms) for g in given]
+        found, zero = iter(norms(present)), torch.zeros(())
+        self.norms = [zero if g is None else next(found) for g in given]
+        self.scale = self.subject.scale  # now: the loop may change it before the step is over
+        self.own_norms = self.norms
+        if self._left:
+            given = [g if g is None or left is None else g - left
+                     for g, left in zip(given, self._left, strict=True)]  # fmt: skip
+            found = iter(norms([g for g in given if g is not None]))
+            self.own_norms = [zero if g is None else next(found) for g in given]
         if self.constants:
             return
         if "gradients" in self.needs:
             self._keep(given)
         if self._observation is not None:
-            self._collect(self._observation)
+            self._collect(self._observation, arrived)
 
     def _keep(self, given: Sequence[Tensor | None]) -> None:
         held = self.gradients
@@ -324,11 +404,13 @@ class StepWatch:
             else:
                 before.copy_(grad)
 
-    def _collect(self, observation: KeepingObservation) -> None:
+    def _collect(self, observation: KeepingObservation, arrived: Sequence[Portion]) -> None:
         kept = observation.kept
 
         def finish() -> None:
             result = observation.result()
+            if not kept.passes:
+                self.unclear = UNSEEN
             for here in kept.passes:
                 self.passes[here] = here.samples
                 self.indices[here] = kept.indices.get(here)
@@ -336,12 +418,25 @@ class StepWatch:
             names = [name for name, _ in self.named]
             for need in self._of(Diagonal):
                 quantity = by_layers(need, self.subject.generator)
-                if quantity is not None and self.portions:
+                if quantity is not None and len(arrived) == len(kept.passes):
                     found = result[quantity]
                     zeros = [p for _, p in self.named]
-                    self.portions[-1].diagonals[need] = [
+                    diagonals = [
                         found[name] if name in found else torch.zeros_like(p)
                         for name, p in zip(names, zeros, strict=True)
                     ]
+                    for each in arrived:
+                        each.diagonals[need] = diagonals
 
         observation.attempt(finish)
+
+
+def _arguments(loss_fn: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments of a loss in the order in which it has them, whatever their order was."""
+    if not kwargs:
+        return [*args]
+    try:
+        bound = signature(getattr(loss_fn, "_orig_mod", loss_fn).forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return [*args, *kwargs.values()]
+    return [*bound.arguments.values()]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from tnconv.diagrams.notices import warn
 from tnconv.losses.reductions import Reduction, reduction_of
@@ -32,12 +33,18 @@ class Subject:
     batch_dim: int = 0
     constants: bool = False  # statistics of batches, where gradients of single samples are asked
     left_out: dict[Hashable, str] = field(default_factory=dict)
+    asks_for_reduction: bool = False  # as the loss does not say
+    found_reduction: Reduction | None = None
+    told: set[tuple[str, str]] = field(default_factory=set)
     named: list[tuple[str, nn.Parameter]] = field(init=False)  # that learn
     sharded: bool = field(init=False)  # whether some worker holds a part of a parameter alone
 
     def __post_init__(self) -> None:
         self.core = unwrapped(self.model)
         self.spectra = Spectra(self.generator)
+        for name, module in ((n, m) for m, n in named_modules(self.core).items()):
+            for own, p in own_parameters(module):
+                _expect_values(f"{name}.{own}" if name else own, p)
         self.look_again()
 
     def look_again(self) -> None:
@@ -80,15 +87,43 @@ class Subject:
             what = need if isinstance(need, str) else f"{need}"
             warn(f"the monitor leaves out {what}: {reason}")
 
+    def tell(self, what: str, reason: str) -> None:
+        """Say once why something is not measured at a step."""
+        if (what, reason) not in self.told:
+            self.told.add((what, reason))
+            warn(f"{what}: {reason}")
+
     def attempt(self, need: Hashable, work: Callable[[], Any]) -> Any:
         """What some work gives, or None once it fails: the run that is watched goes on."""
         if need in self.left_out:
             return None
         try:
             return work()
-        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            self.leave_out(need, str(error))
+        except Exception as error:
+            self.leave_out(need, reason_of(error))
             return None
+
+
+def _expect_values(name: str, parameter: Tensor) -> None:
+    """Check that a parameter has values.
+
+    Raises:
+        ValueError: it is on the device "meta", or of a lazy layer that has not run.
+    """
+    if is_lazy(parameter):
+        raise ValueError(
+            f"parameter {name!r} has no shape yet; expected a model that has run once, as its lazy "
+            "layers take their shapes from inputs"
+        )
+    if parameter.is_meta:
+        raise ValueError(f"parameter {name!r} is on the device 'meta'; expected one with values")
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says; of which kind it is, where its words do not tell."""
+    if isinstance(error, NotImplementedError | RuntimeError | TypeError | ValueError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def reduction_in(loss_fn: Loss | None, given: Reduction | None) -> Reduction:
@@ -109,6 +144,7 @@ def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that is sharded over workers; others as they are."""
+    """All of a tensor that is sharded over workers, or sparse; others as they are."""
     gathered = getattr(tensor, "full_tensor", None)
-    return tensor if gathered is None else gathered()
+    found = tensor if gathered is None else gathered()
+    return found if found.layout == torch.strided else found.to_dense()

@@ -1,9 +1,10 @@
 """The monitor: around a step, or by hooks, it measures what training does and changes nothing."""
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,24 +14,26 @@ from torch import Tensor, nn
 
 from tnconv.diagrams.notices import warn
 from tnconv.given import instances, optional
-from tnconv.losses.reductions import Reduction
+from tnconv.losses.reductions import Reduction, reduction_of
 from tnconv.monitor.alerts import RULES, Alert, Alerts, History, Rule
 from tnconv.monitor.budgets import Budget, Group, clock, group_of, groups_of
 from tnconv.monitor.configurations import Configuration, measurements, sampled
 from tnconv.monitor.events import event_of
 from tnconv.monitor.expected_settings import expect_plain_sgd, expect_settings
 from tnconv.monitor.measurement import Following, Measurement
+from tnconv.monitor.missed import expect_needs, why_missing
 from tnconv.monitor.monitor_state import KEPT, restore, state_of
 from tnconv.monitor.needs import Curvature
 from tnconv.monitor.published import OfCurvature
+from tnconv.monitor.recordable import recordable
 from tnconv.monitor.run_folder import RunWriter, frame
 from tnconv.monitor.schedules import Linear, Schedule
 from tnconv.monitor.seen import Seen
 from tnconv.monitor.sinks import Sink, deliver
-from tnconv.monitor.step_needs import implied, of_samples, possible
-from tnconv.monitor.step_results import Ranges, seen_of
+from tnconv.monitor.step_needs import compares, implied, of_samples, possible
+from tnconv.monitor.step_results import Ranges, seen_of, shared
 from tnconv.monitor.step_watch import StepWatch
-from tnconv.monitor.subject import Loss, Subject, copies, reduction_in
+from tnconv.monitor.subject import Loss, Subject, copies, reason_of, reduction_in
 from tnconv.optim.workers import Workers
 
 _LOG = logging.getLogger("tnconv.monitor")
@@ -128,14 +131,17 @@ class Monitor:
             pairs = zip(given, self.measurements, strict=True)
             self.budget.instead = {m.name: m.curvature for old, m in pairs
                                    if m != old and isinstance(m, OfCurvature)}  # fmt: skip
+        expect_needs(self.measurements)
         self.schedule = Linear(every) if isinstance(every, int) else every
         self.optimizer = optimizer
         expect_plain_sgd(self.measurements, optimizer)
         self._reduction = reduction
-        generator, reduction = torch.Generator().manual_seed(seed), reduction_in(loss_fn, reduction)
+        generator, found = torch.Generator().manual_seed(seed), reduction_in(loss_fn, reduction)
         workers = Workers(process_group, model)
+        told = reduction is not None or loss_fn is None or reduction_of(loss_fn) is not None
         settings = workers, generator, samples, scaler, batch_dim, batch_statistics_as_constants
-        self.subject = Subject(model, loss_fn, reduction, *settings)
+        self.subject = Subject(model, loss_fn, found, *settings)
+        self.subject.asks_for_reduction = not told
         self.sinks, self._rules = tuple(sinks), Alerts(tuple(alerts))
         self._prepare(folder)
 
@@ -152,7 +158,11 @@ class Monitor:
         self.alerts: list[tuple[int, Alert]] = []
         self.steps = 0
         self._start = copies(self.subject.values) if self._ever("start") else []
+        self._former: dict[str, Tensor] = {}  # where parameters began that do not learn now
         self._ranges, self._warned = Ranges(), False
+        self._compared = False  # whether samples' gradients were compared with p.grad
+        self._since = 0  # the step from which on these parameters learn
+        self._missed: set[str] = set()  # what was said to lack something
         self._last: Seen | None = None
         self._followed: tuple[Measurement, ...] = ()
         self._watch: StepWatch | None = None
@@ -230,7 +240,7 @@ class Monitor:
             self._due = self._afforded(self.budget, self._due)
         needs = {need for m in self._due for need in m.needed()}
         needs |= {need for m in self._followed for need in m.next_needs}
-        needs = possible(self.subject, needs | implied(needs, self._ever))
+        needs = possible(self.subject, needs | implied(needs, self._ever, not self._compared))
         if "before" in needs:
             self._before = copies(self.subject.values)
         what = self.subject, frozenset(needs), self.subject.named
@@ -241,15 +251,19 @@ class Monitor:
 
     def _look_for_changes(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
         """The loss's reduction, and which parameters learn, may not be what they were."""
-        self.subject.reduction = reduction_in(self.subject.loss_fn, self._reduction)
+        given = self._reduction or self.subject.found_reduction
+        self.subject.reduction = reduction_in(self.subject.loss_fn, given)
         names = [name for name, _ in named]
         if names == self._names:
             return
-        known = dict(zip(self._names, self._start, strict=False))
         if self._start:
-            now = copies(self.subject.values)
-            self._start = [known.get(name, p) for name, p in zip(names, now, strict=True)]
+            self._former |= dict(zip(self._names, self._start, strict=False))
+            now = zip(names, copies(self.subject.values), strict=True)
+            self._start = [self._former.pop(name, p) for name, p in now]
+        if self._writer is not None:
+            self._write(self._writer.resumed, {"parameters": names})
         self._names, self._last, self._followed = names, None, ()
+        self._since = self.steps
         self.subject.spectra.vectors.clear()
 
     def _now(self) -> float:
@@ -278,11 +292,17 @@ class Monitor:
         watch.close()
         step, self._watch, self._last, self.steps = self.steps, None, None, self.steps + 1
         if self._due or self._followed:
-            self._look(watch, step, last)
+            try:
+                self._look(watch, step, last)
+            except Exception as error:  # the run goes on, whatever happens here
+                self._followed, self._before = (), []
+                self.subject.tell("the monitor could not measure a step", reason_of(error))
         if self.budget is not None:
             now = self._now()
-            own = self._own + watch.spent + now - ended
-            self.budget.spent(now - self._began, own)
+            spent = [now - self._began, self._own + watch.spent + now - ended]
+            if (many := self.subject.workers.count) > 1:  # all have to choose alike
+                spent = [seconds / many for seconds in shared(watch, spent)]
+            self.budget.spent(*spent)
 
     def _look(self, watch: StepWatch, step: int, last: Seen | None) -> None:
         """Make records of a step that is over."""
@@ -291,6 +311,8 @@ class Monitor:
         if last is not None:
             seen.last_updates, seen.last_gradients = last.updates, last.gradients
         self._rate(seen)
+        if "inner" in seen.has:
+            self._compared = not seen.apart
         if self.budget is not None:
             self.budget.batch = seen.samples
         self._measure(seen, last)
@@ -308,19 +330,44 @@ class Monitor:
 
     def _measure(self, seen: Seen, last: Seen | None) -> None:
         """Record what is due, and what the step before waited for."""
-        late = {
-            m.name: m.after(last, seen)
-            for m in self._followed
-            if last is not None and isinstance(m, Following) and seen.has.issuperset(m.next_needs)
-        }
-        if late and last is not None:
-            self._publish(last.step, late, seen.samples)
+        if last is not None:
+            late = [
+                (m, partial(m.after, last, seen))
+                for m in self._followed
+                if isinstance(m, Following) and seen.has.issuperset(m.next_needs)
+            ]
+            if values := self._values(late):
+                self._publish(last.step, values, seen.samples)
         due = [m for m in self._due if seen.has.issuperset(m.needed())]
+        if seen.apart:
+            due = [m for m in due if not compares({*m.needed()})]
         self._followed = tuple(m for m in due if m.follows)
-        values = {m.name: m.value(seen) for m in due if not m.follows}
         self._warn_of_one(seen, due)
+        if "gradient_norms" in seen.has:
+            self._warn_of_missing(seen)
         if self._due:
-            self._publish(seen.step, values, seen.samples)
+            now = [(m, partial(m.value, seen)) for m in due if not m.follows]
+            self._publish(seen.step, self._values(now), seen.samples)
+
+    def _values(self, work: Sequence[tuple[Measurement, Callable[[], Any]]]) -> dict[str, Any]:
+        """What measurements give; one that raises is left out, and the run goes on."""
+        found: dict[str, Any] = {}
+        for each, value in work:
+
+            def note(name: str = each.name, value: Callable[[], Any] = value) -> None:
+                found[name] = recordable(value())
+
+            self.subject.attempt(each.name, note)
+        return found
+
+    def _warn_of_missing(self, seen: Seen) -> None:
+        """Say once why something is not recorded, where the monitor's user can change that."""
+        for each in self._due:
+            for need in {*each.needed()} - seen.has - self.subject.left_out.keys():
+                reason = why_missing(need, seen)
+                if reason is not None and each.name not in self._missed:
+                    self._missed.add(each.name)
+                    warn(f"{each.name} is not recorded: {reason}")
 
     def _warn_of_one(self, seen: Seen, due: Sequence[Measurement]) -> None:
         if seen.samples == 1 and any(of_samples(n) for m in due for n in m.needed()):
@@ -338,17 +385,26 @@ class Monitor:
             return
         names = [name for name, _ in self.subject.named]
         event = event_of(step, values, names)
-        history = History(self.records, names, frozenset(values), samples)
+        history = History(self.records, names, frozenset(values), samples, self._since)
         event.alerts = self._rules.of(step, history)
         self.alerts += [(step, alert) for alert in event.alerts]
         for alert in event.alerts:
             _LOG.log(LEVELS[alert.level], "step %d: %s: %s", step, alert.title, alert.text)
         if self._writer is not None:
-            self._writer.write(step, values)
+            self._write(self._writer.write, step, values)
             for alert in event.alerts:
-                self._writer.alert(step, asdict(alert))
+                self._write(self._writer.alert, step, asdict(alert))
         failed = deliver(self.sinks, event)
         self.sinks = tuple(sink for sink in self.sinks if sink not in failed)
+
+    def _write(self, what: Callable[..., None], *given: Any) -> None:
+        """Write to the run's folder, until that fails: a full disk ends no run."""
+        try:
+            if self._writer is not None:
+                what(*given)
+        except Exception as error:
+            warn(f"records are not written any more: {reason_of(error)}")
+            self._writer = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to record what an uninterrupted one would."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnconv.recursions.column_step import At, register_columns
+from tnconv.recursions.column_step import At, register_columns, register_columns_of_two
 from tnconv.recursions.entrywise import ENTRYWISE
 from tnconv.recursions.step import shape_of
 
@@ -158,12 +158,23 @@ def max_pool(at: At, v: Tensor) -> Found:
     same = v.dtype == at.node._input_metadata[0].dtype
     if len(v) == 1 and at.rows.chosen is None and same:
         return (at.pulled(v[0]).unsqueeze(0),)
-    name = "result1" if hasattr(at.node, "_saved_result1") else "indices"
-    shape, chosen = at.shape(), at.saved(name)
-    positions = prod(shape[2:])
-    found = v.new_zeros(v.shape[0], shape[0], shape[1], positions)
-    chosen = chosen.flatten(2).expand(v.shape[0], *[-1] * 3)
+    shape = at.shape()
+    found = v.new_zeros(v.shape[0], shape[0], shape[1], prod(shape[2:]))
+    chosen = _maxima(at).flatten(2).expand(v.shape[0], *[-1] * 3)
     return (found.scatter_add_(3, chosen, v.flatten(3)).reshape(v.shape[0], *shape),)
+
+
+@register_columns_of_two(max_pool, relu)
+def max_pool_of_relu(at: At, v: Tensor) -> Found:
+    """``v [y > 0]`` with y the maxima, of which there are fewer than entries before pooling."""
+    chosen = _maxima(at)
+    y = at.saved("self").flatten(2).gather(2, chosen.flatten(2)).reshape(chosen.shape)
+    return max_pool(at, aten.threshold_backward(v, y, 0))
+
+
+def _maxima(at: At) -> Tensor:
+    """The positions of the maxima that max-pooling saved."""
+    return at.saved("result1" if hasattr(at.node, "_saved_result1") else "indices")
 
 
 @register_columns("NativeBatchNorm", fits=lambda node, wants: wants == (True, False, False)

@@ -134,6 +134,7 @@ ColumnRule = Callable[[At, Tensor], Sequence[Tensor | None]]
 Fits = Callable[[Any, Sequence[bool]], bool]
 """Whether a rule is one of a node, some of whose inputs lead on."""
 _RULES: dict[str, tuple[ColumnRule, Fits]] = {}
+_OF_TWO: dict[tuple[ColumnRule, ColumnRule], ColumnRule] = {}
 
 
 def anything(node: Any, wants: Sequence[bool]) -> bool:
@@ -160,3 +161,33 @@ def column_rule(node: Node, wants: Sequence[bool]) -> ColumnRule | None:
     """The rule for a node, if there is one."""
     rule, fits = _RULES.get(operation(node), (None, anything))
     return rule if rule is not None and fits(node, wants) else None
+
+
+def register_columns_of_two(
+    rule: ColumnRule, below: ColumnRule
+) -> Callable[[ColumnRule], ColumnRule]:
+    """Say how vectors go backwards through two operations at once: a decorator for a `ColumnRule`.
+
+    It is used at the first node in place of its own rule, and the second node passes on what it is
+    given.
+
+    Args:
+        rule: the rule of the first operation backwards.
+        below: that of the operation whose result the first one reads, and nothing else does.
+    """
+
+    def register(both: ColumnRule) -> ColumnRule:
+        _OF_TWO[rule, below] = both
+        return both
+
+    return register
+
+
+def rule_of_two(rule: ColumnRule, below: ColumnRule) -> ColumnRule | None:
+    """The rule for two operations at once, if there is one."""
+    return _OF_TWO.get((rule, below))
+
+
+def passed(at: At, v: Tensor) -> Sequence[Tensor | None]:
+    """The vectors as they are: another rule did what there is to do."""
+    return (v,)

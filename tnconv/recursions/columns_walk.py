@@ -7,6 +7,7 @@ the same rows before it, and there are as many for each sample, one sample after
 one operation on the way has no such rule there is no plan, and nothing was done.
 """
 
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from tnconv.displays import Shown
-from tnconv.recursions.column_step import At, ColumnRule, Rows, column_rule
+from tnconv.recursions.column_step import At, ColumnRule, Rows, column_rule, passed, rule_of_two
 from tnconv.recursions.plan import Edge, End, users_last
 from tnconv.recursions.step import shape_of
 
@@ -213,7 +214,23 @@ def column_plan(start: GradientEdge, ends: Sequence[Edge], samples: int = 1) -> 
                 return None
             plan.wants[node], plan.rules[node] = wants, rule
     plan.order.reverse()
+    _join(plan, targets)
     return plan
+
+
+def _join(plan: ColumnPlan, targets: Container[Node]) -> None:
+    """Use rules of two operations at once, where nothing needs what is between them."""
+    below = {
+        node: [end for want, (end, _) in zip(wants, node.next_functions, strict=True) if want]
+        for node, wants in plan.wants.items()
+    }
+    uses = Counter(end for ends in below.values() for end in ends)
+    for node in plan.order:
+        for end in below.get(node, ()):
+            if end is None or end not in plan.rules or uses[end] > 1 or end in targets:
+                continue
+            if (both := rule_of_two(plan.rules[node], plan.rules[end])) is not None:
+                plan.rules[node], plan.rules[end] = both, passed
 
 
 def _keeps_rows(node: Any, wants: Sequence[bool], below: Sequence[End], samples: int) -> bool:
