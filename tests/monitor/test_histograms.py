@@ -20,7 +20,8 @@ SPREADS = (1e-9, 1e-3, 0.2, 5.0)
 @pytest.fixture
 def always_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few entries are counted as many are, in several blocks."""
-    monkeypatch.setattr(histograms, "PIECE", 8)
+    for name, size in (("PIECE", 8), ("FEW_PIECES", 4), ("MANY_PIECES", 8)):
+        monkeypatch.setattr(histograms, name, size)
     for module in (histograms, histograms_of_products):
         monkeypatch.setattr(module, "BLOCK", 64)
         monkeypatch.setattr(module, "FEW", 1)
@@ -59,9 +60,13 @@ def close(found: Tensor, wanted: Any, values: Tensor, binning: Binning) -> bool:
 
 @pytest.mark.usefixtures("always_large")
 @settings(max_examples=25)
-@given(binning=binnings(), seed=st.integers(0, 999), rows=st.integers(1, 9))
-def test_entries(binning: Binning, seed: int, rows: int) -> None:
+@given(binning=binnings(), seed=st.integers(0, 999), rows=st.integers(1, 9), some=st.booleans())
+def test_entries(binning: Binning, seed: int, rows: int, some: bool) -> None:
+    """With ``some``, most are within a bin of zero."""
     values = entries(seed, rows, 37)
+    if some:
+        values[1:] *= 1e-6
+        values.view(-1)[5::61] *= 1e6
     assert close(counted(values, binning), expected(values, binning), values, binning)
 
 

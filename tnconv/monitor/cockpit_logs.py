@@ -19,7 +19,10 @@ def read_cockpit_log(path: str | Path) -> Run:
         ValueError: what is no such log.
     """
     path = Path(path)
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
     steps = [key for key in found if key.lstrip("-").isdecimal()] if isinstance(found, dict) else []
     if not steps or any(not isinstance(found[key], dict) for key in steps):
         raise ValueError(f"{path.name} is no log of Cockpit; expected a mapping by step")

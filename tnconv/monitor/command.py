@@ -37,8 +37,9 @@ def add(commands: Any) -> None:
 def _or_say_why_not(run: Callable[[Namespace], None], given: Namespace) -> None:
     try:
         run(given)
-    except FileNotFoundError as error:
-        raise ValueError(str(error)) from error
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        raise ValueError(f"{named}{error.strerror or error}") from error
     except ModuleNotFoundError as error:
         raise SystemExit(f"no module {error.name}; pip install 'tnconv[monitor]'") from error
 
@@ -73,5 +74,6 @@ def _report(given: Namespace) -> None:
 
 def _compare(given: Namespace) -> None:
     runs = [load(path) for path in given.runs]
+    given.output.parent.mkdir(parents=True, exist_ok=True)
     write = html_report if given.output.suffix == ".html" else static_report
     print(write(runs, given.output))

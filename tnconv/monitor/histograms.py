@@ -10,7 +10,8 @@ from tnconv.monitor.needs import Bins
 
 BLOCK = 2**20  # entries at a time: few calls, whose results stay in the cache
 FEW = 2**15  # entries for which a table of pairs of bins is too large
-FEW_PIECES = 64  # that tell whether it is worth looking at all
+FEW_PIECES = 64  # that tell whether it is worth looking at all pieces
+MANY_PIECES = 1024  # above which it is worth looking at a few first
 PIECE = 512  # entries that are told from their signs if all of them are next to zero
 NARROW = 127  # bins whose numbers fit into a byte, two of which make a non-negative int16
 
@@ -100,17 +101,26 @@ def counted(entries: Tensor, binning: Binning) -> Tensor:
         return _by_pairs(flat, binning)
     whole = len(flat) - len(flat) % PIECE
     pieces = flat[:whole].reshape(-1, PIECE)
-    some = _near(pieces[:: 1 + len(pieces) // FEW_PIECES], bound)
-    if 2 * int(some.sum()) < len(some):
-        return _by_pairs(flat, binning)
+    if len(pieces) > MANY_PIECES:
+        some = _near(pieces[:: len(pieces) // FEW_PIECES], bound)
+        if 2 * int(some.sum()) < len(some):
+            return _by_pairs(flat, binning)
     near = _near(pieces, bound)
     close = int(near.sum())
-    found = _by_number(flat[whole:], binning)
-    if close < len(pieces):
-        found += _by_pairs(pieces[~near].reshape(-1), binning)
-    below = int(_negative(pieces)[near].sum())
-    found[zero - 1] += below
-    found[zero] += close * PIECE - below
+    if 2 * close < len(pieces):
+        return _by_pairs(flat, binning)
+    negative = _negative(pieces)
+    if close == len(pieces):
+        found = flat.new_zeros(binning.bins.count, dtype=torch.int64)
+    else:
+        far = near.logical_not_()
+        found = _by_pairs(pieces.index_select(0, far.nonzero().view(-1)).view(-1), binning)
+        negative.masked_fill_(far, 0.0)
+    if whole < len(flat):
+        found += _by_number(flat[whole:], binning)
+    below = int(negative.sum(dtype=torch.float64))
+    found[zero - 1].add_(below)
+    found[zero].add_(close * PIECE - below)
     return found
 
 
@@ -144,7 +154,9 @@ def _negative(pieces: Tensor) -> Tensor:
     Their floors are -1, those of others 0.
     """
     rows = max(1, BLOCK // PIECE)
-    scratch = pieces.new_empty(min(rows, len(pieces)), PIECE)
+    if len(pieces) <= rows:
+        return pieces.floor().sum(1).neg_()
+    scratch = pieces.new_empty(rows, PIECE)
     blocks = torch.split(pieces, rows)
     return -torch.cat([torch.floor(b, out=scratch[: len(b)]).sum(1) for b in blocks])
 

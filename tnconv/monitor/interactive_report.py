@@ -58,7 +58,7 @@ def html_report(runs: Run | Sequence[Run], path: str | Path) -> Path:
         raise ValueError(f"path is {str(path)!r}; expected one that ends in .html")
     runs = [runs] if isinstance(runs, Run) else list(runs)
     curves = _curves(runs)
-    if not curves:
+    if not any(run.records for run in runs):
         raise ValueError("the runs have no records; expected at least one")
     steps, frames = _frames(runs[0])
     library = import_module("plotly.offline").get_plotlyjs()
@@ -83,7 +83,7 @@ def _curves(runs: Sequence[Run]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for run in runs:
         for panel, each in present(run):
-            name = "panel-" + "".join(c if c.isalnum() else "-" for c in panel.title)
+            name = _id("panel", panel.title)
             if name not in found:
                 layout = _layout(f"{panel.column}: {panel.title}")
                 layout["yaxis"] = {"type": panel.scale}
@@ -95,7 +95,7 @@ def _curves(runs: Sequence[Run]) -> dict[str, Any]:
                     found[name]["layout"]["yaxis"]["range"] = ends
                 found[name]["data"] += [
                     {"x": x, "y": y, "mode": "lines", "opacity": 0.35, "showlegend": False},
-                    {"x": x, "y": curve.smooth, "mode": "lines", "name": label},
+                    {"x": x, "y": curve.smooth, "mode": "lines", "name": html.escape(label)},
                 ]
     return found
 
@@ -105,10 +105,15 @@ def _frames(run: Run) -> tuple[list[int], dict[str, Any]]:
     frames: dict[str, Any] = {}
     for name in run.recorded:
         for step, counts, edges in histograms(run, name):
-            made = frames.setdefault(f"histogram-{name}", {})
+            made = frames.setdefault(_id("histogram", name), {})
             made[step] = _histogram(f"{name} at step {step}", counts, edges)
     steps = sorted({step for by_step in frames.values() for step in by_step})
     return steps, frames
+
+
+def _id(kind: str, name: str) -> str:
+    """What names an element of the page."""
+    return f"{kind}-" + "".join(c if c.isalnum() else "-" for c in name)
 
 
 def _histogram(title: str, counts: Any, edges: Any) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def _log(counts: Any) -> Any:
 
 def _layout(title: str) -> dict[str, Any]:
     margin = {"l": 50, "r": 10, "t": 40, "b": 40}
-    return {"title": {"text": title, "font": {"size": 13}}, "margin": margin}
+    return {"title": {"text": html.escape(title), "font": {"size": 13}}, "margin": margin}
 
 
 def _alerts(runs: Sequence[Run]) -> str:
@@ -147,4 +152,4 @@ def _alerts(runs: Sequence[Run]) -> str:
 
 def _script(value: Any) -> str:
     """JSON that cannot end a script."""
-    return json.dumps(value).replace("</", "<\\/")
+    return json.dumps(value).replace("<", "\\u003c")

@@ -11,6 +11,7 @@ from tnconv.monitor.events import finite, total
 from tnconv.monitor.run_folder import Run
 
 Column = Literal["step size", "gradients", "curvature", "training"]
+LARGEST = 1e300  # magnitude that is drawn
 SMOOTH = 0.8  # of the moving average that is drawn over every series
 
 
@@ -89,19 +90,24 @@ def curves(run: Run, name: str) -> list[Curve]:
     steps, values = run.series(name)
     if any(isinstance(v, dict) for v in values):
         keys = dict.fromkeys(k for v in values if isinstance(v, dict) for k in v if k != "products")
+        both = [*zip(steps, values, strict=True)]
         pairs = {
-            key: [(s, v[key]) for s, v in zip(steps, values, strict=True) if key in v]
-            for key in keys
+            key: [(s, v[key]) for s, v in both if isinstance(v, dict) and key in v] for key in keys
         }
     else:
         pairs = {"": [(s, total(name, v)) for s, v in zip(steps, values, strict=True)]}
     found = []
     for key, series in pairs.items():
-        known = [(s, float(v)) for s, v in series if isinstance(v, float | int) and finite(v)]
+        known = [(s, float(v)) for s, v in series if _is_drawn(v)]
         if known:
             label = f"{name} {key}".strip()
             found.append(Curve(label, [s for s, _ in known], [v for _, v in known]))
     return found
+
+
+def _is_drawn(value: Any) -> bool:
+    """Whether there is a number whose differences to others are numbers, too."""
+    return isinstance(value, float | int) and finite(value) and abs(value) < LARGEST
 
 
 def present(run: Run) -> list[tuple[Panel, list[Curve]]]:

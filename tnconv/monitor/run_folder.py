@@ -119,14 +119,15 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: no run is there.
-        ValueError: a file without a header.
+        ValueError: a file that is none of a run's.
     """
     folder = Path(folder)
     path = folder / SCALARS if folder.is_dir() else folder
     if not path.exists():
         raise FileNotFoundError(f"no run in {folder}; expected a folder with {SCALARS}")
-    run, by_step = Run(label=folder.name), dict[int, dict[str, Any]]()
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")):
+    run, by_step, lines = Run(label=folder.name), dict[int, dict[str, Any]](), 0
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.split("\n")):
         if not line.strip():
             continue
         try:
@@ -136,7 +137,11 @@ def read_run(folder: str | Path) -> Run:
         except ValueError:
             run.problems.append(f"line {number + 1} of {path.name} is torn and was skipped")
             continue
-        _take(run, by_step, found)
+        if not _take(run, by_step, found):
+            run.problems.append(f"line {number + 1} of {path.name} is none of a run's")
+        lines += 1
+    if run.problems and not lines and not text.startswith("{"):
+        raise ValueError(f"{path.name} is no run; expected lines of JSON, of which one is a header")
     for file in sorted((path.parent / ARRAYS).glob("step-*.npz")):
         try:
             with np.load(file) as arrays:
@@ -151,16 +156,30 @@ def read_run(folder: str | Path) -> Run:
     return run
 
 
-def _take(run: Run, by_step: dict[int, dict[str, Any]], line: dict[str, Any]) -> None:
+def _take(run: Run, by_step: dict[int, dict[str, Any]], line: dict[str, Any]) -> bool:
+    """Whether a line is one of a run, which it is added to."""
     header = line.get("header") or line.get("resumed")
-    if header:
-        run.names = header.get("parameters", run.names)
-    elif "step" in line:
-        step = line.pop("step")
-        if (alert := line.pop("alert", None)) is not None:
-            run.alerts.append({"step": step, **alert})
-        if line:
-            by_step.setdefault(step, {"step": step}).update(line)
+    if header is not None:
+        names = header.get("parameters", run.names) if isinstance(header, dict) else None
+        if isinstance(names, list | tuple):
+            run.names = names
+        return isinstance(names, list | tuple)
+    step, alert = line.pop("step", None), line.pop("alert", None)
+    if not isinstance(step, int) or not _is_alert(alert):
+        return False
+    if alert is not None:
+        run.alerts.append({"step": step, **alert})
+    if line:
+        by_step.setdefault(step, {"step": step}).update(line)
+    return True
+
+
+def _is_alert(given: Any) -> bool:
+    """None, or what has the words of an alert."""
+    words = ("level", "title", "text")
+    return given is None or (
+        isinstance(given, dict) and all(given.get(w) is not None for w in words)
+    )
 
 
 def frame(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:

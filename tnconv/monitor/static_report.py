@@ -43,18 +43,20 @@ def drawn(runs: Sequence[Run]) -> Any:
     from matplotlib.figure import Figure
 
     panels = {panel for run in runs for panel, _ in present(run)}
-    if not panels:
-        raise ValueError("the runs have no records; expected at least one")
+    extra = _extras(runs[0]) if runs else []
+    if not panels and not extra:
+        kind = "finite values" if any(run.records for run in runs) else "records"
+        raise ValueError(f"the runs have no {kind}; expected at least one")
     columns = [[p for p in _ordered(panels, runs) if p.column == name] for name in COLUMNS]
     columns = [each for each in columns if each]
-    extra = _extras(runs[0])
+    across = max(1, len(columns))
     cells = sum(map(len, columns)) + len(extra)
-    rows = max(*map(len, columns), -(-cells // len(columns)))
-    figure = Figure((WIDTH * len(columns), HEIGHT * rows))
+    rows = max(*map(len, columns), -(-cells // across), 1)
+    figure = Figure((WIDTH * across, HEIGHT * rows))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, len(columns), squeeze=False)
+    axes = figure.subplots(rows, across, squeeze=False)
     inches = {"left": 0.7, "right": -0.2, "top": -0.45, "bottom": 0.3}
-    size = {"left": WIDTH * len(columns), "right": WIDTH * len(columns)}
+    size = {"left": WIDTH * across, "right": WIDTH * across}
     figure.subplots_adjust(
         **{k: v / size.get(k, HEIGHT * rows) % 1 for k, v in inches.items()},
         wspace=0.2,
@@ -65,8 +67,8 @@ def drawn(runs: Sequence[Run]) -> Any:
         for row, panel in enumerate(column):
             _draw(axes[row, at], panel, runs)
             used.add((row, at))
-        axes[0, at].set_title(f"{column[0].column.upper()}\n{column[0].title}", fontsize=9)
-    free = [p for p in np.ndindex(rows, len(columns)) if p not in used]
+        axes[0, at].set_title(f"{column[0].column.upper()}\n{_words(column[0].title)}", fontsize=9)
+    free = [p for p in np.ndindex(rows, across) if p not in used]
     for place, (draw, name) in zip(free, extra, strict=False):
         draw(axes[place], runs[0], name)
         used.add(place)
@@ -93,7 +95,7 @@ def _draw(axes: Any, panel: Panel, runs: Sequence[Run]) -> None:
         axes.axhline(limit, color="0.6", linewidth=0.8, linestyle=":")
     if panel.scale == "log":
         axes.set_yscale("log")
-    axes.set_title(panel.title, fontsize=9)
+    axes.set_title(_words(panel.title), fontsize=9)
     axes.tick_params(labelsize=7, which="both")
     axes.legend(fontsize=6, frameon=False)
     axes.grid(alpha=0.2)
@@ -101,7 +103,12 @@ def _draw(axes: Any, panel: Panel, runs: Sequence[Run]) -> None:
 
 def _draw_curve(axes: Any, curve: Curve, label: str) -> None:
     (line,) = axes.plot(curve.steps, curve.values, linewidth=0.6, alpha=0.45)
-    axes.plot(curve.steps, curve.smooth, linewidth=1.6, color=line.get_color(), label=label)
+    axes.plot(curve.steps, curve.smooth, linewidth=1.6, color=line.get_color(), label=_words(label))
+
+
+def _words(text: str) -> str:
+    """As it is: matplotlib reads formulas between dollars, and hides labels that begin with "_"."""
+    return text.replace("$", r"\$").lstrip("_")
 
 
 def _extras(run: Run) -> list[tuple[Any, str]]:
@@ -123,7 +130,7 @@ def _draw_histogram(axes: Any, run: Run, name: str) -> None:
     else:
         axes.stairs(counts, edges, fill=True)
         axes.set_yscale("log")
-    axes.set_title(f"{name} at step {step}", fontsize=9)
+    axes.set_title(_words(f"{name} at step {step}"), fontsize=9)
     axes.tick_params(labelsize=7)
 
 
@@ -138,7 +145,8 @@ def _draw_layers(axes: Any, run: Run, name: str) -> None:
     shown = axes.pcolormesh(steps, range(len(rows)), grid, shading="nearest", rasterized=True)
     axes.figure.colorbar(shown, ax=axes).ax.tick_params(labelsize=6)
     few = len(rows) <= 16
-    axes.set_yticks(range(len(rows)) if few else [], run.names if few else [], fontsize=5)
+    names = [_words(name) for name in run.names] if few else []
+    axes.set_yticks(range(len(rows)) if few else [], names, fontsize=5)
     axes.invert_yaxis()
-    axes.set_title(f"log10 {name} by parameter", fontsize=9)
+    axes.set_title(_words(f"log10 {name} by parameter"), fontsize=9)
     axes.tick_params(axis="x", labelsize=7)

@@ -400,7 +400,7 @@ class StepWatch:
         for at, grad in enumerate(given):
             before = held[at]
             if grad is None or before is None:
-                held[at] = None if grad is None else grad.detach().clone()
+                held[at] = None if grad is None else grad.clone()
             else:
                 before.copy_(grad)
 

@@ -24,9 +24,9 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     shown = list(values)[-width:]
     known = [v for v in shown if isfinite(v)]
     low, high = min(known, default=0.0), max(known, default=0.0)
-    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    scale = (len(BLOCKS) - 1) / (high / 2 - low / 2) if high > low else 0.0
     return "".join(
-        BLOCKS[int((v - low) * scale + 0.5 - 1e-9)] if isfinite(v) else "·" for v in shown
+        BLOCKS[int((v / 2 - low / 2) * scale + 0.5 - 1e-9)] if isfinite(v) else "·" for v in shown
     )
 
 
@@ -54,7 +54,9 @@ def rendered(run: Run) -> Any:
     Raises:
         ModuleNotFoundError: rich is not installed.
     """
-    table = import_module("rich.table").Table(title=run.label or None, expand=True)
+    text = import_module("rich.text").Text  # what is in brackets is no markup
+    title = text(run.label) if run.label else None
+    table = import_module("rich.table").Table(title=title, expand=True)
     for name in ("", "quantity", "last", "over steps"):
         table.add_column(name, no_wrap=name != "over steps")
     column = ""
@@ -62,16 +64,16 @@ def rendered(run: Run) -> Any:
         for curve in each:
             head = panel.column if panel.column != column else ""
             column = panel.column
-            table.add_row(head, curve.label, f"{curve.values[-1]:.4g}", _line(curve))
+            cells = head, curve.label, f"{curve.values[-1]:.4g}", _line(curve)
+            table.add_row(*map(text, cells))
     for name in run.recorded:
         for step, counts, edges in histograms(run, name)[-1:]:
             flat = counts if counts.ndim == 1 else counts.sum(1)
             ends = edges if counts.ndim == 1 else edges[0]
             logs = [float(v) for v in import_module("numpy").log10(1 + flat)]
-            text = f"{ends[0]:.2g} {sparkline(logs, 100)} {ends[-1]:.2g}"
-            table.add_row("histogram", name, f"step {step}", text)
+            line = f"{ends[0]:.2g} {sparkline(logs, 100)} {ends[-1]:.2g}"
+            table.add_row(*map(text, ("histogram", name, f"step {step}", line)))
     group = import_module("rich.console").Group
-    text = import_module("rich.text").Text
     styles = {"info": "cyan", "warning": "yellow", "error": "bold red"}
     alerts = [text(alert_line(a), style=styles.get(a["level"], "")) for a in run.alerts[-8:]]
     return group(table, *alerts)
@@ -93,6 +95,8 @@ def plain(run: Run) -> str:
     lines = [run.label] if run.label else []
     for panel, each in present(run):
         lines += [f"{panel.column:10} {c.label:28} {c.values[-1]:.4g}" for c in each]
+    if not run.recorded:
+        lines.append("nothing is recorded yet")
     return "\n".join([*lines, *(alert_line(a) for a in run.alerts)])
 
 
@@ -129,9 +133,12 @@ class TerminalView:
             self._told = time.monotonic()
             shown = {k: v for k, v in event.scalars.items() if "/" not in k or k.endswith("total")}
             text = " ".join(f"{name}={value:.4g}" for name, value in shown.items())
-            self.console.print(f"step {event.step} {text}", soft_wrap=True)
+            self._print(f"step {event.step} {text}")
             for alert in self.run.alerts[-len(event.alerts) or len(self.run.alerts) :]:
-                self.console.print(alert_line(alert), soft_wrap=True)
+                self._print(alert_line(alert))
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Leave the terminal as it is."""
