@@ -9,7 +9,7 @@ from tnconv.codegen.lowering.strided import Strided
 from tnconv.codegen.lowering.writer import MATMUL
 from tnconv.codegen.prices import cost
 
-BLOCKS = (2, 4, 8)  # rows of blocks of a symmetric product (0005)
+BLOCKS = (2, 4, 8)  # block columns of a symmetric product (0005, 0032)
 LEAST_ROWS = 64  # of a block (0005)
 ROWS = (32, 16)  # of the blocks of a large product of few summed entries (0005)
 LARGE = 512  # rows and columns of it (0005)
@@ -18,13 +18,13 @@ FEW = 16  # summed entries of it (0005)
 GRAM = '''def gram(x, blocks):
     """x @ x.mT, which is symmetric: of every two mirrored blocks one is computed."""
     size = x.shape[-2]
-    ends = [size * at // blocks for at in range(blocks + 1)]
+    ends = [*(size * at // blocks // 16 * 16 for at in range(blocks)), size]  # in whole tiles
     for start, stop in zip(ends, ends[1:]):
-        rows = x[..., start:stop, :] @ x[..., start:, :].mT
+        columns = x[..., start:, :] @ x[..., start:stop, :].mT
         if start == 0:
-            full = rows.new_empty(*rows.shape[:-2], size, size)
-        full[..., start:stop, start:] = rows
-        full[..., stop:, start:stop] = rows[..., stop - start :].mT
+            full = columns.new_empty(*columns.shape[:-2], size, size)
+        full[..., start:, start:stop] = columns
+        full[..., start:stop, stop:] = columns[..., stop - start :, :].mT
     return full
 '''
 

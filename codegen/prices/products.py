@@ -15,7 +15,7 @@ from tnconv.codegen.prices.tables import Machine, bytes_per_entry
 
 MOST_TILES = 2  # that a remainder of columns takes, however long (0005)
 DIVIDING = 2  # threads that divide the rows of a product; more were not measured (0011)
-CALLS = 2  # per block row of a Gram matrix: the product's slices, and the copies (0011)
+CALLS = 2  # per block column of a Gram matrix: the product's slices, and the copies (0011)
 
 
 def _product(
@@ -185,24 +185,25 @@ def _efficiency(size: float, half: float) -> float:
 
 
 def _by_blocks(x: Tensor) -> Tensor:
-    """The `gram` function of an emitted program, for four block rows of a 512 x 512 result."""
+    """The `gram` function of an emitted program, for four block columns of a 512 x 512 result."""
     full = x.new_empty(512, 512)
     for start in range(0, 512, 128):
-        rows = x[start : start + 128] @ x[start:].mT
-        full[start : start + 128, start:] = rows
-        full[start + 128 :, start : start + 128] = rows[:, 128:].mT
+        columns = x[start:] @ x[start : start + 128].mT
+        full[start:, start : start + 128] = columns
+        full[start : start + 128, start + 128 :] = columns[128:].mT
     return full
 
 
 @dataclass(frozen=True)
 class Gram(Kind):
-    """``t = Σ_blocks t_product(m / blocks, m - start, k) + t_copies + 2 blocks launch``.
+    """``t = Σ_blocks t_product(m - start, m / blocks, k) + t_copies + 2 blocks launch``.
 
-    A product of mirrored halves: a block row is computed without the columns that earlier block
-    rows have mirrored. Half of the entries are computed, half are copied.
+    A product of mirrored halves: a block column is computed without the rows that earlier block
+    columns have mirrored. Half of the entries are computed, half are copied. Threads divide the
+    rows of a product among each other, so the blocks are columns.
     """
 
-    decisions: ClassVar = ("0005", "0011")
+    decisions: ClassVar = ("0005", "0011", "0032")
     checks: ClassVar = (
         on(
             (512, 512),
@@ -215,10 +216,11 @@ class Gram(Kind):
     products: Product
 
     def price(self, batch: int, m: int, k: int, blocks: int) -> Kernel:
-        """``(batch, m, k) @ (batch, k, m)`` in so many block rows."""
-        starts = [m * at // blocks for at in range(blocks + 1)]
+        """``(batch, m, k) @ (batch, k, m)`` in so many block columns."""
+        tile = self.products.machine.tile
+        starts = [*(m * at // blocks // tile * tile for at in range(blocks)), m]
         kernels = [
-            self.products.price(batch, stop - start, m - start, k)
+            self.products.price(batch, m - start, stop - start, k)
             for start, stop in pairwise(starts)
         ]
         entries, row = batch * m * m // 2, m // blocks
@@ -228,5 +230,5 @@ class Gram(Kind):
             sum(kernel.flops for kernel in kernels),
             sum(kernel.bytes for kernel in kernels),
             sum(kernel.seconds for kernel in kernels) + CALLS * blocks * self.calls.launch,
-            2 * bytes_per_entry() * batch * (starts[2] - starts[1]) * m,  # a row and its mirror
+            bytes_per_entry() * batch * starts[2] * m,  # the first two block columns
         )

@@ -1,6 +1,8 @@
 import json
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -29,13 +31,15 @@ def no_measuring(*_: object) -> list[float]:
     raise AssertionError("measured again")
 
 
-def times(monkeypatch: pytest.MonkeyPatch, fastest: int) -> None:
-    """Pretend that this one of the candidates is the fastest."""
-    monkeypatch.setattr(
-        timing,
-        "seconds_of",
-        lambda calls, *_: [1.0 if at == fastest else 2.0 for at in range(len(calls))],
-    )
+def times(monkeypatch: pytest.MonkeyPatch, fastest: int, again: bool = True) -> None:
+    """Pretend that this one of the candidates is the fastest, ``again`` beside the first alone."""
+    winners = chain([fastest], repeat(int(again)))
+
+    def seconds_of(calls: Sequence[object], *_: object) -> list[float]:
+        winner = next(winners)
+        return [1.0 if at == winner else 2.0 for at in range(len(calls))]
+
+    monkeypatch.setattr(timing, "seconds_of", seconds_of)
 
 
 @settings(max_examples=8, suppress_health_check=list(HealthCheck))
@@ -78,6 +82,15 @@ def test_the_winner_is_remembered(monkeypatch: pytest.MonkeyPatch, fastest: int)
             compile(FACTOR, tune=True)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("fastest", [0, 1, 2])
+def test_a_winner_by_chance_is_not_taken(monkeypatch: pytest.MonkeyPatch, fastest: int) -> None:
+    times(monkeypatch, fastest, again=False)
+    planned = compile(FACTOR)
+    assert compile(FACTOR, tune=True).source == planned.source
+    monkeypatch.setattr(timing, "seconds_of", no_measuring)
+    assert compile(FACTOR, tune=True).source == planned.source
 
 
 @pytest.mark.parametrize("first", [torch.float16, torch.bfloat16, torch.float32])

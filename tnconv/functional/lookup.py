@@ -17,6 +17,7 @@ from tnconv.functional.dynamo import allow_in_graph
 
 Settings = TypeVarTuple("Settings")
 Shape = Sequence[int]
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def program(
@@ -50,10 +51,21 @@ def channels_last(operands: Sequence[Tensor]) -> tuple[int, ...]:
     for at, array in enumerate(operands):
         if not isinstance(array, Tensor) or array.is_contiguous():
             continue  # what is no tensor is refused later
-        strides = array.stride()  # memory formats cannot be asked for where torch maps functions
-        if 3 < len(strides) < 6 and strides[1] == 1:
-            found += (at,) if strides == layouts.channels_last(array.shape) else ()
+        try:  # by one call: kernels drive Python's own code and data out of the caches
+            last = array.is_contiguous(memory_format=_LAST[array.ndim])
+            if last and 1 in array.shape:  # there it takes any stride
+                last = _channels_lie_last(array)
+        except KeyError:
+            continue  # neither an image nor a volume
+        except RuntimeError:  # it is not told where torch maps functions
+            last = _channels_lie_last(array)
+        if last:
+            found += (at,)
     return found
+
+
+def _channels_lie_last(array: Tensor) -> bool:
+    return array.stride() == layouts.channels_last(array.shape)
 
 
 def operation(
