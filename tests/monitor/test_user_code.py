@@ -266,6 +266,36 @@ def test_parameters_that_learn_change(learns: list[set[int]], optimizer: Any) ->
 
 
 @pytest.mark.usefixtures("float64")
+@settings(max_examples=8)
+@given(changes=st.lists(st.sampled_from(["", "insert", "remove", "swap"]), min_size=5, max_size=5))
+def test_layers_come_and_go(changes: list[str]) -> None:
+    """A parameter began where it was first seen, whatever it is called by now."""
+    torch.manual_seed(0)
+    loss_fn = nn.CrossEntropyLoss()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+    monitor = Monitor(model, loss_fn, ["Distance", "Alpha", "GradNorm", "UpdateRatio"])
+    start: dict[nn.Parameter, Tensor] = {}
+    for step, change in enumerate(changes):
+        if change == "insert":
+            model.insert(2, nn.Linear(4, 4))
+        elif change == "remove" and len(model) > 3:
+            del model[2]
+        elif change == "swap" and len(model) > 4:
+            model[2], model[3] = model[3], model[2]
+        for p in model.parameters():
+            start.setdefault(p, p.detach().clone())
+        expected = [float((p.detach() - start[p]).norm()) for p in model.parameters()]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        x, y = batch(4, step)
+        with monitor.step():
+            optimizer.zero_grad()
+            loss_fn(model(x), y).backward()
+            optimizer.step()
+        assert monitor.records[-1]["Distance"] == pytest.approx(expected, abs=1e-12)
+        assert "UpdateRatio" in monitor.records[-1]
+
+
+@pytest.mark.usefixtures("float64")
 @settings(max_examples=12)
 @given(
     kinds=st.lists(st.integers(0, 30), min_size=1, max_size=3, unique=True),

@@ -158,6 +158,8 @@ class Monitor:
         self.alerts: list[tuple[int, Alert]] = []
         self.steps = 0
         self._start = copies(self.subject.values) if self._ever("start") else []
+        self._known = {p: (name, p.shape) for name, p in named}
+        self._origins: dict[Tensor, Tensor] = {}
         self._former: dict[str, Tensor] = {}  # where parameters began that do not learn now
         self._ranges, self._warned = Ranges(), False
         self._compared = False  # whether samples' gradients were compared with p.grad
@@ -253,18 +255,32 @@ class Monitor:
         """The loss's reduction, and which parameters learn, may not be what they were."""
         given = self._reduction or self.subject.found_reduction
         self.subject.reduction = reduction_in(self.subject.loss_fn, given)
-        names = [name for name, _ in named]
-        if names == self._names:
-            return
+        names, before = [name for name, _ in named], self._known
+        self._known = {p: (name, p.shape) for name, p in named}
+        moved = any(before.get(p, known) != known for p, known in self._known.items())
+        if [*before.values()] == [*self._known.values()] and not moved:
+            return  # wrappers may have put others in their places
         if self._start:
             self._former |= dict(zip(self._names, self._start, strict=False))
-            now = zip(names, copies(self.subject.values), strict=True)
-            self._start = [self._former.pop(name, p) for name, p in now]
+            self._origins |= dict(zip(before, self._start, strict=False))
+            gone = {name for p, (name, _) in before.items() if p not in self._known}
+            gone |= self._former.keys() - {name for name, _ in before.values()}
+            values = zip(self._known.items(), copies(self.subject.values), strict=True)
+            self._start = [self._origin(p, *known, now, gone) for (p, known), now in values]
         if self._writer is not None:
             self._write(self._writer.resumed, {"parameters": names})
         self._names, self._last, self._followed = names, None, ()
         self._since = self.steps
         self.subject.spectra.vectors.clear()
+
+    def _origin(
+        self, parameter: Tensor, name: str, shape: torch.Size, now: Tensor, gone: set[str]
+    ) -> Tensor:
+        """Where a parameter began, also under another name, or what it replaces did."""
+        if parameter in self._origins:
+            return self._origins[parameter]
+        found = self._former.get(name) if name in gone else None
+        return now if found is None or found.shape != shape else found
 
     def _now(self) -> float:
         if self.budget is None:
