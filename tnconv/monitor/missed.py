@@ -16,7 +16,9 @@ SETTLED = {
 }
 """Attributes whose needs have settings, and what is needed for them."""
 KINDS = (Activity, Diagonal, GradientHistogram, JointHistogram, Spectrum)
-NEEDS = tuple(each.name for each in fields(Seen) if each.name not in ("has", "apart", *SETTLED))
+NEEDS = tuple(
+    each.name for each in fields(Seen) if each.name not in ("has", "apart", "several", *SETTLED)
+)
 OF_LOSS = ("loss", "losses")
 
 
@@ -41,6 +43,8 @@ def why_missing(need: Hashable, seen: Seen) -> str | None:
     if need == "rates":
         return "no optimizer is known; expected Monitor(..., optimizer=optimizer)"
     if isinstance(need, Diagonal | Spectrum) and "loss" in seen.has:
+        if not seen.several:
+            return None  # what failed was said
         return (
             "the loss has several terms, each of a call of its own; expected a loss_fn that is "
             "their sum"

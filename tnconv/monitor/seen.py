@@ -51,6 +51,7 @@ class Seen(Shown):
         dead: fractions of units, by layer.
         saturated: fractions of units, by need and layer.
         largest_sample: ``max_n |g[n]|²``, of those measured.
+        several: whether the loss had several terms, each of a call of its own.
         apart: whether g is not the mean of the samples' gradients.
         has: the needs that were met.
     """
@@ -81,6 +82,7 @@ class Seen(Shown):
     dead: Mapping[str, float] = field(default_factory=dict)
     saturated: Mapping[Activity, Mapping[str, float]] = field(default_factory=dict)
     largest_sample: float = nan
+    several: bool = False
     apart: bool = False
     has: set[Hashable] = field(default_factory=set)
 

@@ -93,7 +93,7 @@ def seen_of(
     if "updates" in needs:
         seen.updates = list(torch._foreach_sub(subject.values, list(before)))
         seen.has.add("updates")
-    _put_together(watch)
+    seen.several = _put_together(watch)
     _losses(watch, seen)
     own = sum(p.samples for p in watch.portions) or sum(watch.passes.values())
     seen.samples = int(shared(watch, [float(own)])[0])
@@ -133,18 +133,25 @@ def _compare(watch: StepWatch, seen: Seen) -> None:
         watch.subject.tell("what compares gradients of samples with p.grad is left out", APART)
 
 
-def _put_together(watch: StepWatch) -> None:
-    """From losses to micro-batches; say why the samples' gradients are not known, where so."""
+def _put_together(watch: StepWatch) -> bool:
+    """From losses to micro-batches; whether these have several terms.
+
+    Where the samples' gradients are not known, say why.
+    """
+    several = False
     passes = 0 if watch.failure is not None else len(watch.passes)
     if watch.portions:
         try:
             mean = watch.subject.reduction == "mean"
             given = watch.portions, passes, watch.backwards, watch.scale
+            reached = sum(each.factor is not None for each in watch.portions)
             watch.portions = micro_batches(*given, mean)
+            several = len(watch.portions) < reached
         except NotImplementedError as error:
             watch.unclear = str(error)
     if watch.unclear is not None:
         watch.subject.tell("gradients of single samples are not known at some steps", watch.unclear)
+    return several
 
 
 def _unit(watch: StepWatch, samples: int) -> float:
