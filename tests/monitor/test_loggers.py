@@ -1,6 +1,7 @@
 """Sinks and callbacks with the real packages; what is not installed is skipped, and says so."""
 
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -99,8 +100,11 @@ def test_mlflow(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(f"file:{tmp_path}")
     mlflow.set_experiment("training")  # a folder that exists has no experiment of MLflow's own
+    odd = Event(4, {"Own <x>$é": 1.0, "a//b/../c:d": math.nan, "..": 1e308})
+    odd.alerts.append(Alert("info", "odd: <t>\n/x", 6000 * "t"))
     with mlflow.start_run() as run:
         assert not deliver([MLflow()], event())
+        assert not deliver([MLflow()], odd)
     client = mlflow.MlflowClient()
     (metric,) = client.get_metric_history(run.info.run_id, "GradNorm/total")
     assert (metric.step, metric.value) == (3, 5.0)

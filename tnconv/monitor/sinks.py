@@ -4,6 +4,7 @@ A logger that is not installed is asked for when its sink is made. Sinks never e
 raises is left out from then on, with a warning.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
@@ -109,10 +110,16 @@ class MLflow:
 
     def event(self, event: Event) -> None:
         if event.scalars:
-            clean = {name.replace(":", "_"): value for name, value in event.scalars.items()}
+            clean = {self._name(name): value for name, value in event.scalars.items()}
             self.module.log_metrics(clean, step=event.step)
         for alert in event.alerts:
-            self.module.set_tag(f"alert.{event.step}.{alert.title}", alert.text)
+            self.module.set_tag(self._name(f"alert.{event.step}.{alert.title}"), alert.text[:5000])
+
+    @staticmethod
+    def _name(name: str) -> str:
+        """Of the characters that MLflow allows, of paths that it takes for normal ones."""
+        parts = re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII).split("/")
+        return "/".join(part for part in parts if part.strip("."))[:250] or "_"
 
 
 def deliver(sinks: Sequence[Sink], event: Event) -> list[Sink]:
