@@ -16,12 +16,12 @@ from tnconv.models.calls import Pass
 from tnconv.models.capture import Inert, alone
 from tnconv.models.terms import Term
 from tnconv.monitor.activity import ActivityWatch
+from tnconv.monitor.backward_passes import BackwardPasses
 from tnconv.monitor.constant_statistics import Beginning, constant_statistics
 from tnconv.monitor.kept_terms import KeepingObservation, index_of
 from tnconv.monitor.micro_batches import Portion
 from tnconv.monitor.needs import Activity, Diagonal, Spectrum
 from tnconv.monitor.sample_losses import sample_losses
-from tnconv.monitor.seen import norms, numbers
 from tnconv.monitor.step_curvature import (
     WALKED,
     HessianProducts,
@@ -30,7 +30,7 @@ from tnconv.monitor.step_curvature import (
     by_walk,
     exactly,
 )
-from tnconv.monitor.subject import Subject, whole
+from tnconv.monitor.subject import Subject
 
 PROJECTIONS = frozenset(("inner", "along", "ahead"))
 OF_ALL = PROJECTIONS | {"squared_norms", "largest_sample", "squares", "histograms"}
@@ -59,17 +59,14 @@ class StepWatch:
     terms: list[tuple[nn.Parameter, Term, Pass, int]] = field(default_factory=list)
     passes: dict[Pass, int] = field(default_factory=dict)
     indices: dict[Pass, Tensor | None] = field(default_factory=dict)
-    gradients: list[Tensor | None] = field(default_factory=list)
-    norms: list[Tensor] = field(default_factory=list)  # of p.grad
-    own_norms: list[Tensor] = field(default_factory=list)  # of what this step added to it
-    backwards: int = 0
     now: Callable[[], float] = lambda: 0.0
     spent: float = 0.0  # seconds at losses and at the ends of backward passes
 
     def __post_init__(self) -> None:
         self._stack = ExitStack()
-        self._queued, self._busy, self._task = False, False, -1
-        self._left: list[Tensor | None] = []  # gradients that were there before the step's own
+        compared = bool(self.needs & (BY_SAMPLE | {"gradients"}))
+        self.backward = BackwardPasses(self.subject, self.named, compared, self._over)
+        self._busy = False
         self._propagated: Pass | None = None
         self.calls: int | None = None  # of the model, where they are counted
         self.mixed = False  # whether a loss was computed under autocast
@@ -78,7 +75,6 @@ class StepWatch:
         self._activity: ActivityWatch | None = None
         self._beginning: Beginning | None = None
         self._returned: Any = None
-        self.scale = 1.0  # of automatic mixed precision, at the end of the last backward pass
         self.constants = False  # gradients are of a pass with the batch's statistics as constants
 
     def open(self) -> None:
@@ -86,7 +82,7 @@ class StepWatch:
         subject = self.subject
         for _, parameter in self.named:
             register: Any = parameter.register_post_accumulate_grad_hook
-            hook = register(self._accumulated)
+            hook = register(self.backward.accumulated)
             self._stack.callback(hook.remove)
         if getattr(subject.model, "_compiled_call_impl", None) is None:  # a hook compiles anew
             self.calls = 0
@@ -122,7 +118,7 @@ class StepWatch:
     def close(self) -> None:
         """Remove the hooks."""
         self._stack.close()
-        self._left = []
+        self.backward.left = []
         self._observation = self._beginning = self._returned = None
 
     def loss(self, output: Any, targets: Any) -> Tensor:
@@ -306,8 +302,8 @@ class StepWatch:
         pairs = zip(parameters, found, strict=True)
         own = workers.sums([torch.zeros_like(p) if g is None else g for p, g in pairs])
         shared = [each / workers.count for each in own] if workers.count > 1 else own
-        held = [g for g in self.gradients if g is not None]
-        self.gradients = [*(torch._foreach_add(held, shared) if held else shared)]
+        held = [g for g in self.backward.gradients if g is not None]
+        self.backward.gradients = [*(torch._foreach_add(held, shared) if held else shared)]
 
     def _propagate(self, output: Any, targets: Any) -> None:
         observation, loss_fn = self._observation, self.subject.loss_fn
@@ -323,86 +319,35 @@ class StepWatch:
         portion.arriving = task, float(gradient.reshape(-1)[0])
         self._begins()
         if self.subject.sharded:  # parameters that no gradient is added to by autograd
-            self._ask_for_the_end()
+            self.backward.ask_for_the_end()
 
-    @torch.no_grad()
     def _begins(self) -> None:
-        """A backward pass begins, after others, or with gradients that are there already."""
-        if self._queued and torch._C._current_graph_task_id() != self._task:
-            self._queued = False
-            if self._observation is not None:
-                self._observation.failure = "a backward pass of this step raised"
-        if self._queued or self.subject.sharded:
-            return
-        held = [None if p.grad is None else whole(p.grad) for _, p in self.named]
-        some = [g for g in held if g is not None]
-        empty = not some or not any(numbers(norms(some)))
-        if not self.backwards and not empty and self.needs & (BY_SAMPLE | {"gradients"}):
-            self._left = [None if g is None else g.detach().clone() for g in held]
-        if self.backwards and empty and any(numbers(self.norms)):
+        """A backward pass begins: what the step's others brought may be gone by now."""
+        if self.backward.was_cut_short() and self._observation is not None:
+            self._observation.failure = "a backward pass of this step raised"
+        if self.backward.begins():
             self._forget()
 
     def _forget(self) -> None:
         """The gradients so far were zeroed: what they are of is not in the step."""
         self.portions = [each for each in self.portions if each.factor is None]
-        for kept in (self.terms, self.passes, self.indices, self.gradients, self._left):
+        for kept in (self.terms, self.passes, self.indices):
             kept.clear()
-        self.backwards, self.unclear = 0, None
-
-    def _accumulated(self, parameter: Tensor) -> None:
-        """A gradient of the user's backward pass is complete; the first asks for its end."""
-        self._ask_for_the_end()
-
-    def _ask_for_the_end(self) -> None:
-        task = torch._C._current_graph_task_id()
-        if not self._queued or task != self._task:
-            self._queued, self._task = True, task
-            almost = partial(self._almost_over, task)
-            torch.autograd.Variable._execution_engine.queue_callback(almost)
-
-    def _almost_over(self, task: int) -> None:
-        """Others' callbacks, which average gradients over workers, come first."""
-        torch.autograd.Variable._execution_engine.queue_callback(partial(self._over, task))
+        self.backward.forget()
+        self.unclear = None
 
     @torch.no_grad()
     def _over(self, task: int) -> None:
         """A backward pass is over: take its gradients before anybody clips them."""
         began = self.now()
-        self._look_at_gradients(task)
-        self.spent += self.now() - began
-
-    def _look_at_gradients(self, task: int) -> None:
-        self._queued = False
-        self.backwards += 1
+        given = self.backward.look()
         arrived = [each for each in self.portions if each.arrived(task)]
-        given = [whole(p.grad) if p.grad is not None else None for _, p in self.named]
-        present = [g for g in given if g is not None]
-        found, zero = iter(norms(present)), torch.zeros(())
-        self.norms = [zero if g is None else next(found) for g in given]
-        self.scale = self.subject.scale  # now: the loop may change it before the step is over
-        self.own_norms = self.norms
-        if self._left:
-            given = [g if g is None or left is None else g - left
-                     for g, left in zip(given, self._left, strict=True)]  # fmt: skip
-            found = iter(norms([g for g in given if g is not None]))
-            self.own_norms = [zero if g is None else next(found) for g in given]
-        if self.constants:
-            return
-        if "gradients" in self.needs:
-            self._keep(given)
-        if self._observation is not None:
-            self._collect(self._observation, arrived)
-
-    def _keep(self, given: Sequence[Tensor | None]) -> None:
-        held = self.gradients
-        if len(held) != len(given):
-            self.gradients = held = [None] * len(given)
-        for at, grad in enumerate(given):
-            before = held[at]
-            if grad is None or before is None:
-                held[at] = None if grad is None else grad.clone()
-            else:
-                before.copy_(grad)
+        if not self.constants:
+            if "gradients" in self.needs:
+                self.backward.keep(given)
+            if self._observation is not None:
+                self._collect(self._observation, arrived)
+        self.spent += self.now() - began
 
     def _collect(self, observation: KeepingObservation, arrived: Sequence[Portion]) -> None:
         kept = observation.kept

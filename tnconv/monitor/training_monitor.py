@@ -27,11 +27,12 @@ from tnconv.monitor.needs import Curvature
 from tnconv.monitor.published import OfCurvature
 from tnconv.monitor.recordable import recordable
 from tnconv.monitor.run_folder import RunWriter, frame
+from tnconv.monitor.sample_results import Ranges, shared
 from tnconv.monitor.schedules import Linear, Schedule
 from tnconv.monitor.seen import Seen
 from tnconv.monitor.sinks import Sink, deliver
 from tnconv.monitor.step_needs import compares, implied, of_samples, possible
-from tnconv.monitor.step_results import Ranges, seen_of, shared
+from tnconv.monitor.step_results import seen_of
 from tnconv.monitor.step_watch import StepWatch
 from tnconv.monitor.subject import Loss, Subject, copies, reason_of, reduction_in
 from tnconv.optim.workers import Workers
