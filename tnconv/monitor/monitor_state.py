@@ -9,7 +9,6 @@ import torch
 from tnconv.monitor.further_measurements import Smoothed
 from tnconv.monitor.lanczos_experience import Experience
 from tnconv.monitor.seen import Seen
-from tnconv.monitor.subject import copies
 
 if TYPE_CHECKING:
     from tnconv.monitor.training_monitor import Monitor
@@ -25,8 +24,7 @@ def state_of(monitor: "Monitor") -> dict[str, Any]:
         "steps": monitor.steps,
         "compared": monitor._compared,
         "reduction": subject.found_reduction,
-        "start": copies(monitor._start),
-        "former": _copy(monitor._former),
+        **monitor._origins.state(),
         "last": None if last is None else {name: _copy(getattr(last, name)) for name in KEPT},
         "followed": [each.name for each in monitor._followed],
         "ranges": asdict(monitor._ranges),
@@ -44,10 +42,7 @@ def restore(monitor: "Monitor", state: Mapping[str, Any]) -> None:
     monitor.steps = state["steps"]
     monitor._compared = state.get("compared", False)
     monitor.subject.found_reduction = state.get("reduction")
-    monitor._start = [
-        s.to(p.device, copy=True) for s, p in zip(state["start"], parameters, strict=False)
-    ]
-    monitor._former = _copy(state.get("former", {}))
+    monitor._origins.load(state, parameters)
     last = state["last"]
     monitor._last = None if last is None else Seen(**{k: _copy(v) for k, v in last.items()})
     if monitor._last is not None:

@@ -24,6 +24,7 @@ from tnconv.monitor.measurement import Following, Measurement
 from tnconv.monitor.missed import expect_needs, why_missing
 from tnconv.monitor.monitor_state import KEPT, restore, state_of
 from tnconv.monitor.needs import Curvature
+from tnconv.monitor.origins import Origins
 from tnconv.monitor.published import OfCurvature
 from tnconv.monitor.recordable import recordable
 from tnconv.monitor.run_folder import RunWriter, frame
@@ -154,14 +155,10 @@ class Monitor:
     def _prepare(self, folder: str | Path | None) -> None:
         """Everything before the first step."""
         named = self.subject.named
-        self._names = [name for name, _ in named]
         self.records: list[dict[str, Any]] = []
         self.alerts: list[tuple[int, Alert]] = []
         self.steps = 0
-        self._start = copies(self.subject.values) if self._ever("start") else []
-        self._known = {p: (name, p.shape) for name, p in named}
-        self._origins: dict[Tensor, Tensor] = {}
-        self._former: dict[str, Tensor] = {}  # where parameters began that do not learn now
+        self._origins = Origins(named, self.subject.values if self._ever("start") else ())
         self._ranges, self._warned = Ranges(), False
         self._compared = False  # whether samples' gradients were compared with p.grad
         self._since = 0  # the step from which on these parameters learn
@@ -256,32 +253,13 @@ class Monitor:
         """The loss's reduction, and which parameters learn, may not be what they were."""
         given = self._reduction or self.subject.found_reduction
         self.subject.reduction = reduction_in(self.subject.loss_fn, given)
-        names, before = [name for name, _ in named], self._known
-        self._known = {p: (name, p.shape) for name, p in named}
-        moved = any(before.get(p, known) != known for p, known in self._known.items())
-        if [*before.values()] == [*self._known.values()] and not moved:
-            return  # wrappers may have put others in their places
-        if self._start:
-            self._former |= dict(zip(self._names, self._start, strict=False))
-            self._origins |= dict(zip(before, self._start, strict=False))
-            gone = {name for p, (name, _) in before.items() if p not in self._known}
-            gone |= self._former.keys() - {name for name, _ in before.values()}
-            values = zip(self._known.items(), copies(self.subject.values), strict=True)
-            self._start = [self._origin(p, *known, now, gone) for (p, known), now in values]
+        if self._origins.stay(named):
+            return
+        self._origins.follow(named, self.subject.values)
         if self._writer is not None:
-            self._write(self._writer.resumed, {"parameters": names})
-        self._names, self._last, self._followed = names, None, ()
-        self._since = self.steps
+            self._write(self._writer.resumed, {"parameters": [name for name, _ in named]})
+        self._last, self._followed, self._since = None, (), self.steps
         self.subject.spectra.vectors.clear()
-
-    def _origin(
-        self, parameter: Tensor, name: str, shape: torch.Size, now: Tensor, gone: set[str]
-    ) -> Tensor:
-        """Where a parameter began, also under another name, or what it replaces did."""
-        if parameter in self._origins:
-            return self._origins[parameter]
-        found = self._former.get(name) if name in gone else None
-        return now if found is None or found.shape != shape else found
 
     def _now(self) -> float:
         if self.budget is None:
@@ -324,7 +302,7 @@ class Monitor:
     def _look(self, watch: StepWatch, step: int, last: Seen | None) -> None:
         """Make records of a step that is over."""
         updates = last.updates if last is not None else ()
-        seen = seen_of(watch, step, self._before, self._start, updates, self._ranges)
+        seen = seen_of(watch, step, self._before, self._origins.start, updates, self._ranges)
         if last is not None:
             seen.last_updates, seen.last_gradients = last.updates, last.gradients
         self._rate(seen)
