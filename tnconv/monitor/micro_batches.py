@@ -63,8 +63,8 @@ def micro_batches(
         return found
     if len(found) % count:
         raise NotImplementedError(
-            f"{len(found)} losses of {count} passes through the model; expected as many losses, or "
-            "as many for each pass"
+            f"{len(found)} losses of {count} passes through the model; expected the same number of "
+            "losses for each pass"
         )
     terms = len(found) // count
     groups = [found[at : at + terms] for at in range(0, len(found), terms)]
