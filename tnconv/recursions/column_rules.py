@@ -166,7 +166,7 @@ def max_pool(at: At, v: Tensor) -> Found:
 
 @register_columns_of_two(max_pool, relu)
 def max_pool_of_relu(at: At, v: Tensor) -> Found:
-    """``v [y > 0]`` with y the maxima, of which there are fewer than entries before pooling."""
+    """``v [y > 0]`` with y the maxima: ReLU's mask at the size after pooling, which is smaller."""
     chosen = _maxima(at)
     y = at.saved("self").flatten(2).gather(2, chosen.flatten(2)).reshape(chosen.shape)
     return max_pool(at, aten.threshold_backward(v, y, 0))
