@@ -120,7 +120,7 @@ def _expect_values(name: str, parameter: Tensor) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """The message of an error, with the name of its class where the message alone may be unclear."""
+    """The message of an error, with the name of its class where that alone may be unclear."""
     if isinstance(error, NotImplementedError | RuntimeError | TypeError | ValueError):
         return str(error)
     return f"{type(error).__name__}: {error}"
